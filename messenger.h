@@ -1,0 +1,555 @@
+/*
+ * clutch: egg-cluster's process model and messenger in POSIX C.
+ *
+ *                 parent
+ *                   |
+ *                 master          one process each, joined by socketpairs;
+ *                /   |   \        there is no channel between two children:
+ *           agent   app   app     the master relays
+ *
+ * This header is the whole contract. Part one is all that an application
+ * needs. Part two is what the files of clutch share among themselves.
+ *
+ * Unless a function says otherwise: times are milliseconds; a pointer that you
+ * pass is read during the call and stays yours; an int result is 0, or -1 with
+ * errno set and nothing changed; no function may be called from a signal
+ * handler, nor from two threads.
+ *
+ * "egg:" names the JavaScript that a function mirrors.
+ */
+#ifndef MESSENGER_H
+#define MESSENGER_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* ------------------------------------------------------------------------ */
+/* Limits: each can be set on the compiler's command line, for tiny systems  */
+/* ------------------------------------------------------------------------ */
+
+/* The longest data of one message, in bytes. */
+#ifndef MESSAGE_DATA_MAX
+#define MESSAGE_DATA_MAX (1024 * 1024)
+#endif
+
+/* The longest action, in bytes: its length travels in one byte. */
+#define MESSAGE_ACTION_MAX 255
+
+/* A process reads up to this many bytes at once, from one channel at a time. */
+#ifndef CHANNEL_READ_SIZE
+#define CHANNEL_READ_SIZE (256 * 1024)
+#endif
+
+/* SO_SNDBUF of both ends of a channel, in bytes; 0 leaves the system's. */
+#ifndef CHANNEL_SOCKET_BUFFER
+#define CHANNEL_SOCKET_BUFFER (512 * 1024)
+#endif
+
+/* Child: with this many bytes queued, a send call writes at once. */
+#ifndef CHANNEL_FLUSH_SIZE
+#define CHANNEL_FLUSH_SIZE (64 * 1024)
+#endif
+
+/* Child and parent: a send call that would queue more bytes fails. */
+#ifndef CHANNEL_QUEUE_MAX
+#define CHANNEL_QUEUE_MAX (4 * 1024 * 1024)
+#endif
+
+/* Master: past the high mark of a receiver's queue (bytes), those who send to
+ * it are not read; below the low mark they are again. */
+#ifndef CHANNEL_HIGH_WATER
+#define CHANNEL_HIGH_WATER (1024 * 1024)
+#endif
+#ifndef CHANNEL_LOW_WATER
+#define CHANNEL_LOW_WATER (256 * 1024)
+#endif
+
+/* The handles that may wait in one queue. */
+#ifndef CHANNEL_HANDLES_MAX
+#define CHANNEL_HANDLES_MAX 16
+#endif
+
+/* Master: a process whose full queue makes no progress this long is killed. */
+#ifndef CLUTCH_STUCK_TIMEOUT
+#define CLUTCH_STUCK_TIMEOUT 30000
+#endif
+
+/* A worker in its graceful exit leaves after this long at the latest. */
+#ifndef CLUTCH_GRACEFUL_TIMEOUT
+#define CLUTCH_GRACEFUL_TIMEOUT 30000
+#endif
+
+/* The most app workers of one master. */
+#ifndef CLUTCH_WORKERS_MAX
+#define CLUTCH_WORKERS_MAX 1024
+#endif
+
+/* ------------------------------------------------------------------------ */
+/* Part one: the application                                                 */
+/* ------------------------------------------------------------------------ */
+
+enum role { ROLE_NONE, ROLE_MASTER, ROLE_PARENT, ROLE_AGENT, ROLE_APP };
+
+/*
+ * One message. Received: everything in it lives until the listener returns,
+ * and the handle, if there is one, is closed then: dup(2) it to keep it.
+ * Sent: everything in it stays yours, the handle too (the channel duplicates).
+ */
+struct message {
+	const char *action;   /* NULL or "" travels, but no listener hears it */
+	enum role from;       /* stamped by the master; what you claim is lost */
+	enum role to;         /* ROLE_NONE: agent to app, app to agent, parent to master */
+	pid_t receiver_pid;   /* 0: none; otherwise it overrides `to` */
+	const char *data;     /* JSON text; NULL is JavaScript's undefined */
+	size_t data_length;   /* bytes; data[data_length] is 0 in what you receive */
+	int handle;           /* a descriptor that travels along, or -1 */
+	unsigned char *frame; /* the bytes it arrived in; leave it NULL to send */
+};
+
+/* A process's end of the cluster: the emitter, the send calls and the loop. */
+struct messenger;
+
+/*
+ * Callbacks. Non-zero is C's uncaught exception: an app worker then leaves
+ * gracefully and is replaced at once (see messenger_graceful_exit); the agent
+ * logs it and lives on; in a parent, messenger_step returns -1 with ECANCELED.
+ */
+typedef int (*messenger_listener)(struct messenger *messenger, const struct message *message,
+                                  void *arg);
+typedef int (*messenger_watcher)(struct messenger *messenger, int descriptor, short revents,
+                                 void *arg);
+typedef int (*messenger_timer)(struct messenger *messenger, void *arg);
+typedef int (*messenger_callback)(struct messenger *messenger, void *arg);
+
+/* What start_cluster is told. Zero (or NULL) in a field means its default. */
+struct options {
+	/* Run once in the agent and in each app worker, after the fork. They
+	 * add listeners and return 0; non-zero is a failed start. */
+	messenger_callback agent;
+	messenger_callback app;
+	/* Given: the master binds host:port, and each app worker calls this for
+	 * every connection it accepts, with a descriptor (non-blocking, close on
+	 * exec) that is the callback's to close. While it is watched
+	 * (messenger_watch), it counts as open: a graceful exit waits for it. */
+	int (*connection)(struct messenger *app, int descriptor, void *arg);
+	void *arg; /* handed to the three above */
+
+	const char *name;         /* in the log; "egg" */
+	int workers;              /* EGG_WORKERS, or the number of processors */
+	const char *host;         /* HOST, or 127.0.0.1; a numeric address or "localhost" */
+	int port;                 /* PORT, or 7001; -1: any free one */
+	const char *env;          /* EGG_SERVER_ENV, or "prod"; "local" and "unittest" do
+					 * not re-fork app workers nor check the cluster's health */
+	const char *pid_file;     /* locked while the master lives; none */
+	int worker_start_timeout; /* until a process must be ready; 600000 */
+	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
+	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
+	int parent;               /* this end of the channel to the parent; 0: no parent */
+};
+
+/*
+ * Make the calling process the master: bind the port, start the agent, then
+ * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
+ * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
+ * when every child is gone: 0 after such a signal; 1 if the start failed (one
+ * line on stderr says why) or the cluster was given up. While it runs it owns
+ * SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1 and SIGPIPE.
+ * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
+ */
+int start_cluster(const struct options *options);
+
+/*
+ * Fork a process that calls start_cluster with these options and the caller as
+ * its parent. Returns the parent's messenger (end it with messenger_close) and
+ * stores the pid in *master: reaping it is the caller's. NULL with errno:
+ * ENOMEM, EMFILE, EAGAIN. It changes no signal of the caller's.
+ * egg: child_process.fork in egg-scripts/lib/cmd/start.js
+ */
+struct messenger *fork_cluster(const struct options *options, pid_t *master);
+
+/*
+ * A messenger over one end of a connected stream socket, in the given role
+ * (ROLE_PARENT for a parent that starts its master by itself). The descriptor
+ * becomes the messenger's; on failure it stays the caller's. NULL with errno:
+ * EBADF, ENOMEM. messenger_close writes out what was sent (waiting a second at
+ * most for a full socket), closes, and frees; NULL is ignored.
+ */
+struct messenger *messenger_open(int descriptor, enum role role);
+void messenger_close(struct messenger *messenger);
+
+/* Who am I? The slot is an app worker's number, 0 to workers - 1, kept by its
+ * replacements (egg: CFORK_WORKER_INDEX); -1 in other roles. */
+enum role messenger_role(const struct messenger *messenger);
+pid_t messenger_pid(const struct messenger *messenger);
+int messenger_slot(const struct messenger *messenger);
+
+/*
+ * The pids on the other side, as the master last told: in the agent those of
+ * the listening apps, in an app that of the agent. The array is the
+ * messenger's and lives until the next message is heard.
+ * egg: Messenger#opids
+ */
+const pid_t *messenger_opids(const struct messenger *messenger, size_t *count);
+
+/*
+ * Call the listener for each message of that action, in order of adding; the
+ * action is copied. A NULL action hears every message, before the others do.
+ * `once` is removed before its first call. remove_listener removes the most
+ * recently added match of action, listener and arg. As in Node, what is added
+ * or removed while a message is being delivered counts from the next message
+ * on: a listener removed by an earlier one is still called for this message.
+ * errno: EINVAL (no listener, or an empty or overlong action), ENOMEM; ENOENT
+ * (remove: no such listener).
+ * egg: EventEmitter on, once, removeListener; egg/lib/core/messenger/ipc.js
+ */
+int messenger_on(struct messenger *messenger, const char *action, messenger_listener listener,
+                 void *arg);
+int messenger_once(struct messenger *messenger, const char *action, messenger_listener listener,
+                   void *arg);
+int messenger_remove_listener(struct messenger *messenger, const char *action,
+                              messenger_listener listener, void *arg);
+
+/*
+ * Send. The message is queued and leaves with the others of this turn of the
+ * loop; what was accepted is also written out before exit(3). `data` is a C
+ * string of JSON, or NULL. errno: EINVAL (a role that does not exist), EMSGSIZE
+ * (see the limits), ENOBUFS (the queue is full: nothing was queued; try again
+ * in a later turn), EPIPE (the channel is closed), EMFILE (the handle), ENOMEM.
+ *   broadcast       every app, then the agent. Both or neither are queued.
+ *   send_to         the process with that pid; EINVAL unless pid > 0
+ *   send_random     one of opids, uniformly; ESRCH when there is none
+ *   send_to_app     every app, the sender too if it is one
+ *   send_to_agent   the agent
+ *   send            `to`, or by the rules at `struct message` if ROLE_NONE
+ *   send_message    any receiver, data with its length, a handle
+ * egg: egg/lib/core/messenger/ipc.js
+ */
+int messenger_broadcast(struct messenger *messenger, const char *action, const char *data);
+int messenger_send_to(struct messenger *messenger, pid_t pid, const char *action, const char *data);
+int messenger_send_random(struct messenger *messenger, const char *action, const char *data);
+int messenger_send_to_app(struct messenger *messenger, const char *action, const char *data);
+int messenger_send_to_agent(struct messenger *messenger, const char *action, const char *data);
+int messenger_send(struct messenger *messenger, const char *action, const char *data, enum role to);
+int messenger_send_message(struct messenger *messenger, const struct message *message);
+
+/*
+ * The loop. Agent and app worker run it by themselves; a parent, or a role
+ * function that waits for something, turns it with messenger_step.
+ *
+ * watch: call back when poll(2) reports one of `events` (POLLIN, POLLOUT; also
+ * POLLHUP, POLLERR, POLLNVAL, unasked). Watching a descriptor again replaces
+ * its events, watcher and arg. unwatch before you close it; ENOENT if it is
+ * not watched. errno: EINVAL, ENOMEM.
+ *
+ * set_timeout, set_interval: call back after so many milliseconds, once or
+ * again and again (without drift); the id (> 0) is for clear_timeout, ENOENT
+ * if it is not pending. An interval that is late by several periods is called
+ * once. errno: EINVAL (negative, or an interval of 0), ENOMEM.
+ *
+ * step: write what is queued, wait up to `timeout` (-1: as long as it takes)
+ * for something to do, and do it: messages, watched descriptors, timers.
+ * Returns 1 while the channel is open; 0 once it is closed and all that came
+ * over it is delivered (descriptors and timers go on); -1 with EBUSY from
+ * inside a callback of the same loop, EPROTO when the other end broke the
+ * protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
+ *
+ * A foreign loop polls what `descriptors` stores (at most `size`; it returns
+ * how many there are), for `timeout` at the longest (-1: no limit), and then,
+ * whatever happened, calls messenger_step(messenger, 0).
+ */
+int messenger_watch(struct messenger *messenger, int descriptor, short events,
+                    messenger_watcher watcher, void *arg);
+int messenger_unwatch(struct messenger *messenger, int descriptor);
+int messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
+                          void *arg);
+int messenger_set_interval(struct messenger *messenger, int milliseconds, messenger_timer timer,
+                           void *arg);
+int messenger_clear_timeout(struct messenger *messenger, int id);
+int messenger_step(struct messenger *messenger, int timeout);
+size_t messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size);
+int messenger_timeout(const struct messenger *messenger);
+
+/*
+ * Agent and app worker, ready later: the role function calls ready_later, and
+ * something that it set in motion calls ready with 0, or with non-zero for a
+ * failed start (exit 1). Until then the cluster waits, up to
+ * options.worker_start_timeout. ready, in a process that is ready: EALREADY.
+ * egg: beforeStart, get-ready
+ */
+void messenger_ready_later(struct messenger *messenger);
+int messenger_ready(struct messenger *messenger, int status);
+
+/*
+ * Agent and app worker: call back once when the process begins to leave, in
+ * order of adding; the callback may turn the loop with messenger_step while it
+ * takes its time, within the close timeout. Its result is only logged. ENOMEM.
+ * egg: beforeClose
+ */
+int messenger_before_close(struct messenger *messenger, messenger_callback callback, void *arg);
+
+/* Is the process leaving? Then a server answers what it has begun, and ends. */
+bool messenger_closing(const struct messenger *messenger);
+
+/*
+ * App worker: stop accepting, write out and close the channel (the master forks
+ * a replacement at once), let the open connections finish, and exit 1 when the
+ * last one is unwatched, after CLUTCH_GRACEFUL_TIMEOUT at the latest. Returns
+ * at once; later calls change nothing. In other roles: nothing.
+ * egg: npm graceful, worker.disconnect
+ */
+void messenger_graceful_exit(struct messenger *messenger);
+
+/* ------------------------------------------------------------------------ */
+/* Part two: what the files of clutch share                                  */
+/* ------------------------------------------------------------------------ */
+
+#ifdef __GNUC__
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
+#else
+#define PRINTF_LIKE(text, first)
+#endif
+
+/*
+ * sendmessage.c: one message, one channel.
+ *
+ * A frame, in network byte order. `length` counts what follows it; action and
+ * data are C strings in the read buffer, without a copy; offsets are fixed, so
+ * that the master stamps from and to in place and forwards the bytes it read.
+ *
+ *  0               4       5       6       7               8               12
+ *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
+ *  | length        | from  |  to   | flags | action length | receiverPid   | action | 0 | data | 0 |
+ *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
+ */
+enum frame {
+	FRAME_LENGTH = 0,
+	FRAME_FROM = 4,
+	FRAME_TO = 5,
+	FRAME_FLAGS = 6,
+	FRAME_ACTION_LENGTH = 7,
+	FRAME_RECEIVER_PID = 8,
+	FRAME_HEADER = 12,
+
+	FRAME_HAS_DATA = 1,  /* flag: data is not undefined */
+	FRAME_HAS_HANDLE = 2 /* flag: a handle came with the first byte */
+};
+
+/* The size of the largest frame, in bytes. */
+#define FRAME_MAX ((size_t)FRAME_HEADER + MESSAGE_ACTION_MAX + 1 + MESSAGE_DATA_MAX + 1)
+
+/* What an operation found at the other end. */
+enum peer {
+	PEER_ALIVE,
+	PEER_GONE,  /* end of file, EPIPE, ECONNRESET: dead, or it closed */
+	PEER_BROKEN /* it broke the protocol */
+};
+
+/* A handle that waits for its frame's turn to be written. */
+struct waiting_handle {
+	uint64_t position; /* of its frame's first byte, in the stream */
+	int descriptor;
+};
+
+/*
+ * One end of a channel: what is left of an incomplete frame on the way in; on
+ * the way out a queue of our own bytes, then a run of borrowed ones.
+ */
+struct channel {
+	int descriptor; /* -1: nobody there yet: what is sent waits */
+	bool deaf;      /* the other end reads no more: sends fail with EPIPE */
+	size_t limit;   /* of the queue, in bytes; 0: none */
+
+	unsigned char *torn; /* a frame of torn_size bytes, torn_length of them here */
+	size_t torn_size, torn_length;
+	unsigned char header[FRAME_HEADER]; /* the same, while not even its header is here */
+	int arrived[2];                     /* handles that came before their frame was complete */
+	int arrived_count;
+
+	unsigned char *queue; /* to be written: the bytes from start to end, */
+	size_t queue_start, queue_end, queue_size;
+	unsigned char *run; /* and then these, which stand in the read buffer */
+	size_t run_length;
+	bool borrows; /* it is in the list of those with a run */
+	struct channel *next_borrower;
+	struct waiting_handle *waiting;
+	int waiting_count, waiting_size;
+
+	uint64_t written; /* bytes, ever */
+	uint64_t bytes_in, messages_in, messages_out;
+};
+
+/* channel_init makes a channel with nobody at the other end; channel_attach
+ * gives it a descriptor, which becomes the channel's (non-blocking, close on
+ * exec), and keeps what waits; on failure (fcntl(2)'s errno) it stays the
+ * caller's. channel_close drops what waits and frees all; once more is nothing. */
+void channel_init(struct channel *channel, size_t limit);
+int channel_attach(struct channel *channel, int descriptor);
+void channel_close(struct channel *channel);
+
+/* A connected pair of stream sockets with the channel's buffer size. errno:
+ * socketpair(2)'s. */
+int channel_pair(int descriptors[2]);
+
+/*
+ * Queue a message. A message that stands in the read buffer (message->frame) is
+ * not copied: it becomes part of the channel's run, with message->from and
+ * message->to stamped into it. errno as at messenger_send.
+ * egg: npm sendmessage, child.send
+ */
+int sendmessage(struct channel *channel, const struct message *message);
+
+/* The bytes that sendmessage would take for a message; 0 with errno EINVAL or
+ * EMSGSIZE if it would refuse it. */
+size_t message_size(const struct message *message);
+
+/* The bytes that wait to be written. */
+size_t channel_pending(const struct channel *channel);
+
+/* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. */
+enum peer channel_flush(struct channel *channel);
+
+/*
+ * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take the
+ * messages out one by one until there is none (0): PEER_BROKEN shows there, as
+ * -1. A message's strings and handle live until the next call for any channel
+ * of this process; message->handle is yours to close. Before the buffer is read
+ * into again every run is written or copied; where memory is short for that,
+ * nothing is read, and channel_starved is true: try again soon.
+ */
+enum peer channel_read(struct channel *channel);
+int channel_next(struct channel *channel, struct message *message);
+bool channel_starved(void);
+
+/* The last resort: wait up to `timeout` for the socket to take what is queued. */
+enum peer channel_drain(struct channel *channel, int timeout);
+
+/* Milliseconds on a clock that only goes forward. */
+int64_t clock_now(void);
+
+/* One line, in one write(2); what does not fit or cannot be written is lost. */
+void print_line(int descriptor, const char *format, ...) PRINTF_LIKE(2, 3);
+
+/* A line on stderr for each step of a message, if CLUTCH_TRACE is "1". */
+extern bool trace_on;
+void trace(enum role role, const char *step, const struct message *message, const char *format, ...)
+	PRINTF_LIKE(4, 5);
+const char *role_name(enum role role);
+
+/*
+ * messenger.c, master side: who receives what.
+ */
+enum process_state {
+	STATE_NONE,         /* has never been forked */
+	STATE_ONLINE,       /* forked, not ready */
+	STATE_LISTENING,    /* ready */
+	STATE_DISCONNECTED, /* its channel is closed, it lives */
+	STATE_DEAD
+};
+
+/* Parent, agent or app worker, as the master knows it. */
+struct process {
+	struct channel channel;
+	enum role role;
+	enum process_state state;
+	pid_t worker_id;      /* egg's name for the pid; 0 if there is none */
+	int id;               /* the n-th forked of its role, from 1 */
+	int slot;             /* app worker: from 0, kept by replacements */
+	bool disable_refork;  /* its start has not been proven yet */
+	bool is_dev_reload;   /* it is being replaced on order */
+	bool refused;         /* one refused action has been logged */
+	struct process *next; /* app workers, in order of registration */
+
+	/* Backpressure: the receivers that this sender waits for. */
+	struct process *waits_for[8];
+	int waits;           /* 0: it is read; more than 8: it waits for all */
+	uint64_t stuck_at;   /* channel.written when the queue was found full */
+	int64_t stuck_since; /* 0: it is not */
+
+	int64_t forked_at;
+	int64_t start_deadline; /* 0: none */
+	int64_t kill_deadline;  /* 0: none */
+	const char *killed_for; /* why the master killed it, or NULL */
+};
+
+struct worker_manager {
+	struct process *workers; /* egg's Map: in order of registration */
+	struct process *agent;   /* its slot: waits while no agent lives */
+	struct process *parent;  /* NULL: none, or gone */
+};
+
+/* egg: class Messenger of egg-cluster/lib/utils/messenger.js */
+struct master_messenger {
+	struct worker_manager *worker_manager;
+	void (*emit)(void *master, const struct message *message);
+	void *master;
+	pid_t pid;
+	struct process *sender; /* of the message being routed; NULL: the master */
+	uint64_t undeliverable;
+};
+
+/* Route one message: stamps from and to, queues it at every receiver. */
+void master_messenger_send(struct master_messenger *messenger, struct message *data);
+
+/* May this sender be read, now that queues have drained? */
+bool process_may_speak(struct process *process, const struct worker_manager *manager);
+
+/* A receiver is gone: nobody waits for it any longer. */
+void process_forget(struct process *gone, const struct worker_manager *manager);
+
+/*
+ * messenger.c, child side: what agent.c and worker.c add to it.
+ */
+struct action_listeners;
+struct watch;
+struct timer;
+
+struct messenger {
+	struct channel channel;
+	enum role role;
+	pid_t pid;
+	int slot;
+	pid_t *opids;
+	size_t opid_count;
+	uint64_t random;
+
+	struct action_listeners *actions[64]; /* by hash */
+	struct action_listeners *every;       /* heard by all, action NULL */
+	struct action_listeners *last;        /* the last one found */
+	uint64_t turn;                        /* messages delivered, ever */
+	bool sweep;                           /* removed listeners wait to be freed */
+
+	struct watch *watches;
+	struct pollfd *set;
+	size_t watch_count, watch_size;
+	struct timer *timers;
+	size_t timer_count, timer_size;
+	int timer_id;
+
+	bool stepping, canceled, closed, broken;
+	int uncaught; /* the callback's result, until the role saw it */
+
+	/* the roles' */
+	bool ready_later, ready, leaving;
+	int ready_status;
+	struct closer *closers;
+	void (*on_ready)(struct messenger *messenger);
+	int accepted;       /* the descriptor being handed to options.connection, or -1 */
+	size_t connections; /* accepted and watched */
+	int graceful;       /* asked for: 1 */
+};
+
+/* The roles: run in a freshly forked child, never return. */
+void agent_worker(struct messenger *agent, const struct options *options);
+void app_worker(struct messenger *app, const struct options *options, int listener,
+                const char *address);
+
+/* The roles' common part (graceful-process): catch SIGTERM, run the callbacks
+ * of messenger_before_close within `timeout`, exit with what is queued written. */
+int graceful_process(struct messenger *messenger);
+bool graceful_process_terminated(void);
+void graceful_process_exit(struct messenger *messenger, const char *label, int code, int timeout);
+
+#endif
