@@ -454,30 +454,31 @@ struct process {
 	struct channel channel;
 	enum role role;
 	enum process_state state;
-	pid_t worker_id;      /* egg's name for the pid; 0 if there is none */
-	int id;               /* the n-th forked of its role, from 1 */
-	int slot;             /* app worker: from 0, kept by replacements */
-	bool disable_refork;  /* its start has not been proven yet */
-	bool is_dev_reload;   /* it is being replaced on order */
-	bool refused;         /* one refused action has been logged */
-	struct process *next; /* app workers, in order of registration */
+	pid_t worker_id;              /* egg's name for the pid; 0 if there is none */
+	int id;                       /* the n-th forked of its role, from 1 */
+	int slot;                     /* app worker: from 0, kept by its replacements */
+	bool disable_refork;          /* it has not been ready yet */
+	bool is_dev_reload;           /* an order replaces it: its death is no news */
+	bool exited_after_disconnect; /* it closed its channel by itself */
+	bool terminated;              /* it was sent SIGTERM */
+	bool refused;                 /* a refused action of it has been logged */
+	const char *killed_for;       /* why the master gave it up, or NULL */
+	struct process *next;         /* app workers, in order of registration */
 
-	/* Backpressure: the receivers that this sender waits for. */
+	/* Backpressure: the receivers whose queues are too long because of it. */
 	struct process *waits_for[8];
 	int waits;           /* 0: it is read; more than 8: it waits for all */
-	uint64_t stuck_at;   /* channel.written when the queue was found full */
+	uint64_t stuck_at;   /* channel.written when its own queue was found full */
 	int64_t stuck_since; /* 0: it is not */
 
 	int64_t forked_at;
-	int64_t start_deadline; /* 0: none */
-	int64_t kill_deadline;  /* 0: none */
-	const char *killed_for; /* why the master killed it, or NULL */
+	int64_t deadline; /* it is killed then; 0: none */
 };
 
 struct worker_manager {
 	struct process *workers; /* egg's Map: in order of registration */
-	struct process *agent;   /* its slot: waits while no agent lives */
-	struct process *parent;  /* NULL: none, or gone */
+	struct process *agent;   /* one slot for all agents, one after the other */
+	struct process *parent;  /* NULL: none, or gone (egg: hasParent) */
 };
 
 /* egg: class Messenger of egg-cluster/lib/utils/messenger.js */
@@ -490,66 +491,95 @@ struct master_messenger {
 	uint64_t undeliverable;
 };
 
-/* Route one message: stamps from and to, queues it at every receiver. */
+/*
+ * send routes one message: it stamps from and to, and queues the message at
+ * every receiver. receive does so for a message that came over the sender's
+ * channel; a receiver whose queue is long then makes the sender wait, until
+ * process_may_speak. process_forget: nobody waits for a receiver that is gone.
+ */
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
-
-/* May this sender be read, now that queues have drained? */
+void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
+                              struct message *msg);
 bool process_may_speak(struct process *process, const struct worker_manager *manager);
-
-/* A receiver is gone: nobody waits for it any longer. */
-void process_forget(struct process *gone, const struct worker_manager *manager);
+void process_forget(const struct process *gone, const struct worker_manager *manager);
 
 /*
  * messenger.c, child side: what agent.c and worker.c add to it.
  */
-struct action_listeners;
-struct watch;
-struct timer;
-
 struct messenger {
 	struct channel channel;
 	enum role role;
 	pid_t pid;
 	int slot;
 	pid_t *opids;
-	size_t opid_count;
+	size_t opid_count, opid_size;
 	uint64_t random;
 
 	struct action_listeners *actions[64]; /* by hash */
-	struct action_listeners *every;       /* heard by all, action NULL */
-	struct action_listeners *last;        /* the last one found */
+	struct action_listeners *every;       /* those of action NULL */
+	struct action_listeners *last;        /* found last */
 	uint64_t turn;                        /* messages delivered, ever */
-	bool sweep;                           /* removed listeners wait to be freed */
+	bool delivering;
+	bool sweep; /* removed listeners wait to be freed */
 
 	struct watch *watches;
-	struct pollfd *set;
+	struct pollfd *set; /* the channel, then one for each watch */
 	size_t watch_count, watch_size;
+	bool unwatched; /* there are gaps in both */
 	struct timer *timers;
 	size_t timer_count, timer_size;
 	int timer_id;
+	bool stepping, canceled, broken;
 
-	bool stepping, canceled, closed, broken;
-	int uncaught; /* the callback's result, until the role saw it */
-
-	/* the roles' */
-	bool ready_later, ready, leaving;
-	int ready_status;
+	/* set by the roles */
+	void (*on_ready)(struct messenger *messenger, int status);
+	void (*on_uncaught)(struct messenger *messenger, int result, const char *where);
+	bool ready_later, ready, closing, graceful;
 	struct closer *closers;
-	void (*on_ready)(struct messenger *messenger);
-	int accepted;       /* the descriptor being handed to options.connection, or -1 */
-	size_t connections; /* accepted and watched */
-	int graceful;       /* asked for: 1 */
+	int accepted;       /* what options.connection is being handed, or -1 */
+	size_t connections; /* accepted, and watched */
 };
 
-/* The roles: run in a freshly forked child, never return. */
+/* Free a messenger at once, with all that waits. errno stays. */
+void messenger_free(struct messenger *messenger);
+
+/* Call the callbacks of messenger_before_close, each once. Returns how many
+ * failed. */
+int messenger_run_closers(struct messenger *messenger);
+
+/* Write out at exit(3) what was sent; once in a process. atexit(3)'s result. */
+int messenger_flush_at_exit(struct messenger *messenger);
+
+/*
+ * The roles. Each runs in a freshly forked child and ends it: it never returns.
+ * The listener is the shared port's, or -1; address is its JSON.
+ */
 void agent_worker(struct messenger *agent, const struct options *options);
 void app_worker(struct messenger *app, const struct options *options, int listener,
                 const char *address);
 
-/* The roles' common part (graceful-process): catch SIGTERM, run the callbacks
- * of messenger_before_close within `timeout`, exit with what is queued written. */
-int graceful_process(struct messenger *messenger);
+/*
+ * agent.c, for both roles (egg: npm graceful-process). start runs the role's
+ * function and says that the process is ready; -1: it failed. From ready on,
+ * graceful_process catches SIGTERM, and terminated tells whether it came. tell
+ * sends to the master, whatever it takes. leave runs the callbacks of
+ * messenger_before_close; soon after the timeout the process ends by itself.
+ */
+int graceful_process_start(struct messenger *messenger, const char *label, messenger_callback role,
+                           void *arg);
+void graceful_process(void);
 bool graceful_process_terminated(void);
-void graceful_process_exit(struct messenger *messenger, const char *label, int code, int timeout);
+void graceful_process_tell(struct messenger *messenger, const char *action, const char *data);
+void graceful_process_leave(struct messenger *messenger, const char *label, int code, int timeout);
+
+/*
+ * messenger.c, for every loop: a signal handler calls wake_up, which makes the
+ * descriptor of wake_open (one for a process; -1: socketpair(2)'s errno) readable
+ * until wake_drain. A forked child closes its parent's with wake_close.
+ */
+int wake_open(void);
+void wake_up(void);
+void wake_drain(int descriptor);
+void wake_close(void);
 
 #endif

@@ -1,0 +1,1448 @@
+/*
+ * The master: it starts the others, relays what they say, and outlives them.
+ *
+ * egg: egg-cluster/lib/master.js, lib/utils/manager.js, lib/utils/terminate.js,
+ * lib/utils/mode/impl/process/agent.js and app.js, npm cfork
+ *
+ *	start_cluster     parse_options, bind, lock the pid file, fork the agent
+ *	  agent-start     on_agent_start: fork the apps
+ *	    listening     on_app_start: when all are, egg-ready
+ *	loop              the living speak; the dead are counted; orders; the clock
+ *	  disconnect      on_disconnect: a replacement for an app, at once
+ *	  exit            on_app_exit, on_agent_exit: the agent's after 1 s
+ *	  SIGTERM         close_master: apps, then agent, then itself
+ *
+ * Who is alive is what the kernel says; who speaks is whose channel it is. What
+ * a message claims is never believed (D5).
+ */
+#include "messenger.h"
+
+#include <arpa/inet.h>
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define AGENT_REFORK_DELAY 1000 /* master.js:339 */
+#define CHECK_INTERVAL 10000    /* manager.js:78 */
+#define CHECK_EXCEPTIONS 3      /* manager.js:74 */
+#define REFORK_LIMIT 59         /* cfork: the 60th within the duration is refused */
+#define REFORK_DURATION 60000   /* cfork */
+#define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
+#define BACKOFF_DOUBLINGS 5
+#define FORK_RETRY 1000 /* fork failed: no process or memory left */
+#define GROUP_CHECK 50  /* how soon a process group's end is noticed */
+
+/* The signals that are the master's while it runs. */
+static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGPIPE};
+enum { CAUGHT = sizeof caught / sizeof caught[0] };
+
+enum phase {
+	PHASE_RUNNING,
+	PHASE_CLOSING_APPS,
+	PHASE_CLOSING_AGENT,
+	PHASE_FAILING, /* given up: the children see the end of their channels */
+	PHASE_CLOSED
+};
+
+/* The place of one app worker, kept by its replacements. */
+struct slot {
+	int64_t refork_at; /* 0: not waiting for one */
+	int failures;      /* deaths in a row before it was ready */
+	int reforks;
+	char last_death[64];
+};
+
+struct master {
+	struct options options; /* every default filled in */
+	char options_json[160]; /* what egg-ready carries */
+	char address[80];       /* http://host:port, or empty */
+	bool is_production;
+	struct worker_manager worker_manager;
+	struct master_messenger messenger;
+	struct process parent, agent;
+	struct slot agent_slot, *slots;
+	int listener, pid_file;
+	struct stat pid_file_status;
+
+	enum phase phase;
+	int exit_code;
+	bool is_started;            /* egg-ready was sent */
+	bool is_all_worker_started; /* the same, seen from the apps */
+	int start_success_count;
+	int agent_id, app_id; /* forked so far */
+	int reload_slot;      /* the next one of an ordered reload, or -1 */
+
+	int64_t now, start_time, app_start_time;
+	int64_t check_at;              /* 0: no health check */
+	int exception;                 /* failed health checks in a row */
+	int64_t reforks[REFORK_LIMIT]; /* when, the oldest first */
+	int refork_count;
+
+	int wake; /* 0: the signals are not caught yet */
+	struct sigaction inherited[CAUGHT];
+	struct pollfd *set;
+	struct process **speakers; /* whose descriptor stands there in the set */
+	size_t set_size;
+};
+
+static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
+static volatile sig_atomic_t got_sigchld;
+static volatile sig_atomic_t got_sigusr1;
+
+static void fail(struct master *master, int code);
+
+#define log_info(...) print_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
+#define log_error(...) print_line(STDERR_FILENO, "[master] " __VA_ARGS__)
+
+/* ---- what the master says ------------------------------------------------ */
+
+static void
+tell(struct master *master, enum role to, pid_t receiver_pid, const char *action, const char *data)
+{
+	struct message message = {action, ROLE_MASTER, to, receiver_pid, data, 0, -1, NULL};
+
+	message.data_length = data != NULL ? strlen(data) : 0;
+	master_messenger_send(&master->messenger, &message);
+}
+
+/* egg-pids to the agent. egg: getListeningWorkerIds */
+static void
+tell_agent_pids(struct master *master)
+{
+	static char json[16 + 12 * 2 * CLUTCH_WORKERS_MAX];
+	const struct process *worker;
+	size_t used = 1;
+
+	json[0] = '[';
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->state == STATE_LISTENING && used < sizeof json - 16)
+			used += (size_t)snprintf(json + used, sizeof json - used, "%s%ld",
+			                         used > 1 ? "," : "", (long)worker->worker_id);
+	json[used++] = ']';
+	json[used] = '\0';
+	tell(master, ROLE_AGENT, 0, "egg-pids", json);
+}
+
+/* egg-pids to the apps, or to one of them: the pid of the agent, if it is ready. */
+static void
+tell_app_pids(struct master *master, pid_t receiver_pid)
+{
+	char json[32] = "[]";
+
+	if (master->agent.state == STATE_LISTENING)
+		snprintf(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
+	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
+}
+
+/* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
+
+static void
+set_worker(struct master *master, struct process *worker)
+{
+	struct process **last = &master->worker_manager.workers;
+
+	while (*last != NULL)
+		last = &(*last)->next;
+	*last = worker;
+}
+
+static void
+delete_worker(struct master *master, struct process *worker)
+{
+	struct process **link = &master->worker_manager.workers;
+
+	while (*link != worker)
+		link = &(*link)->next;
+	*link = worker->next;
+	process_forget(worker, &master->worker_manager);
+	channel_close(&worker->channel);
+	free(worker);
+}
+
+/* The process that holds a slot, leaving the closed and `except` aside. */
+static struct process *
+get_slot_worker(const struct master *master, int slot, const struct process *except)
+{
+	struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->slot == slot && worker != except &&
+		    (worker->state == STATE_ONLINE || worker->state == STATE_LISTENING))
+			return worker;
+	return NULL;
+}
+
+/* Agent and workers must be alive; if they are not three times in a row, the
+ * cluster is in a state that nobody knows. egg: startCheck */
+static void
+check(struct master *master)
+{
+	const struct process *worker;
+	int agents = master->agent.state == STATE_LISTENING, workers = 0;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		workers += worker->worker_id != 0;
+	master->check_at = master->now + CHECK_INTERVAL;
+	if (agents > 0 && workers > 0) {
+		master->exception = 0;
+		return;
+	}
+	if (++master->exception < CHECK_EXCEPTIONS)
+		return;
+	log_error("%d agent and %d worker(s) alive, exit to avoid unknown state", agents, workers);
+	fail(master, 1);
+}
+
+/* ---- forking ------------------------------------------------------------- */
+
+static void
+catch_signal(int number, void (*handler)(int))
+{
+	struct sigaction action = {.sa_handler = handler};
+
+	sigemptyset(&action.sa_mask);
+	sigaction(number, &action, NULL);
+}
+
+/* Give back all that the master holds, in the master or in a forked child. */
+static void
+release(struct master *master, bool with_listener)
+{
+	struct process *worker;
+
+	while ((worker = master->worker_manager.workers) != NULL)
+		delete_worker(master, worker);
+	channel_close(&master->agent.channel);
+	channel_close(&master->parent.channel);
+	wake_close();
+	if (master->pid_file != -1)
+		close(master->pid_file);
+	if (with_listener && master->listener != -1)
+		close(master->listener);
+	free(master->slots);
+	free(master->set);
+	free(master->speakers);
+}
+
+/* The child's first steps: nothing of the master's stays but its options. */
+static void
+become(struct master *master, const struct process *process, int descriptor, const sigset_t *mask)
+{
+	enum role role = process->role;
+	int slot = process->slot;
+	struct messenger *messenger;
+	char number[16];
+	size_t i;
+
+	setpgid(0, 0);
+	for (i = 0; i < CAUGHT; i++)
+		catch_signal(caught[i], SIG_DFL);
+	sigprocmask(SIG_SETMASK, mask, NULL);
+	release(master, role == ROLE_AGENT);
+	messenger = messenger_open(descriptor, role);
+	if (messenger == NULL) {
+		print_line(STDERR_FILENO, "[%s] start error: %s", role_name(role), strerror(errno));
+		exit(1);
+	}
+	if (role == ROLE_AGENT)
+		agent_worker(messenger, &master->options);
+	messenger->slot = slot;
+	snprintf(number, sizeof number, "%d", slot);
+	setenv("CFORK_WORKER_INDEX", number, 1);
+	snprintf(number, sizeof number, "%d", master->options.workers);
+	setenv("CFORK_WORKER_COUNT", number, 1);
+	app_worker(messenger, &master->options, master->listener, master->options_json);
+}
+
+/* Fork a child over a channel of its own. In its own process group, so that
+ * Ctrl-C reaches the master alone (D4), and kill(-pid) its children too. */
+static int
+fork_process(struct master *master, struct process *process)
+{
+	int pair[2];
+	sigset_t all, mask;
+	pid_t pid;
+
+	if (channel_pair(pair) == -1)
+		return -1;
+	if (channel_attach(&process->channel, pair[0]) == -1) {
+		close(pair[0]);
+		close(pair[1]);
+		return -1;
+	}
+	fflush(NULL); /* or the child would print it again */
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &mask);
+	pid = fork();
+	if (pid == 0)
+		become(master, process, pair[1], &mask);
+	sigprocmask(SIG_SETMASK, &mask, NULL);
+	close(pair[1]);
+	if (pid == -1) {
+		close(pair[0]);
+		process->channel.descriptor = -1; /* what waits goes on waiting */
+		return -1;
+	}
+	setpgid(pid, pid);
+	process->channel.limit = 0;
+	process->worker_id = pid;
+	process->state = STATE_ONLINE;
+	process->forked_at = master->now;
+	process->deadline = master->now + master->options.worker_start_timeout;
+	return 0;
+}
+
+/* A place for an app worker that is not forked yet; NULL if memory is short. */
+static struct process *
+new_worker(struct master *master, int slot)
+{
+	struct process *worker = calloc(1, sizeof *worker);
+
+	if (worker == NULL)
+		return NULL;
+	channel_init(&worker->channel, CHANNEL_QUEUE_MAX);
+	worker->role = ROLE_APP;
+	worker->slot = slot;
+	worker->disable_refork = true;
+	set_worker(master, worker);
+	return worker;
+}
+
+static void
+fork_app_worker(struct master *master, int slot)
+{
+	struct process *worker = master->worker_manager.workers;
+
+	while (worker != NULL && (worker->slot != slot || worker->state != STATE_NONE))
+		worker = worker->next;
+	if (worker == NULL)
+		worker = new_worker(master, slot);
+	if (worker == NULL || fork_process(master, worker) == -1) {
+		log_error("cannot fork app_worker %d: %s, next try in %dms", slot + 1,
+		          strerror(errno), FORK_RETRY);
+		master->slots[slot].refork_at = master->now + FORK_RETRY;
+		return;
+	}
+	worker->id = ++master->app_id;
+	master->slots[slot].refork_at = 0;
+	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
+	tell_app_pids(master, worker->worker_id); /* D7 */
+}
+
+/* cfork's allow(): when may the next re-fork be? D13: later, not never. */
+static int64_t
+allow(struct master *master)
+{
+	if (master->refork_count < REFORK_LIMIT ||
+	    master->now - master->reforks[0] > REFORK_DURATION)
+		return master->now;
+	return master->reforks[0] + REFORK_DURATION + 1;
+}
+
+/* cfork's re-fork of a slot that nobody holds: now if it may be. */
+static void
+refork(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int64_t at = master->now;
+
+	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
+	    get_slot_worker(master, number, NULL) != NULL)
+		return;
+	if (slot->failures > 0) /* D11 */
+		at += (int64_t)BACKOFF_FIRST
+		      << (slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1
+		                                             : BACKOFF_DOUBLINGS);
+	slot->refork_at = at;
+	if (allow(master) > at) {
+		slot->refork_at = allow(master);
+		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
+		          (long long)(slot->refork_at - master->now));
+	}
+}
+
+/* The slot's time has come. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+
+	if (allow(master) > master->now) {
+		slot->refork_at = allow(master);
+		return;
+	}
+	if (master->refork_count == REFORK_LIMIT)
+		memmove(master->reforks, master->reforks + 1,
+		        (size_t)--master->refork_count * sizeof master->reforks[0]);
+	master->reforks[master->refork_count++] = master->now;
+	slot->reforks++;
+	slot->refork_at = 0;
+	fork_app_worker(master, number);
+}
+
+/* ---- egg-cluster/lib/master.js ------------------------------------------- */
+
+static void
+fork_agent_worker(struct master *master)
+{
+	struct process *agent = &master->agent;
+
+	master->agent_slot.refork_at = 0;
+	if (fork_process(master, agent) == -1) {
+		log_error("cannot fork the agent_worker: %s, next try in %dms", strerror(errno),
+		          FORK_RETRY);
+		master->agent_slot.refork_at = master->now + FORK_RETRY;
+		return;
+	}
+	agent->id = ++master->agent_id;
+	log_info("agent_worker#%d:%ld start", agent->id, (long)agent->worker_id);
+}
+
+static void
+fork_app_workers(struct master *master)
+{
+	int slot;
+
+	master->app_start_time = master->now;
+	for (slot = 0; slot < master->options.workers; slot++)
+		fork_app_worker(master, slot);
+}
+
+/* SIGTERM to a process and its children; SIGKILL when the timeout is over. */
+static void
+terminate(struct master *master, struct process *process, int timeout)
+{
+	if (process->worker_id == 0 || process->terminated || process->state == STATE_DEAD)
+		return;
+	kill(-process->worker_id, SIGTERM);
+	process->terminated = true;
+	process->deadline = master->now + timeout;
+}
+
+static void
+kill_agent_worker(struct master *master, int timeout)
+{
+	log_info("kill agent worker with signal SIGTERM");
+	terminate(master, &master->agent, timeout);
+}
+
+static void
+kill_app_workers(struct master *master, int timeout)
+{
+	struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		terminate(master, worker, timeout);
+}
+
+/* What died of what: "code: 1, signal: null" (D19). */
+static void
+describe_death(struct slot *slot, int status, const char *killed_for)
+{
+	char code[16] = "null", name[16] = "null";
+
+	if (WIFEXITED(status))
+		snprintf(code, sizeof code, "%d", WEXITSTATUS(status));
+	else if (WTERMSIG(status) == SIGKILL)
+		snprintf(name, sizeof name, "SIGKILL");
+	else if (WTERMSIG(status) == SIGTERM)
+		snprintf(name, sizeof name, "SIGTERM");
+	else
+		snprintf(name, sizeof name, "%d", WTERMSIG(status));
+	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code, name,
+	         killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
+}
+
+static void
+on_agent_exit(struct master *master, int status)
+{
+	struct process *agent = &master->agent;
+	pid_t worker_id = agent->worker_id;
+
+	describe_death(&master->agent_slot, status, agent->killed_for);
+	if (master->phase != PHASE_RUNNING) /* D14 */
+		return;
+	channel_close(&agent->channel);
+	memset(agent, 0, sizeof *agent); /* egg: deleteAgent */
+	channel_init(&agent->channel, 0);
+	agent->role = ROLE_AGENT;
+	agent->id = master->agent_id;
+	agent->state = STATE_DEAD;
+	tell_app_pids(master, 0);
+	log_error("agent_worker#%d:%ld died (%s)", agent->id, (long)worker_id,
+	          master->agent_slot.last_death);
+	if (!master->is_started) {
+		log_error("agent_worker#%d:%ld start fail, exiting with code:1", agent->id,
+		          (long)worker_id);
+		fail(master, 1);
+		return;
+	}
+	log_info("try to start a new agent_worker after 1s ...");
+	master->agent_slot.refork_at = master->now + AGENT_REFORK_DELAY;
+	tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL);
+}
+
+static void
+on_agent_start(struct master *master)
+{
+	struct process *agent = &master->agent;
+
+	agent->state = STATE_LISTENING; /* egg: status = 'started' */
+	agent->deadline = 0;
+	if (master->is_started) { /* D8: first who is there, then that all is ready */
+		tell_agent_pids(master);
+		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
+	}
+	tell_app_pids(master, 0);
+	tell(master, ROLE_APP, 0, "agent-start", NULL);
+	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
+	         (long long)(clock_now() - agent->forked_at));
+	if (master->app_start_time == 0) /* this.once('agent-start', ...) */
+		fork_app_workers(master);
+}
+
+static void
+on_app_exit(struct master *master, struct process *worker, int status)
+{
+	struct slot *slot = &master->slots[worker->slot];
+	int number = worker->slot, id = worker->id;
+	bool never_ready = worker->disable_refork;
+	pid_t worker_id = worker->worker_id;
+
+	describe_death(slot, status, worker->killed_for);
+	if (master->phase != PHASE_RUNNING)
+		return;
+	if (!worker->is_dev_reload)
+		log_error("app_worker#%d:%ld died (%s, suicide: %s, state: dead)", id,
+		          (long)worker_id, slot->last_death,
+		          worker->exited_after_disconnect ? "true" : "false");
+	delete_worker(master, worker);
+	tell_agent_pids(master);
+	if (!master->is_all_worker_started) {
+		log_error("app_worker#%d:%ld start fail, exiting with code:1", id, (long)worker_id);
+		fail(master, 1);
+		return;
+	}
+	tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
+	slot->failures += never_ready;
+	if (never_ready && number == master->reload_slot) { /* D12 */
+		log_error("reload given up: the new app_worker died before it was ready");
+		master->reload_slot = -1;
+	}
+	refork(master, number);
+}
+
+/* egg: this.ready(() => { ... }) */
+static void
+on_ready(struct master *master)
+{
+	const char *name = master->options.name;
+
+	master->is_started = true;
+	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
+	         master->address, (long long)(clock_now() - master->start_time));
+	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
+	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json);
+	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);
+	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
+	if (master->is_production)
+		master->check_at = master->now + CHECK_INTERVAL;
+}
+
+/* Replace the worker of the next slot; egg: cluster-reload, all at once. */
+static void
+reload_next(struct master *master)
+{
+	while (master->reload_slot < master->options.workers) {
+		if (get_slot_worker(master, master->reload_slot, NULL) != NULL) {
+			fork_app_worker(master, master->reload_slot);
+			return;
+		}
+		master->reload_slot++; /* it waits for its re-fork: that will be a new one */
+	}
+	master->reload_slot = -1;
+	log_info("reload done");
+}
+
+static void
+on_app_start(struct master *master, struct process *worker)
+{
+	struct slot *slot = &master->slots[worker->slot];
+	struct process *old;
+	int remain;
+
+	worker->state = STATE_LISTENING;
+	worker->deadline = 0;
+	tell_agent_pids(master);
+	master->start_success_count++; /* D18: a worker comes here once, and none has died */
+	remain = master->is_all_worker_started
+	                 ? 0
+	                 : master->options.workers - master->start_success_count;
+	log_info("app_worker#%d:%ld started%s%s, remain %d (%lldms)", worker->id,
+	         (long)worker->worker_id, master->address[0] != '\0' ? " at " : "", master->address,
+	         remain, (long long)(clock_now() - worker->forked_at));
+	if (master->is_all_worker_started) /* D10: to the newcomer alone */
+		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
+	worker->disable_refork = false;
+	slot->failures = 0;
+	old = get_slot_worker(master, worker->slot, worker);
+	if (old != NULL) { /* D12 */
+		old->is_dev_reload = true;
+		terminate(master, old, master->options.app_close_timeout);
+	}
+	if (worker->slot == master->reload_slot) {
+		master->reload_slot++;
+		reload_next(master);
+	}
+	if (master->is_all_worker_started || master->start_success_count < master->options.workers)
+		return;
+	master->is_all_worker_started = true;
+	on_ready(master);
+}
+
+static void
+on_reload(struct master *master)
+{
+	if (!master->is_all_worker_started || master->reload_slot != -1 ||
+	    master->phase != PHASE_RUNNING)
+		return;
+	log_info("reload workers...");
+	master->reload_slot = 0;
+	reload_next(master);
+}
+
+/* egg: onSignal */
+static void
+on_signal(struct master *master, int number)
+{
+	if (master->phase != PHASE_RUNNING) /* D15 */
+		return;
+	log_info("master is killed by signal %s, closing", number == SIGTERM  ? "SIGTERM"
+	                                                   : number == SIGINT ? "SIGINT"
+	                                                                      : "SIGQUIT");
+	master->phase = PHASE_CLOSING_APPS;
+	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
+	         master->options.app_close_timeout);
+	kill_app_workers(master, master->options.app_close_timeout);
+}
+
+/* egg: process.exit(code). But nobody is left behind (D3): the children see the
+ * end of their channels, and who does not leave then is killed. */
+static void
+fail(struct master *master, int code)
+{
+	struct process *worker;
+
+	if (master->phase == PHASE_FAILING)
+		return;
+	master->phase = PHASE_FAILING;
+	master->exit_code = code;
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
+		channel_flush(&worker->channel);
+		channel_close(&worker->channel);
+		worker->deadline = master->now + master->options.app_close_timeout;
+		worker->terminated = true;
+	}
+	channel_flush(&master->agent.channel);
+	channel_close(&master->agent.channel);
+	master->agent.deadline = master->now + master->options.agent_close_timeout;
+	master->agent.terminated = true;
+}
+
+/* ---- the living speak ---------------------------------------------------- */
+
+/* A channel has ended; its process may live on. egg: cluster.on('disconnect') */
+static void
+on_disconnect(struct master *master, struct process *process)
+{
+	channel_flush(&process->channel);
+	channel_close(&process->channel);
+	if (process->role == ROLE_PARENT) {
+		master->worker_manager.parent = NULL; /* messenger.js:64 */
+		process_forget(process, &master->worker_manager);
+		return;
+	}
+	if (master->phase == PHASE_FAILING)
+		return;
+	process->exited_after_disconnect = process->state == STATE_LISTENING;
+	process->state = STATE_DISCONNECTED;
+	if (master->phase != PHASE_RUNNING)
+		return;
+	process->deadline = master->now + master->options.agent_close_timeout;
+	if (process->role == ROLE_AGENT)
+		return;
+	process->deadline =
+		master->now + CLUTCH_GRACEFUL_TIMEOUT + master->options.app_close_timeout;
+	log_info("app_worker#%d:%ld disconnect", process->id, (long)process->worker_id);
+	tell_agent_pids(master); /* D9 */
+	if (!process->disable_refork)
+		refork(master, process->slot);
+}
+
+/* A process did what none may do, or cannot be served: it alone pays for it. */
+static void
+condemn(struct master *master, struct process *process, const char *why)
+{
+	log_error("%s#%d:%ld %s: %s", role_name(process->role), process->id,
+	          (long)process->worker_id, why,
+	          process->role == ROLE_PARENT ? "its channel is closed" : "killed");
+	process->killed_for = why;
+	if (process->role != ROLE_PARENT)
+		kill(-process->worker_id, SIGKILL);
+	on_disconnect(master, process);
+}
+
+/* The actions that only the master may utter, and those that only it hears. */
+static bool
+is_reserved(const struct master *master, const struct process *process,
+            const struct message *message)
+{
+	static const char *const reserved[] = {"agent-exit",        "agent-start",    "app-exit",
+	                                       "app-start",         "egg-pids",       "egg-ready",
+	                                       "agent-worker-died", "app-worker-died"};
+	static const char *const orders[] = {"listening", "realport", "reload-worker"};
+	bool to_master = message->receiver_pid != 0
+	                         ? message->receiver_pid == master->messenger.pid
+	                         : message->to == ROLE_MASTER || (message->to == ROLE_NONE &&
+	                                                          process->role == ROLE_PARENT);
+	size_t i;
+
+	if (message->action[0] == '\0' || strchr("aelr", message->action[0]) == NULL)
+		return false;
+	for (i = 0; i < sizeof reserved / sizeof reserved[0]; i++)
+		if (strcmp(message->action, reserved[i]) == 0)
+			return true;
+	for (i = 0; to_master && i < sizeof orders / sizeof orders[0]; i++)
+		if (strcmp(message->action, orders[i]) == 0)
+			return true;
+	return false;
+}
+
+/* D5: each says of itself once that it is ready; parent and agent may order a
+ * reload. Everything else that is reserved, nobody may say. */
+static bool
+is_allowed(const struct process *process, const struct message *message)
+{
+	bool online = process->state == STATE_ONLINE && message->to == ROLE_MASTER;
+
+	if (strcmp(message->action, "reload-worker") == 0)
+		return process->role != ROLE_APP;
+	return online && strcmp(message->action,
+	                        process->role == ROLE_AGENT ? "agent-start" : "listening") == 0;
+}
+
+/* this.on(...): what is routed to the master itself. */
+static void
+emit(void *arg, const struct message *message)
+{
+	struct master *master = arg;
+
+	if (strcmp(message->action, "agent-start") == 0)
+		on_agent_start(master);
+	else if (strcmp(message->action, "listening") == 0)
+		on_app_start(master, master->messenger.sender);
+	else if (strcmp(message->action, "reload-worker") == 0)
+		on_reload(master);
+}
+
+static void
+on_message(struct master *master, struct process *process, struct message *message)
+{
+	if (!is_reserved(master, process, message) || is_allowed(process, message)) {
+		master_messenger_receive(&master->messenger, process, message);
+		return;
+	}
+	if (!process->refused)
+		log_error("%s#%d:%ld may not send %s: refused, as are more of this kind",
+		          role_name(process->role), process->id, (long)process->worker_id,
+		          message->action);
+	process->refused = true;
+}
+
+static void
+hear(struct master *master, struct process *process)
+{
+	enum peer peer = channel_read(&process->channel);
+	struct message message;
+	int found, handle;
+
+	while ((found = channel_next(&process->channel, &message)) == 1) {
+		handle = message.handle;
+		on_message(master, process, &message);
+		if (handle != -1)
+			close(handle);
+	}
+	if (process->channel.descriptor == -1)
+		return;                         /* it was given up meanwhile */
+	if (found == -1 || peer == PEER_BROKEN) /* D2 */
+		condemn(master, process, "broke the protocol");
+	else if (peer == PEER_GONE)
+		on_disconnect(master, process);
+}
+
+/* ---- the dead are counted ------------------------------------------------ */
+
+static bool
+group_lives(const struct process *process)
+{
+	return kill(-process->worker_id, 0) == 0 || errno == EPERM;
+}
+
+/* A process is dead: its last words, then the end of its channel, then its end.
+ * Its own children must not outlive it: while closing they have until the
+ * deadline, as the process had (egg: killChildren). */
+static void
+on_exit(struct master *master, struct process *process, int status)
+{
+	uint64_t heard;
+	int patience = 100;
+
+	do {
+		heard = process->channel.bytes_in;
+		if (process->channel.descriptor != -1)
+			hear(master, process);
+	} while (process->channel.descriptor != -1 &&
+	         (process->channel.bytes_in != heard || (channel_starved() && patience-- > 0)));
+	if (process->channel.descriptor != -1)
+		on_disconnect(master, process);
+	if (master->phase == PHASE_RUNNING)
+		kill(-process->worker_id, SIGKILL);
+	if (master->phase == PHASE_FAILING)
+		kill(-process->worker_id, SIGTERM);
+	process->state = STATE_DEAD;
+	if (process->role == ROLE_AGENT)
+		on_agent_exit(master, status);
+	else
+		on_app_exit(master, process, status);
+}
+
+static void
+reap(struct master *master, struct process *process)
+{
+	int status = 0;
+	pid_t pid;
+
+	if (process->worker_id == 0 || process->state == STATE_DEAD)
+		return;
+	do
+		pid = waitpid(process->worker_id, &status, WNOHANG);
+	while (pid == -1 && errno == EINTR);
+	if (pid != 0) /* -1: somebody else has reaped it; it is dead all the same */
+		on_exit(master, process, status);
+}
+
+static void
+reap_all(struct master *master)
+{
+	struct process *worker, *next;
+
+	reap(master, &master->agent);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
+		next = worker->next;
+		reap(master, worker);
+	}
+}
+
+/* ---- the clock ----------------------------------------------------------- */
+
+/* A process has had its time. */
+static void
+on_deadline(struct master *master, struct process *process)
+{
+	process->deadline = 0;
+	switch (process->state) {
+	case STATE_NONE:
+		return;
+	case STATE_ONLINE:
+		if (!process->terminated) { /* D25 */
+			log_error("%s#%d:%ld start timeout", role_name(process->role), process->id,
+			          (long)process->worker_id);
+			process->killed_for = "start timeout";
+			terminate(master, process, master->options.app_close_timeout);
+			return;
+		}
+		break;
+	case STATE_LISTENING:
+	case STATE_DISCONNECTED:
+	case STATE_DEAD:
+		break;
+	}
+	if (process->killed_for == NULL)
+		process->killed_for = "did not leave in time";
+	kill(-process->worker_id, SIGKILL); /* D3 */
+}
+
+/* Is nothing left of it? While closing, its children count too. */
+static bool
+is_gone(const struct process *process)
+{
+	return process->worker_id == 0 ||
+	       (process->state == STATE_DEAD && (process->deadline == 0 || !group_lives(process)));
+}
+
+static bool
+are_apps_gone(const struct master *master)
+{
+	const struct process *worker = master->worker_manager.workers;
+
+	while (worker != NULL && is_gone(worker))
+		worker = worker->next;
+	return worker == NULL;
+}
+
+/* One step further towards the end, if its time has come. egg: _doClose */
+static void
+advance(struct master *master)
+{
+	switch (master->phase) {
+	case PHASE_RUNNING:
+		return;
+	case PHASE_CLOSING_APPS:
+		if (!are_apps_gone(master))
+			return;
+		log_info("send kill SIGTERM to agent worker, will exit with code:0 after %dms",
+		         master->options.agent_close_timeout);
+		kill_agent_worker(master, master->options.agent_close_timeout);
+		master->phase = PHASE_CLOSING_AGENT;
+		return;
+	case PHASE_CLOSING_AGENT:
+	case PHASE_FAILING:
+		if (are_apps_gone(master) && is_gone(&master->agent))
+			master->phase = PHASE_CLOSED;
+		return;
+	case PHASE_CLOSED:
+		return;
+	}
+}
+
+static void
+sooner(int64_t *next, int64_t at)
+{
+	if (at != 0 && (*next == 0 || at < *next))
+		*next = at;
+}
+
+static void
+run_clock(struct master *master)
+{
+	struct process *worker;
+	int slot;
+
+	if (master->agent.deadline != 0 && master->agent.deadline <= master->now)
+		on_deadline(master, &master->agent);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->deadline != 0 && worker->deadline <= master->now)
+			on_deadline(master, worker);
+	if (master->phase != PHASE_RUNNING)
+		return;
+	if (master->agent_slot.refork_at != 0 && master->agent_slot.refork_at <= master->now)
+		fork_agent_worker(master);
+	for (slot = 0; slot < master->options.workers; slot++)
+		if (master->slots[slot].refork_at != 0 &&
+		    master->slots[slot].refork_at <= master->now)
+			refork_due(master, slot);
+	if (master->check_at != 0 && master->check_at <= master->now)
+		check(master);
+}
+
+/* Milliseconds until the clock has something to do; -1: it has not. */
+static int
+clock_timeout(const struct master *master)
+{
+	const struct process *worker;
+	int64_t next = 0, left;
+	int slot;
+
+	sooner(&next, master->agent.deadline);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
+		sooner(&next, worker->deadline);
+		if (worker->stuck_since != 0)
+			sooner(&next, worker->stuck_since + CLUTCH_STUCK_TIMEOUT);
+		if (worker->state == STATE_DEAD)
+			sooner(&next, master->now + GROUP_CHECK);
+	}
+	if (master->agent.state == STATE_DEAD && master->phase != PHASE_RUNNING)
+		sooner(&next, master->now + GROUP_CHECK);
+	if (master->agent.stuck_since != 0)
+		sooner(&next, master->agent.stuck_since + CLUTCH_STUCK_TIMEOUT);
+	if (master->parent.stuck_since != 0)
+		sooner(&next, master->parent.stuck_since + CLUTCH_STUCK_TIMEOUT);
+	for (slot = 0; slot < master->options.workers && master->phase == PHASE_RUNNING; slot++)
+		sooner(&next, master->slots[slot].refork_at);
+	if (master->phase == PHASE_RUNNING) {
+		sooner(&next, master->agent_slot.refork_at);
+		sooner(&next, master->check_at);
+	}
+	left = next - clock_now();
+	return next == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+}
+
+/* ---- the loop ------------------------------------------------------------ */
+
+/* A full queue that nobody empties: give its owner up before it harms others. */
+static void
+watch_queue(struct master *master, struct process *process)
+{
+	struct channel *channel = &process->channel;
+
+	if (process->killed_for == NULL && channel_pending(channel) > CHANNEL_HIGH_WATER) {
+		if (process->stuck_since == 0 || process->stuck_at != channel->written)
+			process->stuck_since = master->now;
+		process->stuck_at = channel->written;
+		if (master->now - process->stuck_since >= CLUTCH_STUCK_TIMEOUT)
+			process->killed_for = "is stuck, its queue is full";
+	} else {
+		process->stuck_since = 0;
+	}
+	if (process->killed_for != NULL && !process->terminated)
+		condemn(master, process, process->killed_for);
+}
+
+/* Write what waits, and say what to poll for. */
+static void
+prepare(struct master *master, struct process *process, bool starved, size_t *count)
+{
+	struct pollfd *entry = &master->set[*count];
+
+	if (process->channel.descriptor == -1)
+		return;
+	if (channel_pending(&process->channel) > 0)
+		channel_flush(&process->channel);
+	watch_queue(master, process);
+	if (process->channel.descriptor == -1 || *count == master->set_size || starved)
+		return;
+	entry->fd = process->channel.descriptor;
+	entry->events = 0;
+	if (process_may_speak(process, &master->worker_manager))
+		entry->events |= POLLIN;
+	if (channel_pending(&process->channel) > 0)
+		entry->events |= POLLOUT;
+	if (entry->events == 0) /* or its hangup would be reported again and again */
+		return;
+	master->speakers[(*count)++] = process;
+}
+
+static size_t
+prepare_all(struct master *master, bool starved)
+{
+	struct process *worker, *next;
+	size_t count = 1;
+
+	master->set[0].fd = master->wake;
+	master->set[0].events = POLLIN;
+	prepare(master, &master->parent, starved, &count);
+	prepare(master, &master->agent, starved, &count);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
+		next = worker->next;
+		prepare(master, worker, starved, &count);
+	}
+	return count;
+}
+
+static void
+loop(struct master *master)
+{
+	size_t i, count;
+	bool starved;
+	int timeout;
+
+	while (master->phase != PHASE_CLOSED) {
+		starved = channel_starved(); /* then: a pause, and try again */
+		count = prepare_all(master, starved);
+		timeout = clock_timeout(master);
+		if (starved && (timeout < 0 || timeout > 10))
+			timeout = 10;
+		if (poll(master->set, count, timeout) == -1)
+			count = 0; /* EINTR, ENOMEM: the next turn asks again */
+		master->now = clock_now();
+
+		for (i = 1; i < count; i++) /* the living speak */
+			if ((master->set[i].revents & ~POLLOUT) != 0 &&
+			    master->speakers[i]->channel.descriptor == master->set[i].fd)
+				hear(master, master->speakers[i]);
+		wake_drain(master->wake);
+		if (got_sigchld) { /* the dead are counted */
+			got_sigchld = 0;
+			reap_all(master);
+		}
+		if (got_signal != 0) /* orders */
+			on_signal(master, got_signal);
+		got_signal = 0;
+		run_clock(master);
+		advance(master);
+	}
+}
+
+/* ---- start_cluster ------------------------------------------------------- */
+
+static void
+on_order(int number)
+{
+	got_signal = number;
+	wake_up();
+}
+
+static void
+on_sigchld(int number)
+{
+	(void)number;
+	got_sigchld = 1;
+	wake_up();
+}
+
+static void
+on_sigusr1(int number)
+{
+	(void)number;
+	got_sigusr1 = 1;
+	wake_up();
+}
+
+/* The option's value if it is given, or the environment's, or the default. */
+static int
+parse_number(int *option, const char *name, int least, int most, int otherwise)
+{
+	const char *text = name != NULL ? getenv(name) : NULL;
+	char *end;
+	long value;
+
+	if (*option == 0 && text != NULL && text[0] != '\0') {
+		errno = 0;
+		value = strtol(text, &end, 10);
+		if (errno != 0 || *end != '\0' || end == text || value < least || value > most) {
+			log_error("%s=%s is no good: give a number from %d to %d", name, text,
+			          least, most);
+			return -1;
+		}
+		*option = (int)value;
+	}
+	if (*option == 0)
+		*option = otherwise;
+	return 0;
+}
+
+/* egg: lib/utils/options.js */
+static int
+parse_options(struct master *master, const struct options *given)
+{
+	struct options *options = &master->options;
+	int legacy = 0, processors = 1;
+
+#ifdef _SC_NPROCESSORS_ONLN
+	processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
+	processors = processors < 1                    ? 1
+	             : processors > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX
+	                                               : processors;
+#endif
+	*options = *given;
+	if (options->name == NULL)
+		options->name = "egg";
+	if (options->env == NULL)
+		options->env = getenv("EGG_SERVER_ENV");
+	if (options->env == NULL || options->env[0] == '\0')
+		options->env = "prod";
+	if (options->host == NULL)
+		options->host = getenv("HOST");
+	if (options->host == NULL || options->host[0] == '\0')
+		options->host = "127.0.0.1";
+	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, processors) ||
+	    parse_number(&options->port, "PORT", 1, 65535, 7001) ||
+	    parse_number(&options->worker_start_timeout, NULL, 1, INT_MAX, 600000) ||
+	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", 1, 3600000, 5000) ||
+	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", 1, 3600000,
+	                 legacy) ||
+	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", 1, 3600000,
+	                 legacy))
+		return -1;
+	if (options->workers < 1 || options->workers > CLUTCH_WORKERS_MAX ||
+	    options->port > 65535 || options->worker_start_timeout < 1 ||
+	    options->app_close_timeout < 1 || options->agent_close_timeout < 1) {
+		log_error("an option is out of range: workers %d (1 to %d), port %d (to 65535), or "
+		          "a negative timeout",
+		          options->workers, CLUTCH_WORKERS_MAX, options->port);
+		return -1;
+	}
+	master->is_production =
+		strcmp(options->env, "local") != 0 && strcmp(options->env, "unittest") != 0;
+	return 0;
+}
+
+/* The shared port, before any fork: who cannot have it says so at once (D19). */
+static int
+open_listener(struct master *master)
+{
+	const char *host = master->options.host;
+	struct sockaddr_in v4 = {.sin_family = AF_INET};
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+	struct sockaddr *address = (struct sockaddr *)&v4;
+	socklen_t length = sizeof v4;
+	in_port_t port = htons((in_port_t)(master->options.port > 0 ? master->options.port : 0));
+	int on = 1;
+
+	v4.sin_port = port;
+	v6.sin6_port = port;
+	if (strcmp(host, "localhost") == 0)
+		host = "127.0.0.1";
+	if (inet_pton(AF_INET, host, &v4.sin_addr) != 1) {
+		if (inet_pton(AF_INET6, host, &v6.sin6_addr) != 1) {
+			log_error("HOST=%s is no good: give a numeric address or localhost", host);
+			return -1;
+		}
+		address = (struct sockaddr *)&v6;
+		length = sizeof v6;
+	}
+	master->listener = socket(address->sa_family, SOCK_STREAM, 0);
+	if (master->listener == -1 ||
+	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
+	    fcntl(master->listener, F_SETFD, FD_CLOEXEC) == -1 ||
+	    fcntl(master->listener, F_SETFL, O_NONBLOCK) == -1 ||
+	    bind(master->listener, address, length) == -1 ||
+	    listen(master->listener, SOMAXCONN) == -1 ||
+	    getsockname(master->listener, address, &length) == -1) {
+		if (errno == EADDRINUSE)
+			log_error("%s port %d is in use: stop what listens there, or choose "
+			          "another port, as in PORT=%d",
+			          host, master->options.port, master->options.port % 65535 + 1);
+		else
+			log_error("cannot listen on %s port %d: %s", host, master->options.port,
+			          strerror(errno));
+		return -1;
+	}
+	port = address == (struct sockaddr *)&v4 ? v4.sin_port : v6.sin6_port;
+	master->options.port = ntohs(port);
+	if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
+		host = "127.0.0.1"; /* egg: getAddress */
+	snprintf(master->address, sizeof master->address,
+	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
+	         master->options.port);
+	return 0;
+}
+
+/* Make the directories above a file. */
+static int
+make_directories(const char *path)
+{
+	char above[PATH_MAX];
+	char *slash = above;
+
+	if (strlen(path) >= sizeof above) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	strcpy(above, path);
+	while ((slash = strchr(slash + 1, '/')) != NULL) {
+		*slash = '\0';
+		if (mkdir(above, 0777) == -1 && errno != EEXIST)
+			return -1;
+		*slash = '/';
+	}
+	return 0;
+}
+
+/* D16: the lock says whose file it is. Somebody may unlink it between our open
+ * and our lock: then the lock is on a file that nobody else can see. */
+static int
+lock_pid_file(struct master *master)
+{
+	const char *path = master->options.pid_file;
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	struct stat named;
+	char pid[16];
+	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
+
+	if (make_directories(path) == -1)
+		return -1;
+	for (;;) {
+		master->pid_file = open(path, O_RDWR | O_CREAT, 0644);
+		if (master->pid_file == -1 || fcntl(master->pid_file, F_SETFD, FD_CLOEXEC) == -1 ||
+		    fcntl(master->pid_file, F_SETLK, &lock) == -1 ||
+		    fstat(master->pid_file, &master->pid_file_status) == -1)
+			return -1;
+		if (stat(path, &named) == 0 && named.st_ino == master->pid_file_status.st_ino &&
+		    named.st_dev == master->pid_file_status.st_dev)
+			break;
+		close(master->pid_file);
+	}
+	if (ftruncate(master->pid_file, 0) == -1 ||
+	    write(master->pid_file, pid, (size_t)length) != length)
+		return -1;
+	return 0;
+}
+
+static int
+open_pid_file(struct master *master)
+{
+	if (master->options.pid_file == NULL || lock_pid_file(master) == 0)
+		return 0;
+	if (errno == EACCES || errno == EAGAIN)
+		log_error("pid file %s: %s", master->options.pid_file,
+		          master->pid_file == -1 ? "permission denied"
+		                                 : "another master holds it; stop that one, or "
+		                                   "choose another file");
+	else
+		log_error("pid file %s: %s", master->options.pid_file, strerror(errno));
+	return -1;
+}
+
+/* egg: onExit. Only our own file is removed. */
+static void
+remove_pid_file(const struct master *master)
+{
+	struct stat named;
+
+	if (master->pid_file != -1 && stat(master->options.pid_file, &named) == 0 &&
+	    named.st_ino == master->pid_file_status.st_ino &&
+	    named.st_dev == master->pid_file_status.st_dev)
+		unlink(master->options.pid_file);
+}
+
+static int
+compose_options_json(struct master *master)
+{
+	int used = snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d",
+	                    master->options.workers);
+
+	if (master->address[0] != '\0')
+		used += snprintf(master->options_json + used,
+		                 sizeof master->options_json - (size_t)used,
+		                 ",\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"",
+		                 master->options.port, master->address);
+	strcpy(master->options_json + used, "}");
+	return 0;
+}
+
+/* The places of agent and apps: what is sent to them waits there (D23, D24). */
+static int
+open_slots(struct master *master)
+{
+	int slot;
+
+	channel_init(&master->agent.channel, 0);
+	master->agent.role = ROLE_AGENT;
+	master->set_size = (size_t)master->options.workers + 8; /* a reload has one more */
+	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
+	master->set = calloc(master->set_size, sizeof *master->set);
+	master->speakers = calloc(master->set_size, sizeof(struct process *));
+	if (master->slots == NULL || master->set == NULL || master->speakers == NULL)
+		return -1;
+	for (slot = 0; slot < master->options.workers; slot++)
+		if (new_worker(master, slot) == NULL)
+			return -1;
+	return 0;
+}
+
+static int
+open_parent(struct master *master)
+{
+	channel_init(&master->parent.channel, 0);
+	master->parent.role = ROLE_PARENT;
+	if (master->options.parent == 0)
+		return 0;
+	master->worker_manager.parent = &master->parent;
+	return channel_attach(&master->parent.channel, master->options.parent);
+}
+
+static int
+open_signals(struct master *master)
+{
+	sigset_t set;
+	size_t i;
+
+	master->wake = wake_open();
+	if (master->wake == -1)
+		return -1;
+	for (i = 0; i < CAUGHT; i++)
+		sigaction(caught[i], NULL, &master->inherited[i]);
+	got_signal = got_sigchld = got_sigusr1 = 0;
+	catch_signal(SIGTERM, on_order);
+	catch_signal(SIGINT, on_order);
+	catch_signal(SIGQUIT, on_order);
+	catch_signal(SIGCHLD, on_sigchld);
+	catch_signal(SIGUSR1, on_sigusr1);
+	catch_signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	for (i = 0; i < CAUGHT; i++)
+		sigaddset(&set, caught[i]);
+	return sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+int
+start_cluster(const struct options *given)
+{
+	struct master master;
+	size_t i;
+
+	memset(&master, 0, sizeof master);
+	master.listener = master.pid_file = -1;
+	master.reload_slot = -1;
+	master.exit_code = 1;
+	master.now = master.start_time = clock_now();
+	master.worker_manager.agent = &master.agent;
+	master.messenger.worker_manager = &master.worker_manager;
+	master.messenger.emit = emit;
+	master.messenger.master = &master;
+	master.messenger.pid = getpid();
+	if (parse_options(&master, given) == 0 &&
+	    (given->connection == NULL || open_listener(&master) == 0) &&
+	    open_pid_file(&master) == 0) {
+		compose_options_json(&master);
+		if (open_slots(&master) == -1 || open_parent(&master) == -1 ||
+		    open_signals(&master) == -1) {
+			log_error("cannot start: %s", strerror(errno));
+		} else {
+			master.exit_code = 0;
+			fork_agent_worker(&master);
+			loop(&master);
+		}
+	}
+	remove_pid_file(&master);
+	if (master.exit_code == 0)
+		log_info("exit with code:0");
+	else
+		log_error("exit with code:%d", master.exit_code);
+	channel_drain(&master.parent.channel, 1000);
+	release(&master, true);
+	for (i = 0; i < CAUGHT && master.wake != 0; i++)
+		sigaction(caught[i], &master.inherited[i], NULL);
+	return master.exit_code;
+}
+
+struct messenger *
+fork_cluster(const struct options *given, pid_t *pid)
+{
+	struct options options = *given;
+	struct messenger *parent;
+	int pair[2];
+
+	if (channel_pair(pair) == -1)
+		return NULL;
+	parent = messenger_open(pair[0], ROLE_PARENT);
+	if (parent == NULL) {
+		close(pair[0]);
+		close(pair[1]);
+		return NULL;
+	}
+	fflush(NULL);
+	*pid = fork();
+	if (*pid == 0) {
+		messenger_free(parent);
+		options.parent = pair[1];
+		exit(start_cluster(&options));
+	}
+	close(pair[1]);
+	if (*pid == -1) {
+		messenger_free(parent);
+		return NULL;
+	}
+	return parent;
+}

@@ -1,0 +1,1157 @@
+/*
+ * Who receives what (in the master), and what a child does with it.
+ *
+ * egg: egg-cluster/lib/utils/messenger.js (the master's side), to be read beside
+ * it: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
+ * (the child's side), and the loop that Node gives for free.
+ */
+#include "messenger.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* What was sent is written out before an exit, within this time. */
+#define EXIT_FLUSH_TIMEOUT 5000
+
+/* The same before a parent's messenger_close returns. */
+#define CLOSE_FLUSH_TIMEOUT 1000
+
+/* Memory is short for a receiver: the master tries again this long. */
+#define STARVED_TIMEOUT 1000
+
+/* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
+
+static void send_to_master(struct master_messenger *messenger, struct message *data);
+static void send_to_parent(struct master_messenger *messenger, struct message *data);
+static void send_to_app_worker(struct master_messenger *messenger, struct message *data);
+static void send_to_agent_worker(struct master_messenger *messenger, struct message *data);
+
+/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
+static void
+debug(const struct message *data, enum role claimed)
+{
+	if (trace_on)
+		trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", role_name(data->from),
+		      role_name(data->to),
+		      data->receiver_pid != 0 ? "by its receiverPid"
+		      : claimed == ROLE_NONE  ? "by default"
+		                              : "by its to");
+}
+
+void
+master_messenger_receive(struct master_messenger *messenger, struct process *sender,
+                         struct message *msg)
+{
+	if (trace_on)
+		trace(ROLE_MASTER, "receives", msg, "from %s:%ld", role_name(sender->role),
+		      (long)sender->worker_id);
+	msg->from = sender->role; /* :60 */
+	messenger->sender = sender;
+	master_messenger_send(messenger, msg); /* :61 */
+	messenger->sender = NULL;
+}
+
+void
+master_messenger_send(struct master_messenger *messenger, struct message *data)
+{
+	const struct process *agent = messenger->worker_manager->agent;
+	enum role claimed = data->to;
+
+	if (data->from == ROLE_NONE)      /* :75 */
+		data->from = ROLE_MASTER; /* :76 */
+
+	/* recognise receiver_pid: who is it? */
+	if (data->receiver_pid != 0) {                                                /* :80 */
+		if (data->receiver_pid == messenger->pid) {                           /* :81 */
+			data->to = ROLE_MASTER;                                       /* :82 */
+		} else if (agent != NULL && data->receiver_pid == agent->worker_id) { /* :83 D1 */
+			data->to = ROLE_AGENT;                                        /* :84 */
+		} else {                                                              /* :85 */
+			data->to = ROLE_APP;                                          /* :86 */
+		}
+	}
+
+	/* who gets what is addressed to nobody */
+	if (data->to == ROLE_NONE) {          /* :91 */
+		if (data->from == ROLE_AGENT) /* :92 */
+			data->to = ROLE_APP;
+		if (data->from == ROLE_APP) /* :93 */
+			data->to = ROLE_AGENT;
+		if (data->from == ROLE_PARENT) /* :94 */
+			data->to = ROLE_MASTER;
+	}
+
+	/* app -> master, agent -> master */
+	if (data->to == ROLE_MASTER) {           /* :99 */
+		debug(data, claimed);            /* :100 */
+		send_to_master(messenger, data); /* :102 */
+		return;
+	}
+
+	/* master -> parent, app -> parent, agent -> parent */
+	if (data->to == ROLE_PARENT) {           /* :109 */
+		debug(data, claimed);            /* :110 */
+		send_to_parent(messenger, data); /* :111 */
+		return;
+	}
+
+	/* parent -> app, agent -> app */
+	if (data->to == ROLE_APP) {                  /* :117 */
+		debug(data, claimed);                /* :118 */
+		send_to_app_worker(messenger, data); /* :119 */
+		return;
+	}
+
+	/* parent -> agent, app -> agent */
+	if (data->to == ROLE_AGENT) {                  /* :125 */
+		debug(data, claimed);                  /* :126 */
+		send_to_agent_worker(messenger, data); /* :127 */
+		return;
+	}
+	messenger->undeliverable++; /* D26 */
+}
+
+/* The sender waits until the receiver's queue is below the low mark. */
+static void
+wait_for(struct process *sender, struct process *receiver)
+{
+	enum { MOST = sizeof sender->waits_for / sizeof sender->waits_for[0] };
+	int i;
+
+	for (i = 0; i < sender->waits && i < MOST; i++)
+		if (sender->waits_for[i] == receiver)
+			return;
+	if (sender->waits < MOST)
+		sender->waits_for[sender->waits] = receiver;
+	if (sender->waits <= MOST)
+		sender->waits++; /* MOST + 1: it waits for them all */
+}
+
+static bool
+is_above(const struct process *process, size_t mark)
+{
+	return process != NULL && (channel_pending(&process->channel) > mark ||
+	                           process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2);
+}
+
+bool
+process_may_speak(struct process *process, const struct worker_manager *manager)
+{
+	enum { MOST = sizeof process->waits_for / sizeof process->waits_for[0] };
+	const struct process *worker;
+	int i;
+
+	if (process->waits > MOST) {
+		if (is_above(manager->agent, CHANNEL_LOW_WATER) ||
+		    is_above(manager->parent, CHANNEL_LOW_WATER))
+			return false;
+		for (worker = manager->workers; worker != NULL; worker = worker->next)
+			if (is_above(worker, CHANNEL_LOW_WATER))
+				return false;
+		process->waits = 0;
+	}
+	for (i = 0; i < process->waits;)
+		if (is_above(process->waits_for[i], CHANNEL_LOW_WATER))
+			i++;
+		else
+			process->waits_for[i] = process->waits_for[--process->waits];
+	return process->waits == 0;
+}
+
+static void
+forget(struct process *sender, const struct process *gone)
+{
+	enum { MOST = sizeof sender->waits_for / sizeof sender->waits_for[0] };
+	int i;
+
+	for (i = 0; sender != NULL && i < sender->waits && i < MOST; i++)
+		if (sender->waits_for[i] == gone)
+			sender->waits_for[i] = NULL;
+}
+
+void
+process_forget(const struct process *gone, const struct worker_manager *manager)
+{
+	struct process *worker;
+
+	forget(manager->agent, gone);
+	forget(manager->parent, gone);
+	for (worker = manager->workers; worker != NULL; worker = worker->next)
+		forget(worker, gone);
+}
+
+/* worker.send(data). A queue that is long now makes the sender wait; where
+ * memory is short, the master tries again for a moment, and then gives the
+ * receiver up rather than leave a gap in what it is sent. */
+static bool
+process_send(struct master_messenger *messenger, struct process *process, struct message *data)
+{
+	int64_t deadline = 0;
+
+	if (trace_on)
+		trace(ROLE_MASTER, "sends", data, "to %s:%ld", role_name(process->role),
+		      (long)process->worker_id);
+	while (sendmessage(&process->channel, data) == -1) {
+		if (errno == EMFILE && data->handle != -1) {
+			data->handle = -1; /* its owner, the caller, knows it still */
+		} else if (errno == ENOMEM && process->channel.descriptor != -1) {
+			deadline = deadline != 0 ? deadline : clock_now() + STARVED_TIMEOUT;
+			if (clock_now() > deadline)
+				process->killed_for = "no memory for its messages";
+			if (clock_now() > deadline ||
+			    channel_drain(&process->channel, 10) == PEER_GONE)
+				return false;
+		} else {
+			return false; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
+		}
+	}
+	if (messenger->sender != NULL && is_above(process, CHANNEL_HIGH_WATER) &&
+	    process->state != STATE_NONE)
+		wait_for(messenger->sender, process);
+	return true;
+}
+
+/* message to the master itself */
+static void
+send_to_master(struct master_messenger *messenger, struct message *data)
+{
+	messenger->emit(messenger->master, data); /* :137 */
+}
+
+/* message to the parent process */
+static void
+send_to_parent(struct master_messenger *messenger, struct message *data)
+{
+	struct process *parent = messenger->worker_manager->parent;
+
+	if (parent == NULL) {               /* :145 has_parent */
+		messenger->undeliverable++; /* D26 */
+		return;
+	}
+	if (!process_send(messenger, parent, data)) /* :148 */
+		messenger->undeliverable++;         /* D26 */
+}
+
+/* message to app workers */
+static void
+send_to_app_worker(struct master_messenger *messenger, struct message *data)
+{
+	struct process *worker;
+	int receivers = 0;
+
+	for (worker = messenger->worker_manager->workers; worker != NULL;
+	     worker = worker->next) {                    /* :157 */
+		if (worker->state == STATE_DISCONNECTED) /* :159 */
+			continue;
+		/* check receiver_pid */
+		if (data->receiver_pid != 0 && data->receiver_pid != worker->worker_id) /* :163 */
+			continue;
+		/* D23: before it is forked, what the agent and the parent say waits */
+		if (worker->state == STATE_NONE && data->from == ROLE_MASTER)
+			continue;
+		receivers += process_send(messenger, worker, data); /* :166 */
+	}
+	if (receivers == 0 && data->from != ROLE_MASTER)
+		messenger->undeliverable++; /* D26 */
+}
+
+/* message to the agent worker */
+static void
+send_to_agent_worker(struct master_messenger *messenger, struct message *data)
+{
+	struct process *agent = messenger->worker_manager->agent; /* :175 */
+
+	/* D24: a dead agent's slot keeps what others send for the next one */
+	if (agent != NULL && agent->channel.descriptor == -1 && data->from == ROLE_MASTER)
+		return;
+	if (agent == NULL || !process_send(messenger, agent, data)) /* :176 */
+		messenger->undeliverable++;                         /* D26 */
+}
+
+/* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
+
+struct listener {
+	messenger_listener call;
+	void *arg;
+	bool once;
+	uint64_t added, removed; /* in which turn; removed 0: it is not */
+};
+
+/* The listeners of one action, in order of adding. */
+struct action_listeners {
+	struct action_listeners *next; /* in the bucket */
+	uint32_t hash;
+	size_t length;
+	struct listener *list;
+	size_t count, size;
+	char action[];
+};
+
+struct watch {
+	messenger_watcher call; /* NULL: unwatched */
+	void *arg;
+	bool connection; /* it counts as an open connection */
+};
+
+struct timer {
+	int id;
+	int64_t due;
+	int period; /* 0: once */
+	messenger_timer call;
+	void *arg;
+};
+
+struct closer {
+	struct closer *next;
+	messenger_callback call;
+	void *arg;
+};
+
+struct messenger *
+messenger_open(int descriptor, enum role role)
+{
+	struct messenger *messenger = calloc(1, sizeof *messenger);
+
+	if (messenger == NULL)
+		return NULL;
+	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
+	messenger->role = role;
+	messenger->pid = getpid();
+	messenger->slot = -1;
+	messenger->accepted = -1;
+	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uint64_t)clock_now();
+	messenger->watch_size = 8;
+	messenger->watches = calloc(messenger->watch_size, sizeof *messenger->watches);
+	messenger->set = calloc(messenger->watch_size + 1, sizeof *messenger->set);
+	if (messenger->watches == NULL || messenger->set == NULL ||
+	    channel_attach(&messenger->channel, descriptor) == -1) {
+		messenger_free(messenger);
+		return NULL;
+	}
+	return messenger;
+}
+
+void
+messenger_close(struct messenger *messenger)
+{
+	if (messenger == NULL)
+		return;
+	if (messenger->channel.descriptor != -1)
+		channel_drain(&messenger->channel, CLOSE_FLUSH_TIMEOUT);
+	messenger_free(messenger);
+}
+
+static void
+action_free(struct action_listeners *action)
+{
+	if (action != NULL)
+		free(action->list);
+	free(action);
+}
+
+void
+messenger_free(struct messenger *messenger)
+{
+	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
+	struct action_listeners *action;
+	struct closer *closer;
+	int saved = errno;
+	size_t i;
+
+	for (i = 0; i < BUCKETS; i++)
+		while ((action = messenger->actions[i]) != NULL) {
+			messenger->actions[i] = action->next;
+			action_free(action);
+		}
+	action_free(messenger->every);
+	while ((closer = messenger->closers) != NULL) {
+		messenger->closers = closer->next;
+		free(closer);
+	}
+	channel_close(&messenger->channel);
+	free(messenger->opids);
+	free(messenger->watches);
+	free(messenger->set);
+	free(messenger->timers);
+	free(messenger);
+	errno = saved;
+}
+
+enum role
+messenger_role(const struct messenger *messenger)
+{
+	return messenger->role;
+}
+
+pid_t
+messenger_pid(const struct messenger *messenger)
+{
+	return messenger->pid;
+}
+
+int
+messenger_slot(const struct messenger *messenger)
+{
+	return messenger->slot;
+}
+
+const pid_t *
+messenger_opids(const struct messenger *messenger, size_t *count)
+{
+	*count = messenger->opid_count;
+	return messenger->opids;
+}
+
+/* ---- send calls ---------------------------------------------------------- */
+
+int
+messenger_send_message(struct messenger *messenger, const struct message *message)
+{
+	struct message copy = *message;
+
+	copy.frame = NULL;
+	if (messenger->channel.descriptor == -1) {
+		errno = EPIPE;
+		return -1;
+	}
+	if (sendmessage(&messenger->channel, &copy) == -1)
+		return -1;
+	if (trace_on)
+		trace(messenger->role, "sends", &copy, "to %s, receiverPid %ld", role_name(copy.to),
+		      (long)copy.receiver_pid);
+	if (channel_pending(&messenger->channel) >= CHANNEL_FLUSH_SIZE)
+		channel_flush(&messenger->channel); /* a dead peer shows at the next read */
+	return 0;
+}
+
+static struct message
+compose(const char *action, const char *data, enum role to, pid_t receiver_pid)
+{
+	struct message message = {action, ROLE_NONE, to, receiver_pid, data, 0, -1, NULL};
+
+	message.data_length = data != NULL ? strlen(data) : 0;
+	return message;
+}
+
+int
+messenger_broadcast(struct messenger *messenger, const char *action, const char *data)
+{
+	struct message message = compose(action, data, ROLE_APP, 0); /* ipc.js:39 */
+	size_t size = message_size(&message);
+
+	if (size == 0)
+		return -1;
+	if (channel_pending(&messenger->channel) + 2 * size > messenger->channel.limit) {
+		channel_flush(&messenger->channel);
+		if (channel_pending(&messenger->channel) + 2 * size > messenger->channel.limit) {
+			errno = ENOBUFS;
+			return -1;
+		}
+	}
+	if (messenger_send_message(messenger, &message) == -1)
+		return -1;
+	message.to = ROLE_AGENT; /* ipc.js:40 */
+	return messenger_send_message(messenger, &message);
+}
+
+int
+messenger_send_to(struct messenger *messenger, pid_t pid, const char *action, const char *data)
+{
+	struct message message = compose(action, data, ROLE_NONE, pid); /* ipc.js:56 */
+
+	if (pid <= 0) {
+		errno = EINVAL;
+		return -1;
+	}
+	return messenger_send_message(messenger, &message);
+}
+
+/* xorshift64*: uniform enough for a choice among pids. */
+static uint64_t
+random_next(struct messenger *messenger)
+{
+	uint64_t x = messenger->random | 1;
+
+	x ^= x >> 12;
+	x ^= x << 25;
+	x ^= x >> 27;
+	messenger->random = x;
+	return (x * 2685821657736338717U) >> 32;
+}
+
+int
+messenger_send_random(struct messenger *messenger, const char *action, const char *data)
+{
+	size_t count = messenger->opid_count;
+
+	if (count == 0) { /* ipc.js:71 */
+		errno = ESRCH;
+		return -1;
+	}
+	return messenger_send_to(messenger, messenger->opids[random_next(messenger) % count],
+	                         action, data);
+}
+
+int
+messenger_send_to_app(struct messenger *messenger, const char *action, const char *data)
+{
+	return messenger_send(messenger, action, data, ROLE_APP); /* ipc.js:85 */
+}
+
+int
+messenger_send_to_agent(struct messenger *messenger, const char *action, const char *data)
+{
+	return messenger_send(messenger, action, data, ROLE_AGENT); /* ipc.js:97 */
+}
+
+int
+messenger_send(struct messenger *messenger, const char *action, const char *data, enum role to)
+{
+	struct message message = compose(action, data, to, 0); /* ipc.js:108 */
+
+	return messenger_send_message(messenger, &message);
+}
+
+/* ---- listeners ----------------------------------------------------------- */
+
+/* FNV-1a */
+static uint32_t
+hash_action(const char *action, size_t length)
+{
+	uint32_t hash = 2166136261U;
+
+	while (length-- > 0)
+		hash = (hash ^ (unsigned char)*action++) * 16777619U;
+	return hash;
+}
+
+/* The listeners of an action, or NULL. Messages of one action tend to follow
+ * each other, so the last answer is tried first. */
+static struct action_listeners *
+find_action(struct messenger *messenger, const char *name, size_t length)
+{
+	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
+	struct action_listeners *action = messenger->last;
+	uint32_t hash;
+
+	if (action != NULL && action->length == length && memcmp(action->action, name, length) == 0)
+		return action;
+	hash = hash_action(name, length);
+	for (action = messenger->actions[hash % BUCKETS]; action != NULL; action = action->next)
+		if (action->hash == hash && action->length == length &&
+		    memcmp(action->action, name, length) == 0) {
+			messenger->last = action;
+			return action;
+		}
+	return NULL;
+}
+
+static struct action_listeners *
+add_action(struct messenger *messenger, const char *name)
+{
+	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
+	size_t length = name != NULL ? strlen(name) : 0;
+	struct action_listeners *action = calloc(1, sizeof *action + length + 1);
+
+	if (action == NULL)
+		return NULL;
+	if (name == NULL) {
+		messenger->every = action;
+		return action;
+	}
+	memcpy(action->action, name, length);
+	action->length = length;
+	action->hash = hash_action(name, length);
+	action->next = messenger->actions[action->hash % BUCKETS];
+	messenger->actions[action->hash % BUCKETS] = action;
+	return action;
+}
+
+static int
+add_listener(struct messenger *messenger, const char *name, messenger_listener call, void *arg,
+             bool once)
+{
+	struct listener listener = {call, arg, once, messenger->delivering ? messenger->turn : 0,
+	                            0};
+	struct action_listeners *action = messenger->every;
+	struct listener *grown;
+	size_t size;
+
+	if (call == NULL ||
+	    (name != NULL && (name[0] == '\0' || strlen(name) > MESSAGE_ACTION_MAX))) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (name != NULL)
+		action = find_action(messenger, name, strlen(name));
+	if (action == NULL)
+		action = add_action(messenger, name);
+	if (action == NULL)
+		return -1;
+	if (action->count == action->size) {
+		size = action->size > 0 ? 2 * action->size : 2;
+		grown = realloc(action->list, size * sizeof *grown);
+		if (grown == NULL)
+			return -1;
+		action->list = grown;
+		action->size = size;
+	}
+	action->list[action->count++] = listener;
+	return 0;
+}
+
+int
+messenger_on(struct messenger *messenger, const char *action, messenger_listener listener,
+             void *arg)
+{
+	return add_listener(messenger, action, listener, arg, false);
+}
+
+int
+messenger_once(struct messenger *messenger, const char *action, messenger_listener listener,
+               void *arg)
+{
+	return add_listener(messenger, action, listener, arg, true);
+}
+
+/* Forget the removed; between two messages, so that no delivery stumbles. */
+static void
+sweep_action(struct action_listeners *action)
+{
+	size_t from, to = 0;
+
+	for (from = 0; action != NULL && from < action->count; from++)
+		if (action->list[from].removed == 0)
+			action->list[to++] = action->list[from];
+	if (action != NULL)
+		action->count = to;
+}
+
+static void
+sweep(struct messenger *messenger)
+{
+	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
+	struct action_listeners *action;
+	size_t i;
+
+	if (!messenger->sweep || messenger->delivering)
+		return;
+	for (i = 0; i < BUCKETS; i++)
+		for (action = messenger->actions[i]; action != NULL; action = action->next)
+			sweep_action(action);
+	sweep_action(messenger->every);
+	messenger->sweep = false;
+}
+
+int
+messenger_remove_listener(struct messenger *messenger, const char *action,
+                          messenger_listener listener, void *arg)
+{
+	struct action_listeners *found = messenger->every;
+	struct listener *last;
+	size_t i;
+
+	if (action != NULL)
+		found = find_action(messenger, action, strlen(action));
+	for (i = found != NULL ? found->count : 0; i > 0; i--) {
+		last = &found->list[i - 1];
+		if (last->call != listener || last->arg != arg || last->removed != 0)
+			continue;
+		last->removed = messenger->turn;
+		messenger->sweep = true;
+		sweep(messenger);
+		return 0;
+	}
+	errno = ENOENT;
+	return -1;
+}
+
+/* What a callback returned: non-zero is an uncaught exception. */
+static void
+check(struct messenger *messenger, int result, const char *where)
+{
+	if (result == 0)
+		return;
+	if (messenger->on_uncaught != NULL)
+		messenger->on_uncaught(messenger, result, where);
+	else
+		messenger->canceled = true;
+}
+
+static void
+emit(struct messenger *messenger, struct action_listeners *action, const struct message *message)
+{
+	size_t i, count = action->count;
+	struct listener listener;
+
+	for (i = 0; i < count; i++) {
+		listener = action->list[i]; /* a listener may move the list */
+		if (listener.added == messenger->turn ||
+		    (listener.removed != 0 && listener.removed != messenger->turn))
+			continue;
+		if (listener.once && listener.removed == 0) {
+			action->list[i].removed = messenger->turn;
+			messenger->sweep = true;
+		}
+		if (trace_on)
+			trace(messenger->role, "delivers", message, "to listener %zu of %zu", i + 1,
+			      count);
+		check(messenger, listener.call(messenger, message, listener.arg), "listener");
+	}
+}
+
+/* this.on('egg-pids', pids => { this.opids = pids; }). Where memory is short
+ * for all of them, those that fit are true as well. */
+static void
+on_egg_pids(struct messenger *messenger, const struct message *message)
+{
+	const char *at = message->data != NULL ? message->data : "";
+	const char *comma;
+	size_t most = 1;
+	pid_t *grown;
+	long pid;
+	char *end;
+
+	for (comma = at; (comma = strchr(comma, ',')) != NULL; comma++)
+		most++;
+	if (most > messenger->opid_size) {
+		grown = realloc(messenger->opids, most * sizeof *grown);
+		if (grown != NULL) {
+			messenger->opids = grown;
+			messenger->opid_size = most;
+		}
+	}
+	messenger->opid_count = 0;
+	while (*at == '[' || *at == ',') {
+		pid = strtol(at + 1, &end, 10);
+		if (end == at + 1 || messenger->opid_count == messenger->opid_size)
+			break;
+		messenger->opids[messenger->opid_count++] = (pid_t)pid;
+		at = end;
+	}
+}
+
+/* egg: _onMessage */
+static void
+deliver(struct messenger *messenger, const struct message *message)
+{
+	size_t length = message->frame[FRAME_ACTION_LENGTH];
+	struct action_listeners *action;
+
+	messenger->turn++;
+	messenger->delivering = true;
+	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
+		on_egg_pids(messenger, message);
+	if (messenger->every != NULL)
+		emit(messenger, messenger->every, message);
+	action = length > 0 ? find_action(messenger, message->action, length)
+	                    : NULL; /* ipc.js:117 */
+	if (action != NULL)
+		emit(messenger, action, message); /* ipc.js:120 D6 */
+	else if (trace_on)
+		trace(messenger->role, "receives", message, "without a listener for its action");
+	messenger->delivering = false;
+	sweep(messenger);
+	if (message->handle != -1)
+		close(message->handle);
+}
+
+/* ---- the loop ------------------------------------------------------------ */
+
+static int wake[2] = {-1, -1};
+
+int
+wake_open(void)
+{
+	int i;
+
+	wake_close();
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, wake) == -1)
+		return -1;
+	for (i = 0; i < 2; i++)
+		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) == -1 ||
+		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) == -1) {
+			wake_close();
+			return -1;
+		}
+	return wake[0];
+}
+
+void
+wake_up(void)
+{
+	int saved = errno;
+
+	if (write(wake[1], "", 1) == -1) /* full is as good: it is awake */
+		errno = saved;
+}
+
+void
+wake_drain(int descriptor)
+{
+	char bytes[64];
+
+	while (read(descriptor, bytes, sizeof bytes) > 0)
+		;
+}
+
+void
+wake_close(void)
+{
+	int i, saved = errno;
+
+	for (i = 0; i < 2; i++) {
+		if (wake[i] != -1)
+			close(wake[i]);
+		wake[i] = -1;
+	}
+	errno = saved;
+}
+
+int
+messenger_watch(struct messenger *messenger, int descriptor, short events,
+                messenger_watcher watcher, void *arg)
+{
+	struct watch *watches;
+	struct pollfd *set;
+	size_t i, size = 2 * messenger->watch_size;
+
+	if (descriptor < 0 || watcher == NULL) {
+		errno = EINVAL;
+		return -1;
+	}
+	for (i = 0; i < messenger->watch_count; i++)
+		if (messenger->set[i + 1].fd == descriptor)
+			break;
+	if (i == messenger->watch_size) {
+		watches = realloc(messenger->watches, size * sizeof *watches);
+		if (watches == NULL)
+			return -1;
+		messenger->watches = watches;
+		set = realloc(messenger->set, (size + 1) * sizeof *set);
+		if (set == NULL)
+			return -1;
+		messenger->set = set;
+		messenger->watch_size = size;
+	}
+	if (i == messenger->watch_count) {
+		messenger->watch_count++;
+		messenger->watches[i].connection = descriptor == messenger->accepted;
+		messenger->connections += descriptor == messenger->accepted;
+		messenger->set[i + 1].fd = descriptor;
+		messenger->set[i + 1].revents = 0;
+	}
+	messenger->watches[i].call = watcher;
+	messenger->watches[i].arg = arg;
+	messenger->set[i + 1].events = events;
+	return 0;
+}
+
+/* Close the gaps that unwatch leaves, but not while the loop walks over them. */
+static void
+compact_watches(struct messenger *messenger)
+{
+	size_t from, to = 0;
+
+	for (from = 0; from < messenger->watch_count; from++) {
+		if (messenger->set[from + 1].fd == -1)
+			continue;
+		messenger->watches[to] = messenger->watches[from];
+		messenger->set[++to] = messenger->set[from + 1];
+	}
+	messenger->watch_count = to;
+	messenger->unwatched = false;
+}
+
+int
+messenger_unwatch(struct messenger *messenger, int descriptor)
+{
+	size_t i;
+
+	for (i = 0; descriptor >= 0 && i < messenger->watch_count; i++) {
+		if (messenger->set[i + 1].fd != descriptor)
+			continue;
+		messenger->connections -= messenger->watches[i].connection;
+		messenger->set[i + 1].fd = -1;
+		messenger->unwatched = true;
+		if (!messenger->stepping)
+			compact_watches(messenger);
+		return 0;
+	}
+	errno = ENOENT;
+	return -1;
+}
+
+static int
+add_timer(struct messenger *messenger, int milliseconds, int period, messenger_timer call,
+          void *arg)
+{
+	size_t size = messenger->timer_size > 0 ? 2 * messenger->timer_size : 4;
+	struct timer *grown;
+
+	if (milliseconds < 0 || call == NULL) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (messenger->timer_count == messenger->timer_size) {
+		grown = realloc(messenger->timers, size * sizeof *grown);
+		if (grown == NULL)
+			return -1;
+		messenger->timers = grown;
+		messenger->timer_size = size;
+	}
+	messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
+	messenger->timers[messenger->timer_count++] =
+		(struct timer){messenger->timer_id, clock_now() + milliseconds, period, call, arg};
+	return messenger->timer_id;
+}
+
+int
+messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
+                      void *arg)
+{
+	return add_timer(messenger, milliseconds, 0, timer, arg);
+}
+
+int
+messenger_set_interval(struct messenger *messenger, int milliseconds, messenger_timer timer,
+                       void *arg)
+{
+	return add_timer(messenger, milliseconds > 0 ? milliseconds : -1, milliseconds, timer, arg);
+}
+
+int
+messenger_clear_timeout(struct messenger *messenger, int id)
+{
+	size_t i;
+
+	for (i = 0; i < messenger->timer_count; i++)
+		if (messenger->timers[i].id == id) {
+			messenger->timers[i] = messenger->timers[--messenger->timer_count];
+			return 0;
+		}
+	errno = ENOENT;
+	return -1;
+}
+
+/* The timer that is due first, or NULL; of two, the one that was set first. */
+static struct timer *
+next_timer(const struct messenger *messenger)
+{
+	struct timer *timer, *first = NULL;
+
+	for (timer = messenger->timers; timer < messenger->timers + messenger->timer_count; timer++)
+		if (first == NULL || timer->due < first->due ||
+		    (timer->due == first->due && timer->id < first->id))
+			first = timer;
+	return first;
+}
+
+int
+messenger_timeout(const struct messenger *messenger)
+{
+	const struct timer *timer = next_timer(messenger);
+	int64_t left = timer != NULL ? timer->due - clock_now() : -1;
+
+	if (timer == NULL)
+		return -1;
+	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+}
+
+/* Call those that are due now; what they set comes in a later turn. */
+static void
+run_timers(struct messenger *messenger)
+{
+	int64_t now = clock_now();
+	int last = messenger->timer_id;
+	struct timer *timer, due;
+
+	while ((timer = next_timer(messenger)) != NULL && timer->due <= now && timer->id <= last) {
+		due = *timer;
+		if (due.period > 0)
+			timer->due += (1 + (now - due.due) / due.period) * due.period;
+		else
+			*timer = messenger->timers[--messenger->timer_count];
+		check(messenger, due.call(messenger, due.arg), "timer");
+	}
+}
+
+/* The channel has something to say, or is gone. */
+static void
+hear(struct messenger *messenger)
+{
+	enum peer peer = channel_read(&messenger->channel);
+	struct message message;
+	int found;
+
+	while ((found = channel_next(&messenger->channel, &message)) == 1)
+		deliver(messenger, &message);
+	if (found == -1)
+		peer = PEER_BROKEN;
+	messenger->broken = peer == PEER_BROKEN;
+	if (peer != PEER_ALIVE)
+		channel_close(&messenger->channel);
+}
+
+static void
+prepare(const struct messenger *messenger, struct pollfd *channel)
+{
+	channel->fd = messenger->channel.descriptor;
+	channel->events = channel_pending(&messenger->channel) > 0 ? POLLIN | POLLOUT : POLLIN;
+	channel->revents = 0;
+}
+
+size_t
+messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
+{
+	struct pollfd channel;
+	size_t i, count = 0;
+
+	prepare(messenger, &channel);
+	for (i = 0; i <= messenger->watch_count; i++) {
+		if ((i == 0 ? channel.fd : messenger->set[i].fd) < 0)
+			continue;
+		if (count < size)
+			set[count] = i == 0 ? channel : messenger->set[i];
+		count++;
+	}
+	return count;
+}
+
+/* One turn, after poll(2) has filled the set. */
+static void
+dispatch(struct messenger *messenger)
+{
+	size_t i, count = messenger->watch_count;
+	struct pollfd ready;
+
+	if ((messenger->set[0].revents & ~POLLOUT) != 0)
+		hear(messenger);
+	for (i = 0; i < count; i++) {
+		ready = messenger->set[i + 1];
+		messenger->set[i + 1].revents = 0;
+		if (ready.fd != -1 && ready.revents != 0)
+			check(messenger,
+			      messenger->watches[i].call(messenger, ready.fd, ready.revents,
+			                                 messenger->watches[i].arg),
+			      "watcher");
+	}
+	run_timers(messenger);
+}
+
+int
+messenger_step(struct messenger *messenger, int timeout)
+{
+	int due = messenger_timeout(messenger);
+
+	if (messenger->stepping) {
+		errno = EBUSY;
+		return -1;
+	}
+	channel_flush(&messenger->channel);
+	prepare(messenger, &messenger->set[0]);
+	if (due >= 0 && (timeout < 0 || due < timeout))
+		timeout = due;
+	if (channel_starved()) { /* let time pass, then try again */
+		messenger->set[0].fd = -1;
+		timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
+	}
+	if (poll(messenger->set, messenger->watch_count + 1, timeout) == -1 && errno != EINTR)
+		return -1;
+	messenger->stepping = true;
+	dispatch(messenger);
+	messenger->stepping = false;
+	if (messenger->unwatched)
+		compact_watches(messenger);
+	if (messenger->canceled || messenger->broken) {
+		errno = messenger->canceled ? ECANCELED : EPROTO;
+		messenger->canceled = messenger->broken = false;
+		return -1;
+	}
+	return messenger->channel.descriptor != -1;
+}
+
+/* ---- starting and leaving ------------------------------------------------ */
+
+void
+messenger_ready_later(struct messenger *messenger)
+{
+	messenger->ready_later = true;
+}
+
+int
+messenger_ready(struct messenger *messenger, int status)
+{
+	if (messenger->ready) {
+		errno = EALREADY;
+		return -1;
+	}
+	messenger->ready = true;
+	messenger->on_ready(messenger, status);
+	return 0;
+}
+
+int
+messenger_before_close(struct messenger *messenger, messenger_callback callback, void *arg)
+{
+	struct closer **last = &messenger->closers;
+	struct closer *closer = malloc(sizeof *closer);
+
+	if (closer == NULL)
+		return -1;
+	*closer = (struct closer){NULL, callback, arg};
+	while (*last != NULL)
+		last = &(*last)->next;
+	*last = closer;
+	return 0;
+}
+
+bool
+messenger_closing(const struct messenger *messenger)
+{
+	return messenger->closing;
+}
+
+int
+messenger_run_closers(struct messenger *messenger)
+{
+	struct closer *closer;
+	int failures = 0;
+
+	messenger->closing = true;
+	while ((closer = messenger->closers) != NULL) {
+		messenger->closers = closer->next;
+		failures += closer->call(messenger, closer->arg) != 0;
+		free(closer);
+	}
+	return failures;
+}
+
+void
+messenger_graceful_exit(struct messenger *messenger)
+{
+	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
+}
+
+/* D22: what a send call accepted leaves before the process does. */
+static struct messenger *at_exit;
+
+static void
+flush_at_exit(void)
+{
+	if (at_exit->pid == getpid() && at_exit->channel.descriptor != -1)
+		channel_drain(&at_exit->channel, EXIT_FLUSH_TIMEOUT);
+}
+
+int
+messenger_flush_at_exit(struct messenger *messenger)
+{
+	at_exit = messenger;
+	return atexit(flush_at_exit);
+}
