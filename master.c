@@ -88,7 +88,8 @@ struct master {
 	int64_t reforks[REFORK_LIMIT]; /* when, the oldest first */
 	int refork_count;
 
-	int wake; /* 0: the signals are not caught yet */
+	int wake;
+	bool catches; /* its signals */
 	struct sigaction inherited[CAUGHT];
 	struct pollfd *set;
 	struct process **speakers; /* whose descriptor stands there in the set */
@@ -398,6 +399,7 @@ fork_agent_worker(struct master *master)
 	struct process *agent = &master->agent;
 
 	master->agent_slot.refork_at = 0;
+	master->agent_slot.reforks += master->is_started;
 	if (fork_process(master, agent) == -1) {
 		log_error("cannot fork the agent_worker: %s, next try in %dms", strerror(errno),
 		          FORK_RETRY);
@@ -523,9 +525,7 @@ on_app_exit(struct master *master, struct process *worker, int status)
 	if (master->phase != PHASE_RUNNING)
 		return;
 	if (!worker->is_dev_reload)
-		log_error("app_worker#%d:%ld died (%s, suicide: %s, state: dead)", id,
-		          (long)worker_id, slot->last_death,
-		          worker->exited_after_disconnect ? "true" : "false");
+		log_error("app_worker#%d:%ld died (%s)", id, (long)worker_id, slot->last_death);
 	delete_worker(master, worker);
 	tell_agent_pids(master);
 	if (!master->is_all_worker_started) {
@@ -674,15 +674,15 @@ on_disconnect(struct master *master, struct process *process)
 	}
 	if (master->phase == PHASE_FAILING)
 		return;
-	process->exited_after_disconnect = process->state == STATE_LISTENING;
 	process->state = STATE_DISCONNECTED;
 	if (master->phase != PHASE_RUNNING)
 		return;
 	process->deadline = master->now + master->options.agent_close_timeout;
 	if (process->role == ROLE_AGENT)
 		return;
-	process->deadline =
-		master->now + CLUTCH_GRACEFUL_TIMEOUT + master->options.app_close_timeout;
+	process->deadline = master->now + master->options.app_close_timeout;
+	if (!process->disable_refork)
+		process->deadline += CLUTCH_GRACEFUL_TIMEOUT;
 	log_info("app_worker#%d:%ld disconnect", process->id, (long)process->worker_id);
 	tell_agent_pids(master); /* D9 */
 	if (!process->disable_refork)
@@ -987,6 +987,42 @@ clock_timeout(const struct master *master)
 	return next == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
+/* ---- SIGUSR1: all that the master knows ----------------------------------- */
+
+static void
+print_process(const struct master *master, const struct process *process, const struct slot *slot)
+{
+	static const char *const states[] = {"waiting", "starting", "listening", "disconnected",
+	                                     "dead"};
+	const struct channel *channel = &process->channel;
+
+	log_info("%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
+	         role_name(process->role), process->slot + 1, (long)process->worker_id,
+	         states[process->state],
+	         process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
+	         slot->reforks, (unsigned long long)channel->messages_in,
+	         (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
+	         (unsigned long long)channel->written, channel_pending(channel),
+	         slot->last_death[0] != '\0' ? slot->last_death : "-");
+}
+
+static void
+print_table(const struct master *master)
+{
+	static const struct slot none;
+	const struct process *worker;
+
+	log_info("%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
+	         "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
+	         "last death");
+	if (master->worker_manager.parent != NULL)
+		print_process(master, &master->parent, &none);
+	print_process(master, &master->agent, &master->agent_slot);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		print_process(master, worker, &master->slots[worker->slot]);
+	log_info("%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
+}
+
 /* ---- the loop ------------------------------------------------------------ */
 
 /* A full queue that nobody empties: give its owner up before it harms others. */
@@ -1078,6 +1114,9 @@ loop(struct master *master)
 		if (got_signal != 0) /* orders */
 			on_signal(master, got_signal);
 		got_signal = 0;
+		if (got_sigusr1)
+			print_table(master);
+		got_sigusr1 = 0;
 		run_clock(master);
 		advance(master);
 	}
@@ -1363,6 +1402,7 @@ open_signals(struct master *master)
 		return -1;
 	for (i = 0; i < CAUGHT; i++)
 		sigaction(caught[i], NULL, &master->inherited[i]);
+	master->catches = true;
 	got_signal = got_sigchld = got_sigusr1 = 0;
 	catch_signal(SIGTERM, on_order);
 	catch_signal(SIGINT, on_order);
@@ -1412,7 +1452,7 @@ start_cluster(const struct options *given)
 		log_error("exit with code:%d", master.exit_code);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
-	for (i = 0; i < CAUGHT && master.wake != 0; i++)
+	for (i = 0; i < CAUGHT && master.catches; i++)
 		sigaction(caught[i], &master.inherited[i], NULL);
 	return master.exit_code;
 }
@@ -1436,7 +1476,7 @@ fork_cluster(const struct options *given, pid_t *pid)
 	*pid = fork();
 	if (*pid == 0) {
 		messenger_free(parent);
-		options.parent = pair[1];
+		options.parent = pair[1] > 0 ? pair[1] : fcntl(pair[1], F_DUPFD, 1);
 		exit(start_cluster(&options));
 	}
 	close(pair[1]);

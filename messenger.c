@@ -32,6 +32,13 @@ static void send_to_parent(struct master_messenger *messenger, struct message *d
 static void send_to_app_worker(struct master_messenger *messenger, struct message *data);
 static void send_to_agent_worker(struct master_messenger *messenger, struct message *data);
 
+/* D26: nobody receives it. What the master says of itself may find nobody. */
+static void
+count_undeliverable(struct master_messenger *messenger, const struct message *data)
+{
+	messenger->undeliverable += data->from != ROLE_MASTER;
+}
+
 /* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
 static void
 debug(const struct message *data, enum role claimed)
@@ -114,7 +121,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 		send_to_agent_worker(messenger, data); /* :127 */
 		return;
 	}
-	messenger->undeliverable++; /* D26 */
+	count_undeliverable(messenger, data);
 }
 
 /* The sender waits until the receiver's queue is below the low mark. */
@@ -231,7 +238,7 @@ send_to_parent(struct master_messenger *messenger, struct message *data)
 	struct process *parent = messenger->worker_manager->parent;
 
 	if (parent == NULL) {               /* :145 has_parent */
-		messenger->undeliverable++; /* D26 */
+		count_undeliverable(messenger, data);
 		return;
 	}
 	if (!process_send(messenger, parent, data)) /* :148 */
@@ -257,8 +264,8 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 			continue;
 		receivers += process_send(messenger, worker, data); /* :166 */
 	}
-	if (receivers == 0 && data->from != ROLE_MASTER)
-		messenger->undeliverable++; /* D26 */
+	if (receivers == 0)
+		count_undeliverable(messenger, data);
 }
 
 /* message to the agent worker */

@@ -454,16 +454,15 @@ struct process {
 	struct channel channel;
 	enum role role;
 	enum process_state state;
-	pid_t worker_id;              /* egg's name for the pid; 0 if there is none */
-	int id;                       /* the n-th forked of its role, from 1 */
-	int slot;                     /* app worker: from 0, kept by its replacements */
-	bool disable_refork;          /* it has not been ready yet */
-	bool is_dev_reload;           /* an order replaces it: its death is no news */
-	bool exited_after_disconnect; /* it closed its channel by itself */
-	bool terminated;              /* it was sent SIGTERM */
-	bool refused;                 /* a refused action of it has been logged */
-	const char *killed_for;       /* why the master gave it up, or NULL */
-	struct process *next;         /* app workers, in order of registration */
+	pid_t worker_id;        /* egg's name for the pid; 0 if there is none */
+	int id;                 /* the n-th forked of its role, from 1 */
+	int slot;               /* app worker: from 0, kept by its replacements */
+	bool disable_refork;    /* it has not been ready yet */
+	bool is_dev_reload;     /* an order replaces it: its death is no news */
+	bool terminated;        /* it was sent SIGTERM */
+	bool refused;           /* a refused action of it has been logged */
+	const char *killed_for; /* why the master gave it up, or NULL */
+	struct process *next;   /* app workers, in order of registration */
 
 	/* Backpressure: the receivers whose queues are too long because of it. */
 	struct process *waits_for[8];

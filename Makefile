@@ -1,0 +1,187 @@
+# clutch: build it, run it, test it, check it.
+#
+#	make                    the library and the examples, into build/
+#	make run                the example server, until Ctrl-C
+#	make test               every test;  make test T=sendmessage  one file of them
+#	make check              the tests, and then everything below
+#	make sanitize           the tests under AddressSanitizer and UBSan
+#	make valgrind           a sample of them, and two clusters, under valgrind
+#	make static             a stripped static program against musl, and run it
+#	make warnings           everything with gcc and clang, a warning being an error
+#	make tidy               clang-tidy and cppcheck
+#	make format-check       clang-format
+#	make clean
+#
+# CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours. A tiny system sets its
+# limits there (see messenger.h):  make CPPFLAGS=-DMESSAGE_DATA_MAX=4096
+
+# ---- what there is ---------------------------------------------------------
+
+CORE     = sendmessage.c messenger.c agent.c worker.c master.c
+PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c)
+HELPERS  = examples/http.c
+EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c))
+TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
+
+# Every source that is ours, for the checks.
+SOURCES      = $(filter-out $(TEST_SOURCES),$(wildcard *.c */*.c))
+TEST_SOURCES = $(wildcard test/*.c)
+HEADERS      = $(wildcard *.h */*.h)
+
+# ---- how it is compiled ----------------------------------------------------
+
+# All that is made lands here; the checks that build anew name their own folder.
+BUILD   = build
+LIBRARY = $(BUILD)/libclutch.a
+
+CFLAGS ?= -O2 -g
+WARN    = -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wswitch-enum \
+          -Wstrict-prototypes -Wmissing-prototypes -Wwrite-strings \
+          -Wcast-qual -Wvla
+POSIX   = -std=c99 -D_POSIX_C_SOURCE=200809L
+ifeq ($(shell uname -s),Darwin) # its headers hide CMSG_SPACE from plain POSIX
+POSIX  += -D_DARWIN_C_SOURCE
+endif
+
+# The tests need Criterion, and look at more of the system than clutch does.
+# Where these are, test/criterion knows; asked only when a test is built.
+GNU               = -std=gnu11 -D_GNU_SOURCE
+CRITERION_COMPILE = $(shell sh test/criterion compile)
+CRITERION_LINK    = $(shell sh test/criterion link)
+
+COMPILE = $(CC) $(WARN) $(WERROR) -I. -MMD -MP $(CPPFLAGS) $(CFLAGS)
+
+# ---- build -----------------------------------------------------------------
+
+PROGRAMS      = $(EXAMPLES:%.c=$(BUILD)/%)
+TEST_PROGRAMS = $(TESTS:%.c=$(BUILD)/%)
+
+all: $(LIBRARY) $(PROGRAMS)
+
+$(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
+	rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/examples/hello: $(BUILD)/examples/http.o
+
+$(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+$(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o $(LIBRARY)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
+
+# The rule for test/ stands first: old makes take the first that fits.
+$(BUILD)/test/%.o: test/%.c | criterion
+	@mkdir -p $(@D)
+	$(COMPILE) $(GNU) $(CRITERION_COMPILE) -c -o $@ $<
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(COMPILE) $(POSIX) -c -o $@ $<
+
+# What each object was made from, headers included: -MMD wrote it down.
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d)
+
+# Objects are kept, also those that only pattern rules mention.
+.SECONDARY:
+
+# ---- run -------------------------------------------------------------------
+
+# exec: no shell stands between the terminal and the master.
+run: all
+	@exec $(BUILD)/examples/hello
+
+# ---- test ------------------------------------------------------------------
+
+# The tests find what they run ($BUILD/examples/hello) by the environment.
+# The last line says it all: N passed, N failed.
+test: all $(TEST_PROGRAMS)
+	@BUILD=$(BUILD) sh test/run $(TEST_PROGRAMS)
+
+# Installs Criterion where it is missing.
+criterion:
+	@sh test/criterion
+
+# ---- check -----------------------------------------------------------------
+
+# One after the other, whatever -j says: they are slow enough alone.
+check:
+	$(MAKE) test
+	$(MAKE) warnings
+	$(MAKE) format-check
+	$(MAKE) tidy
+	$(MAKE) sanitize
+	$(MAKE) valgrind
+	$(MAKE) static
+
+# Each process writes what it did wrong into a file, so that nothing is missed:
+# not in a child whose exit status nobody asks for, not where stderr is closed.
+SANITIZE    = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZE_CC = $(shell mkdir -p build; echo 'int main(void) { return 0; }' >build/probe.c; \
+	for cc in clang gcc $(CC); do \
+		$$cc $(SANITIZE) -o build/probe build/probe.c 2>/dev/null && echo $$cc && break; \
+	done)
+
+sanitize:
+	@cc='$(SANITIZE_CC)'; test -n "$$cc" || \
+		{ echo 'make sanitize: no compiler here links $(SANITIZE)' >&2; exit 1; }; \
+	rm -f build/sanitize/report.*; \
+	ASAN_OPTIONS="$$ASAN_OPTIONS:detect_leaks=1:log_path=build/sanitize/report" \
+	UBSAN_OPTIONS="$$UBSAN_OPTIONS:print_stacktrace=1:log_path=build/sanitize/report" \
+	$(MAKE) BUILD=build/sanitize CC="$$cc" CFLAGS='-O1 -g $(SANITIZE)' test; status=$$?; \
+	for report in build/sanitize/report.*; do \
+		test -e "$$report" || continue; \
+		cat "$$report" >&2; status=1; \
+	done; \
+	exit $$status
+
+# Two clusters from start to end, and the tests that start none. Errors, lost
+# memory and descriptors left open, in any process, are in build/valgrind/*.log.
+valgrind: all
+	$(MAKE) T=sendmessage build/test/test_sendmessage
+	$(MAKE) T=routing build/test/test_routing
+	sh test/valgrind
+
+# clutch as a single file that needs nothing: copy it anywhere. (On a system
+# that is musl itself: make static MUSL_CC=cc)
+MUSL_CC = musl-gcc
+static:
+	@mkdir -p build/static
+	$(MUSL_CC) $(POSIX) $(WARN) -I. $(CPPFLAGS) -Os -static -s \
+		-o build/static/ping examples/ping.c $(CORE)
+	@ls -l build/static/ping
+	build/static/ping
+
+warnings:
+	$(MAKE) BUILD=build/warnings/gcc CC=gcc WERROR=-Werror objects
+	$(MAKE) BUILD=build/warnings/clang CC=clang WERROR=-Werror objects
+
+objects: $(patsubst %.c,$(BUILD)/%.o,$(SOURCES) $(TEST_SOURCES))
+
+# Which checks, and which not and why: .clang-tidy. cppcheck does not look at the
+# tests, whose macros it cannot read; and where a variable is declared is a
+# matter of the house's style (variableScope).
+tidy: $(patsubst %.c,$(BUILD)/tidy/%,$(SOURCES) $(TEST_SOURCES))
+	cppcheck --quiet --enable=warning,style,performance,portability \
+		--inline-suppr --suppress=unmatchedSuppression --suppress=missingIncludeSystem \
+		--suppress=variableScope \
+		--error-exitcode=1 --std=c99 -D_POSIX_C_SOURCE=200809L -I. $(SOURCES)
+
+$(BUILD)/tidy/test/%: test/%.c $(HEADERS) .clang-tidy | criterion
+	@mkdir -p $(@D)
+	clang-tidy --quiet $< -- $(GNU) -I. $(CRITERION_COMPILE) $(CPPFLAGS)
+	@touch $@
+
+$(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
+	@mkdir -p $(@D)
+	clang-tidy --quiet $< -- $(POSIX) -I. $(CPPFLAGS)
+	@touch $@
+
+format-check:
+	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS)
+
+clean:
+	rm -rf build
+
+.PHONY: all run test criterion check sanitize valgrind static warnings objects tidy \
+	format-check clean
