@@ -1059,7 +1059,7 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 		return;
 	entry->fd = process->channel.descriptor;
 	entry->events = 0;
-	if (process_may_speak(process, &master->worker_manager))
+	if (process_may_speak(process))
 		entry->events |= POLLIN;
 	if (channel_pending(&process->channel) > 0)
 		entry->events |= POLLOUT;

@@ -124,62 +124,32 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 	count_undeliverable(messenger, data);
 }
 
-/* The sender waits until the receiver's queue is below the low mark. */
+/* The sender waits for the receiver with the longest queue of those it feeds.
+ * Once that one has drained it is heard again, and if another is too long still,
+ * that one is then the longest: so none grows by more than two reads. */
 static void
 wait_for(struct process *sender, struct process *receiver)
 {
-	enum { MOST = sizeof sender->waits_for / sizeof sender->waits_for[0] };
-	int i;
+	const struct process *longest = sender->waits_for;
 
-	for (i = 0; i < sender->waits && i < MOST; i++)
-		if (sender->waits_for[i] == receiver)
-			return;
-	if (sender->waits < MOST)
-		sender->waits_for[sender->waits] = receiver;
-	if (sender->waits <= MOST)
-		sender->waits++; /* MOST + 1: it waits for them all */
+	if (longest == NULL ||
+	    channel_pending(&longest->channel) < channel_pending(&receiver->channel))
+		sender->waits_for = receiver;
 }
 
 static bool
 is_above(const struct process *process, size_t mark)
 {
-	return process != NULL && (channel_pending(&process->channel) > mark ||
-	                           process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2);
+	return channel_pending(&process->channel) > mark ||
+	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
 }
 
 bool
-process_may_speak(struct process *process, const struct worker_manager *manager)
+process_may_speak(struct process *process)
 {
-	enum { MOST = sizeof process->waits_for / sizeof process->waits_for[0] };
-	const struct process *worker;
-	int i;
-
-	if (process->waits > MOST) {
-		if (is_above(manager->agent, CHANNEL_LOW_WATER) ||
-		    is_above(manager->parent, CHANNEL_LOW_WATER))
-			return false;
-		for (worker = manager->workers; worker != NULL; worker = worker->next)
-			if (is_above(worker, CHANNEL_LOW_WATER))
-				return false;
-		process->waits = 0;
-	}
-	for (i = 0; i < process->waits;)
-		if (is_above(process->waits_for[i], CHANNEL_LOW_WATER))
-			i++;
-		else
-			process->waits_for[i] = process->waits_for[--process->waits];
-	return process->waits == 0;
-}
-
-static void
-forget(struct process *sender, const struct process *gone)
-{
-	enum { MOST = sizeof sender->waits_for / sizeof sender->waits_for[0] };
-	int i;
-
-	for (i = 0; sender != NULL && i < sender->waits && i < MOST; i++)
-		if (sender->waits_for[i] == gone)
-			sender->waits_for[i] = NULL;
+	if (process->waits_for != NULL && !is_above(process->waits_for, CHANNEL_LOW_WATER))
+		process->waits_for = NULL;
+	return process->waits_for == NULL;
 }
 
 void
@@ -187,10 +157,13 @@ process_forget(const struct process *gone, const struct worker_manager *manager)
 {
 	struct process *worker;
 
-	forget(manager->agent, gone);
-	forget(manager->parent, gone);
+	if (manager->agent != NULL && manager->agent->waits_for == gone)
+		manager->agent->waits_for = NULL;
+	if (manager->parent != NULL && manager->parent->waits_for == gone)
+		manager->parent->waits_for = NULL;
 	for (worker = manager->workers; worker != NULL; worker = worker->next)
-		forget(worker, gone);
+		if (worker->waits_for == gone)
+			worker->waits_for = NULL;
 }
 
 /* worker.send(data). A queue that is long now makes the sender wait; where
@@ -237,12 +210,12 @@ send_to_parent(struct master_messenger *messenger, struct message *data)
 {
 	struct process *parent = messenger->worker_manager->parent;
 
-	if (parent == NULL) {               /* :145 has_parent */
+	if (parent == NULL) { /* :145 has_parent */
 		count_undeliverable(messenger, data);
 		return;
 	}
 	if (!process_send(messenger, parent, data)) /* :148 */
-		messenger->undeliverable++;         /* D26 */
+		count_undeliverable(messenger, data);
 }
 
 /* message to app workers */
@@ -278,7 +251,7 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 	if (agent != NULL && agent->channel.descriptor == -1 && data->from == ROLE_MASTER)
 		return;
 	if (agent == NULL || !process_send(messenger, agent, data)) /* :176 */
-		messenger->undeliverable++;                         /* D26 */
+		count_undeliverable(messenger, data);
 }
 
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */

@@ -464,11 +464,9 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	/* Backpressure: the receivers whose queues are too long because of it. */
-	struct process *waits_for[8];
-	int waits;           /* 0: it is read; more than 8: it waits for all */
-	uint64_t stuck_at;   /* channel.written when its own queue was found full */
-	int64_t stuck_since; /* 0: it is not */
+	struct process *waits_for; /* it is not read: that one's queue is too long */
+	uint64_t stuck_at;         /* channel.written when its own queue was found full */
+	int64_t stuck_since;       /* 0: it is not */
 
 	int64_t forked_at;
 	int64_t deadline; /* it is killed then; 0: none */
@@ -499,7 +497,7 @@ struct master_messenger {
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
-bool process_may_speak(struct process *process, const struct worker_manager *manager);
+bool process_may_speak(struct process *process);
 void process_forget(const struct process *gone, const struct worker_manager *manager);
 
 /*
