@@ -717,8 +717,15 @@ is_reserved(const struct master *master, const struct process *process,
 	                                                          process->role == ROLE_PARENT);
 	size_t i;
 
-	if (message->action[0] == '\0' || strchr("aelr", message->action[0]) == NULL)
+	switch (message->action[0]) { /* most are not worth a comparison */
+	case 'a':
+	case 'e':
+	case 'l':
+	case 'r':
+		break;
+	default:
 		return false;
+	}
 	for (i = 0; i < sizeof reserved / sizeof reserved[0]; i++)
 		if (strcmp(message->action, reserved[i]) == 0)
 			return true;

@@ -304,6 +304,7 @@ messenger_open(int descriptor, enum role role)
 	messenger->role = role;
 	messenger->pid = getpid();
 	messenger->slot = -1;
+	messenger->flush_at = CHANNEL_FLUSH_SIZE;
 	messenger->accepted = -1;
 	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uint64_t)clock_now();
 	messenger->watch_size = 8;
@@ -393,20 +394,22 @@ messenger_opids(const struct messenger *messenger, size_t *count)
 int
 messenger_send_message(struct messenger *messenger, const struct message *message)
 {
-	struct message copy = *message;
+	struct channel *channel = &messenger->channel;
 
-	copy.frame = NULL;
-	if (messenger->channel.descriptor == -1) {
+	if (channel->descriptor == -1) {
 		errno = EPIPE;
 		return -1;
 	}
-	if (sendmessage(&messenger->channel, &copy) == -1)
+	if (sendmessage(channel, message) == -1)
 		return -1;
 	if (trace_on)
-		trace(messenger->role, "sends", &copy, "to %s, receiverPid %ld", role_name(copy.to),
-		      (long)copy.receiver_pid);
-	if (channel_pending(&messenger->channel) >= CHANNEL_FLUSH_SIZE)
-		channel_flush(&messenger->channel); /* a dead peer shows at the next read */
+		trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
+		      role_name(message->to), (long)message->receiver_pid);
+	/* Not at every call while the socket is full: each would be in vain. */
+	if (channel_pending(channel) >= messenger->flush_at) {
+		channel_flush(channel); /* a dead peer shows at the next read */
+		messenger->flush_at = channel_pending(channel) + CHANNEL_FLUSH_SIZE;
+	}
 	return 0;
 }
 
@@ -1035,6 +1038,7 @@ messenger_step(struct messenger *messenger, int timeout)
 		return -1;
 	}
 	channel_flush(&messenger->channel);
+	messenger->flush_at = channel_pending(&messenger->channel) + CHANNEL_FLUSH_SIZE;
 	prepare(messenger, &messenger->set[0]);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;

@@ -48,7 +48,7 @@
 #define CHANNEL_SOCKET_BUFFER (512 * 1024)
 #endif
 
-/* Child: with this many bytes queued, a send call writes at once. */
+/* Child: with this many bytes more in its queue, a send call writes at once. */
 #ifndef CHANNEL_FLUSH_SIZE
 #define CHANNEL_FLUSH_SIZE (64 * 1024)
 #endif
@@ -505,6 +505,7 @@ void process_forget(const struct process *gone, const struct worker_manager *man
  */
 struct messenger {
 	struct channel channel;
+	size_t flush_at; /* a send call that leaves more than this pending writes */
 	enum role role;
 	pid_t pid;
 	int slot;
