@@ -67,7 +67,8 @@ $(BUILD)/examples/hello: $(BUILD)/examples/http.o
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
-$(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o $(LIBRARY)
+$(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
+                      $(BUILD)/test/deadline.o $(LIBRARY)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
 
 # The rule for test/ stands first: old makes take the first that fits.
@@ -181,7 +182,7 @@ format-check:
 	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS)
 
 clean:
-	rm -rf build
+	rm -rf $(BUILD)
 
 .PHONY: all run test criterion check sanitize valgrind static warnings objects tidy \
 	format-check clean

@@ -270,6 +270,8 @@ struct action_listeners {
 	size_t length;
 	struct listener *list;
 	size_t count, size;
+	bool unswept; /* it has listeners that are to be forgotten */
+	struct action_listeners *next_unswept;
 	char action[];
 };
 
@@ -281,6 +283,7 @@ struct watch {
 
 struct timer {
 	int id;
+	bool fresh; /* set by a timer of this turn */
 	int64_t due;
 	int period; /* 0: once */
 	messenger_timer call;
@@ -328,29 +331,21 @@ messenger_close(struct messenger *messenger)
 	messenger_free(messenger);
 }
 
-static void
-action_free(struct action_listeners *action)
-{
-	if (action != NULL)
-		free(action->list);
-	free(action);
-}
+static void free_action(struct messenger *messenger, struct action_listeners *action);
 
 void
 messenger_free(struct messenger *messenger)
 {
 	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
-	struct action_listeners *action;
 	struct closer *closer;
 	int saved = errno;
 	size_t i;
 
 	for (i = 0; i < BUCKETS; i++)
-		while ((action = messenger->actions[i]) != NULL) {
-			messenger->actions[i] = action->next;
-			action_free(action);
-		}
-	action_free(messenger->every);
+		while (messenger->actions[i] != NULL)
+			free_action(messenger, messenger->actions[i]);
+	if (messenger->every != NULL)
+		free_action(messenger, messenger->every);
 	while ((closer = messenger->closers) != NULL) {
 		messenger->closers = closer->next;
 		free(closer);
@@ -603,33 +598,55 @@ messenger_once(struct messenger *messenger, const char *action, messenger_listen
 	return add_listener(messenger, action, listener, arg, true);
 }
 
-/* Forget the removed; between two messages, so that no delivery stumbles. */
+/* Of an action that nobody listens to any longer, nothing stays. */
 static void
-sweep_action(struct action_listeners *action)
+free_action(struct messenger *messenger, struct action_listeners *action)
 {
-	size_t from, to = 0;
+	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
+	struct action_listeners **link = &messenger->actions[action->hash % BUCKETS];
 
-	for (from = 0; action != NULL && from < action->count; from++)
-		if (action->list[from].removed == 0)
-			action->list[to++] = action->list[from];
-	if (action != NULL)
-		action->count = to;
+	if (action == messenger->every) {
+		messenger->every = NULL;
+	} else {
+		while (*link != action)
+			link = &(*link)->next;
+		*link = action->next;
+	}
+	if (messenger->last == action)
+		messenger->last = NULL;
+	free(action->list);
+	free(action);
+}
+
+/* A listener is to be forgotten: after this message, so that its delivery does
+ * not stumble. */
+static void
+remove_at(struct messenger *messenger, struct action_listeners *action, size_t i)
+{
+	action->list[i].removed = messenger->turn;
+	if (!action->unswept) {
+		action->unswept = true;
+		action->next_unswept = messenger->unswept;
+		messenger->unswept = action;
+	}
 }
 
 static void
 sweep(struct messenger *messenger)
 {
-	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
 	struct action_listeners *action;
-	size_t i;
+	size_t from, to;
 
-	if (!messenger->sweep || messenger->delivering)
-		return;
-	for (i = 0; i < BUCKETS; i++)
-		for (action = messenger->actions[i]; action != NULL; action = action->next)
-			sweep_action(action);
-	sweep_action(messenger->every);
-	messenger->sweep = false;
+	while ((action = messenger->unswept) != NULL && !messenger->delivering) {
+		messenger->unswept = action->next_unswept;
+		action->unswept = false;
+		for (from = to = 0; from < action->count; from++)
+			if (action->list[from].removed == 0)
+				action->list[to++] = action->list[from];
+		action->count = to;
+		if (to == 0)
+			free_action(messenger, action);
+	}
 }
 
 int
@@ -646,8 +663,7 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 		last = &found->list[i - 1];
 		if (last->call != listener || last->arg != arg || last->removed != 0)
 			continue;
-		last->removed = messenger->turn;
-		messenger->sweep = true;
+		remove_at(messenger, found, i - 1);
 		sweep(messenger);
 		return 0;
 	}
@@ -678,10 +694,8 @@ emit(struct messenger *messenger, struct action_listeners *action, const struct 
 		if (listener.added == messenger->turn ||
 		    (listener.removed != 0 && listener.removed != messenger->turn))
 			continue;
-		if (listener.once && listener.removed == 0) {
-			action->list[i].removed = messenger->turn;
-			messenger->sweep = true;
-		}
+		if (listener.once && listener.removed == 0)
+			remove_at(messenger, action, i);
 		if (trace_on)
 			trace(messenger->role, "delivers", message, "to listener %zu of %zu", i + 1,
 			      count);
@@ -713,7 +727,8 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 	messenger->opid_count = 0;
 	while (*at == '[' || *at == ',') {
 		pid = strtol(at + 1, &end, 10);
-		if (end == at + 1 || messenger->opid_count == messenger->opid_size)
+		if (end == at + 1 || pid <= 0 || pid > INT_MAX ||
+		    messenger->opid_count == messenger->opid_size)
 			break;
 		messenger->opids[messenger->opid_count++] = (pid_t)pid;
 		at = end;
@@ -871,6 +886,17 @@ messenger_unwatch(struct messenger *messenger, int descriptor)
 	return -1;
 }
 
+/* The index of a pending timer; timer_count if there is none of that id. */
+static size_t
+find_timer(const struct messenger *messenger, int id)
+{
+	size_t i = 0;
+
+	while (i < messenger->timer_count && messenger->timers[i].id != id)
+		i++;
+	return i;
+}
+
 static int
 add_timer(struct messenger *messenger, int milliseconds, int period, messenger_timer call,
           void *arg)
@@ -889,9 +915,15 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 		messenger->timers = grown;
 		messenger->timer_size = size;
 	}
-	messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
-	messenger->timers[messenger->timer_count++] =
-		(struct timer){messenger->timer_id, clock_now() + milliseconds, period, call, arg};
+	do /* an id that begins anew must not meet one that is pending */
+		messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
+	while (find_timer(messenger, messenger->timer_id) < messenger->timer_count);
+	messenger->timers[messenger->timer_count++] = (struct timer){messenger->timer_id,
+	                                                             messenger->timing,
+	                                                             clock_now() + milliseconds,
+	                                                             period,
+	                                                             call,
+	                                                             arg};
 	return messenger->timer_id;
 }
 
@@ -912,15 +944,14 @@ messenger_set_interval(struct messenger *messenger, int milliseconds, messenger_
 int
 messenger_clear_timeout(struct messenger *messenger, int id)
 {
-	size_t i;
+	size_t i = find_timer(messenger, id);
 
-	for (i = 0; i < messenger->timer_count; i++)
-		if (messenger->timers[i].id == id) {
-			messenger->timers[i] = messenger->timers[--messenger->timer_count];
-			return 0;
-		}
-	errno = ENOENT;
-	return -1;
+	if (i == messenger->timer_count) {
+		errno = ENOENT;
+		return -1;
+	}
+	messenger->timers[i] = messenger->timers[--messenger->timer_count];
+	return 0;
 }
 
 /* The timer that is due first, or NULL; of two, the one that was set first. */
@@ -928,11 +959,14 @@ static struct timer *
 next_timer(const struct messenger *messenger)
 {
 	struct timer *timer, *first = NULL;
+	size_t i;
 
-	for (timer = messenger->timers; timer < messenger->timers + messenger->timer_count; timer++)
-		if (first == NULL || timer->due < first->due ||
-		    (timer->due == first->due && timer->id < first->id))
+	for (i = 0; i < messenger->timer_count; i++) {
+		timer = &messenger->timers[i];
+		if (!timer->fresh && (first == NULL || timer->due < first->due ||
+		                      (timer->due == first->due && timer->id < first->id)))
 			first = timer;
+	}
 	return first;
 }
 
@@ -952,10 +986,11 @@ static void
 run_timers(struct messenger *messenger)
 {
 	int64_t now = clock_now();
-	int last = messenger->timer_id;
 	struct timer *timer, due;
+	size_t i;
 
-	while ((timer = next_timer(messenger)) != NULL && timer->due <= now && timer->id <= last) {
+	messenger->timing = true;
+	while ((timer = next_timer(messenger)) != NULL && timer->due <= now) {
 		due = *timer;
 		if (due.period > 0)
 			timer->due += (1 + (now - due.due) / due.period) * due.period;
@@ -963,6 +998,9 @@ run_timers(struct messenger *messenger)
 			*timer = messenger->timers[--messenger->timer_count];
 		check(messenger, due.call(messenger, due.arg), "timer");
 	}
+	messenger->timing = false;
+	for (i = 0; i < messenger->timer_count; i++)
+		messenger->timers[i].fresh = false;
 }
 
 /* The channel has something to say, or is gone. */

@@ -518,7 +518,7 @@ struct messenger {
 	struct action_listeners *last;        /* found last */
 	uint64_t turn;                        /* messages delivered, ever */
 	bool delivering;
-	bool sweep; /* removed listeners wait to be freed */
+	struct action_listeners *unswept; /* with listeners to be forgotten */
 
 	struct watch *watches;
 	struct pollfd *set; /* the channel, then one for each watch */
@@ -527,6 +527,7 @@ struct messenger {
 	struct timer *timers;
 	size_t timer_count, timer_size;
 	int timer_id;
+	bool timing; /* timers are being called */
 	bool stepping, canceled, broken;
 
 	/* set by the roles */

@@ -1,0 +1,82 @@
+/*
+ * A parent, its master and one app worker: "hi there" goes down to the app, and
+ * comes back as an answer. The parent prints both, and ends the cluster.
+ *
+ *	parent -- ping --> master -- ping --> app
+ *	parent <-- pong -- master <-- pong -- app
+ */
+#include "../messenger.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+
+#define DEADLINE 10000 /* milliseconds, for all of it */
+
+static pid_t master;
+static bool answered;
+
+static int
+on_ping(struct messenger *app, const struct message *message, void *arg) /* in the app */
+{
+	(void)arg;
+	return messenger_send(app, "pong", message->data, ROLE_PARENT);
+}
+
+static int
+app(struct messenger *app, void *arg)
+{
+	return messenger_on(app, "ping", on_ping, arg);
+}
+
+static int
+on_ready(struct messenger *parent, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	printf("parent sends \"hi there\"\n");
+	return messenger_send_to_app(parent, "ping", "\"hi there\"");
+}
+
+static int
+on_pong(struct messenger *parent, const struct message *message, void *arg)
+{
+	(void)parent, (void)arg;
+	printf("app answers %s\n", message->data);
+	answered = true;
+	return kill(master, SIGTERM); /* the cluster stops, app first */
+}
+
+/* Without its master no child stays: each sees the end of its channel. */
+static int
+on_deadline(struct messenger *parent, void *arg)
+{
+	(void)parent, (void)arg;
+	fprintf(stderr, "ping: not done after %d ms, killing the master\n", DEADLINE);
+	return kill(master, SIGKILL);
+}
+
+int
+main(void)
+{
+	struct messenger *parent;
+	int status = 0;
+
+	setvbuf(stdout, NULL, _IOLBF, 0); /* before the fork: nothing is printed twice */
+	parent = fork_cluster(&(struct options){.app = app, .workers = 1}, &master);
+	if (parent == NULL) {
+		perror("ping");
+		return 1;
+	}
+	if (messenger_once(parent, "egg-ready", on_ready, NULL) == -1 ||
+	    messenger_once(parent, "pong", on_pong, NULL) == -1 ||
+	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
+		perror("ping");
+		kill(master, SIGKILL);
+	}
+	while (waitpid(master, &status, WNOHANG) == 0)
+		messenger_step(parent, 50);
+	messenger_close(parent);
+	if (!answered)
+		fprintf(stderr, "ping: the master is gone, and there was no answer\n");
+	return answered && status == 0 ? 0 : 1;
+}
