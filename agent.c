@@ -61,7 +61,7 @@ graceful_process_start(struct messenger *messenger, const char *label, messenger
 	int descriptor = wake_open();
 
 	catch_signal(SIGPIPE, SIG_IGN);
-	if (descriptor == -1 || messenger_flush_at_exit(messenger) != 0 ||
+	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
 	    (role != NULL && role(messenger, arg) != 0)) {
 		print_line(STDERR_FILENO, "[%s] start error, exiting with code:1", label);

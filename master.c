@@ -225,7 +225,7 @@ release(struct master *master, bool with_listener)
 		delete_worker(master, worker);
 	channel_close(&master->agent.channel);
 	channel_close(&master->parent.channel);
-	wake_close();
+	messenger_disown();
 	if (master->pid_file != -1)
 		close(master->pid_file);
 	if (with_listener && master->listener != -1)
@@ -1483,6 +1483,7 @@ fork_cluster(const struct options *given, pid_t *pid)
 	*pid = fork();
 	if (*pid == 0) {
 		messenger_free(parent);
+		messenger_disown();
 		options.parent = pair[1] > 0 ? pair[1] : fcntl(pair[1], F_DUPFD, 1);
 		exit(start_cluster(&options));
 	}

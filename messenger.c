@@ -179,7 +179,8 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		      (long)process->worker_id);
 	while (sendmessage(&process->channel, data) == -1) {
 		if (errno == EMFILE && data->handle != -1) {
-			data->handle = -1; /* its owner, the caller, knows it still */
+			data->handle = -1;  /* the message is worth more; the caller */
+			data->frame = NULL; /* closes the handle, and this is no run */
 		} else if (errno == ENOMEM && process->channel.descriptor != -1) {
 			deadline = deadline != 0 ? deadline : clock_now() + STARVED_TIMEOUT;
 			if (clock_now() > deadline)
@@ -290,6 +291,10 @@ struct timer {
 	void *arg;
 };
 
+/* A message is being delivered: it stands in the read buffer, which no loop of
+ * this process may use meanwhile. */
+static bool in_listener;
+
 struct closer {
 	struct closer *next;
 	messenger_callback call;
@@ -308,6 +313,7 @@ messenger_open(int descriptor, enum role role)
 	messenger->pid = getpid();
 	messenger->slot = -1;
 	messenger->flush_at = CHANNEL_FLUSH_SIZE;
+	messenger->turn = 1;
 	messenger->accepted = -1;
 	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uint64_t)clock_now();
 	messenger->watch_size = 8;
@@ -743,7 +749,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	struct action_listeners *action;
 
 	messenger->turn++;
-	messenger->delivering = true;
+	in_listener = messenger->delivering = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
 	if (messenger->every != NULL)
@@ -754,7 +760,7 @@ deliver(struct messenger *messenger, const struct message *message)
 		emit(messenger, action, message); /* ipc.js:120 D6 */
 	else if (trace_on)
 		trace(messenger->role, "receives", message, "without a listener for its action");
-	messenger->delivering = false;
+	in_listener = messenger->delivering = false;
 	sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);
@@ -1071,7 +1077,7 @@ messenger_step(struct messenger *messenger, int timeout)
 {
 	int due = messenger_timeout(messenger);
 
-	if (messenger->stepping) {
+	if (messenger->stepping || in_listener) {
 		errno = EBUSY;
 		return -1;
 	}
@@ -1161,19 +1167,30 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* D22: what a send call accepted leaves before the process does. */
-static struct messenger *at_exit;
+/* The messenger of this process's role. */
+static struct messenger *own;
 
+/* D22: what a send call accepted leaves before the process does. */
 static void
 flush_at_exit(void)
 {
-	if (at_exit->pid == getpid() && at_exit->channel.descriptor != -1)
-		channel_drain(&at_exit->channel, EXIT_FLUSH_TIMEOUT);
+	if (own != NULL && own->pid == getpid() && own->channel.descriptor != -1)
+		channel_drain(&own->channel, EXIT_FLUSH_TIMEOUT);
 }
 
 int
-messenger_flush_at_exit(struct messenger *messenger)
+messenger_own(struct messenger *messenger)
 {
-	at_exit = messenger;
+	own = messenger;
 	return atexit(flush_at_exit);
+}
+
+void
+messenger_disown(void)
+{
+	if (own != NULL)
+		channel_close(&own->channel);
+	own = NULL;
+	in_listener = false;
+	wake_close();
 }

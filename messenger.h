@@ -165,7 +165,8 @@ int start_cluster(const struct options *options);
  * Fork a process that calls start_cluster with these options and the caller as
  * its parent. Returns the parent's messenger (end it with messenger_close) and
  * stores the pid in *master: reaping it is the caller's. NULL with errno:
- * ENOMEM, EMFILE, EAGAIN. It changes no signal of the caller's.
+ * ENOMEM, EMFILE, EAGAIN. It changes no signal of the caller's. As in egg the
+ * cluster outlives its parent: end it with SIGTERM to the master.
  * egg: child_process.fork in egg-scripts/lib/cmd/start.js
  */
 struct messenger *fork_cluster(const struct options *options, pid_t *master);
@@ -239,8 +240,8 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * The loop. Agent and app worker run it by themselves; a parent, or a role
  * function that waits for something, turns it with messenger_step.
  *
- * watch: call back when poll(2) reports one of `events` (POLLIN, POLLOUT; also
- * POLLHUP, POLLERR, POLLNVAL, unasked). Watching a descriptor again replaces
+ * watch: call back when poll(2) reports one of `events` (POLLIN, POLLOUT, or 0;
+ * also POLLHUP, POLLERR, POLLNVAL, unasked). Watching a descriptor again replaces
  * its events, watcher and arg. unwatch before you close it; ENOENT if it is
  * not watched. errno: EINVAL, ENOMEM.
  *
@@ -253,7 +254,7 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * for something to do, and do it: messages, watched descriptors, timers.
  * Returns 1 while the channel is open; 0 once it is closed and all that came
  * over it is delivered (descriptors and timers go on); -1 with EBUSY from
- * inside a callback of the same loop, EPROTO when the other end broke the
+ * inside a callback of the same loop or a listener of any, EPROTO when the other end broke the
  * protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
  *
  * A foreign loop polls what `descriptors` stores (at most `size`; it returns
@@ -284,8 +285,10 @@ int messenger_ready(struct messenger *messenger, int status);
 
 /*
  * Agent and app worker: call back once when the process begins to leave, in
- * order of adding; the callback may turn the loop with messenger_step while it
- * takes its time, within the close timeout. Its result is only logged. ENOMEM.
+ * order of adding and outside of any step; messenger_closing is true by then. The
+ * callback may turn the loop with messenger_step while it takes its time, within
+ * the close timeout. Its result is only logged. An app worker then goes on until
+ * its open connections have ended, within the same time. ENOMEM.
  * egg: beforeClose
  */
 int messenger_before_close(struct messenger *messenger, messenger_callback callback, void *arg);
@@ -396,7 +399,8 @@ int channel_pair(int descriptors[2]);
 /*
  * Queue a message. A message that stands in the read buffer (message->frame) is
  * not copied: it becomes part of the channel's run, with message->from and
- * message->to stamped into it. errno as at messenger_send.
+ * message->to stamped into it, the same for all its receivers. errno as at
+ * messenger_send.
  * egg: npm sendmessage, child.send
  */
 int sendmessage(struct channel *channel, const struct message *message);
@@ -412,12 +416,12 @@ size_t channel_pending(const struct channel *channel);
 enum peer channel_flush(struct channel *channel);
 
 /*
- * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take the
- * messages out one by one until there is none (0): PEER_BROKEN shows there, as
- * -1. A message's strings and handle live until the next call for any channel
- * of this process; message->handle is yours to close. Before the buffer is read
- * into again every run is written or copied; where memory is short for that,
- * nothing is read, and channel_starved is true: try again soon.
+ * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take out the
+ * messages one by one, until there is none (0) or a bad one (-1, as PEER_BROKEN:
+ * nothing more comes). They live until anything is read in this process again;
+ * message->handle is yours to close. Before that every run is written or copied;
+ * where memory is short for it nothing is read, and channel_starved, which tries
+ * again, is true: turn the loop without reading, and come back soon.
  */
 enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
@@ -546,8 +550,11 @@ void messenger_free(struct messenger *messenger);
  * failed. */
 int messenger_run_closers(struct messenger *messenger);
 
-/* Write out at exit(3) what was sent; once in a process. atexit(3)'s result. */
-int messenger_flush_at_exit(struct messenger *messenger);
+/* This is the messenger of the process's role: what it was sent is written out at
+ * exit(3). -1: atexit(3) failed. A forked child that plays no part in its parent's
+ * cluster lets go of that. */
+int messenger_own(struct messenger *messenger);
+void messenger_disown(void);
 
 /*
  * The roles. Each runs in a freshly forked child and ends it: it never returns.

@@ -33,6 +33,9 @@
 /* A run of fewer bytes is cheaper copied than written. */
 #define RUN_SHORT 16384
 
+/* The first memory of a queue. */
+#define QUEUE_LEAST 4096
+
 /* An empty queue larger than this gives its memory back. */
 #define QUEUE_KEEP ((size_t)2 * CHANNEL_FLUSH_SIZE)
 
@@ -246,34 +249,33 @@ channel_pending(const struct channel *channel)
 	return channel->queue_end - channel->queue_start + channel->run_length;
 }
 
-/* Room for `size` more bytes at the queue's end, or NULL (ENOMEM). Dead bytes
- * at its start are reused when they are the greater part, so that a byte is
- * moved once on average; and a new queue is not filled with the old one's. */
+/* Room for `size` more bytes at the queue's end, or NULL (ENOMEM). Written bytes
+ * at its start are reused when they are the greater part, and otherwise the queue
+ * doubles: so a byte is moved once or twice, however long the queue. */
 static unsigned char *
 queue_reserve(struct channel *channel, size_t size)
 {
 	size_t used = channel->queue_end - channel->queue_start;
-	unsigned char *grown = channel->queue;
 	size_t room = channel->queue_size;
+	unsigned char *queue = channel->queue;
 
 	if (room - channel->queue_end >= size)
-		return channel->queue + channel->queue_end;
+		return queue + channel->queue_end;
 	if (channel->queue_start < used || room - used < size) {
-		for (room = room > 4096 ? room : 4096; room - used < size; room *= 2)
-			;
-		grown = malloc(room);
-		if (grown == NULL)
+		room = 2 * used + size + QUEUE_LEAST;
+		queue = malloc(room);
+		if (queue == NULL)
 			return NULL;
 	}
 	if (used > 0)
-		memmove(grown, channel->queue + channel->queue_start, used);
-	if (grown != channel->queue)
+		memmove(queue, channel->queue + channel->queue_start, used);
+	if (queue != channel->queue)
 		free(channel->queue);
-	channel->queue = grown;
+	channel->queue = queue;
 	channel->queue_size = room;
 	channel->queue_start = 0;
 	channel->queue_end = used;
-	return grown + used;
+	return queue + used;
 }
 
 /* Write once: the queue and the run, but not past the next handle, which goes
@@ -289,10 +291,11 @@ write_once(struct channel *channel, size_t *tried)
 	size_t queued = channel->queue_end - channel->queue_start;
 	struct iovec part[2];
 	struct msghdr header = {.msg_iov = part, .msg_iovlen = 1};
-	struct waiting_handle *waiting = channel->waiting;
+	const struct waiting_handle *waiting = channel->waiting;
+	int waiting_count = channel->waiting_count;
 	size_t until = SIZE_MAX;
 
-	if (channel->waiting_count > 0 && waiting->position == channel->written) {
+	if (waiting_count > 0 && waiting->position == channel->written) {
 		memset(&control, 0, sizeof control);
 		header.msg_control = &control;
 		header.msg_controllen = sizeof control;
@@ -300,11 +303,12 @@ write_once(struct channel *channel, size_t *tried)
 		control.align.cmsg_type = SCM_RIGHTS;
 		control.align.cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(&control.align), &waiting->descriptor, sizeof(int));
+		waiting_count--;
 		waiting++;
 	}
-	if (waiting < channel->waiting + channel->waiting_count)
+	if (waiting_count > 0)
 		until = (size_t)(waiting->position - channel->written);
-	part[0].iov_base = channel->queue + channel->queue_start;
+	part[0].iov_base = queued > 0 ? channel->queue + channel->queue_start : NULL;
 	part[0].iov_len = queued < until ? queued : until;
 	*tried = part[0].iov_len;
 	if (channel->run_length > 0 && until == SIZE_MAX) { /* handles are only in the queue */
@@ -332,8 +336,10 @@ write_advance(struct channel *channel, size_t count)
 	}
 	channel->written += count;
 	channel->queue_start += from_queue;
-	channel->run += count - from_queue;
-	channel->run_length -= count - from_queue;
+	if (count > from_queue) {
+		channel->run += count - from_queue;
+		channel->run_length -= count - from_queue;
+	}
 	if (channel->queue_start < channel->queue_end)
 		return;
 	channel->queue_start = channel->queue_end = 0;
@@ -407,9 +413,14 @@ channel_drain(struct channel *channel, int timeout)
 	for (;;) {
 		peer = channel_flush(channel);
 		timeout = (int)(deadline - clock_now());
-		if (peer != PEER_ALIVE || channel_pending(channel) == 0 || timeout <= 0)
+		if (peer != PEER_ALIVE || channel_pending(channel) == 0 || timeout <= 0 ||
+		    channel->descriptor == -1)
 			return peer;
-		poll(&wait, 1, timeout);
+		if (buffer.starved) /* not the socket is short, but memory: a pause */
+			poll(NULL, 0, timeout < 10 ? timeout : 10);
+		else
+			poll(&wait, 1, timeout);
+		buffer.starved = false;
 	}
 }
 
@@ -529,6 +540,7 @@ buffer_settle(void)
 	if (channel == NULL)
 		return 0;
 	if (channel->torn == NULL) {
+		assert(length < FRAME_HEADER || length < frame_size(left));
 		if (length >= FRAME_HEADER) {
 			channel->torn = malloc(frame_size(left));
 			if (channel->torn == NULL)
@@ -545,12 +557,11 @@ buffer_settle(void)
 bool
 channel_starved(void)
 {
-	bool starved = buffer.starved;
+	bool settled = buffer_settle() == 0;
+	bool starved = buffer.starved || !settled;
 
 	buffer.starved = false;
-	if (buffer_settle() == -1)
-		starved = true;
-	return starved || buffer.starved;
+	return starved;
 }
 
 /* Keep the handles that came. An honest sender sends one with a frame, so two
@@ -638,7 +649,10 @@ channel_read(struct channel *channel)
 	buffer.reader = channel;
 	buffer.next = 0;
 	buffer.end = head + (size_t)count - completes;
-	return take_handles(channel, &header);
+	if (take_handles(channel, &header) == PEER_ALIVE)
+		return PEER_ALIVE;
+	buffer.reader = NULL;
+	return PEER_BROKEN;
 }
 
 /* The next complete frame: 1, none yet: 0, a bad one: -1. */
@@ -667,29 +681,38 @@ next_frame(struct channel *channel, unsigned char **frame)
 	return 1;
 }
 
+/* The handle that a frame announces. */
+static bool
+take_handle(struct channel *channel, struct message *message)
+{
+	if (channel->arrived_count == 0)
+		return false;
+	message->handle = channel->arrived[0];
+	channel->arrived[0] = channel->arrived[1];
+	channel->arrived_count--;
+	if (message->handle == HANDLE_LOST) { /* the message is worth more than that */
+		message->handle = -1;
+		message->frame[FRAME_FLAGS] &= (unsigned char)~FRAME_HAS_HANDLE;
+	}
+	return true;
+}
+
 int
 channel_next(struct channel *channel, struct message *message)
 {
 	unsigned char *frame;
 	int found = next_frame(channel, &frame);
 
-	if (found <= 0)
-		return found;
-	if (!frame_decode(frame, message))
-		return -1;
-	if ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0) {
-		if (channel->arrived_count == 0)
-			return -1;
-		message->handle = channel->arrived[0];
-		channel->arrived[0] = channel->arrived[1];
-		channel->arrived_count--;
-		if (message->handle == HANDLE_LOST) { /* the message is worth more than that */
-			message->handle = -1;
-			frame[FRAME_FLAGS] &= (unsigned char)~FRAME_HAS_HANDLE;
-		}
+	if (found == 0)
+		return 0;
+	if (found == 1 && frame_decode(frame, message) &&
+	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) == 0 || take_handle(channel, message))) {
+		channel->messages_in++;
+		return 1;
 	}
-	channel->messages_in++;
-	return 1;
+	if (buffer.reader == channel)
+		buffer.reader = NULL; /* what follows a lie is not to be kept */
+	return -1;
 }
 
 /* ---- trace --------------------------------------------------------------- */
