@@ -1,0 +1,149 @@
+/*
+ * A live cluster in a test.
+ *
+ *	static int app(struct messenger *app, void *arg)
+ *	{
+ *		observe(app);
+ *		return 0;
+ *	}
+ *
+ *	Test(cluster, app_hears_that_all_is_ready)
+ *	{
+ *		struct cluster *c = cluster_start(&(struct options){.app = app, .workers = 1});
+ *
+ *		cluster_ready(c);
+ *		cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
+ *		cluster_stop(c);
+ *	}
+ *
+ * The test is the parent. All that the cluster's processes print, all that they
+ * report, and all that the parent hears, is one record of lines, in the order in
+ * which it came. A test waits for lines, never for time:
+ *
+ *	[master] app_worker#1:4711 start                               printed
+ *	@app:0:4711 saw egg-ready {"workers":1} from master to app     observed
+ *	@app:0:4711 loaded                                             reported
+ *	@exit:0:4711 code: 110, signal: null                           reaped by the test
+ *
+ * Whatever is looked for is looked for in the line with symbolic names: a pid is
+ * AGENT#n, APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and
+ * what egg-ready carries is <options>.
+ *
+ * A test that fails prints the record. However a test ends,
+ * none of its processes outlives it, nor does its folder.
+ */
+#ifndef HARNESS_H
+#define HARNESS_H
+
+#include "messenger.h"
+
+/* ---- in the processes of the cluster --------------------------------------- */
+
+/* One line in the record: "@role:slot:pid ...". Longer than a pipe writes at
+ * once it is cut; a new line in it becomes a blank. */
+void report(const struct messenger *messenger, const char *format, ...) PRINTF_LIKE(2, 3);
+
+/* Report every message that comes from now on: "saw ACTION DATA from X to Y",
+ * then " receiverPid P" and " handle" if it has them. */
+int observe(struct messenger *messenger);
+
+/* Write bytes to the process's own channel, past all that would check them. */
+int raw_write(const struct messenger *messenger, const void *bytes, size_t length);
+
+/* ---- in the test ----------------------------------------------------------- */
+
+struct cluster {
+	pid_t master; /* in a process group of its own */
+	struct messenger *parent;
+	int port;   /* once it is ready, if it has one */
+	int status; /* of the master, as waitpid(2) has it, once it is dead */
+	bool dead;  /* is it? */
+	struct record *record;
+};
+
+/* A folder of the test's own, empty at first; it is removed with all in it. */
+const char *test_folder(void);
+
+/* How long a wait may take: seconds 10, times TEST_TIME_SCALE. */
+int time_limit(void);
+int time_scale(void);
+
+/*
+ * fork_cluster. A port of 0 is any free one, workers of 0
+ * are one, and the environment's PORT, HOST, EGG_ and so on are not seen:
+ * clear_environment was called.
+ *   ready    wait for egg-ready at the parent, and learn the port
+ *   stop     SIGTERM, exit 0, and nobody is left
+ *   ended    wait for its end, exit `code`, and nobody is left
+ *   killed   wait until a signal has killed the master, and the others have left
+ * The last three free it.
+ */
+struct cluster *cluster_start(const struct options *options);
+void cluster_ready(struct cluster *cluster);
+void cluster_stop(struct cluster *cluster);
+void cluster_ended(struct cluster *cluster, int code);
+void cluster_killed(struct cluster *cluster, int number);
+
+/* Forget PORT, HOST, EGG_* and CLUTCH_TRACE; cluster_start does it by itself,
+ * once in a test. Call it before you set one of them. */
+void clear_environment(void);
+
+/*
+ * The record. `from` is where to look: 0 is its beginning, and what `wait`
+ * returns is behind the line that it found, so that a chain of waits is also
+ * about order. count does not wait. line finds the last such line, symbolic, or
+ * NULL; it lives until the next call.
+ */
+size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
+	PRINTF_LIKE(3, 4);
+size_t cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
+	PRINTF_LIKE(3, 4);
+const char *cluster_line(struct cluster *cluster, const char *format, ...) PRINTF_LIKE(2, 3);
+size_t cluster_mark(struct cluster *cluster); /* behind what is there now */
+void cluster_dump(struct cluster *cluster);   /* to stderr */
+
+/*
+ * What a process saw, in order, in egg's way: "egg-pids [APP#1] -> egg-ready
+ * <options>"; "" if nothing. who is PARENT, AGENT#n or APP#n. Actions that begin
+ * with "test-" are the test's own, and left out. wait_saw waits until all that it
+ * saw, from `from` on, is that; it fails as soon as it cannot become that. Where
+ * the order is nobody's promise, " || " stands between what may be.
+ */
+const char *cluster_saw(struct cluster *cluster, size_t from, const char *who);
+void cluster_wait_saw(struct cluster *cluster, const char *who, const char *expected);
+void cluster_wait_saw_from(struct cluster *cluster, size_t from, const char *who,
+                           const char *expected);
+
+/* Wait for something else. It is asked again after each event, and otherwise
+ * every 5 ms; `what` is for the failure's message. */
+void cluster_until(struct cluster *cluster, bool (*is_so)(struct cluster *cluster, void *arg),
+                   void *arg, const char *what);
+
+/* Let the parent turn its loop, so that what it has sent leaves. */
+void cluster_turn(struct cluster *cluster);
+
+/* ---- processes -------------------------------------------------------------- */
+
+/* By name: PARENT, MASTER, AGENT#n, APP#n; wait until it has been forked. And
+ * back: "?" if it is none of the cluster's. */
+pid_t cluster_pid(struct cluster *cluster, const char *who);
+const char *cluster_name(struct cluster *cluster, pid_t pid);
+
+/* Send a signal; wait until it is dead (a zombie is). wait_end waits until the
+ * master has logged its death and returns the reason, "code: 1, signal: null". */
+void cluster_signal(struct cluster *cluster, const char *who, int number);
+void cluster_wait_death(struct cluster *cluster, const char *who);
+const char *cluster_wait_end(struct cluster *cluster, const char *who);
+
+/* Those alive, the master and grandchildren too: who holds the record's pipe. */
+size_t cluster_processes(struct cluster *cluster, pid_t *pids, size_t size);
+
+bool process_is_alive(pid_t pid);          /* a zombie is not */
+long process_memory(pid_t pid);            /* resident, KiB; -1: dead */
+int process_descriptors(pid_t pid);        /* open ones; -1: dead */
+int64_t process_processor_time(pid_t pid); /* used so far, ms; -1: dead */
+
+/* A TCP connection to the shared port, blocking, with the time limit on it. */
+int cluster_connect(const struct cluster *cluster);
+
+#endif

@@ -1,0 +1,2003 @@
+/*
+ * The core path of a live cluster: start, delivery, re-fork, shutdown.
+ *
+ * What is expected is what the real egg-cluster did (golden/delivery.tsv, and
+ * lifecycle.md for the sequences), but where a divergence says otherwise: Dn is
+ * its number in docs/divergences.md. Most tests give their cluster processes
+ * that obey: the parent orders one of them to do something, and then to send a
+ * marker to everybody. Channels are first in, first out, so whoever has seen the
+ * marker has seen all that came before it, and what it has not seen by then it
+ * never will.
+ */
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+TestSuite(cluster, .timeout = 120);
+
+/* ---- processes that obey -------------------------------------------------- */
+
+/* A send call: "METHOD PID TO FROM ACTION DATA". A number is a pid, or a role of
+ * enum role; "-" is an absent action, "undefined" is absent data. */
+struct call {
+	char method[16];
+	int pid, to, from;
+	char action[32];
+	char data[64];
+};
+
+static int
+parse_call(const char *text, struct call *call)
+{
+	return sscanf(text, "%15s %d %d %d %31s %63[^\n]", call->method, &call->pid, &call->to,
+	              &call->from, call->action, call->data) == 6;
+}
+
+/* Do it: 0 or errno. "message" is egg's process.send: any message. */
+static int
+perform(struct messenger *messenger, const struct call *call)
+{
+	const char *action = strcmp(call->action, "-") != 0 ? call->action : NULL;
+	const char *data = strcmp(call->data, "undefined") != 0 ? call->data : NULL;
+	struct message message = {.action = action,
+	                          .from = (enum role)call->from,
+	                          .to = (enum role)call->to,
+	                          .receiver_pid = call->pid,
+	                          .data = data,
+	                          .data_length = data != NULL ? strlen(data) : 0,
+	                          .handle = -1};
+	int result = -1;
+
+	errno = ENOSYS;
+	if (strcmp(call->method, "broadcast") == 0)
+		result = messenger_broadcast(messenger, action, data);
+	else if (strcmp(call->method, "sendToApp") == 0)
+		result = messenger_send_to_app(messenger, action, data);
+	else if (strcmp(call->method, "sendToAgent") == 0)
+		result = messenger_send_to_agent(messenger, action, data);
+	else if (strcmp(call->method, "sendRandom") == 0)
+		result = messenger_send_random(messenger, action, data);
+	else if (strcmp(call->method, "sendTo") == 0)
+		result = messenger_send_to(messenger, call->pid, action, data);
+	else if (strcmp(call->method, "send") == 0)
+		result = messenger_send(messenger, action, data, (enum role)call->to);
+	else if (strcmp(call->method, "message") == 0)
+		result = messenger_send_message(messenger, &message);
+	return result == 0 ? 0 : errno;
+}
+
+static void
+send_markers(struct messenger *messenger, int number)
+{
+	char data[16];
+
+	snprintf(data, sizeof data, "%d", number);
+	messenger_send(messenger, "test-marker", data, ROLE_APP);
+	messenger_send(messenger, "test-marker", data, ROLE_AGENT);
+	messenger_send(messenger, "test-marker", data, ROLE_PARENT);
+}
+
+static void
+report_opids(struct messenger *messenger)
+{
+	size_t i, count;
+	const pid_t *opids = messenger_opids(messenger, &count);
+	char list[512] = "";
+	int used = 0;
+
+	for (i = 0; i < count; i++)
+		used += snprintf(list + used, sizeof list - (size_t)used, "%s%ld", i > 0 ? "," : "",
+		                 (long)opids[i]);
+	report(messenger, "opids [%s] slot %d role %s pid %ld", list, messenger_slot(messenger),
+	       role_name(messenger_role(messenger)), (long)messenger_pid(messenger));
+}
+
+static void
+send_garbage(struct messenger *messenger)
+{
+	unsigned char garbage[64];
+
+	memset(garbage, 0xff, sizeof garbage);
+	raw_write(messenger, garbage, sizeof garbage);
+}
+
+/* An order is "NUMBER WORD REST"; the number is its marker's. */
+static int
+on_order(struct messenger *messenger, const struct message *message, void *arg)
+{
+	char word[16];
+	const char *rest = strchr(message->data, ' ') + 1;
+	int number = atoi(message->data), value = 0, result = 0;
+	struct call call;
+
+	(void)arg;
+	sscanf(rest, "%15s %d", word, &value);
+	if (parse_call(rest, &call))
+		report(messenger, "did %s %d", call.method, perform(messenger, &call));
+	else if (strcmp(word, "opids") == 0)
+		report_opids(messenger);
+	else if (strcmp(word, "ready") == 0)
+		report(messenger, "did ready %d", messenger_ready(messenger, value));
+	else if (strcmp(word, "exit") == 0)
+		exit(value);
+	else if (strcmp(word, "ignore") == 0)
+		signal(SIGTERM, SIG_IGN);
+	else if (strcmp(word, "garbage") == 0)
+		send_garbage(messenger);
+	else if (strcmp(word, "uncaught") == 0)
+		result = 7;
+	if (number > 0)
+		send_markers(messenger, number);
+	return result;
+}
+
+static int
+obey(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	if (observe(messenger) == -1)
+		return -1;
+	return messenger_on(messenger, "test-order", on_order, NULL);
+}
+
+static int
+obey_and_be_ready_later(struct messenger *messenger, void *arg)
+{
+	messenger_ready_later(messenger);
+	return obey(messenger, arg);
+}
+
+/* Order it, and do not wait. */
+static void
+order_with(struct cluster *c, const char *who, int number, const char *text)
+{
+	char data[256];
+	struct message message = {.action = "test-order",
+	                          .receiver_pid = cluster_pid(c, who),
+	                          .data = data,
+	                          .handle = -1};
+
+	message.data_length = (size_t)snprintf(data, sizeof data, "%d %s", number, text);
+	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
+	cluster_turn(c);
+}
+
+static void
+order(struct cluster *c, const char *who, const char *text)
+{
+	order_with(c, who, 0, text);
+}
+
+/* Wait until each of `everyone` ("AGENT#1 APP#1 ...") and the parent has seen it. */
+static size_t
+wait_for_marker(struct cluster *c, const char *everyone, size_t mark, int number)
+{
+	char names[128], *name, *next = names;
+	size_t end;
+
+	end = cluster_wait(c, mark, ":PARENT saw test-marker %d ", number);
+	snprintf(names, sizeof names, "%s", everyone);
+	while ((name = strsep(&next, " ")) != NULL)
+		cluster_wait(c, mark, ":%s saw test-marker %d ", name, number);
+	return end;
+}
+
+/* Order it, or do it if `who` is the parent, and wait until everybody has seen
+ * whatever came of it. Returns where in the record it began. */
+static size_t
+round_of(struct cluster *c, const char *everyone, const char *who, const char *text)
+{
+	static int number;
+	size_t mark = cluster_mark(c);
+	struct call call;
+
+	number++;
+	if (strcmp(who, "PARENT") == 0) {
+		cr_assert(parse_call(text, &call));
+		cr_assert_eq(perform(c->parent, &call), 0, "%s", text);
+		send_markers(c->parent, number);
+	} else {
+		order_with(c, who, number, text);
+	}
+	wait_for_marker(c, everyone, mark, number);
+	return mark;
+}
+
+/* Three apps and an agent that obey, ready. */
+static struct cluster *
+start_obeying(int workers)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = obey, .app = obey, .workers = workers});
+
+	cluster_ready(c);
+	return c;
+}
+
+/* ---- delivery.tsv ----------------------------------------------------------- */
+
+enum { STATE, SENDER, CALL, WIRE, RECEIVED, RAW, HEARD, EFFECTS, COLUMNS };
+
+struct row {
+	char *text, *column[COLUMNS];
+	bool done;
+};
+
+/*
+ * The rows where clutch answers otherwise. What stands in wire, received, raw
+ * and heard replaces egg's column; NULL leaves it. The rows that C has no words
+ * for have the nearest that it has.
+ */
+struct divergence {
+	const char *sender, *call, *why;
+	const char *wire, *received, *raw, *heard;
+	int error;      /* errno of the call */
+	bool effects;   /* egg had side effects, there are none */
+	bool elsewhere; /* another test has it */
+	bool any_app;   /* whichever app it was */
+	bool used;
+};
+
+#define D2 "D2: what is no message is a bad frame; see the tests of the protocol"
+#define STRING "egg makes action and data of a string; C has only the message"
+#define EXTRA "a message has no other fields"
+static struct divergence divergences[] = {
+	{.sender = "AGENT#1", .call = "sendRandom", .why = "a random one", .any_app = true},
+	{.sender = "AGENT#2", .call = "sendRandom", .why = "a random one", .any_app = true},
+	{.sender = "APP#1",
+         .call = "sendRandom",
+         .why = "D7: an app's sendRandom reaches the agent from the start",
+         .wire = "{\"action\":\"t15\",\"data\":{\"v\":1},\"receiverPid\":\"AGENT#1\"}",
+         .received = "AGENT#1 x1",
+         .raw = "{\"action\":\"t15\",\"data\":{\"v\":1},\"receiverPid\":\"AGENT#1\","
+                "\"from\":\"app\",\"to\":\"agent\"}",
+         .heard = "AGENT#1:{\"v\":1}"},
+	{.sender = "AGENT#1",
+         .call = "send(action,data,\"both\")",
+         .why = "there is no such role, and the call says so",
+         .error = EINVAL},
+	{.sender = "PARENT",
+         .call = "process.send to=bogus",
+         .why = "there is no such role, and the call says so",
+         .error = EINVAL},
+	{.sender = "PARENT",
+         .call = "process.send receiverPid=APP#1 as a NUMBER",
+         .why = "a pid is a number in C: it finds its owner",
+         .wire = "{\"action\":\"t34\",\"data\":{\"v\":1},\"receiverPid\":\"APP#1\"}",
+         .received = "APP#1 x1",
+         .raw = "{\"action\":\"t34\",\"data\":{\"v\":1},\"receiverPid\":\"APP#1\","
+                "\"from\":\"parent\",\"to\":\"app\"}",
+         .heard = "APP#1:{\"v\":1}"},
+	{.sender = "AGENT#1",
+         .call = "process.send(\"string\")",
+         .why = STRING,
+         .wire = "{\"action\":\"t40\",\"data\":\"t40\"}"},
+	{.sender = "APP#1",
+         .call = "process.send(\"string\")",
+         .why = STRING,
+         .wire = "{\"action\":\"t50\",\"data\":\"t50\"}"},
+	{.sender = "PARENT", .call = "process.send(\"a string\")", .why = D2, .elsewhere = true},
+	{.sender = "AGENT#1", .call = "process.send(7)", .why = D2, .elsewhere = true},
+	{.sender = "APP#1", .call = "process.send(7)", .why = D2, .elsewhere = true},
+	{.sender = "AGENT#1", .call = "process.send([1])", .why = D2, .elsewhere = true},
+	{.sender = "APP#1", .call = "process.send([1])", .why = D2, .elsewhere = true},
+	{.sender = "AGENT#1",
+         .call = "sendRandom x3000",
+         .why = "send_random_is_uniform",
+         .elsewhere = true},
+	{.sender = "AGENT#1",
+         .call = "process.send {action:\"error\",to:master}",
+         .why = "D6: it means nothing, so nothing is thrown",
+         .effects = true},
+	{.sender = "APP#1",
+         .call = "process.send {action:\"error\",to:master}",
+         .why = "D6: it means nothing, so nothing is thrown",
+         .effects = true},
+	{.sender = "AGENT#1",
+         .call = "process.send {to:agent} with extra fields",
+         .why = EXTRA,
+         .raw = "{\"action\":\"t45\",\"data\":{\"v\":1},\"to\":\"agent\",\"from\":\"agent\"}"},
+	{.sender = "APP#1",
+         .call = "process.send {to:agent} with extra fields",
+         .why = EXTRA,
+         .raw = "{\"action\":\"t55\",\"data\":{\"v\":1},\"to\":\"agent\",\"from\":\"app\"}"},
+};
+
+#define DIVERGENCES (sizeof divergences / sizeof divergences[0])
+
+/* A field's value as it stands in the JSON of an object, strings without their
+ * quotes if `bare`; false if there is none. */
+static bool
+json_field(const char *object, const char *field, bool bare, char *value, size_t size)
+{
+	char name[32];
+	const char *start, *end;
+	int depth = 0;
+
+	snprintf(name, sizeof name, "\"%s\":", field);
+	start = strstr(object, name);
+	if (start == NULL)
+		return false;
+	start += strlen(name);
+	for (end = start; depth > 0 || (*end != ',' && *end != '}'); end++)
+		depth += (*end == '{') - (*end == '}');
+	if (bare && *start == '"')
+		start++, end--;
+	snprintf(value, size, "%.*s", (int)(end - start), start);
+	return true;
+}
+
+static int
+role_number(const char *name)
+{
+	int role;
+
+	for (role = ROLE_NONE; role <= ROLE_APP; role++)
+		if (strcmp(name, role_name((enum role)role)) == 0)
+			return role;
+	return 9; /* bogus */
+}
+
+static int
+pid_of(struct cluster *c, const char *name)
+{
+	return strcmp(name, "UNKNOWN") == 0 ? 0x7ffffffe : cluster_pid(c, name);
+}
+
+/* The row's send call, from its name and from what egg had on the wire. */
+static void
+compose_call(struct cluster *c, const struct row *row, char *text, size_t size)
+{
+	const char *name = row->column[CALL], *wire = row->column[WIRE];
+	char action[32] = "-", data[64] = "undefined", to[16] = "-", from[16] = "-", pid[16] = "";
+	const char *method = "message";
+
+	json_field(wire, "action", true, action, sizeof action);
+	json_field(wire, "data", false, data, sizeof data);
+	json_field(wire, "to", true, to, sizeof to);
+	json_field(wire, "from", true, from, sizeof from);
+	json_field(wire, "receiverPid", true, pid, sizeof pid);
+	if (strncmp(name, "sendTo(", 7) == 0)
+		method = "sendTo";
+	else if (strncmp(name, "send(", 5) == 0)
+		method = "send";
+	else if (strncmp(name, "process.", 8) != 0)
+		method = name;
+	snprintf(text, size, "%s %d %d %d %s %s", method, pid[0] != '\0' ? pid_of(c, pid) : 0,
+	         role_number(to), role_number(from), action, data);
+}
+
+/* How the receiver's observer reports it: "saw t1 {"v":1} from agent to app". */
+static void
+compose_saw(struct row *row, const char *receiver, char *text, size_t size)
+{
+	char action[32] = "-", data[64] = "", to[16] = "", from[16] = "", pid[16] = "";
+	const char *raw = row->column[RAW], *second = strstr(raw, " | ");
+
+	if (second != NULL && strncmp(receiver, "AGENT", 5) == 0)
+		raw = second; /* broadcast: the first is for the apps */
+	json_field(raw, "action", true, action, sizeof action);
+	json_field(raw, "data", false, data, sizeof data);
+	json_field(raw, "to", true, to, sizeof to);
+	json_field(raw, "from", true, from, sizeof from);
+	snprintf(text, size, "saw %s %s from %s to %s", action, data, from, to);
+	if (json_field(raw, "receiverPid", true, pid, sizeof pid))
+		snprintf(text + strlen(text), size - strlen(text), " receiverPid %s", pid);
+}
+
+/* Who received it, how often, and what stood in it; nobody else received it. */
+static void
+check_received(struct cluster *c, struct row *row, size_t mark, const char *action)
+{
+	char list[128], saw[256], name[32], *one, *next = list;
+	size_t expected = 0;
+	int times;
+
+	snprintf(list, sizeof list, "%s", row->column[RECEIVED]);
+	while ((one = strsep(&next, ",")) != NULL) {
+		if (sscanf(one, " %31s x%d", name, &times) != 2)
+			break; /* nobody */
+		if (strcmp(name, "MASTER(emit)") == 0) {
+			cr_assert_eq(
+				cluster_count(c, mark, "trace master:MASTER routes %s ", action),
+				1);
+			cr_assert_eq(cluster_count(c, mark, " -> master, "), 1, "%s: %s",
+			             row->column[SENDER], row->column[CALL]);
+			continue;
+		}
+		expected += (size_t)times;
+		compose_saw(row, name, saw, sizeof saw);
+		cr_assert_eq(cluster_count(c, mark, ":%s %s", name, saw), (size_t)times,
+		             "%s: %s: %s expected %d times: %s", row->column[SENDER],
+		             row->column[CALL], name, times, saw);
+		if (strstr(saw, "receiverPid") == NULL)
+			cr_assert_eq(cluster_count(c, mark, ":%s %s receiverPid", name, saw), 0);
+	}
+	cr_assert_eq(cluster_count(c, mark, " saw %s ", action), expected,
+	             "%s: %s: received by others, too", row->column[SENDER], row->column[CALL]);
+}
+
+/* What the listeners of the action were called with. */
+static void
+check_heard(struct cluster *c, struct row *row, size_t mark, const char *action)
+{
+	char list[256], *one, *data, *next = list;
+	size_t expected = 0;
+
+	snprintf(list, sizeof list, "%s", row->column[HEARD]);
+	while (strcmp(list, "-") != 0 && (one = strsep(&next, ";")) != NULL) {
+		one += *one == ' ';
+		data = strchr(one, ':');
+		*data++ = '\0';
+		cr_assert_eq(cluster_count(c, mark, ":%s heard %s %s", one, action, data), 1,
+		             "%s: %s: %s heard", row->column[SENDER], row->column[CALL], one);
+		expected++;
+	}
+	cr_assert_eq(cluster_count(c, mark, " heard "), expected, "%s: %s: heard by others, too",
+	             row->column[SENDER], row->column[CALL]);
+}
+
+/* "[APP#1,APP#2]" of each: {"AGENT#1":"[APP#1,APP#2,APP#3]","APP#1":"[]"}. D7: an
+ * app knows the agent from the start. */
+static void
+check_opids(struct cluster *c, struct row *row, const char *everyone)
+{
+	char names[128], value[128], key[16], *name, *next = names;
+	const char *at;
+	size_t mark;
+
+	snprintf(names, sizeof names, "%s", everyone);
+	while ((name = strsep(&next, " ")) != NULL) {
+		snprintf(key, sizeof key, "\"%s\":\"", name);
+		at = strstr(row->column[HEARD], key);
+		cr_assert(at != NULL && sscanf(at + strlen(key), "%127[^\"]", value) == 1);
+		if (strncmp(name, "APP", 3) == 0 && strcmp(value, "[]") == 0)
+			snprintf(value, sizeof value, "[%.7s]", everyone);
+		mark = round_of(c, everyone, name, "opids");
+		cluster_wait(c, mark, ":%s opids %s slot", name, value);
+	}
+}
+
+static void
+replace_all(char **text, const char *old, const char *new)
+{
+	char *out = calloc(1, 4 * strlen(*text) + 1), *from = *text, *at;
+
+	while ((at = strstr(from, old)) != NULL) {
+		strncat(out, from, (size_t)(at - from));
+		strcat(out, new);
+		from = at + strlen(old);
+	}
+	strcat(out, from);
+	*text = out; /* the test is short: nobody frees it */
+}
+
+/* Egg's sendRandom took APP#2; ours took whom it took, and the row says so then. */
+static void
+substitute_receiver(struct cluster *c, struct row *row, const char *action)
+{
+	const char *line = cluster_line(c, " saw %s ", action);
+	char name[8], old[8];
+	int i;
+
+	cr_assert(line != NULL && sscanf(line, "@app:%*d:%7s", name) == 1);
+	cr_assert(sscanf(row->column[RECEIVED], "%7s", old) == 1);
+	for (i = WIRE; i <= HEARD; i++)
+		replace_all(&row->column[i], old, name);
+}
+
+static void
+apply(struct row *row, const struct divergence *divergence)
+{
+	const char *columns[] = {divergence->wire, divergence->received, divergence->raw,
+	                         divergence->heard};
+	int i;
+
+	for (i = 0; i < 4; i++)
+		if (columns[i] != NULL) {
+			row->column[WIRE + i] = strdup(columns[i]);
+			cr_assert(row->column[WIRE + i] != NULL);
+		}
+}
+
+static struct divergence *
+find_divergence(const struct row *row)
+{
+	size_t i;
+
+	for (i = 0; i < DIVERGENCES; i++)
+		if (!divergences[i].used &&
+		    strcmp(divergences[i].sender, row->column[SENDER]) == 0 &&
+		    strcmp(divergences[i].call, row->column[CALL]) == 0 &&
+		    /* after a restart egg's apps, too, have the agent's pid */
+		    (strcmp(divergences[i].call, "sendRandom") != 0 || divergences[i].any_app ||
+		     row->column[STATE][1] == '1')) {
+			divergences[i].used = true;
+			return &divergences[i];
+		}
+	return NULL;
+}
+
+/* Returns 1 if the master counts the row's message as undeliverable. */
+static int
+check_row(struct cluster *c, struct row *row, const char *everyone)
+{
+	static const struct divergence none;
+	const struct divergence *divergence = find_divergence(row);
+	char text[256], action[32] = "-";
+	struct call call;
+	size_t mark;
+
+	divergence = divergence != NULL ? divergence : &none;
+	row->done = true;
+	if (divergence->elsewhere)
+		return 0;
+	if (strcmp(row->column[CALL], "messenger.opids") == 0) {
+		check_opids(c, row, everyone);
+		return 0;
+	}
+	cr_assert(divergence->effects || strcmp(row->column[EFFECTS], "-") == 0);
+	apply(row, divergence);
+	compose_call(c, row, text, sizeof text);
+	json_field(row->column[WIRE], "action", true, action, sizeof action);
+	if (strcmp(row->column[SENDER], "PARENT") == 0 && divergence->error != 0) {
+		cr_assert(parse_call(text, &call) &&
+		          perform(c->parent, &call) == divergence->error);
+		return 0;
+	}
+	mark = round_of(c, everyone, row->column[SENDER], text);
+	if (strcmp(row->column[SENDER], "PARENT") != 0)
+		cr_assert_eq(cluster_count(c, mark, ":%s did %.*s %d", row->column[SENDER],
+		                           (int)strcspn(text, " "), text, divergence->error),
+		             1, "%s: %s: %s", row->column[SENDER], row->column[CALL], text);
+	if (divergence->any_app)
+		substitute_receiver(c, row, action);
+	check_received(c, row, mark, action);
+	check_heard(c, row, mark, action);
+	return strcmp(row->column[RECEIVED], "nobody") == 0 && divergence->error == 0;
+}
+
+static size_t
+read_rows(struct row *rows, size_t size)
+{
+	FILE *file = fopen("test/golden/delivery.tsv", "r");
+	char line[2048], *next;
+	size_t count = 0;
+	int i;
+
+	cr_assert(file != NULL, "run me where the Makefile is");
+	cr_assert(fgets(line, sizeof line, file) != NULL); /* the header */
+	while (fgets(line, sizeof line, file) != NULL) {
+		cr_assert(count < size);
+		line[strcspn(line, "\n")] = '\0';
+		rows[count].text = line;
+		replace_all(&rows[count].text, "AGENT#10", "AGENT#2"); /* we kill one, not nine */
+		next = rows[count].text;
+		for (i = 0; i < COLUMNS; i++)
+			rows[count].column[i] = strsep(&next, "\t");
+		cr_assert(rows[count].column[EFFECTS] != NULL && next == NULL);
+		count++;
+	}
+	fclose(file);
+	return count;
+}
+
+static int
+on_action(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)arg;
+	report(messenger, "heard %s %s", message->action,
+	       message->data != NULL ? message->data : "undefined");
+	return 0;
+}
+
+static int
+obey_and_hear(struct messenger *messenger, void *arg)
+{
+	char action[16];
+	int i;
+
+	for (i = 1; i < 100; i++) {
+		snprintf(action, sizeof action, "t%d", i);
+		messenger_on(messenger, action, on_action, NULL);
+	}
+	messenger_on(messenger, "error", on_action, NULL);
+	return obey(messenger, arg);
+}
+
+static int
+check_rows(struct cluster *c, struct row *rows, size_t count, const char *state,
+           const char *everyone)
+{
+	int undeliverable = 0;
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		if (strncmp(rows[i].column[STATE], state, 2) == 0)
+			undeliverable += check_row(c, &rows[i], everyone);
+	return undeliverable;
+}
+
+Test(cluster, delivery)
+{
+	static struct row rows[80];
+	size_t i, count = read_rows(rows, 80), done = 0, mark;
+	int undeliverable;
+	struct cluster *c;
+
+	cr_assert_eq(count, 66);
+	clear_environment();
+	setenv("CLUTCH_TRACE", "1", 1); /* it shows what reaches the master */
+	c = cluster_start(
+		&(struct options){.agent = obey_and_hear, .app = obey_and_hear, .workers = 3});
+	cluster_ready(c);
+	undeliverable = check_rows(c, rows, count, "S1", "AGENT#1 APP#1 APP#2 APP#3");
+
+	cluster_signal(c, "APP#3", SIGKILL);
+	cluster_wait(c, 0, ":APP#4 saw egg-ready");
+	undeliverable += check_rows(c, rows, count, "S2", "AGENT#1 APP#1 APP#2 APP#4");
+
+	mark = cluster_mark(c);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
+	cluster_wait(c, mark, ":APP#1 saw agent-start");
+	undeliverable += check_rows(c, rows, count, "S5", "AGENT#2 APP#1 APP#2 APP#4");
+
+	for (i = 0; i < count; i++)
+		done += rows[i].done;
+	cr_assert_eq(done, 66);
+	for (i = 0; i < DIVERGENCES; i++)
+		cr_assert(divergences[i].used, "no row for %s", divergences[i].call);
+	cr_assert_eq(undeliverable, 7);       /* t8 t9 t20 t21 t32 t84 t97 */
+	cluster_signal(c, "MASTER", SIGUSR1); /* D26 */
+	cluster_wait(c, 0, "[master] %d undeliverable", undeliverable);
+	cr_assert_eq(cluster_count(c, 0, "uncaught"), 0);
+	cluster_stop(c);
+}
+
+/* ---- delivery, what the table has no row for ---------------------------------- */
+
+static int
+on_counted(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message;
+	++*(int *)arg;
+	return 0;
+}
+
+static int
+on_count_wanted(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)message;
+	report(messenger, "counted %d", *(int *)arg);
+	return 0;
+}
+
+static int
+count_them(struct messenger *app, void *arg)
+{
+	static int counted;
+
+	(void)arg;
+	messenger_on(app, "count", on_counted, &counted);
+	return messenger_on(app, "test-count", on_count_wanted, &counted);
+}
+
+static int
+on_send_random_wanted(struct messenger *agent, const struct message *message, void *arg)
+{
+	int i;
+
+	(void)message, (void)arg;
+	for (i = 0; i < 3000; i++)
+		messenger_send_random(agent, "count", NULL);
+	return messenger_send_to_app(agent, "test-count", NULL);
+}
+
+static int
+send_random_when_ready(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	return messenger_once(agent, "egg-ready", on_send_random_wanted, NULL);
+}
+
+/* egg: 1002, 1011, 987 of 3000. The standard deviation is 26: 1000 +- 6 of them. */
+Test(cluster, send_random_is_uniform)
+{
+	struct cluster *c = cluster_start(&(struct options){
+		.agent = send_random_when_ready, .app = count_them, .workers = 3});
+	int i, count, total = 0;
+	const char *line;
+
+	for (i = 1; i <= 3; i++) {
+		cluster_wait(c, 0, ":APP#%d counted ", i);
+		line = cluster_line(c, ":APP#%d counted ", i);
+		cr_assert_eq(sscanf(line, "@app:%*d:%*s counted %d", &count), 1);
+		cr_assert(count > 844 && count < 1156, "APP#%d got %d", i, count);
+		total += count;
+	}
+	cr_assert_eq(total, 3000);
+	cluster_stop(c);
+}
+
+/* D2: a malformed frame costs its sender its life; nobody else notices. */
+Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
+{
+	struct cluster *c = start_obeying(3);
+
+	order(c, "APP#2", "garbage");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"),
+	                 "code: null, signal: SIGKILL, broke the protocol");
+	cluster_wait(c, 0, "app#2:APP#2 broke the protocol: killed");
+	cluster_wait(c, 0, ":APP#4 saw egg-ready");
+	round_of(c, "AGENT#1 APP#1 APP#3 APP#4", "APP#1", "opids");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#5"), 0);
+	cr_assert_eq(cluster_count(c, 0, "broke the protocol"), 2); /* the two lines above */
+	cluster_stop(c);
+}
+
+Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
+{
+	struct cluster *c = start_obeying(2);
+
+	order(c, "AGENT#1", "garbage");
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"),
+	                 "code: null, signal: SIGKILL, broke the protocol");
+	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
+	round_of(c, "AGENT#2 APP#1 APP#2", "APP#1", "opids");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
+	cluster_stop(c);
+}
+
+/* The master's parent may be wrong, too: then it is heard no longer. */
+Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
+{
+	struct cluster *c = start_obeying(2);
+
+	send_garbage(c->parent);
+	cluster_wait(c, 0, "parent#0:0 broke the protocol: its channel is closed");
+	cluster_signal(c, "APP#1", SIGKILL); /* and the cluster lives on */
+	cluster_wait(c, 0, ":APP#3 saw egg-ready");
+	cr_assert_eq(cluster_count(c, 0, "app-worker-died"), 0);
+	cluster_stop(c);
+}
+
+/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
+ * agent waits for the next one. */
+Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+{
+	struct cluster *c = start_obeying(2);
+	char text[64];
+	size_t mark;
+
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, ":PARENT saw agent-worker-died");
+	mark = cluster_mark(c);
+	snprintf(text, sizeof text, "sendTo %d 0 0 by-pid 1", (int)cluster_pid(c, "APP#2"));
+	order(c, "APP#1", text);
+	order(c, "APP#1", "sendToAgent 0 0 0 late 2");
+	order(c, "APP#1", "message 0 0 0 by-default 3");
+	cluster_wait(c, mark, ":APP#2 saw by-pid 1 from app to app receiverPid APP#2");
+	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0, "too slow to prove anything");
+
+	cluster_wait_saw(c, "AGENT#2",
+	                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	cluster_stop(c);
+}
+
+/* ---- start -------------------------------------------------------------------- */
+
+/* lifecycle 01. D7: apps are told the agent's pid. */
+Test(cluster, cold_start_with_one_worker)
+{
+	struct cluster *c = start_obeying(1);
+	size_t at;
+
+	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
+	cluster_wait_saw(c, "AGENT#1", "egg-pids [APP#1] -> egg-ready <options>");
+	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
+	round_of(c, "AGENT#1 APP#1", "AGENT#1", "opids"); /* and nothing more comes */
+	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
+	cluster_wait_saw(c, "AGENT#1", "egg-pids [APP#1] -> egg-ready <options>");
+	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
+
+	at = cluster_wait(c, 0, "[master] agent_worker#1:AGENT#1 start");
+	at = cluster_wait(c, at, "[master] agent_worker#1:AGENT#1 started (");
+	at = cluster_wait(c, at, "[master] app_worker#1:APP#1 start");
+	at = cluster_wait(c, at, "[master] app_worker#1:APP#1 started, remain 0 (");
+	at = cluster_wait(c, at, "[master] egg started (");
+	cluster_wait(c, at, "[master] to stop it: Ctrl-C, or kill MASTER");
+	cr_assert_eq(cluster_count(c, 0, "[master]"), 6);
+	cluster_stop(c);
+}
+
+/* lifecycle 02. In which order the apps become ready is nobody's promise. */
+Test(cluster, cold_start_with_three_workers)
+{
+	struct cluster *c = start_obeying(3);
+	size_t at;
+	int i;
+
+	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
+	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
+	cluster_wait_saw(c, "APP#2", "egg-pids [AGENT#1] -> egg-ready <options>");
+	cluster_wait_saw(c, "APP#3", "egg-pids [AGENT#1] -> egg-ready <options>");
+#define END " -> egg-pids [APP#1,APP#2,APP#3] -> egg-ready <options>"
+	cluster_wait_saw(c, "AGENT#1",
+	                 "egg-pids [APP#1] -> egg-pids [APP#1,APP#2]" END
+	                 " || egg-pids [APP#1] -> egg-pids [APP#1,APP#3]" END
+	                 " || egg-pids [APP#2] -> egg-pids [APP#1,APP#2]" END
+	                 " || egg-pids [APP#2] -> egg-pids [APP#2,APP#3]" END
+	                 " || egg-pids [APP#3] -> egg-pids [APP#1,APP#3]" END
+	                 " || egg-pids [APP#3] -> egg-pids [APP#2,APP#3]" END);
+#undef END
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "AGENT#1", "opids");
+	cluster_wait_saw(c, "APP#3", "egg-pids [AGENT#1] -> egg-ready <options>");
+
+	at = cluster_wait(c, 0, "[master] agent_worker#1:AGENT#1 started (");
+	for (i = 1; i <= 3; i++)
+		cluster_wait(c, at, "[master] app_worker#%d:APP#%d start", i, i);
+	for (i = 2; i >= 0; i--)
+		at = cluster_wait(c, at, " started, remain %d (", i);
+	cluster_wait(c, at, "[master] egg started (");
+	cr_assert_eq(cluster_count(c, 0, "[master]"), 10);
+	cluster_stop(c);
+}
+
+/* No app is forked before the agent is ready; egg-ready waits for every app. */
+Test(cluster, the_agent_is_ready_before_apps_are_forked)
+{
+	struct cluster *c = cluster_start(&(struct options){
+		.agent = obey_and_be_ready_later, .app = obey_and_be_ready_later, .workers = 2});
+	size_t at;
+
+	round_of(c, "AGENT#1", "AGENT#1", "opids");
+	round_of(c, "AGENT#1", "AGENT#1", "opids");
+	cr_assert_eq(cluster_count(c, 0, "app_worker"), 0);
+	cr_assert_eq(cluster_count(c, 0, "started"), 0);
+
+	order(c, "AGENT#1", "ready 0");
+	at = cluster_wait(c, 0, "agent_worker#1:AGENT#1 started");
+	at = cluster_wait(c, at, "app_worker#1:APP#1 start");
+	order(c, "APP#2", "ready 0");
+	at = cluster_wait(c, at, "app_worker#2:APP#2 started, remain 1");
+	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
+	cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0);
+
+	order(c, "APP#1", "ready 0");
+	at = cluster_wait(c, at, "app_worker#1:APP#1 started, remain 0");
+	cluster_wait(c, at, "egg started");
+	cluster_wait_saw(c, "AGENT#1",
+	                 "egg-pids [APP#2] -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	order(c, "APP#1", "ready 0"); /* EALREADY */
+	cluster_wait(c, at, ":APP#1 did ready -1");
+	cluster_stop(c);
+}
+
+/* D23: what is sent to the apps before they are forked arrives first. */
+static int
+greet_the_apps(struct messenger *agent, void *arg)
+{
+	messenger_send_to_app(agent, "hello", "[1]");
+	messenger_send_to_app(agent, "hello", "[2]");
+	return obey_and_be_ready_later(agent, arg);
+}
+
+Test(cluster, what_agent_and_parent_say_to_apps_before_they_are_forked_arrives_first)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = greet_the_apps, .app = obey, .workers = 2});
+
+	cluster_pid(c, "AGENT#1");
+	round_of(c, "AGENT#1", "AGENT#1", "opids"); /* so the greetings are at the master */
+	round_of(c, "AGENT#1", "PARENT", "sendToApp 0 0 0 hello [3]");
+	order(c, "AGENT#1", "ready 0");
+#define GREETINGS "hello [1] -> hello [2] -> hello [3] -> "
+	cluster_wait_saw(c, "APP#1", GREETINGS "egg-pids [AGENT#1] -> egg-ready <options>");
+	cluster_wait_saw(c, "APP#2", GREETINGS "egg-pids [AGENT#1] -> egg-ready <options>");
+#undef GREETINGS
+	cluster_stop(c);
+}
+
+/* ---- failed starts -------------------------------------------------------------- */
+
+/* Tests hand it over as options.arg. */
+struct plan {
+	enum { FAIL, EXIT, NOT_READY, NEVER_READY, LATER_EXIT, UNCAUGHT } what;
+	int value; /* an exit code */
+};
+
+static int
+ready_with_failure(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_ready(messenger, 1);
+}
+
+static int
+exit_now(struct messenger *messenger, void *arg)
+{
+	(void)messenger;
+	exit(((const struct plan *)arg)->value);
+}
+
+static int
+fail_now(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	return 1;
+}
+
+static int
+start_badly(struct messenger *messenger, void *arg)
+{
+	const struct plan *plan = arg;
+
+	switch (plan->what) {
+	case FAIL:
+		return 1;
+	case EXIT:
+		exit(plan->value);
+	case NEVER_READY:
+		messenger_ready_later(messenger);
+		return 0;
+	case NOT_READY:
+	case LATER_EXIT:
+	case UNCAUGHT:
+		messenger_ready_later(messenger);
+		return messenger_set_timeout(messenger, 1,
+		                             plan->what == NOT_READY    ? ready_with_failure
+		                             : plan->what == LATER_EXIT ? exit_now
+		                                                        : fail_now,
+		                             arg) == -1;
+	}
+	return 0;
+}
+
+/* The last of three apps starts badly; lifecycle 06a to 06f. */
+static int
+start_badly_in_slot_2(struct messenger *app, void *arg)
+{
+	return messenger_slot(app) == 2 ? start_badly(app, arg) : obey(app, arg);
+}
+
+static void
+expect_failed_start(struct plan plan, bool is_agent, const char *end)
+{
+	const char *who = is_agent ? "AGENT#1" : "APP#3";
+	const char *what = is_agent ? "agent_worker#1" : "app_worker#3";
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = is_agent ? start_badly : obey,
+	                          .app = start_badly_in_slot_2,
+	                          .workers = 3,
+	                          .worker_start_timeout = plan.what == NEVER_READY ? 300 : 0,
+	                          .arg = &plan});
+	size_t at;
+
+	cr_assert_str_eq(cluster_wait_end(c, who), end);
+	at = cluster_wait(c, 0, "%s:%s died (%s)", what, who, end);
+	at = cluster_wait(c, at, "%s:%s start fail, exiting with code:1", what, who);
+	at = cluster_wait(c, at, "[master] exit with code:1");
+	if (is_agent)
+		cr_assert_eq(cluster_count(c, 0, "app_worker#1"), 0);
+	else
+		cluster_wait(c, 0,
+		             "[agent_worker] receive disconnect event, exiting with code:110");
+	cr_assert_eq(cluster_count(c, 0, "saw egg-ready"), 0);
+	cluster_ended(c, 1);
+}
+
+Test(cluster, an_app_that_fails_to_start_ends_the_cluster)
+{
+	expect_failed_start((struct plan){FAIL, 0}, false, "code: 1, signal: null");
+	expect_failed_start((struct plan){EXIT, 1}, false, "code: 1, signal: null");
+	expect_failed_start((struct plan){EXIT, 0}, false, "code: 0, signal: null");
+	expect_failed_start((struct plan){LATER_EXIT, 3}, false, "code: 3, signal: null");
+	expect_failed_start((struct plan){NOT_READY, 0}, false, "code: 1, signal: null");
+	expect_failed_start((struct plan){UNCAUGHT, 0}, false, "code: 1, signal: null");
+}
+
+Test(cluster, an_agent_that_fails_to_start_ends_the_cluster)
+{
+	expect_failed_start((struct plan){FAIL, 0}, true, "code: 1, signal: null");
+	expect_failed_start((struct plan){EXIT, 1}, true, "code: 1, signal: null");
+	expect_failed_start((struct plan){EXIT, 0}, true, "code: 0, signal: null");
+	expect_failed_start((struct plan){LATER_EXIT, 3}, true, "code: 3, signal: null");
+	expect_failed_start((struct plan){NOT_READY, 0}, true, "code: 1, signal: null");
+}
+
+/* lifecycle 07e */
+Test(cluster, an_agent_that_dies_before_the_apps_are_ready_ends_the_cluster)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = obey_and_be_ready_later, .workers = 2});
+
+	cluster_pid(c, "APP#2");
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 start fail, exiting with code:1");
+	cluster_ended(c, 1);
+}
+
+/* lifecycle 06f: SIGTERM is caught from the end of the role's function on. */
+#define TIMEOUT "code: 0, signal: null, start timeout"
+
+Test(cluster, an_app_that_is_never_ready_ends_the_cluster)
+{
+	int64_t start = clock_now();
+
+	expect_failed_start((struct plan){NEVER_READY, 0}, false, TIMEOUT);
+	cr_assert(clock_now() - start >= 300);
+}
+
+Test(cluster, an_agent_that_is_never_ready_ends_the_cluster) /* D25 */
+{
+	int64_t start = clock_now();
+
+	expect_failed_start((struct plan){NEVER_READY, 0}, true, TIMEOUT);
+	cr_assert(clock_now() - start >= 300);
+}
+
+/* ---- death and replacement -------------------------------------------------------- */
+
+static int
+obey_and_report_slot(struct messenger *app, void *arg)
+{
+	const char *index = getenv("CFORK_WORKER_INDEX"), *count = getenv("CFORK_WORKER_COUNT");
+
+	report(app, "loads in slot %d, index %s of %s", messenger_slot(app),
+	       index != NULL ? index : "-", count != NULL ? count : "-");
+	return obey(app, arg);
+}
+
+/* lifecycle 03a. D7: the newcomer knows the agent. D9: egg-pids at disconnect and
+ * at exit; a slow exit may come after the replacement is ready. D10: egg-ready is
+ * for the newcomer alone. */
+static void
+expect_replacement(struct cluster *c, size_t mark, const char *end)
+{
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), end);
+	cluster_wait_saw(c, "PARENT", "egg-ready <options> -> app-worker-died");
+	cluster_wait_saw(c, "APP#4", "egg-pids [AGENT#1] -> egg-ready <options>");
+	round_of(c, "AGENT#1 APP#1 APP#3 APP#4", "APP#4", "opids");
+	cluster_wait_saw_from(c, mark, "AGENT#1",
+	                      "egg-pids [APP#1,APP#3] -> egg-pids [APP#1,APP#3]"
+	                      " -> egg-pids [APP#1,APP#3,APP#4]"
+	                      " || egg-pids [APP#1,APP#3] -> egg-pids [APP#1,APP#3,APP#4]"
+	                      " -> egg-pids [APP#1,APP#3,APP#4]");
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	cluster_wait_saw_from(c, mark, "APP#3", "");
+	cluster_wait(c, mark, "app_worker#2:APP#2 disconnect");
+	cluster_wait(c, mark, "@app:1:APP#4 loads in slot 1, index 1 of 3");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#5"), 0);
+	cluster_stop(c);
+}
+
+static struct cluster *
+start_three(size_t *mark)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = obey_and_report_slot, .workers = 3});
+
+	cluster_ready(c);
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids");
+	cluster_wait(c, 0, "@app:0:APP#1 loads in slot 0, index 0 of 3");
+	cluster_wait(c, 0, "@app:1:APP#2 loads in slot 1, index 1 of 3");
+	cluster_wait(c, 0, "@app:2:APP#3 loads in slot 2, index 2 of 3");
+	*mark = cluster_mark(c);
+	return c;
+}
+
+Test(cluster, an_app_killed_is_replaced_at_once_in_its_slot)
+{
+	size_t mark;
+	struct cluster *c = start_three(&mark);
+	int64_t start = clock_now();
+
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_pid(c, "APP#4");
+	cr_assert(clock_now() - start < 1000 * time_scale(), "that was not at once");
+	expect_replacement(c, mark, "code: null, signal: SIGKILL");
+}
+
+Test(cluster, an_app_that_exits_is_replaced) /* 03d */
+{
+	size_t mark;
+	struct cluster *c = start_three(&mark);
+
+	order(c, "APP#2", "exit 1");
+	expect_replacement(c, mark, "code: 1, signal: null");
+}
+
+Test(cluster, an_app_stopped_from_outside_is_replaced) /* 03c */
+{
+	size_t mark;
+	struct cluster *c = start_three(&mark);
+
+	cluster_signal(c, "APP#2", SIGTERM);
+	expect_replacement(c, mark, "code: 0, signal: null");
+}
+
+Test(cluster, an_app_with_an_uncaught_error_leaves_at_once_and_is_replaced) /* 04a, D20 */
+{
+	size_t mark;
+	struct cluster *c = start_three(&mark);
+
+	order(c, "APP#2", "uncaught");
+	cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
+	expect_replacement(c, mark, "code: 1, signal: null");
+}
+
+Test(cluster, env_local_does_not_replace_apps) /* 03e */
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = obey, .workers = 2, .env = "local"});
+	size_t mark;
+
+	cluster_ready(c);
+	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
+	mark = cluster_mark(c);
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, mark, ":PARENT saw app-worker-died");
+	round_of(c, "AGENT#1 APP#1", "PARENT", "sendToApp 0 0 0 a 1");
+	round_of(c, "AGENT#1 APP#1", "PARENT", "sendToApp 0 0 0 b 2");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
+	cluster_wait_saw_from(c, mark, "AGENT#1", "egg-pids [APP#1] -> egg-pids [APP#1]");
+	cluster_stop(c);
+}
+
+/* lifecycle 05a. D8: the new agent hears egg-pids first. */
+static void
+expect_new_agent(struct cluster *c, size_t mark, int64_t killed_at, const char *end)
+{
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), end);
+	cluster_wait(c, mark, "try to start a new agent_worker after 1s");
+	cluster_pid(c, "AGENT#2");
+	cr_assert(clock_now() - killed_at >= 900, "that was too soon");
+	cluster_wait_saw(c, "AGENT#2", "egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	cluster_wait_saw_from(c, mark, "APP#1", "egg-pids [] -> egg-pids [AGENT#2] -> agent-start");
+	cluster_wait_saw_from(c, mark, "APP#2", "egg-pids [] -> egg-pids [AGENT#2] -> agent-start");
+	cluster_wait_saw(c, "PARENT", "egg-ready <options> -> agent-worker-died");
+	round_of(c, "AGENT#2 APP#1 APP#2", "APP#1", "opids");
+	cluster_wait(c, mark, ":APP#1 opids [AGENT#2] slot 0");
+	cluster_wait_saw(c, "AGENT#2", "egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	cr_assert_eq(cluster_count(c, 0, "agent_worker#3"), 0);
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
+	cluster_stop(c);
+}
+
+Test(cluster, an_agent_killed_is_replaced_after_a_second)
+{
+	struct cluster *c = start_obeying(2);
+	size_t mark;
+	int64_t now;
+
+	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
+	mark = cluster_mark(c);
+	now = clock_now();
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	expect_new_agent(c, mark, now, "code: null, signal: SIGKILL");
+}
+
+Test(cluster, an_agent_stopped_from_outside_is_replaced) /* 05b */
+{
+	struct cluster *c = start_obeying(2);
+	size_t mark;
+	int64_t now;
+
+	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
+	mark = cluster_mark(c);
+	now = clock_now();
+	cluster_signal(c, "AGENT#1", SIGTERM);
+	expect_new_agent(c, mark, now, "code: 0, signal: null");
+}
+
+Test(cluster, an_agent_with_an_uncaught_error_lives_on) /* 04d */
+{
+	struct cluster *c = start_obeying(1);
+
+	round_of(c, "AGENT#1 APP#1", "AGENT#1", "uncaught");
+	cluster_wait(c, 0, "[agent_worker] uncaught error 7 in a listener");
+	round_of(c, "AGENT#1 APP#1", "AGENT#1", "opids");
+	cr_assert_eq(cluster_count(c, 0, "died"), 0);
+	cluster_stop(c);
+}
+
+Test(cluster, when_the_master_is_killed_everybody_leaves) /* 09a */
+{
+	struct cluster *c = start_obeying(2);
+
+	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
+	cluster_signal(c, "MASTER", SIGKILL);
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 110, signal: null");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), "code: 0, signal: null");
+	cluster_killed(c, SIGKILL);
+}
+
+/* ---- shutdown ------------------------------------------------------------------------ */
+
+/* The agent is told to leave when no app is left. */
+static int
+look_for_apps(struct messenger *agent, void *arg)
+{
+	size_t i, count, left = 0;
+	const pid_t *apps = messenger_opids(agent, &count);
+
+	(void)arg;
+	for (i = 0; i < count; i++)
+		left += kill(apps[i], 0) == 0 || errno != ESRCH;
+	report(agent, "leaves, %zu of %zu apps are left", left, count);
+	return 0;
+}
+
+static int
+report_leaving(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "leaves, closing %d", messenger_closing(app));
+	return 0;
+}
+
+static int
+leave_loudly(struct messenger *messenger, void *arg)
+{
+	messenger_before_close(
+		messenger, messenger_role(messenger) == ROLE_APP ? report_leaving : look_for_apps,
+		NULL);
+	return obey(messenger, arg);
+}
+
+/* lifecycle 08a, 08b, 08c */
+static void
+expect_shutdown(int number, const char *name)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = leave_loudly, .app = leave_loudly, .workers = 3});
+	size_t mark, at, apps = 0;
+	int i;
+
+	cluster_ready(c);
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids");
+	mark = cluster_mark(c);
+	cluster_signal(c, "MASTER", number);
+	at = cluster_wait(c, mark, "[master] master is killed by signal %s, closing", name);
+	at = cluster_wait(c, at,
+	                  "[master] send kill SIGTERM to app workers, "
+	                  "will exit with code:0 after 5000ms");
+	for (i = 1; i <= 3; i++) {
+		size_t end = cluster_wait(c, at, ":APP#%d leaves, closing 1", i);
+
+		apps = end > apps ? end : apps;
+	}
+	at = cluster_wait(c, apps,
+	                  "[master] send kill SIGTERM to agent worker, "
+	                  "will exit with code:0 after 5000ms");
+	cr_assert_eq(
+		cluster_count(c, mark, "[app_worker] receive signal SIGTERM, exiting with code:0"),
+		3);
+	cr_assert_eq(cluster_count(c, mark, "[app_worker] beforeExit success"), 3);
+	at = cluster_wait(c, at, "[master] kill agent worker with signal SIGTERM");
+	at = cluster_wait(c, at, "[agent_worker] receive signal SIGTERM, exiting with code:0");
+	at = cluster_wait(c, at, ":AGENT#1 leaves, 0 of 3 apps are left");
+	at = cluster_wait(c, at, "[agent_worker] beforeExit success");
+	cluster_wait(c, at, "[master] exit with code:0");
+	cr_assert_str_eq(cluster_saw(c, mark, "PARENT"), "");
+	cr_assert_str_eq(cluster_saw(c, mark, "AGENT#1"), "");
+	cr_assert_eq(cluster_count(c, mark, "disconnect"), 0);
+	cluster_ended(c, 0);
+}
+
+Test(cluster, sigterm_stops_apps_then_agent_then_master)
+{
+	expect_shutdown(SIGTERM, "SIGTERM");
+}
+
+Test(cluster, sigint_stops_apps_then_agent_then_master)
+{
+	expect_shutdown(SIGINT, "SIGINT");
+}
+
+Test(cluster, sigquit_stops_apps_then_agent_then_master)
+{
+	expect_shutdown(SIGQUIT, "SIGQUIT");
+}
+
+/* D4, 08e: Ctrl-C in a terminal is for its foreground process group. */
+Test(cluster, ctrl_c_reaches_the_master_alone)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = leave_loudly, .app = leave_loudly, .workers = 2});
+
+	cluster_ready(c);
+	cr_assert_eq(kill(-c->master, SIGINT), 0);
+	cluster_wait(c, 0, ":APP#1 leaves");
+	cluster_wait(c, 0, ":APP#2 leaves");
+	cluster_wait(c, 0, ":AGENT#1 leaves, 0 of 2");
+	cluster_ended(c, 0);
+}
+
+Test(cluster, sigterm_while_the_apps_are_loading) /* 08f */
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = obey_and_be_ready_later, .workers = 2});
+
+	cluster_pid(c, "APP#2");
+	cluster_stop(c);
+}
+
+Test(cluster, sigterm_while_the_agent_is_loading) /* 08g */
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey_and_be_ready_later, .app = obey, .workers = 2});
+
+	cluster_pid(c, "AGENT#1");
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, 0, "[master] exit with code:0");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#1"), 0);
+	cluster_ended(c, 0);
+}
+
+/* It takes its time to leave, until it is ordered to go. */
+static int
+on_go(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message;
+	*(bool *)arg = true;
+	return 0;
+}
+
+static int
+wait_for_go(struct messenger *messenger, void *arg)
+{
+	bool *go = arg;
+
+	report(messenger, "waits");
+	while (!*go && messenger_step(messenger, -1) == 1)
+		;
+	return 0;
+}
+
+/* lifecycle 08h, D14: the agent's second passes while an app takes its time. */
+static int
+be_told(struct messenger *messenger, void *arg)
+{
+	(void)messenger;
+	*(bool *)arg = true;
+	return 0;
+}
+
+static int
+leave_after_a_second(struct messenger *app, void *arg)
+{
+	static bool go;
+
+	(void)arg;
+	messenger_set_timeout(app, 1200, be_told, &go);
+	return wait_for_go(app, &go);
+}
+
+static int
+leave_slowly(struct messenger *app, void *arg)
+{
+	messenger_before_close(app, leave_after_a_second, NULL);
+	return obey(app, arg);
+}
+
+Test(cluster, sigterm_while_the_agent_is_dead)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = obey, .app = leave_slowly, .workers = 1});
+
+	cluster_ready(c);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, "try to start a new agent_worker");
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, 0, ":APP#1 waits");
+	cluster_wait(c, 0, "[master] exit with code:0");
+	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0);
+	cluster_ended(c, 0);
+}
+
+static int
+leave_when_told(struct messenger *messenger, void *arg)
+{
+	static bool go;
+
+	messenger_on(messenger, "test-go", on_go, &go);
+	messenger_before_close(messenger, wait_for_go, &go);
+	return obey(messenger, arg);
+}
+
+Test(cluster, a_second_sigterm_changes_nothing) /* 08d, D15 */
+{
+	struct cluster *c = cluster_start(&(struct options){
+		.agent = obey, .app = leave_when_told, .workers = 2, .app_close_timeout = 60000});
+	size_t mark;
+
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, 0, ":APP#1 waits");
+	cluster_wait(c, 0, ":APP#2 waits");
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_signal(c, "MASTER", SIGINT);
+	cluster_signal(c, "MASTER", SIGQUIT);
+	mark = round_of(c, "AGENT#1 APP#1 APP#2", "PARENT", "sendToAgent 0 0 0 a 1");
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, mark, ":AGENT#1 saw a 1");
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-go", NULL), 0);
+	cluster_wait(c, 0, "[master] exit with code:0");
+	cr_assert_eq(cluster_count(c, 0, "master is killed by signal"), 1);
+	cluster_ended(c, 0);
+}
+
+/* Only SIGKILL ends it. */
+static int
+hang(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	signal(SIGALRM, SIG_IGN);
+	report(messenger, "hangs");
+	while (pause() == -1)
+		;
+	return 0;
+}
+
+static int
+hang_when_leaving(struct messenger *messenger, void *arg)
+{
+	messenger_before_close(messenger, hang, NULL);
+	return obey(messenger, arg);
+}
+
+/* D3: the master does not leave before its children, however they take it. */
+static int
+hang_or_start_badly(struct messenger *app, void *arg)
+{
+	return messenger_slot(app) == 1 ? start_badly(app, arg) : hang_when_leaving(app, arg);
+}
+
+Test(cluster, a_failed_start_leaves_nobody_behind)
+{
+	struct plan plan = {NEVER_READY, 0};
+	struct cluster *c = cluster_start(&(struct options){.agent = hang_when_leaving,
+	                                                    .app = hang_or_start_badly,
+	                                                    .workers = 2,
+	                                                    .worker_start_timeout = 300,
+	                                                    .app_close_timeout = 300,
+	                                                    .agent_close_timeout = 300,
+	                                                    .arg = &plan});
+
+	cluster_wait(c, 0, ":APP#1 hangs");
+	cluster_wait(c, 0, ":AGENT#1 hangs");
+	cluster_ended(c, 1);
+}
+
+/* Apps and agent hang: each gets its time, and then SIGKILL (D3, D27). */
+static void
+expect_close_timeouts(struct options options, int app_timeout, int agent_timeout)
+{
+	struct cluster *c;
+	int64_t start;
+	size_t at;
+
+	options.agent = options.app = hang_when_leaving;
+	options.workers = 2;
+	c = cluster_start(&options);
+	cluster_ready(c);
+	start = clock_now();
+	cluster_signal(c, "MASTER", SIGTERM);
+	at = cluster_wait(c, 0, "to app workers, will exit with code:0 after %dms", app_timeout);
+	cluster_wait(c, 0, ":APP#1 hangs");
+	cluster_wait(c, 0, ":APP#2 hangs");
+	at = cluster_wait(c, at, "to agent worker, will exit with code:0 after %dms",
+	                  agent_timeout);
+	cr_assert(clock_now() - start >= app_timeout);
+	cluster_wait(c, at, ":AGENT#1 hangs");
+	cluster_ended(c, 0);
+	cr_assert(clock_now() - start >= app_timeout + agent_timeout);
+}
+
+Test(cluster, close_timeouts_from_the_options)
+{
+	clear_environment();
+	setenv("EGG_APP_CLOSE_TIMEOUT", "9000", 1); /* the options come first */
+	setenv("EGG_AGENT_CLOSE_TIMEOUT", "9000", 1);
+	expect_close_timeouts(
+		(struct options){.app_close_timeout = 300, .agent_close_timeout = 200}, 300, 200);
+}
+
+Test(cluster, close_timeouts_from_the_environment)
+{
+	clear_environment();
+	setenv("EGG_APP_CLOSE_TIMEOUT", "250", 1);
+	setenv("EGG_AGENT_CLOSE_TIMEOUT", "350", 1);
+	setenv("EGG_MASTER_CLOSE_TIMEOUT", "9000", 1); /* only what the others leave */
+	expect_close_timeouts((struct options){.workers = 0}, 250, 350);
+}
+
+Test(cluster, close_timeouts_from_the_old_variable)
+{
+	clear_environment();
+	setenv("EGG_MASTER_CLOSE_TIMEOUT", "270", 1);
+	expect_close_timeouts((struct options){.workers = 0}, 270, 270);
+}
+
+/* ---- the shared port -------------------------------------------------------------------- */
+
+static int
+answer(struct messenger *app, int descriptor, void *arg)
+{
+	char text[16];
+	int length = snprintf(text, sizeof text, "%ld", (long)messenger_pid(app));
+
+	(void)arg;
+	if (write(descriptor, text, (size_t)length) == -1)
+		report(app, "cannot answer");
+	close(descriptor);
+	return 0;
+}
+
+/* Who answers a connection? */
+static const char *
+who_answers(struct cluster *c)
+{
+	char text[16];
+	ssize_t length, count = 0;
+	int descriptor = cluster_connect(c);
+
+	while ((length = read(descriptor, text + count, sizeof text - 1 - (size_t)count)) > 0)
+		count += length;
+	close(descriptor);
+	cr_assert(count > 0, "no answer");
+	text[count] = '\0';
+	return cluster_name(c, (pid_t)atol(text));
+}
+
+struct answers {
+	const char *who[3];
+	int count[3];
+};
+
+/* One more connection. */
+static bool
+have_all_answered(struct cluster *c, void *arg)
+{
+	struct answers *answers = arg;
+	const char *who = who_answers(c);
+	int i, all = 0;
+
+	for (i = 0; i < 3; i++) {
+		answers->count[i] += strcmp(answers->who[i], who) == 0;
+		all += answers->count[i] > 0;
+	}
+	return all == 3;
+}
+
+Test(cluster, every_app_answers_on_the_shared_port)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = obey, .connection = answer, .workers = 3});
+
+	cluster_ready(c);
+	cr_assert(c->port > 0);
+	cluster_until(c, have_all_answered, &(struct answers){{"APP#1", "APP#2", "APP#3"}, {0}},
+	              "every app to answer");
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, 0, ":APP#4 saw egg-ready");
+	cluster_until(c, have_all_answered, &(struct answers){{"APP#1", "APP#4", "APP#3"}, {0}},
+	              "the replacement to answer");
+	cluster_stop(c);
+}
+
+Test(cluster, the_address_is_in_every_egg_ready)
+{
+	static const char *const everyone[] = {"PARENT", "AGENT#1", "APP#1", "APP#2"};
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = obey, .connection = answer, .workers = 2});
+	size_t i;
+
+	cluster_ready(c);
+	for (i = 0; i < 4; i++)
+		cluster_wait(
+			c, 0,
+			":%s saw egg-ready {\"workers\":2,\"port\":PORT,"
+			"\"address\":\"http://127.0.0.1:PORT\",\"protocol\":\"http\"} from master",
+			everyone[i]);
+	cluster_wait(c, 0, "app_worker#1:APP#1 started at http://127.0.0.1:PORT, remain ");
+	cluster_wait(c, 0, "[master] egg started on http://127.0.0.1:PORT (");
+	cluster_stop(c);
+}
+
+/* Listen on a free port of 127.0.0.1. */
+static int
+occupy_port(int *port)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t length = sizeof address;
+	int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(descriptor != -1 &&
+	          bind(descriptor, (struct sockaddr *)&address, sizeof address) == 0 &&
+	          listen(descriptor, 1) == 0 &&
+	          getsockname(descriptor, (struct sockaddr *)&address, &length) == 0);
+	*port = ntohs(address.sin_port);
+	return descriptor;
+}
+
+/* The start fails with one line, and nothing has been forked. */
+static void
+expect_refusal(const struct options *options, const char *line)
+{
+	struct cluster *c = cluster_start(options);
+
+	cluster_wait(c, 0, "%s", line);
+	cluster_wait(c, 0, "[master] exit with code:1");
+	cr_assert_eq(cluster_count(c, 0, "[master]"), 2, "one line, and that of the exit");
+	cr_assert_eq(cluster_count(c, 0, "_worker#"), 0);
+	cluster_ended(c, 1);
+}
+
+Test(cluster, a_port_in_use_is_one_clear_line) /* 06g, D19 */
+{
+	char line[128];
+	int port, descriptor = occupy_port(&port);
+
+	snprintf(line, sizeof line,
+	         "[master] 127.0.0.1 port %d is in use: stop what listens there, or choose "
+	         "another port, as in PORT=%d",
+	         port, port % 65535 + 1);
+	expect_refusal(&(struct options){.app = obey, .connection = answer, .port = port}, line);
+	close(descriptor);
+}
+
+/* ---- the environment ---------------------------------------------------------------------- */
+
+static void
+expect_bad_variable(const char *name, const char *value, const char *line)
+{
+	clear_environment();
+	setenv(name, value, 1);
+	expect_refusal(&(struct options){.app = obey, .connection = answer}, line);
+	unsetenv(name);
+}
+
+Test(cluster, a_bad_value_in_the_environment_is_one_clear_line)
+{
+#define FROM(least, most) " is no good: give a number from " #least " to " #most
+	expect_bad_variable("PORT", "http", "[master] PORT=http" FROM(1, 65535));
+	expect_bad_variable("PORT", "80a", "[master] PORT=80a" FROM(1, 65535));
+	expect_bad_variable("PORT", "0", "[master] PORT=0" FROM(1, 65535));
+	expect_bad_variable("PORT", "65536", "[master] PORT=65536" FROM(1, 65535));
+	expect_bad_variable("PORT", "99999999999999999999",
+	                    "[master] PORT=99999999999999999999" FROM(1, 65535));
+	expect_bad_variable("EGG_WORKERS", "0", "[master] EGG_WORKERS=0" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "-1", "[master] EGG_WORKERS=-1" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "many", "[master] EGG_WORKERS=many" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "1025", "[master] EGG_WORKERS=1025" FROM(1, 1024));
+	expect_bad_variable("EGG_APP_CLOSE_TIMEOUT", "soon",
+	                    "[master] EGG_APP_CLOSE_TIMEOUT=soon" FROM(1, 3600000));
+	expect_bad_variable("EGG_AGENT_CLOSE_TIMEOUT", "0",
+	                    "[master] EGG_AGENT_CLOSE_TIMEOUT=0" FROM(1, 3600000));
+	expect_bad_variable("EGG_MASTER_CLOSE_TIMEOUT", "1e3",
+	                    "[master] EGG_MASTER_CLOSE_TIMEOUT=1e3" FROM(1, 3600000));
+	expect_bad_variable("HOST", "egg.example",
+	                    "[master] HOST=egg.example is no good: give a numeric address or "
+	                    "localhost");
+#undef FROM
+}
+
+Test(cluster, options_out_of_range_are_one_clear_line)
+{
+	expect_refusal(&(struct options){.app = obey, .workers = 1025},
+	               "[master] an option is out of range: workers 1025 (1 to 1024)");
+	expect_refusal(&(struct options){.app = obey, .workers = -1}, "[master] an option is out");
+	expect_refusal(&(struct options){.app = obey, .port = 65536}, "[master] an option is out");
+	expect_refusal(&(struct options){.app = obey, .app_close_timeout = -1},
+	               "[master] an option is out");
+}
+
+/* The port was free a moment ago; if somebody was quicker, try another one. */
+Test(cluster, port_host_and_workers_from_the_environment)
+{
+	struct cluster *c;
+	char text[16];
+	int port, i;
+
+	clear_environment();
+	setenv("HOST", "localhost", 1);
+	setenv("EGG_WORKERS", "2", 1);
+	for (i = 0; i < 5; i++) {
+		close(occupy_port(&port));
+		snprintf(text, sizeof text, "%d", port);
+		setenv("PORT", text, 1);
+		c = cluster_start(&(struct options){.app = obey, .connection = answer});
+		cluster_wait(c, 0, "[master]");
+		if (cluster_count(c, 0, "in use") == 0)
+			break;
+		cluster_ended(c, 1);
+	}
+	cr_assert(i < 5);
+	cluster_ready(c);
+	cr_assert_eq(c->port, port);
+	cluster_wait(c, 0,
+	             ":PARENT saw egg-ready {\"workers\":2,\"port\":PORT,"
+	             "\"address\":\"http://127.0.0.1:PORT\"");
+	cr_assert_eq(cluster_count(c, 0, " start"), 7); /* 3 start, 3 started, and egg */
+	who_answers(c);
+	cluster_stop(c);
+}
+
+Test(cluster, options_come_before_the_environment)
+{
+	struct cluster *c;
+
+	clear_environment();
+	setenv("PORT", "1", 1);
+	setenv("EGG_WORKERS", "7", 1);
+	setenv("HOST", "192.0.2.1", 1);
+	setenv("EGG_SERVER_ENV", "local", 1);
+	c = cluster_start(&(struct options){.app = obey,
+	                                    .connection = answer,
+	                                    .port = -1,
+	                                    .workers = 1,
+	                                    .host = "127.0.0.1",
+	                                    .env = "prod"});
+	cluster_ready(c);
+	cluster_signal(c, "APP#1", SIGKILL);
+	cluster_wait(c, 0, ":APP#2 saw egg-ready {\"workers\":1,\"port\":PORT"); /* prod */
+	cluster_stop(c);
+}
+
+Test(cluster, server_env_from_the_environment)
+{
+	struct cluster *c;
+
+	clear_environment();
+	setenv("EGG_SERVER_ENV", "unittest", 1);
+	c = start_obeying(2);
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, 0, ":PARENT saw app-worker-died");
+	round_of(c, "AGENT#1 APP#1", "PARENT", "sendToApp 0 0 0 a 1");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
+	cluster_stop(c);
+}
+
+/* ---- the pid file ---------------------------------------------------------------------------- */
+
+static long
+pid_in(const char *path)
+{
+	FILE *file = fopen(path, "r");
+	long pid = -1;
+
+	if (file != NULL && fscanf(file, "%ld", &pid) != 1)
+		pid = 0;
+	if (file != NULL)
+		fclose(file);
+	return pid;
+}
+
+Test(cluster, the_pid_file_lives_as_long_as_the_master) /* 14a, 14c */
+{
+	struct plan plan = {EXIT, 1};
+	struct cluster *c;
+	char path[64];
+
+	snprintf(path, sizeof path, "%s/run/egg.pid", test_folder());
+	c = cluster_start(&(struct options){.app = obey, .pid_file = path});
+	cluster_ready(c);
+	cr_assert_eq(pid_in(path), c->master);
+	cluster_stop(c);
+	cr_assert_eq(pid_in(path), -1);
+
+	c = cluster_start(&(struct options){.app = start_badly, .pid_file = path, .arg = &plan});
+	cluster_ended(c, 1);
+	cr_assert_eq(pid_in(path), -1);
+}
+
+Test(cluster, a_second_master_with_the_same_pid_file_is_refused) /* D16 */
+{
+	char path[64], line[256];
+	struct cluster *c;
+
+	snprintf(path, sizeof path, "%s/egg.pid", test_folder());
+	snprintf(line, sizeof line,
+	         "[master] pid file %s: another master holds it; stop that one, or choose another "
+	         "file",
+	         path);
+	c = cluster_start(&(struct options){.app = obey, .pid_file = path});
+	cluster_ready(c);
+	expect_refusal(&(struct options){.app = obey, .pid_file = path}, line);
+	cr_assert_eq(pid_in(path), c->master);
+	cluster_stop(c);
+	cr_assert_eq(pid_in(path), -1);
+}
+
+Test(cluster, the_pid_file_of_a_killed_master_is_no_obstacle) /* 14b */
+{
+	struct cluster *c;
+	char path[64];
+	pid_t first;
+
+	snprintf(path, sizeof path, "%s/egg.pid", test_folder());
+	c = cluster_start(&(struct options){.app = obey, .pid_file = path});
+	cluster_ready(c);
+	first = c->master;
+	cluster_signal(c, "MASTER", SIGKILL);
+	cluster_killed(c, SIGKILL);
+	cr_assert_eq(pid_in(path), first);
+	c = cluster_start(&(struct options){.app = obey, .pid_file = path});
+	cluster_ready(c);
+	cr_assert_eq(pid_in(path), c->master);
+	cluster_stop(c);
+}
+
+/* ---- who am I, handles, trace ---------------------------------------------------------------- */
+
+Test(cluster, opids_slot_role_and_pid_in_every_role)
+{
+	struct cluster *c = start_obeying(2);
+	const char *all = "AGENT#1 APP#1 APP#2";
+	size_t count, mark = round_of(c, all, "AGENT#1", "opids");
+
+	cluster_wait(c, mark, ":AGENT#1 opids [APP#1,APP#2] slot -1 role agent pid AGENT#1");
+	mark = round_of(c, all, "APP#1", "opids");
+	cluster_wait(c, mark, ":APP#1 opids [AGENT#1] slot 0 role app pid APP#1");
+	mark = round_of(c, all, "APP#2", "opids");
+	cluster_wait(c, mark, ":APP#2 opids [AGENT#1] slot 1 role app pid APP#2");
+	messenger_opids(c->parent, &count);
+	cr_assert_eq(count, 0);
+	cr_assert_eq(messenger_slot(c->parent), -1);
+	cr_assert_eq(messenger_role(c->parent), ROLE_PARENT);
+	cr_assert_eq(messenger_pid(c->parent), getpid());
+	cluster_stop(c);
+}
+
+Test(cluster, a_parent_can_broadcast)
+{
+	struct cluster *c = start_obeying(2);
+	size_t mark = round_of(c, "AGENT#1 APP#1 APP#2", "PARENT", "broadcast 0 0 0 news 1");
+
+	cr_assert_eq(cluster_count(c, mark, ":APP#1 saw news 1 from parent to app"), 1);
+	cr_assert_eq(cluster_count(c, mark, ":APP#2 saw news 1 from parent to app"), 1);
+	cr_assert_eq(cluster_count(c, mark, ":AGENT#1 saw news 1 from parent to agent"), 1);
+	cr_assert_eq(cluster_count(c, mark, " saw news"), 3);
+	cluster_stop(c);
+}
+
+/* A receiver of the handle writes into it who it is. */
+static int
+on_handle(struct messenger *messenger, const struct message *message, void *arg)
+{
+	char text[32];
+	int length = snprintf(text, sizeof text, "%ld\n", (long)messenger_pid(messenger));
+
+	(void)arg;
+	if (message->handle == -1 || write(message->handle, text, (size_t)length) != length)
+		report(messenger, "has no handle");
+	return 0;
+}
+
+static int
+on_read(struct messenger *app, int descriptor, short revents, void *arg)
+{
+	char text[256];
+	ssize_t count = read(descriptor, text, sizeof text - 1);
+
+	(void)revents, (void)arg;
+	if (count <= 0) {
+		report(app, "read the end");
+		messenger_unwatch(app, descriptor);
+		close(descriptor);
+	} else {
+		text[count] = '\0';
+		report(app, "read %s", text);
+	}
+	return 0;
+}
+
+/* "test-pipe PID ROLE": send the writing end of a pipe there, and read the other. */
+static int
+on_pipe_wanted(struct messenger *app, const struct message *message, void *arg)
+{
+	struct message handle = {.action = "pipe", .data = NULL};
+	int ends[2], pid, to;
+
+	(void)arg;
+	if (sscanf(message->data, "%d %d", &pid, &to) != 2 || pipe(ends) == -1)
+		return 1;
+	handle.receiver_pid = pid;
+	handle.to = (enum role)to;
+	handle.handle = ends[1];
+	if (messenger_send_message(app, &handle) == -1 ||
+	    messenger_watch(app, ends[0], POLLIN, on_read, NULL) == -1)
+		return 1;
+	return close(ends[1]); /* the channel has its own */
+}
+
+static int
+exchange_handles(struct messenger *messenger, void *arg)
+{
+	messenger_on(messenger, "pipe", on_handle, NULL);
+	messenger_on(messenger, "test-pipe", on_pipe_wanted, NULL);
+	return obey(messenger, arg);
+}
+
+static size_t
+send_handle(struct cluster *c, int pid, enum role to)
+{
+	size_t mark = cluster_mark(c);
+	char data[32];
+
+	snprintf(data, sizeof data, "%d %d", pid, (int)to);
+	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "test-pipe", data), 0);
+	cluster_wait(c, mark, ":APP#1 read the end"); /* so nobody has kept it */
+	return mark;
+}
+
+Test(cluster, a_handle_travels_to_agent_and_apps)
+{
+	struct cluster *c = cluster_start(&(struct options){
+		.agent = exchange_handles, .app = exchange_handles, .workers = 3});
+	int before;
+	size_t mark;
+
+	cluster_ready(c);
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids");
+	before = process_descriptors(c->master);
+	mark = send_handle(c, 0, ROLE_AGENT);
+	cluster_wait(c, mark, ":AGENT#1 saw pipe from app to agent handle");
+	cluster_wait(c, mark, ":APP#1 read AGENT#1");
+
+	mark = send_handle(c, (int)cluster_pid(c, "APP#2"), ROLE_NONE);
+	cluster_wait(c, mark, ":APP#2 saw pipe from app to app receiverPid APP#2 handle");
+	cluster_wait(c, mark, ":APP#1 read APP#2");
+
+	mark = send_handle(c, 0, ROLE_APP); /* each gets its own; the sender, too */
+	cr_assert_eq(cluster_count(c, mark, " saw pipe from app to app handle"), 3);
+	cr_assert_eq(cluster_count(c, mark, "has no handle"), 0);
+	cr_assert_eq(process_descriptors(c->master), before);
+	cluster_stop(c);
+}
+
+/* One message leaves a line for each of its steps, whatever else is going on. */
+Test(cluster, the_trace_shows_a_message_on_its_way)
+{
+	struct cluster *c;
+	size_t mark, at;
+
+	clear_environment();
+	setenv("CLUTCH_TRACE", "1", 1);
+	c = cluster_start(&(struct options){.agent = obey_and_hear, .app = obey, .workers = 2});
+	cluster_ready(c);
+	mark = round_of(c, "AGENT#1 APP#1 APP#2", "APP#2", "sendToAgent 0 0 0 t1 {\"a\":1}");
+	cluster_wait(c, mark, "trace app:APP#2 sends t1 {\"a\":1}: to agent, receiverPid 0");
+	at = cluster_wait(c, mark, "trace master:MASTER receives t1 {\"a\":1}: from app:APP#2");
+	at = cluster_wait(c, at,
+	                  "trace master:MASTER routes t1 {\"a\":1}: app -> agent, by its to");
+	at = cluster_wait(c, at, "trace master:MASTER sends t1 {\"a\":1}: to agent:AGENT#1");
+	at = cluster_wait(c, mark, "trace agent:AGENT#1 delivers t1 {\"a\":1}: to listener 1 of 1");
+	cluster_wait(c, at, "trace agent:AGENT#1 delivers t1 {\"a\":1}: to listener 1 of 1");
+	cluster_stop(c);
+}
+
+Test(cluster, without_clutch_trace_there_is_no_trace)
+{
+	struct cluster *c = start_obeying(1);
+
+	round_of(c, "AGENT#1 APP#1", "APP#1", "sendToAgent 0 0 0 t1 1");
+	cr_assert_eq(cluster_count(c, 0, "trace "), 0);
+	cluster_stop(c);
+}

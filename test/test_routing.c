@@ -1,0 +1,1799 @@
+/*
+ * The master's side of the messenger: who receives what.
+ *
+ * What is expected is what the real egg-cluster 2.5.0 did: golden/routing.tsv has
+ * all 980 combinations of a parent, an agent, from, to and receiverPid, and
+ * golden/routing_extra.tsv the odd inputs. Each row gets a fresh master with real
+ * sockets; the bytes are read at the far ends and taken apart here, without the
+ * code that is tested.
+ */
+#include "messenger.h"
+
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+	ROWS = 980,
+	ROWS_THROWN = 280, /* D1: egg throws */
+	ROWS_HEARD = 588,  /* from parent, agent or app: they come over a channel */
+	ROWS_WITHOUT_AGENT = 490,
+	EXTRA_ROWS = 34,
+	MANY = 12 /* workers */
+};
+
+enum { MASTER_PID = 100, UNKNOWN_PID = 999 };
+
+/* A role that does not exist. Through a volatile, or the compiler knows it. */
+static volatile int bogus_number = ROLE_APP + 5;
+#define BOGUS ((enum role)bogus_number)
+
+/* ---- the world: a master's view, and the far ends ------------------------- */
+
+enum who { PARENT, AGENT, APP1, APP2, APP3, PROCESSES };
+
+static const struct {
+	const char *name;
+	enum role role;
+	enum process_state state;
+	pid_t pid;
+} cast[PROCESSES] = {
+	{"PARENT", ROLE_PARENT, STATE_LISTENING, 50}, {"AGENT", ROLE_AGENT, STATE_LISTENING, 200},
+	{"APP1", ROLE_APP, STATE_LISTENING, 301},     {"APP2", ROLE_APP, STATE_LISTENING, 302},
+	{"APP3", ROLE_APP, STATE_DISCONNECTED, 303},
+};
+
+static struct process processes[PROCESSES];
+static int ends[PROCESSES];
+static struct worker_manager manager;
+static struct master_messenger messenger;
+
+/* What the master was told. */
+static struct {
+	size_t count;
+	struct message message;
+	bool handle_is_open;
+} emitted;
+
+/* Said when an assertion fails: the row. */
+static char context[512] = "-";
+
+static void
+on_emit(void *master, const struct message *message)
+{
+	cr_assert_eq(master, &manager, "%s: emit is not called with its master", context);
+	emitted.count++;
+	emitted.message = *message;
+	emitted.handle_is_open = message->handle != -1 && fcntl(message->handle, F_GETFD) != -1;
+}
+
+/* A process as the master knows it; returns the far end. */
+static int
+open_process(struct process *process, enum role role, enum process_state state, pid_t pid)
+{
+	int pair[2];
+
+	memset(process, 0, sizeof *process);
+	channel_init(&process->channel, 0);
+	process->role = role;
+	process->state = state;
+	process->worker_id = pid;
+	cr_assert_eq(channel_pair(pair), 0);
+	cr_assert_eq(channel_attach(&process->channel, pair[0]), 0);
+	return pair[1];
+}
+
+/* As set_worker does: at the end. */
+static void
+add_worker(struct process *worker)
+{
+	struct process **last = &manager.workers;
+
+	while (*last != NULL)
+		last = &(*last)->next;
+	worker->next = NULL;
+	*last = worker;
+}
+
+static void
+remove_worker(const struct process *worker)
+{
+	struct process **link = &manager.workers;
+
+	while (*link != worker)
+		link = &(*link)->next;
+	*link = worker->next;
+}
+
+static void
+open_world(bool has_parent, bool has_agent)
+{
+	int who;
+
+	memset(&manager, 0, sizeof manager);
+	memset(&emitted, 0, sizeof emitted);
+	messenger = (struct master_messenger){
+		.worker_manager = &manager, .emit = on_emit, .master = &manager, .pid = MASTER_PID};
+	for (who = 0; who < PROCESSES; who++)
+		ends[who] = open_process(&processes[who], cast[who].role, cast[who].state,
+		                         cast[who].pid);
+	for (who = APP1; who <= APP3; who++)
+		add_worker(&processes[who]);
+	manager.parent = has_parent ? &processes[PARENT] : NULL;
+	manager.agent = has_agent ? &processes[AGENT] : NULL;
+}
+
+static void
+close_world(void)
+{
+	int who;
+
+	for (who = 0; who < PROCESSES; who++) {
+		channel_close(&processes[who].channel);
+		if (ends[who] != -1)
+			close(ends[who]);
+	}
+	snprintf(context, sizeof context, "-");
+}
+
+static void
+open_full_world(void)
+{
+	open_world(true, true);
+}
+
+TestSuite(routing, .init = open_full_world, .fini = close_world);
+
+/* What on_agent_exit leaves: a slot without a process (D24). */
+static void
+kill_agent(void)
+{
+	channel_close(&processes[AGENT].channel);
+	memset(&processes[AGENT], 0, sizeof processes[AGENT]);
+	channel_init(&processes[AGENT].channel, 0);
+	processes[AGENT].role = ROLE_AGENT;
+	processes[AGENT].state = STATE_DEAD;
+	manager.agent = &processes[AGENT];
+}
+
+/* What new_worker makes: a slot that has never had a process (D23). */
+static void
+unfork(enum who who)
+{
+	struct process *next = processes[who].next;
+
+	channel_close(&processes[who].channel);
+	memset(&processes[who], 0, sizeof processes[who]);
+	channel_init(&processes[who].channel, CHANNEL_QUEUE_MAX);
+	processes[who].role = ROLE_APP;
+	processes[who].next = next;
+}
+
+/* What fork_process does with a slot: a new channel, and what waits stays. */
+static void
+fork_into(enum who who)
+{
+	int pair[2];
+
+	cr_assert_eq(channel_pair(pair), 0);
+	cr_assert_eq(channel_attach(&processes[who].channel, pair[0]), 0);
+	close(ends[who]);
+	ends[who] = pair[1];
+	processes[who].channel.limit = 0;
+	processes[who].worker_id = cast[who].pid;
+	processes[who].state = STATE_ONLINE;
+}
+
+/* ---- bytes ---------------------------------------------------------------- */
+
+struct inbox {
+	unsigned char bytes[8192];
+	size_t length;
+	int handle; /* or -1 */
+	size_t handles;
+};
+
+static void
+put_number(unsigned char *at, size_t number)
+{
+	at[0] = (unsigned char)(number >> 24);
+	at[1] = (unsigned char)(number >> 16);
+	at[2] = (unsigned char)(number >> 8);
+	at[3] = (unsigned char)number;
+}
+
+static size_t
+get_number(const unsigned char *at)
+{
+	return (size_t)at[0] << 24 | (size_t)at[1] << 16 | (size_t)at[2] << 8 | (size_t)at[3];
+}
+
+static struct message
+compose(enum role from, enum role to, pid_t receiver_pid)
+{
+	return (struct message){.action = "x",
+	                        .from = from,
+	                        .to = to,
+	                        .receiver_pid = receiver_pid,
+	                        .data = "{\"a\":1}",
+	                        .data_length = 7,
+	                        .handle = -1};
+}
+
+/* The frame of a message, as the drawing in messenger.h has it; its size. */
+static size_t
+make_frame(unsigned char *frame, const struct message *message)
+{
+	size_t action = message->action != NULL ? strlen(message->action) : 0;
+	size_t size = FRAME_HEADER + action + 1 + message->data_length + 1;
+
+	memset(frame, 0, size);
+	put_number(frame + FRAME_LENGTH, size - 4);
+	frame[FRAME_FROM] = (unsigned char)message->from;
+	frame[FRAME_TO] = (unsigned char)message->to;
+	if (message->data != NULL)
+		frame[FRAME_FLAGS] |= FRAME_HAS_DATA;
+	if (message->handle != -1)
+		frame[FRAME_FLAGS] |= FRAME_HAS_HANDLE;
+	frame[FRAME_ACTION_LENGTH] = (unsigned char)action;
+	put_number(frame + FRAME_RECEIVER_PID, (size_t)message->receiver_pid);
+	if (action > 0)
+		memcpy(frame + FRAME_HEADER, message->action, action);
+	if (message->data_length > 0)
+		memcpy(frame + FRAME_HEADER + action + 1, message->data, message->data_length);
+	return size;
+}
+
+/* Read what is there, once; 0 if there is nothing. */
+static size_t
+take_once(int end, struct inbox *inbox)
+{
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(4 * sizeof(int))];
+	} control;
+	struct iovec part = {inbox->bytes + inbox->length, sizeof inbox->bytes - inbox->length};
+	struct msghdr header = {.msg_iov = &part,
+	                        .msg_iovlen = 1,
+	                        .msg_control = &control,
+	                        .msg_controllen = sizeof control};
+	ssize_t count = recvmsg(end, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	const struct cmsghdr *first = CMSG_FIRSTHDR(&header);
+
+	if (count <= 0)
+		return 0;
+	inbox->length += (size_t)count;
+	if (first != NULL) {
+		cr_assert_eq(first->cmsg_len, CMSG_LEN(sizeof(int)), "%s: not one handle", context);
+		memcpy(&inbox->handle, CMSG_DATA(first), sizeof(int));
+		inbox->handles++;
+	}
+	return (size_t)count;
+}
+
+/* All that the process was sent and has not read. */
+static void
+take_from(struct process *process, int end, struct inbox *inbox)
+{
+	inbox->length = inbox->handles = 0;
+	inbox->handle = -1;
+	if (process->channel.descriptor != -1)
+		channel_flush(&process->channel);
+	while (take_once(end, inbox) > 0)
+		;
+}
+
+static void
+take(enum who who, struct inbox *inbox)
+{
+	take_from(&processes[who], ends[who], inbox);
+}
+
+/* How many frames are in it; they fill it. */
+static size_t
+count_frames(const struct inbox *inbox)
+{
+	size_t at = 0, count = 0;
+
+	while (at + 4 <= inbox->length) {
+		at += 4 + get_number(inbox->bytes + at);
+		count++;
+	}
+	cr_assert_eq(at, inbox->length, "%s: not only whole frames", context);
+	return count;
+}
+
+/* A process says something: its bytes go over its channel. */
+static void
+utter(enum who who, const void *bytes, size_t length, int handle)
+{
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	unsigned char copy[512];
+	struct iovec part = {copy, length};
+	struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+
+	cr_assert_leq(length, sizeof copy);
+	memcpy(copy, bytes, length);
+	if (handle != -1) {
+		memset(&control, 0, sizeof control);
+		control.align.cmsg_level = SOL_SOCKET;
+		control.align.cmsg_type = SCM_RIGHTS;
+		control.align.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.align), &handle, sizeof(int));
+		header.msg_control = &control;
+		header.msg_controllen = sizeof control;
+	}
+	cr_assert_eq(sendmsg(ends[who], &header, 0), (ssize_t)length);
+}
+
+/* The master reads what the process says and takes one message out. */
+static int
+hear(enum who who, struct message *message)
+{
+	cr_assert_eq(channel_read(&processes[who].channel), PEER_ALIVE, "%s", context);
+	return channel_next(&processes[who].channel, message);
+}
+
+/* Say, hear and route. The message is what it became on the way. */
+static void
+relay(enum who who, struct message *message)
+{
+	unsigned char frame[512];
+
+	utter(who, frame, make_frame(frame, message), message->handle);
+	cr_assert_eq(hear(who, message), 1, "%s: the frame was refused", context);
+	master_messenger_receive(&messenger, &processes[who], message);
+	cr_assert_null(messenger.sender, "%s: the sender stays", context);
+}
+
+/* ---- who received it? ------------------------------------------------------ */
+
+struct expectation {
+	enum role from, to;
+	bool gets[PROCESSES];
+	bool emits;
+	uint64_t undeliverable;
+};
+
+/* The deliveries of a row: "APP1 APP2", "MASTER:emit(x)", "nobody". */
+static void
+parse_deliveries(const char *deliveries, struct expectation *expected)
+{
+	char words[256], *word, *rest = words;
+	int who;
+
+	snprintf(words, sizeof words, "%s", deliveries);
+	memset(expected->gets, 0, sizeof expected->gets);
+	expected->emits = false;
+	while ((word = strsep(&rest, " ")) != NULL) {
+		for (who = 0; who < PROCESSES; who++)
+			if (strcmp(word, cast[who].name) == 0)
+				expected->gets[who] = true;
+		if (strncmp(word, "MASTER:emit(", 12) == 0)
+			expected->emits = true;
+	}
+}
+
+static bool
+is_nobody(const struct expectation *expected)
+{
+	int who, receivers = expected->emits;
+
+	for (who = 0; who < PROCESSES; who++)
+		receivers += expected->gets[who];
+	return receivers == 0;
+}
+
+/* The bytes: those of the message, with from and to stamped. */
+static void
+check_frame(const struct inbox *inbox, const struct message *sent,
+            const struct expectation *expected, const char *name)
+{
+	struct message stamped = *sent;
+	unsigned char frame[512];
+
+	stamped.from = expected->from;
+	stamped.to = expected->to;
+	cr_assert_eq(inbox->length, make_frame(frame, &stamped), "%s: %s got %zu bytes", context,
+	             name, inbox->length);
+	cr_assert_eq(inbox->bytes[FRAME_FROM], frame[FRAME_FROM], "%s: %s reads from %d", context,
+	             name, inbox->bytes[FRAME_FROM]);
+	cr_assert_eq(inbox->bytes[FRAME_TO], frame[FRAME_TO], "%s: %s reads to %d", context, name,
+	             inbox->bytes[FRAME_TO]);
+	cr_assert_eq(memcmp(inbox->bytes, frame, inbox->length), 0, "%s: %s got other bytes",
+	             context, name);
+}
+
+static void
+check_emitted(const struct message *sent, const struct expectation *expected)
+{
+	const struct message *message = &emitted.message;
+
+	cr_assert_eq(emitted.count, expected->emits, "%s: emitted %zu times", context,
+	             emitted.count);
+	if (!expected->emits)
+		return;
+	cr_assert_eq(message->from, expected->from, "%s: emit reads from %d", context,
+	             (int)message->from);
+	cr_assert_eq(message->to, expected->to, "%s: emit reads to %d", context, (int)message->to);
+	cr_assert_eq(message->receiver_pid, sent->receiver_pid, "%s", context);
+	cr_assert_str_eq(message->action != NULL ? message->action : "",
+	                 sent->action != NULL ? sent->action : "", "%s", context);
+	cr_assert_eq(message->data_length, sent->data_length, "%s", context);
+	cr_assert_eq(message->data == NULL, sent->data == NULL, "%s", context);
+	if (sent->data != NULL)
+		cr_assert_str_eq(message->data, sent->data, "%s", context);
+}
+
+/* Those who should have it have it once; nobody else has anything. */
+static void
+check_deliveries(const struct message *sent, const struct expectation *expected)
+{
+	struct inbox inbox;
+	size_t count;
+	int who;
+
+	for (who = 0; who < PROCESSES; who++) {
+		take((enum who)who, &inbox);
+		count = count_frames(&inbox);
+		cr_assert_eq(count, expected->gets[who], "%s: %s received %zu", context,
+		             cast[who].name, count);
+		if (count == 1)
+			check_frame(&inbox, sent, expected, cast[who].name);
+	}
+	check_emitted(sent, expected);
+	cr_assert_eq(messenger.undeliverable, expected->undeliverable, "%s: undeliverable: %d",
+	             context, (int)messenger.undeliverable);
+}
+
+/* The same for a test that says it in words. */
+static void
+expect(const struct message *sent, enum role from, enum role to, const char *deliveries)
+{
+	struct expectation expected = {.from = from, .to = to};
+
+	parse_deliveries(deliveries, &expected);
+	expected.undeliverable = is_nobody(&expected) && from != ROLE_MASTER;
+	check_deliveries(sent, &expected);
+}
+
+/* ---- golden/routing.tsv ---------------------------------------------------- */
+
+struct row {
+	int line;
+	bool has_parent, has_agent;
+	char *from, *to, *receiver_pid, *final_from, *final_to, *deliveries;
+};
+
+static struct row rows[ROWS + 1];
+static size_t row_count;
+
+/* Tests run in the root of the project, or are told where that is. */
+static FILE *
+open_golden(const char *name)
+{
+	const char *root = getenv("TEST_ROOT");
+	char path[1024];
+	FILE *file;
+
+	snprintf(path, sizeof path, "test/golden/%s", name);
+	file = fopen(path, "r");
+	if (file == NULL && root != NULL) {
+		snprintf(path, sizeof path, "%s/test/golden/%s", root, name);
+		file = fopen(path, "r");
+	}
+	cr_assert_not_null(file, "%s: %s (TEST_ROOT?)", path, strerror(errno));
+	return file;
+}
+
+/* The next line without its end; NULL at the end of the file. Freed by exit. */
+static char *
+next_line(FILE *file)
+{
+	char *line = NULL;
+	size_t size = 0;
+	ssize_t length = getline(&line, &size, file);
+
+	if (length == -1) {
+		free(line);
+		return NULL;
+	}
+	line[strcspn(line, "\r\n")] = '\0';
+	return line;
+}
+
+static void
+parse_row(char *text, struct row *row)
+{
+	char *columns[8], *rest = text;
+	size_t i;
+
+	for (i = 0; i < 8; i++) {
+		columns[i] = strsep(&rest, "\t");
+		cr_assert_not_null(columns[i], "routing.tsv:%d has %zu columns", row->line, i);
+	}
+	cr_assert_null(rest, "routing.tsv:%d has more columns", row->line);
+	row->has_parent = strcmp(columns[0], "true") == 0;
+	row->has_agent = strcmp(columns[1], "true") == 0;
+	row->from = columns[2];
+	row->to = columns[3];
+	row->receiver_pid = columns[4];
+	row->final_from = columns[5];
+	row->final_to = columns[6];
+	row->deliveries = columns[7];
+}
+
+static void
+read_rows(void)
+{
+	FILE *file = open_golden("routing.tsv");
+	char *line = next_line(file);
+
+	cr_assert_str_eq(line, "hasParent\tagentPresent\tfrom\tto\treceiverPid\tfinal_from\t"
+	                       "final_to\tdeliveries");
+	free(line);
+	row_count = 0;
+	while ((line = next_line(file)) != NULL) {
+		cr_assert_lt(row_count, ROWS, "routing.tsv has more rows");
+		rows[row_count].line = (int)row_count + 2;
+		parse_row(line, &rows[row_count++]);
+	}
+	fclose(file);
+	cr_assert_eq(row_count, ROWS);
+}
+
+static void
+free_rows(void)
+{
+	static const char *const lengths[] = {"false", "true"};
+	struct row *row;
+
+	/* `from` is the third column of the line that was allocated */
+	for (row = rows; row < rows + row_count; row++)
+		free(row->from - strlen(lengths[row->has_parent]) - 1 -
+		     strlen(lengths[row->has_agent]) - 1);
+	row_count = 0;
+}
+
+/* Absent, and JavaScript's other falsy one, the empty string, are one in C. */
+static enum role
+parse_role(const char *text)
+{
+	static const char *const names[] = {"absent", "master", "parent", "agent", "app"};
+	int role;
+
+	if (strcmp(text, "\"\"") == 0)
+		return ROLE_NONE;
+	if (strcmp(text, "bogus") == 0)
+		return BOGUS;
+	for (role = ROLE_NONE; role <= ROLE_APP; role++)
+		if (strcmp(text, names[role]) == 0)
+			return (enum role)role;
+	cr_assert_fail("no role: %s", text);
+	return ROLE_NONE;
+}
+
+static pid_t
+parse_pid(const char *text)
+{
+	static const struct {
+		const char *name;
+		pid_t pid;
+	} names[] = {
+		{"absent", 0}, {"\"\"", 0},   {"MASTER", MASTER_PID},     {"AGENT", 200},
+		{"APP1", 301}, {"APP2", 302}, {"APP3_DISCONNECTED", 303}, {"UNKNOWN", UNKNOWN_PID}};
+	size_t i;
+
+	for (i = 0; i < sizeof names / sizeof names[0]; i++)
+		if (strcmp(text, names[i].name) == 0)
+			return names[i].pid;
+	cr_assert_fail("no pid: %s", text);
+	return 0;
+}
+
+static bool
+throws(const struct row *row)
+{
+	return strncmp(row->deliveries, "THROWS ", 7) == 0;
+}
+
+/*
+ * D1. What egg would do if the absent agent were skipped, in egg's own words: it
+ * is what egg did where the agent was there, but was not the one meant. The pid
+ * of the dead agent is then like any other that nobody has.
+ */
+static const struct row *
+twin_of(const struct row *row)
+{
+	const char *pid = strcmp(row->receiver_pid, "AGENT") == 0 ? "UNKNOWN" : row->receiver_pid;
+	const struct row *twin;
+
+	for (twin = rows; twin < rows + row_count; twin++)
+		if (twin->has_parent == row->has_parent && twin->has_agent &&
+		    strcmp(twin->from, row->from) == 0 && strcmp(twin->to, row->to) == 0 &&
+		    strcmp(twin->receiver_pid, pid) == 0)
+			return twin;
+	cr_assert_fail("routing.tsv:%d has no twin with an agent", row->line);
+	return row;
+}
+
+static void
+expectation_of(const struct row *row, struct expectation *expected)
+{
+	const struct row *recorded = throws(row) ? twin_of(row) : row;
+
+	cr_assert_not(throws(recorded), "routing.tsv:%d", recorded->line);
+	expected->from = parse_role(recorded->final_from);
+	expected->to = parse_role(recorded->final_to);
+	parse_deliveries(recorded->deliveries, expected);
+	/* D26: who says something to nobody is counted, but for the master */
+	expected->undeliverable = is_nobody(expected) && expected->from != ROLE_MASTER;
+}
+
+/* A fresh world for a row, and its message. */
+static struct message
+begin_row(const struct row *row)
+{
+	close_world();
+	open_world(row->has_parent, row->has_agent);
+	snprintf(context, sizeof context,
+	         "routing.tsv:%d: parent %d, agent %d, %s -> %s, receiverPid %s: %s", row->line,
+	         row->has_parent, row->has_agent, row->from, row->to, row->receiver_pid,
+	         row->deliveries);
+	return compose(parse_role(row->from), parse_role(row->to), parse_pid(row->receiver_pid));
+}
+
+static void
+check_struct(const struct message *data, const struct expectation *expected)
+{
+	cr_assert_eq(data->from, expected->from, "%s: from became %d", context, (int)data->from);
+	cr_assert_eq(data->to, expected->to, "%s: to became %d", context, (int)data->to);
+}
+
+static void
+check_row_sent(const struct row *row)
+{
+	struct message sent = begin_row(row), data = sent;
+	struct expectation expected;
+
+	expectation_of(row, &expected);
+	master_messenger_send(&messenger, &data);
+	check_struct(&data, &expected);
+	check_deliveries(&sent, &expected);
+}
+
+Test(routing, every_row)
+{
+	size_t thrown = 0, ran;
+
+	read_rows();
+	for (ran = 0; ran < row_count; ran++) {
+		check_row_sent(&rows[ran]);
+		thrown += throws(&rows[ran]);
+	}
+	cr_assert_eq(ran, ROWS);
+	cr_assert_eq(thrown, ROWS_THROWN);
+	free_rows();
+}
+
+/* D1, once more and by hand, because above egg's own words decided it. */
+Test(routing, while_the_agent_is_dead_the_pid_decides)
+{
+	static const struct {
+		pid_t pid;
+		const char *deliveries;
+	} cases[] = {{200, "nobody"},
+	             {301, "APP1"},
+	             {302, "APP2"},
+	             {303, "nobody"},
+	             {UNKNOWN_PID, "nobody"}};
+	struct message sent, data;
+	size_t i;
+
+	for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+		close_world();
+		open_world(true, false);
+		data = sent = compose(ROLE_APP, ROLE_AGENT, cases[i].pid);
+		master_messenger_send(&messenger, &data);
+		expect(&sent, ROLE_APP, ROLE_APP, cases[i].deliveries);
+	}
+}
+
+/* The process that a row is from. */
+static enum who
+speaker_of(const struct row *row)
+{
+	enum role role = parse_role(row->from);
+
+	return role == ROLE_PARENT ? PARENT : role == ROLE_AGENT ? AGENT : APP1;
+}
+
+/* It comes over a channel, and claims to be from the master. */
+static void
+check_row_heard(const struct row *row)
+{
+	struct message sent = begin_row(row), data;
+	struct expectation expected;
+
+	expectation_of(row, &expected);
+	sent.from = ROLE_MASTER;
+	data = sent;
+	relay(speaker_of(row), &data);
+	check_struct(&data, &expected);
+	check_deliveries(&sent, &expected);
+}
+
+/* A frame cannot even name a role that does not exist. */
+static void
+check_row_refused(const struct row *row)
+{
+	struct message data = begin_row(row);
+	enum who speaker = speaker_of(row);
+	unsigned char frame[512];
+
+	utter(speaker, frame, make_frame(frame, &data), -1);
+	cr_assert_eq(hear(speaker, &data), -1, "%s: the frame was taken", context);
+}
+
+Test(routing, every_row_over_a_channel)
+{
+	size_t i, heard = 0, refused = 0;
+
+	read_rows();
+	for (i = 0; i < row_count; i++) {
+		if (parse_role(rows[i].from) <= ROLE_MASTER)
+			continue;
+		if (parse_role(rows[i].to) == BOGUS) {
+			check_row_refused(&rows[i]);
+			refused++;
+		} else {
+			check_row_heard(&rows[i]);
+			heard++;
+		}
+	}
+	cr_assert_eq(refused, ROWS_HEARD / 7);
+	cr_assert_eq(heard + refused, ROWS_HEARD);
+	free_rows();
+}
+
+/* The same rows where the agent's slot is there, and nobody in it, as in a real
+ * master. One thing differs: what others say to the agent waits (D24). */
+static bool
+check_row_with_empty_slot(const struct row *row)
+{
+	struct message sent = begin_row(row), data = sent;
+	struct expectation expected;
+	struct inbox inbox;
+	bool waits;
+
+	kill_agent();
+	expectation_of(row, &expected);
+	waits = expected.to == ROLE_AGENT && expected.from != ROLE_MASTER;
+	expected.undeliverable = waits ? 0 : expected.undeliverable;
+	master_messenger_send(&messenger, &data);
+	check_struct(&data, &expected);
+	check_deliveries(&sent, &expected);
+	fork_into(AGENT);
+	take(AGENT, &inbox);
+	cr_assert_eq(count_frames(&inbox), waits, "%s: the next agent received %zu", context,
+	             count_frames(&inbox));
+	if (waits)
+		check_frame(&inbox, &sent, &expected, "the next agent");
+	return waits;
+}
+
+Test(routing, every_row_with_an_empty_slot_for_the_agent)
+{
+	size_t i, ran = 0, waited = 0;
+
+	read_rows();
+	for (i = 0; i < row_count; i++) {
+		if (rows[i].has_agent)
+			continue;
+		waited += check_row_with_empty_slot(&rows[i]);
+		ran++;
+	}
+	cr_assert_eq(ran, ROWS_WITHOUT_AGENT);
+	/* per state of the parent: 3 senders to `agent`, and app to the two
+	 * nothings; each with the two pids that are none */
+	cr_assert_eq(waited, 2 * (3 + 2) * 2);
+	free_rows();
+}
+
+/* ---- golden/routing_extra.tsv ---------------------------------------------- */
+
+/* One odd input. `why_not` says why it cannot be in C; else either a message
+ * (from `speaker` over a channel, if it has one) or a function tests it. */
+struct extra {
+	const char *name;
+	const char *why_not;
+	void (*test)(const char *recorded);
+	void (*before)(void);
+	bool heard;
+	enum who speaker;
+	enum role from, to, final_from, final_to;
+	pid_t receiver_pid;
+	const char *action, *data;
+	const char *expected; /* NULL: what egg did */
+};
+
+static void
+app2_is_online(void)
+{
+	processes[APP2].state = STATE_ONLINE;
+}
+
+static void
+apps_are_dead(void)
+{
+	processes[APP1].state = processes[APP2].state = STATE_DEAD;
+}
+
+static void
+no_parent(void)
+{
+	manager.parent = NULL;
+}
+
+static void
+no_workers(void)
+{
+	manager.workers = NULL;
+}
+
+/* "both", "APP", and whatever else is no role. */
+static void
+test_unknown_roles(const char *recorded)
+{
+	static const int numbers[] = {-1, ROLE_APP + 1, 64, 255, 256 + ROLE_APP};
+	struct message sent, data;
+	size_t i;
+
+	for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+		bogus_number = numbers[i];
+		messenger.undeliverable = 0;
+		data = sent = compose(ROLE_APP, BOGUS, 0);
+		master_messenger_send(&messenger, &data);
+		cr_assert_eq((int)data.to, numbers[i]);
+		expect(&sent, ROLE_APP, BOGUS, recorded);
+	}
+}
+
+static void
+test_unknown_sender(const char *recorded)
+{
+	struct message sent = compose(BOGUS, ROLE_NONE, 0), data = sent;
+
+	master_messenger_send(&messenger, &data);
+	expect(&sent, BOGUS, ROLE_NONE, recorded);
+}
+
+/* send([]): an object without any property. */
+static void
+test_zeros(const char *recorded)
+{
+	struct message sent = {.handle = -1}, data = sent;
+
+	master_messenger_send(&messenger, &data);
+	expect(&sent, ROLE_MASTER, ROLE_NONE, recorded);
+}
+
+/* What a parent says and is no frame: D2. */
+static void
+test_not_a_frame(const char *recorded)
+{
+	static const char *const junk[] = {"a string, for instance", "\0\0\0\0null\0\0\0\0\0\0\0",
+	                                   "\7\7\7\7\7\7\7\7\7\7\7\7"};
+	struct message data;
+	size_t i;
+
+	cr_assert_eq(strncmp(recorded, "THROWS ", 7), 0);
+	for (i = 0; i < sizeof junk / sizeof junk[0]; i++) {
+		close_world();
+		open_full_world();
+		utter(PARENT, junk[i], FRAME_HEADER, -1);
+		cr_assert_eq(hear(PARENT, &data), -1, "junk %zu", i);
+		data = compose(ROLE_NONE, ROLE_NONE, 0);
+		expect(&data, ROLE_MASTER, ROLE_NONE, "nobody");
+	}
+}
+
+/* D23: to a place without a process. From others it waits for the process. */
+static void
+test_state_none(const char *recorded)
+{
+	struct message sent = compose(ROLE_AGENT, ROLE_APP, 0), data = sent;
+
+	unfork(APP1);
+	unfork(APP2);
+	master_messenger_send(&messenger, &data);
+	cr_assert_gt(channel_pending(&processes[APP1].channel), 0);
+	cr_assert_gt(channel_pending(&processes[APP2].channel), 0);
+	fork_into(APP1);
+	fork_into(APP2);
+	expect(&sent, ROLE_AGENT, ROLE_APP, recorded);
+}
+
+/* The order of deliveries: each receiver gets a duplicate of the handle, and the
+ * system gives the lowest number that is free, so they ascend. */
+static void
+test_order(const char *recorded)
+{
+	struct message data = compose(ROLE_AGENT, ROLE_APP, 0);
+	const struct channel *first = &processes[APP2].channel, *second = &processes[APP1].channel;
+
+	cr_assert_str_eq(recorded, "APP2 APP1");
+	data.handle = STDERR_FILENO;
+	remove_worker(&processes[APP1]);
+	add_worker(&processes[APP1]);
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(first->waiting_count, 1);
+	cr_assert_eq(second->waiting_count, 1);
+	cr_assert_lt(first->waiting[0].descriptor, second->waiting[0].descriptor);
+}
+
+/* sendmessage does not throw: it fails, for that receiver alone. */
+static void
+test_broken_receiver(const char *recorded)
+{
+	struct message sent = compose(ROLE_AGENT, ROLE_APP, 0), data = sent;
+
+	cr_assert_eq(strncmp(recorded, "THROWS ", 7), 0);
+	close(ends[APP1]);
+	ends[APP1] = -1;
+	cr_assert_eq(sendmessage(&processes[APP1].channel, &data), 0);
+	cr_assert_eq(channel_flush(&processes[APP1].channel), PEER_GONE);
+	master_messenger_send(&messenger, &data);
+	expect(&sent, ROLE_AGENT, ROLE_APP, "APP2");
+}
+
+/* The same bytes reach every receiver; a run is not spoilt by the next. */
+static void
+test_same_bytes(const char *recorded)
+{
+	struct message data = compose(ROLE_NONE, ROLE_APP, 0);
+	struct inbox one, two;
+
+	cr_assert_str_eq(recorded, "APP1 APP2 same=true");
+	relay(AGENT, &data);
+	take(APP1, &one);
+	take(APP2, &two);
+	cr_assert_eq(count_frames(&one), 1);
+	cr_assert_eq(one.length, two.length);
+	cr_assert_eq(memcmp(one.bytes, two.bytes, one.length), 0);
+}
+
+/* messenger_broadcast in an app, and the master relays what that sent. */
+static void
+test_broadcast(const char *recorded)
+{
+	struct messenger *app = messenger_open(dup(ends[APP1]), ROLE_APP);
+	struct message message;
+	struct inbox inbox;
+	enum role to[] = {ROLE_APP, ROLE_AGENT};
+	size_t i = 0;
+	int who;
+
+	cr_assert_str_eq(recorded, "APP1 APP2 AGENT");
+	cr_assert_eq(messenger_broadcast(app, "x", NULL), 0);
+	cr_assert_eq(channel_flush(&app->channel), PEER_ALIVE);
+	cr_assert_eq(channel_read(&processes[APP1].channel), PEER_ALIVE);
+	while (channel_next(&processes[APP1].channel, &message) == 1) {
+		cr_assert_lt(i, 2);
+		cr_assert_eq(message.to, to[i++]);
+		master_messenger_receive(&messenger, &processes[APP1], &message);
+	}
+	cr_assert_eq(i, 2);
+	for (who = 0; who < PROCESSES; who++) {
+		take((enum who)who, &inbox);
+		cr_assert_eq(count_frames(&inbox), who == AGENT || who == APP1 || who == APP2);
+	}
+	messenger_close(app);
+}
+
+static const char no_strings[] = "receiver_pid is a number: there is no other way to write it";
+static const char typed[] = "the compiler takes nothing but a struct message";
+
+static const struct extra extras[] = {
+	{"receiverPid = APP2 (online, not yet listening)", .before = app2_is_online,
+         .from = ROLE_AGENT, .receiver_pid = 302, .final_from = ROLE_AGENT, .final_to = ROLE_APP},
+	{"receiverPid = number (APP1 as 301), not string", .why_not = no_strings},
+	{"receiverPid = number (master pid)", .why_not = no_strings},
+	{"receiverPid = number (agent pid)", .why_not = no_strings},
+	{"receiverPid = number 0", .from = ROLE_APP, .final_from = ROLE_APP,
+         .final_to = ROLE_AGENT},
+	{"receiverPid = \" 301\" (space)", .why_not = no_strings},
+	{"receiverPid = \"0301\"", .why_not = no_strings},
+	{"to = \"APP\" (upper case)", .test = test_unknown_roles},
+	{"to = \"both\"", .test = test_unknown_roles},
+	{"to = null", .from = ROLE_AGENT, .final_from = ROLE_AGENT, .final_to = ROLE_APP},
+	{"to = 0", .from = ROLE_APP, .final_from = ROLE_APP, .final_to = ROLE_AGENT},
+	{"from = \"bogus\", to absent", .test = test_unknown_sender},
+	{"from = \"\" (falsy), to absent", .final_from = ROLE_MASTER},
+	{"to = master, action absent", .from = ROLE_APP, .to = ROLE_MASTER, .action = NULL,
+         .final_from = ROLE_APP, .final_to = ROLE_MASTER},
+	{"to = master, action = \"error\", data = object", .from = ROLE_APP, .to = ROLE_MASTER,
+         .action = "error", .data = "{\"a\":1}", .final_from = ROLE_APP, .final_to = ROLE_MASTER,
+         .expected = "MASTER:emit(error)"}, /* D6 */
+	{"to = master, action = \"error\", data absent", .from = ROLE_APP, .to = ROLE_MASTER,
+         .action = "error", .final_from = ROLE_APP, .final_to = ROLE_MASTER,
+         .expected = "MASTER:emit(error)"}, /* D6 */
+	{"to = app, action absent", .from = ROLE_AGENT, .to = ROLE_APP, .final_from = ROLE_AGENT,
+         .final_to = ROLE_APP},
+	{"send(null)", .why_not = "a null pointer is the caller's own fault, as the contract says"},
+	{"send(\"string\")", .why_not = typed},
+	{"send([]) (array)", .test = test_zeros},
+	{"parent channel: process.emit(\"message\", \"a string\")", .test = test_not_a_frame},
+	{"parent channel: process.emit(\"message\", null)", .test = test_not_a_frame},
+	{"parent channel: process.emit(\"message\", 7)", .test = test_not_a_frame},
+	{"parent channel: {action} (no to)", .heard = true, .speaker = PARENT, .action = "x",
+         .final_from = ROLE_PARENT, .final_to = ROLE_MASTER},
+	{"parent channel: spoofed {from:\"agent\", action} (no to)", .heard = true,
+         .speaker = PARENT, .from = ROLE_AGENT, .action = "x", .final_from = ROLE_PARENT,
+         .final_to = ROLE_MASTER},
+	{"parent channel: {to:\"parent\"} (echo)", .heard = true, .speaker = PARENT,
+         .to = ROLE_PARENT, .action = "x", .final_from = ROLE_PARENT, .final_to = ROLE_PARENT},
+	{"parent channel closed (process \"disconnect\") then to=parent", .before = no_parent,
+         .from = ROLE_APP, .to = ROLE_PARENT, .final_from = ROLE_APP, .final_to = ROLE_PARENT},
+	{"no workers registered, to=app", .before = no_workers, .from = ROLE_AGENT, .to = ROLE_APP,
+         .final_from = ROLE_AGENT, .final_to = ROLE_APP},
+	{"worker state \"dead\" but still registered, to=app", .before = apps_are_dead,
+         .from = ROLE_AGENT, .to = ROLE_APP, .final_from = ROLE_AGENT, .final_to = ROLE_APP},
+	{"worker state \"none\", to=app", .test = test_state_none},
+	{"order of app deliveries = order of registration (re-register APP1 last)",
+         .test = test_order},
+	{"app.send() throws for APP1: do later apps still get it?", .test = test_broken_receiver},
+	{"the same object is handed to every receiver (no copy)", .test = test_same_bytes},
+	{"broadcast = two messages {to:app} then {to:agent} from app", .test = test_broadcast},
+};
+
+enum { EXTRAS = sizeof extras / sizeof extras[0] };
+
+static void
+check_extra(const struct extra *extra, const char *recorded)
+{
+	struct message sent = compose(extra->from, extra->to, extra->receiver_pid), data;
+
+	sent.action = extra->action;
+	sent.data = extra->data;
+	sent.data_length = sent.data != NULL ? strlen(sent.data) : 0;
+	data = sent;
+	if (extra->before != NULL)
+		extra->before();
+	if (extra->heard)
+		relay(extra->speaker, &data);
+	else
+		master_messenger_send(&messenger, &data);
+	cr_assert_eq(data.from, extra->final_from, "%s", context);
+	cr_assert_eq(data.to, extra->final_to, "%s", context);
+	expect(&sent, extra->final_from, extra->final_to,
+	       extra->expected != NULL ? extra->expected : recorded);
+}
+
+/* Each row has its place in the table, each place its row. */
+static void
+check_extra_row(char *line, bool *seen)
+{
+	char *recorded = strchr(line, '\t');
+	size_t i;
+
+	cr_assert_not_null(recorded, "no tab: %s", line);
+	*recorded++ = '\0';
+	for (i = 0; i < EXTRAS && strcmp(extras[i].name, line) != 0; i++)
+		;
+	cr_assert_lt(i, EXTRAS, "neither tested nor excused: %s", line);
+	cr_assert_not(seen[i], "twice: %s", line);
+	seen[i] = true;
+	if (extras[i].why_not != NULL)
+		return;
+	close_world();
+	open_full_world();
+	bogus_number = ROLE_APP + 5;
+	snprintf(context, sizeof context, "routing_extra.tsv: %s", line);
+	if (extras[i].test != NULL)
+		extras[i].test(recorded);
+	else
+		check_extra(&extras[i], recorded);
+}
+
+Test(routing, every_odd_input)
+{
+	bool seen[EXTRAS] = {false};
+	FILE *file = open_golden("routing_extra.tsv");
+	char *line = next_line(file);
+	size_t ran = 0, excused = 0, i;
+
+	cr_assert_str_eq(line, "case\tdeliveries");
+	free(line);
+	while ((line = next_line(file)) != NULL) {
+		check_extra_row(line, seen);
+		free(line);
+		ran++;
+	}
+	fclose(file);
+	for (i = 0; i < EXTRAS; i++) {
+		cr_assert(seen[i], "not in the file: %s", extras[i].name);
+		excused += extras[i].why_not != NULL;
+	}
+	cr_assert_eq(ran, EXTRA_ROWS);
+	cr_assert_eq(excused, 7);
+}
+
+/* ---- places and states ------------------------------------------------------ */
+
+/* D23: it waits in the order in which it came, and comes before what is said
+ * once the process is there. What the master says is for those who are there. */
+Test(routing, before_the_fork_others_wait_and_the_master_does_not)
+{
+	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
+	struct inbox inbox;
+	size_t size;
+
+	unfork(APP2);
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(channel_pending(&processes[APP2].channel), 0);
+	data = compose(ROLE_NONE, ROLE_APP, 0);
+	relay(AGENT, &data);
+	data = compose(ROLE_NONE, ROLE_APP, 0);
+	relay(PARENT, &data);
+	fork_into(APP2);
+	data = compose(ROLE_MASTER, ROLE_APP, 0);
+	master_messenger_send(&messenger, &data);
+	take(APP2, &inbox);
+	cr_assert_eq(count_frames(&inbox), 3);
+	size = 4 + get_number(inbox.bytes);
+	cr_assert_eq(inbox.bytes[FRAME_FROM], ROLE_AGENT);
+	cr_assert_eq(inbox.bytes[size + FRAME_FROM], ROLE_PARENT);
+	cr_assert_eq(inbox.bytes[2 * size + FRAME_FROM], ROLE_MASTER);
+	take(APP1, &inbox);
+	cr_assert_eq(count_frames(&inbox), 4);
+	cr_assert_eq(messenger.undeliverable, 0);
+}
+
+/* A place has no pid: a message for one does not wait there, nor does one for
+ * "no pid" find it. */
+Test(routing, before_the_fork_no_pid_fits)
+{
+	struct message data = compose(ROLE_AGENT, ROLE_NONE, cast[APP2].pid);
+
+	unfork(APP2);
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(channel_pending(&processes[APP2].channel), 0);
+	cr_assert_eq(messenger.undeliverable, 1);
+}
+
+/* D23: bounded. What is too much is counted, and nobody waits for a place. */
+Test(routing, before_the_fork_the_place_is_bounded)
+{
+	static char text[MESSAGE_DATA_MAX];
+	struct message data;
+	int i, most = CHANNEL_QUEUE_MAX / MESSAGE_DATA_MAX;
+
+	memset(text, '1', sizeof text);
+	no_workers();
+	unfork(APP1);
+	add_worker(&processes[APP1]);
+	messenger.sender = &processes[AGENT];
+	for (i = 0; i < most; i++) {
+		data = compose(ROLE_AGENT, ROLE_APP, 0);
+		data.data = text;
+		data.data_length = sizeof text;
+		master_messenger_send(&messenger, &data);
+	}
+	cr_assert_leq(channel_pending(&processes[APP1].channel), CHANNEL_QUEUE_MAX);
+	cr_assert_eq(messenger.undeliverable, 1); /* the last: with headers it is too much */
+	cr_assert(process_may_speak(&processes[AGENT]));
+}
+
+/* D24: others' messages wait for the next agent, the master's are gone. */
+Test(routing, a_dead_agents_slot_keeps_what_others_say)
+{
+	struct message data;
+	struct inbox inbox;
+
+	kill_agent();
+	data = compose(ROLE_NONE, ROLE_NONE, 0);
+	relay(APP1, &data);
+	data = compose(ROLE_NONE, ROLE_AGENT, 0);
+	relay(PARENT, &data);
+	data = compose(ROLE_MASTER, ROLE_AGENT, 0);
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(messenger.undeliverable, 0);
+	fork_into(AGENT);
+	take(AGENT, &inbox);
+	cr_assert_eq(count_frames(&inbox), 2);
+	cr_assert_eq(inbox.bytes[FRAME_FROM], ROLE_APP);
+	cr_assert_eq(inbox.bytes[4 + get_number(inbox.bytes) + FRAME_FROM], ROLE_PARENT);
+}
+
+/* Egg skips only the disconnected: who is dead and registered is written to. */
+Test(routing, a_dead_worker_is_no_receiver_once_its_channel_is_closed)
+{
+	struct message data = compose(ROLE_AGENT, ROLE_NONE, cast[APP1].pid);
+	struct inbox inbox;
+
+	processes[APP1].state = STATE_DEAD;
+	master_messenger_send(&messenger, &data);
+	take(APP1, &inbox);
+	cr_assert_eq(count_frames(&inbox), 1);
+	channel_close(&processes[APP1].channel);
+	data = compose(ROLE_AGENT, ROLE_NONE, cast[APP1].pid);
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(messenger.undeliverable, 1);
+}
+
+Test(routing, each_state_but_disconnected_receives)
+{
+	static const enum process_state states[] = {STATE_ONLINE, STATE_LISTENING,
+	                                            STATE_DISCONNECTED, STATE_DEAD};
+	struct message data;
+	struct inbox inbox;
+	size_t i;
+
+	for (i = 0; i < sizeof states / sizeof states[0]; i++) {
+		processes[APP2].state = states[i];
+		data = compose(ROLE_MASTER, ROLE_APP, 0);
+		master_messenger_send(&messenger, &data);
+		take(APP2, &inbox);
+		cr_assert_eq(count_frames(&inbox), states[i] != STATE_DISCONNECTED, "state %d",
+		             (int)states[i]);
+	}
+}
+
+/* D26, one by one. */
+Test(routing, what_nobody_receives_is_counted)
+{
+	static const struct {
+		enum role from, to;
+		pid_t pid;
+		uint64_t counts;
+	} cases[] = {
+		{ROLE_AGENT, ROLE_APP, UNKNOWN_PID, 1}, {ROLE_MASTER, ROLE_APP, UNKNOWN_PID, 0},
+		{ROLE_NONE, ROLE_NONE, 0, 0},           {ROLE_APP, ROLE_PARENT, 0, 1},
+		{ROLE_MASTER, ROLE_PARENT, 0, 0},       {ROLE_APP, ROLE_AGENT, 0, 1},
+		{ROLE_MASTER, ROLE_AGENT, 0, 0},        {ROLE_APP, ROLE_MASTER, 0, 0},
+		{ROLE_AGENT, ROLE_APP, 0, 0},
+	};
+	struct message data;
+	size_t i;
+
+	manager.parent = NULL;
+	manager.agent = NULL;
+	for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+		messenger.undeliverable = 0;
+		data = compose(cases[i].from, cases[i].to, cases[i].pid);
+		master_messenger_send(&messenger, &data);
+		cr_assert_eq(messenger.undeliverable, cases[i].counts, "case %zu", i);
+	}
+}
+
+/* A channel that takes no more is nobody, too. */
+Test(routing, what_a_deaf_receiver_does_not_take_is_counted)
+{
+	struct message data;
+	int who;
+
+	for (who = 0; who <= APP1; who++)
+		channel_close(&processes[who].channel);
+	data = compose(ROLE_APP, ROLE_PARENT, 0);
+	master_messenger_send(&messenger, &data);
+	data = compose(ROLE_APP, ROLE_AGENT, 0);
+	master_messenger_send(&messenger, &data);
+	data = compose(ROLE_AGENT, ROLE_APP, cast[APP1].pid);
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(messenger.undeliverable, 3);
+	data = compose(ROLE_AGENT, ROLE_APP, 0); /* APP2 has it */
+	master_messenger_send(&messenger, &data);
+	cr_assert_eq(messenger.undeliverable, 3);
+}
+
+/* ---- several messages -------------------------------------------------------- */
+
+/* An app says five things at once, each to somebody else; each keeps its own
+ * stamps though all stand in one buffer. */
+Test(routing, stamps_do_not_mix)
+{
+	static const struct {
+		enum role to;
+		pid_t pid;
+	} said[] = {
+		{ROLE_NONE, 0}, {ROLE_APP, 0}, {ROLE_NONE, 302}, {ROLE_PARENT, 0}, {ROLE_APP, 0}};
+	unsigned char bytes[512];
+	struct message message;
+	struct inbox inbox;
+	size_t i, length = 0, frame, at[] = {1, 1, 2, 3};
+	const enum role to[] = {ROLE_PARENT, ROLE_AGENT, ROLE_APP, ROLE_APP};
+	int who;
+
+	for (i = 0; i < sizeof said / sizeof said[0]; i++) {
+		message = compose(ROLE_NONE, said[i].to, said[i].pid);
+		length += make_frame(bytes + length, &message);
+	}
+	utter(APP1, bytes, length, -1);
+	cr_assert_eq(channel_read(&processes[APP1].channel), PEER_ALIVE);
+	while (channel_next(&processes[APP1].channel, &message) == 1)
+		master_messenger_receive(&messenger, &processes[APP1], &message);
+	frame = length / i;
+	for (who = PARENT; who <= APP2; who++) {
+		take((enum who)who, &inbox);
+		cr_assert_eq(count_frames(&inbox), at[who], "%s", cast[who].name);
+		for (i = 0; i < at[who]; i++) {
+			cr_assert_eq(inbox.bytes[i * frame + FRAME_FROM], ROLE_APP);
+			cr_assert_eq(inbox.bytes[i * frame + FRAME_TO], to[who]);
+		}
+	}
+}
+
+/* ---- handles ------------------------------------------------------------------ */
+
+/* Is it the same open file? */
+static bool
+is_same_file(int one, int two)
+{
+	struct stat a, b;
+
+	return fstat(one, &a) == 0 && fstat(two, &b) == 0 && a.st_dev == b.st_dev &&
+	       a.st_ino == b.st_ino;
+}
+
+/* The process received one frame, which announces a handle or does not, and the
+ * handle itself, or not. */
+static void
+check_handle(enum who who, bool has_handle, int original)
+{
+	struct inbox inbox;
+	bool announced;
+
+	take(who, &inbox);
+	cr_assert_eq(count_frames(&inbox), 1, "%s received %zu", cast[who].name,
+	             count_frames(&inbox));
+	announced = (inbox.bytes[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0;
+	cr_assert_eq(inbox.handles, has_handle, "%s received %zu handles", cast[who].name,
+	             inbox.handles);
+	cr_assert_eq(announced, has_handle, "%s: the frame %s a handle", cast[who].name,
+	             announced ? "announces" : "hides");
+	if (!has_handle)
+		return;
+	cr_assert(is_same_file(inbox.handle, original), "%s has another file", cast[who].name);
+	close(inbox.handle);
+}
+
+Test(routing, a_handle_travels_to_one)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, cast[APP2].pid);
+	struct inbox inbox;
+	int pair[2];
+
+	cr_assert_eq(pipe(pair), 0);
+	data.handle = pair[1];
+	relay(APP1, &data);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+	check_handle(APP2, true, pair[1]);
+	take(APP1, &inbox);
+	cr_assert_eq(inbox.length, 0);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+Test(routing, a_handle_travels_to_several)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, 0);
+	int pair[2];
+
+	cr_assert_eq(pipe(pair), 0);
+	data.handle = pair[1];
+	relay(AGENT, &data);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+	check_handle(APP1, true, pair[1]);
+	check_handle(APP2, true, pair[1]);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+Test(routing, a_handle_travels_to_the_master_and_to_nobody)
+{
+	struct message data = compose(ROLE_NONE, ROLE_MASTER, 0);
+
+	data.handle = STDERR_FILENO;
+	relay(APP1, &data);
+	cr_assert_eq(emitted.count, 1);
+	cr_assert(emitted.handle_is_open);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+	data = compose(ROLE_NONE, ROLE_NONE, UNKNOWN_PID);
+	data.handle = STDERR_FILENO;
+	relay(APP1, &data);
+	cr_assert_eq(messenger.undeliverable, 1);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+}
+
+/* So many more descriptors, and then there are none. */
+static void
+allow_descriptors(int more)
+{
+	struct rlimit limit;
+	int lowest = dup(STDERR_FILENO);
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = (rlim_t)lowest + (rlim_t)more;
+	close(lowest);
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+static void
+allow_all_descriptors(void)
+{
+	struct rlimit limit;
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = limit.rlim_max < 1024 ? limit.rlim_max : 1024;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* The master has no descriptor left to keep the handle in: the message is worth
+ * more than that. It arrives without, and does not announce one. */
+static void
+lose_handle(int descriptors)
+{
+	struct message data = compose(ROLE_NONE, ROLE_APP, 0);
+	unsigned char frame[512];
+	int handle;
+
+	data.handle = STDERR_FILENO;
+	utter(AGENT, frame, make_frame(frame, &data), STDERR_FILENO);
+	cr_assert_eq(hear(AGENT, &data), 1);
+	handle = data.handle;
+	allow_descriptors(descriptors);
+	master_messenger_receive(&messenger, &processes[AGENT], &data);
+	allow_all_descriptors();
+	cr_assert_neq(fcntl(handle, F_GETFD), -1, "it is the caller's to close");
+	close(handle);
+}
+
+Test(routing, without_descriptors_a_message_loses_its_handle)
+{
+	lose_handle(0);
+	check_handle(APP1, false, -1);
+	check_handle(APP2, false, -1);
+	cr_assert_eq(messenger.undeliverable, 0);
+}
+
+Test(routing, with_one_descriptor_the_first_receiver_gets_the_handle)
+{
+	lose_handle(1);
+	check_handle(APP1, true, STDERR_FILENO);
+	check_handle(APP2, false, -1);
+}
+
+/* ---- backpressure (D21) -------------------------------------------------------- */
+
+/* Let a receiver have so many bytes more in its queue. */
+static void
+fill(struct process *process, size_t bytes)
+{
+	static char text[MESSAGE_DATA_MAX];
+	struct message message = {.from = ROLE_MASTER, .data = text, .handle = -1};
+	size_t least = FRAME_HEADER + 2;
+
+	memset(text, '1', sizeof text);
+	while (bytes > 0) {
+		message.data_length = bytes - least < sizeof text ? bytes - least : sizeof text / 2;
+		cr_assert_eq(sendmessage(&process->channel, &message), 0);
+		bytes -= message.data_length + least;
+	}
+}
+
+/* Let the process read until its queue is at most so long. */
+static void
+drain(struct process *process, int end, size_t bytes)
+{
+	static char text[65536];
+
+	do {
+		while (recv(end, text, sizeof text, MSG_DONTWAIT) > 0)
+			;
+		channel_flush(&process->channel);
+	} while (channel_pending(&process->channel) > bytes);
+}
+
+/* The size of what `say` says. */
+static size_t
+size_said(void)
+{
+	struct message message = compose(ROLE_NONE, ROLE_NONE, 0);
+
+	return message_size(&message);
+}
+
+static void
+say(struct process *sender, enum role to, pid_t receiver_pid)
+{
+	struct message data = compose(ROLE_NONE, to, receiver_pid);
+
+	master_messenger_receive(&messenger, sender, &data);
+}
+
+/* Exactly these may not speak. */
+static void
+expect_waiting(const char *names)
+{
+	char words[64];
+	char name[16];
+	int who;
+
+	snprintf(words, sizeof words, " %s ", names);
+	for (who = 0; who < PROCESSES; who++) {
+		snprintf(name, sizeof name, " %s ", cast[who].name);
+		cr_assert_eq(process_may_speak(&processes[who]), strstr(words, name) == NULL,
+		             "%s, while these should wait: %s", cast[who].name, names);
+	}
+}
+
+Test(routing, who_feeds_a_long_queue_waits)
+{
+	fill(&processes[APP2], CHANNEL_HIGH_WATER - size_said());
+	expect_waiting("");
+	say(&processes[APP1], ROLE_NONE, cast[APP2].pid); /* now it is just full */
+	expect_waiting("");
+	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
+	expect_waiting("AGENT");
+	say(&processes[PARENT], ROLE_APP, 0);
+	expect_waiting("AGENT PARENT");
+	say(&processes[APP1], ROLE_AGENT, 0); /* another receiver */
+	expect_waiting("AGENT PARENT");
+	drain(&processes[APP2], ends[APP2], CHANNEL_LOW_WATER - 1);
+	expect_waiting("");
+	cr_assert_eq(messenger.undeliverable, 0);
+}
+
+/* Between the marks: who waits goes on waiting, who does not goes on speaking. */
+Test(routing, between_the_marks_nothing_changes)
+{
+	fill(&processes[APP2], CHANNEL_HIGH_WATER);
+	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
+	expect_waiting("AGENT");
+	channel_close(&processes[APP2].channel);
+	channel_init(&processes[APP2].channel, 0); /* exactly so long a queue */
+	fill(&processes[APP2], CHANNEL_LOW_WATER + 1);
+	expect_waiting("AGENT");
+	say(&processes[APP1], ROLE_NONE, cast[APP2].pid);
+	expect_waiting("AGENT");
+	channel_close(&processes[APP2].channel);
+	channel_init(&processes[APP2].channel, 0);
+	fill(&processes[APP2], CHANNEL_LOW_WATER - 1);
+	expect_waiting("");
+}
+
+/* Each kind of receiver, each kind of sender. */
+Test(routing, agent_and_parent_are_waited_for_as_well)
+{
+	fill(&processes[AGENT], CHANNEL_HIGH_WATER + 1);
+	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
+	say(&processes[APP1], ROLE_AGENT, 0);
+	say(&processes[APP2], ROLE_PARENT, 0);
+	expect_waiting("APP1 APP2");
+	drain(&processes[AGENT], ends[AGENT], 0);
+	expect_waiting("APP2");
+	drain(&processes[PARENT], ends[PARENT], 0);
+	expect_waiting("");
+}
+
+/* The master forks no parent: to it, a parent's state is STATE_NONE for ever. */
+Test(routing, a_parent_as_the_master_has_it_is_waited_for)
+{
+	processes[PARENT].state = STATE_NONE;
+	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
+	say(&processes[APP1], ROLE_PARENT, 0);
+	expect_waiting("APP1");
+}
+
+/* An agent's slot has no limit of its own: so its senders wait (D24). */
+Test(routing, a_dead_agents_slot_is_waited_for)
+{
+	kill_agent();
+	fill(&processes[AGENT], CHANNEL_HIGH_WATER + 1);
+	say(&processes[APP1], ROLE_AGENT, 0);
+	expect_waiting("APP1");
+	fork_into(AGENT);
+	drain(&processes[AGENT], ends[AGENT], 0);
+	expect_waiting("");
+}
+
+/* What is long by the master's own words is nobody's fault; nor is it that of
+ * those who are not delivered to it. */
+Test(routing, the_master_waits_for_nobody)
+{
+	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
+
+	fill(&processes[APP1], CHANNEL_HIGH_WATER + 1);
+	fill(&processes[APP3], CHANNEL_HIGH_WATER + 1); /* disconnected */
+	master_messenger_send(&messenger, &data);
+	expect_waiting("");
+	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
+	say(&processes[PARENT], ROLE_NONE, cast[APP3].pid);
+	say(&processes[APP2], ROLE_MASTER, 0);
+	expect_waiting("");
+}
+
+/* It may be itself that a sender waits for. */
+Test(routing, who_feeds_itself_waits_for_itself)
+{
+	fill(&processes[APP1], CHANNEL_HIGH_WATER);
+	say(&processes[APP1], ROLE_APP, 0);
+	expect_waiting("APP1");
+	drain(&processes[APP1], ends[APP1], 0);
+	expect_waiting("");
+}
+
+/* Handles are descriptors of the master's: they are few. */
+Test(routing, who_feeds_waiting_handles_waits)
+{
+	struct message data;
+	int i;
+
+	for (i = 1; i <= CHANNEL_HANDLES_MAX / 2 + 1; i++) {
+		expect_waiting("");
+		data = compose(ROLE_NONE, ROLE_NONE, cast[APP2].pid);
+		data.handle = STDERR_FILENO;
+		master_messenger_receive(&messenger, &processes[AGENT], &data);
+	}
+	expect_waiting("AGENT");
+	drain(&processes[APP2], ends[APP2], 0);
+	expect_waiting("");
+}
+
+/* ---- many receivers -------------------------------------------------------------- */
+
+static struct process many[MANY];
+static int many_ends[MANY];
+
+static void
+open_many(void)
+{
+	int i;
+
+	open_full_world();
+	manager.workers = NULL;
+	for (i = 0; i < MANY; i++) {
+		many_ends[i] = open_process(&many[i], ROLE_APP, STATE_LISTENING, 401 + i);
+		add_worker(&many[i]);
+	}
+}
+
+static void
+close_many(void)
+{
+	int i;
+
+	for (i = 0; i < MANY; i++) {
+		channel_close(&many[i].channel);
+		close(many_ends[i]);
+	}
+	close_world();
+}
+
+TestSuite(routing_many, .init = open_many, .fini = close_many);
+
+Test(routing_many, each_receives_once)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, 0);
+	struct inbox inbox;
+	int i;
+
+	relay(AGENT, &data);
+	for (i = 0; i < MANY; i++) {
+		take_from(&many[i], many_ends[i], &inbox);
+		cr_assert_eq(count_frames(&inbox), 1, "worker %d", i);
+		cr_assert_eq(inbox.bytes[FRAME_FROM], ROLE_AGENT);
+		cr_assert_eq(inbox.bytes[FRAME_TO], ROLE_APP);
+	}
+	data = compose(ROLE_NONE, ROLE_NONE, 401 + MANY - 1);
+	relay(AGENT, &data);
+	for (i = 0; i < MANY; i++) {
+		take_from(&many[i], many_ends[i], &inbox);
+		cr_assert_eq(count_frames(&inbox), i == MANY - 1, "worker %d", i);
+	}
+}
+
+Test(routing_many, deliveries_are_in_order_of_registration)
+{
+	struct message data = compose(ROLE_AGENT, ROLE_APP, 0);
+	int i;
+
+	data.handle = STDERR_FILENO;
+	master_messenger_send(&messenger, &data);
+	for (i = 0; i < MANY; i++)
+		cr_assert_eq(many[i].channel.waiting_count, 1, "worker %d", i);
+	for (i = 1; i < MANY; i++)
+		cr_assert_lt(many[i - 1].channel.waiting[0].descriptor,
+		             many[i].channel.waiting[0].descriptor, "worker %d", i);
+}
+
+/* The longest queue decides, wherever its worker stands. */
+static void
+check_longest(int longest)
+{
+	int i;
+
+	for (i = 0; i < MANY; i++)
+		fill(&many[i], CHANNEL_HIGH_WATER + (i == longest ? 1000 : 100));
+	say(&processes[AGENT], ROLE_APP, 0);
+	for (i = 0; i < MANY; i++) {
+		cr_assert_not(process_may_speak(&processes[AGENT]), "%d, longest %d", i, longest);
+		if (i != longest)
+			drain(&many[i], many_ends[i], 0);
+	}
+	cr_assert_not(process_may_speak(&processes[AGENT]), "longest %d", longest);
+	drain(&many[longest], many_ends[longest], 0);
+	cr_assert(process_may_speak(&processes[AGENT]), "longest %d", longest);
+}
+
+Test(routing_many, a_sender_waits_for_the_longest_queue)
+{
+	check_longest(0);
+	check_longest(MANY / 2);
+	check_longest(MANY - 1);
+}
+
+/* Two receivers that drain one after the other: at each, it is heard again and
+ * waits for what is too long still. */
+Test(routing_many, a_sender_that_is_heard_again_waits_for_the_next)
+{
+	fill(&many[3], CHANNEL_HIGH_WATER + 1000);
+	fill(&many[MANY - 1], CHANNEL_HIGH_WATER + 2000);
+	say(&processes[PARENT], ROLE_APP, 0);
+	drain(&many[MANY - 1], many_ends[MANY - 1], 0);
+	cr_assert(process_may_speak(&processes[PARENT]));
+	say(&processes[PARENT], ROLE_APP, 0);
+	cr_assert_not(process_may_speak(&processes[PARENT]));
+	drain(&many[3], many_ends[3], 0);
+	cr_assert(process_may_speak(&processes[PARENT]));
+}
+
+/* ---- a receiver is gone ------------------------------------------------------------ */
+
+/* Nobody waits for it any more, whatever the waiter is; who waits for another
+ * waits on. */
+Test(routing_many, nobody_waits_for_a_receiver_that_is_gone)
+{
+	fill(&many[0], CHANNEL_HIGH_WATER + 1);
+	fill(&many[1], CHANNEL_HIGH_WATER + 1);
+	say(&processes[AGENT], ROLE_NONE, many[0].worker_id);
+	say(&processes[PARENT], ROLE_NONE, many[0].worker_id);
+	say(&many[2], ROLE_NONE, many[0].worker_id);
+	say(&many[MANY - 1], ROLE_NONE, many[0].worker_id);
+	say(&many[3], ROLE_NONE, many[1].worker_id);
+	cr_assert_not(process_may_speak(&processes[AGENT]));
+	cr_assert_not(process_may_speak(&processes[PARENT]));
+	remove_worker(&many[0]);
+	process_forget(&many[0], &manager);
+	cr_assert(process_may_speak(&processes[AGENT]));
+	cr_assert(process_may_speak(&processes[PARENT]));
+	cr_assert(process_may_speak(&many[2]));
+	cr_assert(process_may_speak(&many[MANY - 1]));
+	cr_assert_not(process_may_speak(&many[3]));
+}
+
+Test(routing_many, forgetting_asks_neither_for_an_agent_nor_for_a_parent)
+{
+	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
+	say(&many[1], ROLE_PARENT, 0);
+	cr_assert_not(process_may_speak(&many[1]));
+	manager.agent = manager.parent = NULL;
+	process_forget(&processes[PARENT], &manager);
+	cr_assert(process_may_speak(&many[1]));
+}
