@@ -889,7 +889,7 @@ on_deadline(struct master *master, struct process *process)
 	kill(-process->worker_id, SIGKILL); /* D3 */
 }
 
-/* Is nothing left of it? While closing, its children count too. */
+/* Is nothing left of it (D27)? While closing, its children count too. */
 static bool
 is_gone(const struct process *process)
 {
@@ -1394,6 +1394,7 @@ open_parent(struct master *master)
 	master->parent.role = ROLE_PARENT;
 	if (master->options.parent == 0)
 		return 0;
+	master->parent.state = STATE_LISTENING;
 	master->worker_manager.parent = &master->parent;
 	return channel_attach(&master->parent.channel, master->options.parent);
 }

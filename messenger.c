@@ -173,6 +173,7 @@ static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
 	int64_t deadline = 0;
+	bool waits;
 
 	if (trace_on)
 		trace(ROLE_MASTER, "sends", data, "to %s:%ld", role_name(process->role),
@@ -192,9 +193,9 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 			return false; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
 		}
 	}
-	if (messenger->sender != NULL && is_above(process, CHANNEL_HIGH_WATER) &&
-	    process->state != STATE_NONE)
-		wait_for(messenger->sender, process);
+	waits = process->role != ROLE_APP || process->state != STATE_NONE; /* not for a fork */
+	if (messenger->sender != NULL && waits && is_above(process, CHANNEL_HIGH_WATER))
+		wait_for(messenger->sender, process); /* D21 */
 	return true;
 }
 

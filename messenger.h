@@ -566,8 +566,8 @@ void app_worker(struct messenger *app, const struct options *options, int listen
 
 /*
  * agent.c, for both roles (egg: npm graceful-process). start runs the role's
- * function and says that the process is ready; -1: it failed. From ready on,
- * graceful_process catches SIGTERM, and terminated tells whether it came. tell
+ * function and, unless it shall be ready later, says so; -1: it failed. From then
+ * on graceful_process catches SIGTERM; terminated tells whether it came. tell
  * sends to the master, whatever it takes. leave runs the callbacks of
  * messenger_before_close; soon after the timeout the process ends by itself.
  */
