@@ -470,13 +470,14 @@ on_agent_exit(struct master *master, int status)
 {
 	struct process *agent = &master->agent;
 	pid_t worker_id = agent->worker_id;
+	struct channel waiting;
 
 	describe_death(&master->agent_slot, status, agent->killed_for);
 	if (master->phase != PHASE_RUNNING) /* D14 */
 		return;
-	channel_close(&agent->channel);
+	waiting = agent->channel;        /* D24: on_disconnect has opened it */
 	memset(agent, 0, sizeof *agent); /* egg: deleteAgent */
-	channel_init(&agent->channel, 0);
+	agent->channel = waiting;
 	agent->role = ROLE_AGENT;
 	agent->id = master->agent_id;
 	agent->state = STATE_DEAD;
@@ -668,7 +669,7 @@ on_disconnect(struct master *master, struct process *process)
 	channel_flush(&process->channel);
 	channel_close(&process->channel);
 	if (process->role == ROLE_PARENT) {
-		master->worker_manager.parent = NULL; /* messenger.js:64 */
+		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
 		process_forget(process, &master->worker_manager);
 		return;
 	}
@@ -678,8 +679,10 @@ on_disconnect(struct master *master, struct process *process)
 	if (master->phase != PHASE_RUNNING)
 		return;
 	process->deadline = master->now + master->options.agent_close_timeout;
-	if (process->role == ROLE_AGENT)
+	if (process->role == ROLE_AGENT) {
+		channel_init(&process->channel, 0); /* D24: for the next one */
 		return;
+	}
 	process->deadline = master->now + master->options.app_close_timeout;
 	if (!process->disable_refork)
 		process->deadline += CLUTCH_GRACEFUL_TIMEOUT;
@@ -1281,11 +1284,10 @@ make_directories(const char *path)
 	char above[PATH_MAX];
 	char *slash = above;
 
-	if (strlen(path) >= sizeof above) {
+	if (snprintf(above, sizeof above, "%s", path) >= (int)sizeof above) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
-	strcpy(above, path);
 	while ((slash = strchr(slash + 1, '/')) != NULL) {
 		*slash = '\0';
 		if (mkdir(above, 0777) == -1 && errno != EEXIST)
@@ -1352,19 +1354,18 @@ remove_pid_file(const struct master *master)
 		unlink(master->options.pid_file);
 }
 
-static int
+static void
 compose_options_json(struct master *master)
 {
-	int used = snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d",
-	                    master->options.workers);
+	const struct options *options = &master->options;
 
 	if (master->address[0] != '\0')
-		used += snprintf(master->options_json + used,
-		                 sizeof master->options_json - (size_t)used,
-		                 ",\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"",
-		                 master->options.port, master->address);
-	strcpy(master->options_json + used, "}");
-	return 0;
+		snprintf(master->options_json, sizeof master->options_json,
+		         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
+		         options->workers, options->port, master->address);
+	else
+		snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
+		         options->workers);
 }
 
 /* The places of agent and apps: what is sent to them waits there (D23, D24). */

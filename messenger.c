@@ -173,7 +173,6 @@ static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
 	int64_t deadline = 0;
-	bool waits;
 
 	if (trace_on)
 		trace(ROLE_MASTER, "sends", data, "to %s:%ld", role_name(process->role),
@@ -193,9 +192,10 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 			return false; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
 		}
 	}
-	waits = process->role != ROLE_APP || process->state != STATE_NONE; /* not for a fork */
-	if (messenger->sender != NULL && waits && is_above(process, CHANNEL_HIGH_WATER))
-		wait_for(messenger->sender, process); /* D21 */
+	/* D21; a queue with a limit of its own has nobody at its end to drain it */
+	if (messenger->sender != NULL && process->channel.limit == 0 &&
+	    is_above(process, CHANNEL_HIGH_WATER))
+		wait_for(messenger->sender, process);
 	return true;
 }
 
@@ -338,21 +338,29 @@ messenger_close(struct messenger *messenger)
 	messenger_free(messenger);
 }
 
-static void free_action(struct messenger *messenger, struct action_listeners *action);
+static void
+free_action(struct action_listeners *action)
+{
+	if (action != NULL)
+		free(action->list);
+	free(action);
+}
 
 void
 messenger_free(struct messenger *messenger)
 {
 	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
+	struct action_listeners *action;
 	struct closer *closer;
 	int saved = errno;
 	size_t i;
 
 	for (i = 0; i < BUCKETS; i++)
-		while (messenger->actions[i] != NULL)
-			free_action(messenger, messenger->actions[i]);
-	if (messenger->every != NULL)
-		free_action(messenger, messenger->every);
+		while ((action = messenger->actions[i]) != NULL) {
+			messenger->actions[i] = action->next;
+			free_action(action);
+		}
+	free_action(messenger->every);
 	while ((closer = messenger->closers) != NULL) {
 		messenger->closers = closer->next;
 		free(closer);
@@ -475,7 +483,7 @@ messenger_send_random(struct messenger *messenger, const char *action, const cha
 {
 	size_t count = messenger->opid_count;
 
-	if (count == 0) { /* ipc.js:71 */
+	if (count == 0) { /* ipc.js:71 opids */
 		errno = ESRCH;
 		return -1;
 	}
@@ -498,7 +506,7 @@ messenger_send_to_agent(struct messenger *messenger, const char *action, const c
 int
 messenger_send(struct messenger *messenger, const char *action, const char *data, enum role to)
 {
-	struct message message = compose(action, data, to, 0); /* ipc.js:108 */
+	struct message message = compose(action, data, to, 0); /* ipc.js:111 */
 
 	return messenger_send_message(messenger, &message);
 }
@@ -607,7 +615,7 @@ messenger_once(struct messenger *messenger, const char *action, messenger_listen
 
 /* Of an action that nobody listens to any longer, nothing stays. */
 static void
-free_action(struct messenger *messenger, struct action_listeners *action)
+delete_action(struct messenger *messenger, struct action_listeners *action)
 {
 	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
 	struct action_listeners **link = &messenger->actions[action->hash % BUCKETS];
@@ -621,8 +629,7 @@ free_action(struct messenger *messenger, struct action_listeners *action)
 	}
 	if (messenger->last == action)
 		messenger->last = NULL;
-	free(action->list);
-	free(action);
+	free_action(action);
 }
 
 /* A listener is to be forgotten: after this message, so that its delivery does
@@ -652,7 +659,7 @@ sweep(struct messenger *messenger)
 				action->list[to++] = action->list[from];
 		action->count = to;
 		if (to == 0)
-			free_action(messenger, action);
+			delete_action(messenger, action);
 	}
 }
 
@@ -825,7 +832,7 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 {
 	struct watch *watches;
 	struct pollfd *set;
-	size_t i, size = 2 * messenger->watch_size;
+	size_t i, size = 2 * messenger->watch_size + 2;
 
 	if (descriptor < 0 || watcher == NULL) {
 		errno = EINVAL;

@@ -225,7 +225,7 @@ channel_close(struct channel *channel)
 	channel_deafen(channel);
 	while (*link != NULL && *link != channel)
 		link = &(*link)->next_borrower;
-	if (*link == channel)
+	if (*link != NULL)
 		*link = channel->next_borrower;
 	channel->borrows = false;
 	if (buffer.reader == channel)

@@ -12,10 +12,12 @@ ReportHook(PRE_ALL)(struct criterion_test_set *tests)
 	const char *wanted = getenv("TEST_TIMEOUT");
 	double seconds = wanted != NULL ? strtod(wanted, NULL) : 60;
 
-	FOREACH_SET (struct criterion_suite_set *suite, tests->suites) {
+	FOREACH_SET(struct criterion_suite_set * suite, tests->suites)
+	{
 		if (suite->suite.data != NULL && suite->suite.data->timeout > 0)
 			continue;
-		FOREACH_SET (struct criterion_test *test, suite->tests) {
+		FOREACH_SET(struct criterion_test * test, suite->tests)
+		{
 			if (test->data->timeout <= 0)
 				test->data->timeout = seconds;
 		}
