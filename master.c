@@ -170,14 +170,14 @@ delete_worker(struct master *master, struct process *worker)
 	free(worker);
 }
 
-/* The process that holds a slot, leaving the closed and `except` aside. */
+/* The process that holds a slot, if it is not the one with that id (0: none has). */
 static struct process *
-get_slot_worker(const struct master *master, int slot, const struct process *except)
+get_slot_worker(const struct master *master, int slot, int except)
 {
 	struct process *worker;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->slot == slot && worker != except &&
+		if (worker->slot == slot && worker->id != except &&
 		    (worker->state == STATE_ONLINE || worker->state == STATE_LISTENING))
 			return worker;
 	return NULL;
@@ -358,7 +358,7 @@ refork(struct master *master, int number)
 	int64_t at = master->now;
 
 	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
-	    get_slot_worker(master, number, NULL) != NULL)
+	    get_slot_worker(master, number, 0) != NULL)
 		return;
 	if (slot->failures > 0) /* D11 */
 		at += (int64_t)BACKOFF_FIRST
@@ -565,7 +565,7 @@ static void
 reload_next(struct master *master)
 {
 	while (master->reload_slot < master->options.workers) {
-		if (get_slot_worker(master, master->reload_slot, NULL) != NULL) {
+		if (get_slot_worker(master, master->reload_slot, 0) != NULL) {
 			fork_app_worker(master, master->reload_slot);
 			return;
 		}
@@ -596,7 +596,7 @@ on_app_start(struct master *master, struct process *worker)
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
 	worker->disable_refork = false;
 	slot->failures = 0;
-	old = get_slot_worker(master, worker->slot, worker);
+	old = get_slot_worker(master, worker->slot, worker->id);
 	if (old != NULL) { /* D12 */
 		old->is_dev_reload = true;
 		terminate(master, old, master->options.app_close_timeout);
