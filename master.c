@@ -1054,7 +1054,14 @@ watch_queue(struct master *master, struct process *process)
 		condemn(master, process, process->killed_for);
 }
 
-/* Write what waits, and say what to poll for. */
+static void
+flush(struct process *process)
+{
+	if (channel_pending(&process->channel) > 0)
+		channel_flush(&process->channel);
+}
+
+/* Say what to poll for. */
 static void
 prepare(struct master *master, struct process *process, bool starved, size_t *count)
 {
@@ -1062,8 +1069,6 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 
 	if (process->channel.descriptor == -1)
 		return;
-	if (channel_pending(&process->channel) > 0)
-		channel_flush(&process->channel);
 	watch_queue(master, process);
 	if (process->channel.descriptor == -1 || *count == master->set_size || starved)
 		return;
@@ -1086,6 +1091,11 @@ prepare_all(struct master *master, bool starved)
 
 	master->set[0].fd = master->wake;
 	master->set[0].events = POLLIN;
+	/* All queues first: a sender is heard again when the last of them is short. */
+	flush(&master->parent);
+	flush(&master->agent);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		flush(worker);
 	prepare(master, &master->parent, starved, &count);
 	prepare(master, &master->agent, starved, &count);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
@@ -1116,7 +1126,8 @@ loop(struct master *master)
 			if ((master->set[i].revents & ~POLLOUT) != 0 &&
 			    master->speakers[i]->channel.descriptor == master->set[i].fd)
 				hear(master, master->speakers[i]);
-		wake_drain(master->wake);
+		if (count > 0 && master->set[0].revents != 0)
+			wake_drain(master->wake);
 		if (got_sigchld) { /* the dead are counted */
 			got_sigchld = 0;
 			reap_all(master);

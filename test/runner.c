@@ -1,0 +1,45 @@
+/*
+ * What a test program's runner is told. (Criterion executes the program again
+ * for each test; the process that does so is the runner.)
+ */
+#include <criterion/criterion.h>
+#include <criterion/hooks.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+static bool is_runner;
+
+/*
+ * A test that hangs has failed: one that names no deadline (.timeout, its own or
+ * its suite's) gets one of TEST_TIMEOUT seconds, or a minute. (Criterion's own
+ * --timeout only shortens deadlines that are there.)
+ */
+ReportHook(PRE_ALL)(struct criterion_test_set *tests)
+{
+	const char *wanted = getenv("TEST_TIMEOUT");
+	double seconds = wanted != NULL ? strtod(wanted, NULL) : 60;
+
+	is_runner = true;
+	/* clang-format off */
+	FOREACH_SET (struct criterion_suite_set *suite, tests->suites) {
+		if (suite->suite.data != NULL && suite->suite.data->timeout > 0)
+			continue;
+		FOREACH_SET (struct criterion_test *test, suite->tests) {
+			if (test->data->timeout <= 0)
+				test->data->timeout = seconds;
+		}
+	}
+	/* clang-format on */
+}
+
+/*
+ * LeakSanitizer asks this as a process ends. The runner loses 48 bytes of
+ * Criterion's now and then; nothing of ours runs in it.
+ */
+int __lsan_is_turned_off(void);
+
+int
+__lsan_is_turned_off(void)
+{
+	return is_runner;
+}
