@@ -2001,3 +2001,76 @@ Test(cluster, without_clutch_trace_there_is_no_trace)
 	cr_assert_eq(cluster_count(c, 0, "trace "), 0);
 	cluster_stop(c);
 }
+
+/* ---- a flood ---------------------------------------------------------------- */
+
+enum { FLOOD = 16000 };
+
+/* The agent fills the app's queue over and over, and waits only for its own. */
+static int
+flood(struct messenger *agent, void *arg)
+{
+	static char kilobyte[1025];
+	static int sent;
+
+	memset(kilobyte, 'x', sizeof kilobyte - 1);
+	while (sent < FLOOD && messenger_send_to_app(agent, "flood", kilobyte) == 0)
+		sent++;
+	if (sent == FLOOD)
+		return 0;
+	report(agent, "is full");
+	return messenger_set_timeout(agent, 1, flood, arg) == -1;
+}
+
+static int
+on_flood_wanted(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)message;
+	return flood(agent, arg);
+}
+
+static int
+flooding_agent(struct messenger *agent, void *arg)
+{
+	return messenger_on(agent, "test-flood", on_flood_wanted, arg);
+}
+
+static int
+on_flood(struct messenger *app, const struct message *message, void *arg)
+{
+	static int count;
+
+	(void)message, (void)arg;
+	if (++count == FLOOD)
+		report(app, "is flooded");
+	return 0;
+}
+
+static int
+flooded_app(struct messenger *app, void *arg)
+{
+	return messenger_on(app, "flood", on_flood, arg);
+}
+
+/* A sender that waited for a queue is heard again as soon as it has drained, and
+ * not when something else happens to wake the master (the health check would,
+ * after 10 s). */
+Test(cluster, a_flood_does_not_stall)
+{
+	struct options options = {.agent = flooding_agent, .app = flooded_app, .workers = 1};
+	int64_t began = clock_now();
+	int round;
+
+	for (round = 0; round < 4; round++) {
+		struct cluster *c = cluster_start(&options);
+
+		cluster_ready(c);
+		cluster_signal(c, "APP#1", SIGSTOP);
+		messenger_send_to_agent(c->parent, "test-flood", NULL);
+		cluster_wait(c, 0, "AGENT#1 is full");
+		cluster_signal(c, "APP#1", SIGCONT);
+		cluster_wait(c, 0, "APP#1 is flooded");
+		cluster_stop(c);
+	}
+	cr_assert_lt(clock_now() - began, 8000 * time_scale());
+}
