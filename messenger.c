@@ -1200,5 +1200,6 @@ messenger_disown(void)
 		channel_close(&own->channel);
 	own = NULL;
 	in_listener = false;
+	channel_disown();
 	wake_close();
 }

@@ -427,6 +427,9 @@ enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
 bool channel_starved(void);
 
+/* In a forked child: what its parent has read, and not heard, is the parent's. */
+void channel_disown(void);
+
 /* The last resort: wait up to `timeout` for the socket to take what is queued. */
 enum peer channel_drain(struct channel *channel, int timeout);
 

@@ -564,6 +564,17 @@ channel_starved(void)
 	return starved;
 }
 
+void
+channel_disown(void)
+{
+	while (buffer.borrowers != NULL) {
+		buffer.borrowers->borrows = false;
+		buffer.borrowers->run_length = 0;
+		buffer.borrowers = buffer.borrowers->next_borrower;
+	}
+	buffer.reader = NULL;
+}
+
 /* Keep the handles that came. An honest sender sends one with a frame, so two
  * at most are here before their frames are taken: one of a torn frame, and the
  * one at which the kernel stopped reading. */

@@ -2435,30 +2435,98 @@ Test(loop, a_step_inside_a_callback_of_the_same_loop_is_refused)
 	close_pipes(2);
 }
 
+/* A process has one read buffer, and what a listener is handed stands in it. */
 static int
 on_step_other(struct messenger *messenger, const struct message *message, void *arg)
 {
-	cr_assert_eq(messenger_step(arg, 0), 1);
+	expect_busy(arg, "");
 	return on_compare(messenger, message, a);
 }
 
-/* A parent of two clusters; or one end of a channel of the application's own. */
-Test(loop, a_listener_may_turn_another_loop)
+static int
+timer_step_other(struct messenger *messenger UNUSED, void *arg)
+{
+	cr_assert_eq(messenger_step(arg, 0), 1);
+	note(b);
+	return 0;
+}
+
+/* A parent of two clusters: what the master of the other one says. */
+static struct messenger *
+open_other(int *end)
 {
 	struct messenger *other;
-	int ends[2], i;
+	int ends[2];
 
 	cr_assert_eq(channel_pair(ends), 0);
 	other = messenger_open(ends[0], ROLE_PARENT);
 	cr_assert_not_null(other);
+	cr_assert_eq(messenger_on(other, "b", on_note, c), 0);
+	*end = ends[1];
+	return other;
+}
+
+Test(loop, a_step_of_another_loop_inside_a_listener_is_refused)
+{
+	int end, i;
+	struct messenger *other = open_other(&end);
+
 	cr_assert_eq(messenger_on(child, "x", on_step_other, other), 0);
 	wanted_message = compose(ROLE_AGENT, "x", "{\"hello\":\"world\"}");
 	for (i = 0; i < 5; i++)
 		say_message(&wanted_message);
-	turn_until(strlen(calls) >= 5);
+	turn();
 	expect_calls("aaaaa");
-	close(ends[1]);
+	cr_assert_eq(messenger_step(other, 0), 1, "but afterwards it is not");
+	close(end);
 	messenger_close(other);
+}
+
+Test(loop, a_step_of_another_loop_inside_a_timer_is_a_step)
+{
+	int end;
+	struct messenger *other = open_other(&end);
+
+	hear("x", a);
+	say("x");
+	cr_assert_gt(messenger_set_timeout(child, 0, timer_step_other, other), 0);
+	cr_assert_eq(send(end, "\0\0\0\13\3\4\0\1\0\0\0\0b\0\0", 15, 0), 15);
+	turn();
+	expect_calls("acb");
+	close(end);
+	messenger_close(other);
+}
+
+/* As fork_cluster does it: the forked process has nothing of its parent's, not
+ * even what its parent has read and not heard. */
+static int
+on_fork(struct messenger *messenger UNUSED, const struct message *message UNUSED, void *arg)
+{
+	struct messenger *forked;
+	int status, end;
+	pid_t pid = fork();
+
+	cr_assert_geq(pid, 0);
+	if (pid == 0) {
+		messenger_disown();
+		forked = open_other(&end);
+		_exit(messenger_step(forked, 0) == 1 ? 0 : 1);
+	}
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert_eq(status, 0, "the forked process ended with %#x", (unsigned)status);
+	note(arg);
+	return 0;
+}
+
+Test(loop, a_process_that_a_listener_forks_has_a_loop_of_its_own)
+{
+	cr_assert_eq(messenger_once(child, "x", on_fork, a), 0);
+	hear("x", b);
+	say("x");
+	say("x");
+	say("x");
+	turn();
+	expect_calls("abbb");
 }
 
 Test(loop, a_listener_may_send_over_another_messenger)
