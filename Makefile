@@ -138,12 +138,14 @@ sanitize:
 	fi >&2; \
 	exit $$status
 
-# Two clusters from start to end, and the tests that start none. Errors, lost
-# memory and descriptors left open, in any process, are in build/valgrind/*.log.
+# Two clusters from start to end, and those tests of the lower layers that are
+# about descriptors and memory. Errors, lost memory and descriptors left open, in
+# any process, are in build/valgrind/*.log. All tests of both files, in minutes:
+# make valgrind FILTER='*'
 valgrind: all
 	$(MAKE) T=sendmessage build/test/test_sendmessage
 	$(MAKE) T=routing build/test/test_routing
-	sh test/valgrind
+	FILTER='$(FILTER)' sh test/valgrind
 
 # clutch as a single file that needs nothing: copy it anywhere. (On a system
 # that is musl itself: make static MUSL_CC=cc. Its CMSG_NXTHDR mixes signs.)

@@ -302,6 +302,10 @@ struct closer {
 	void *arg;
 };
 
+/* All messengers of the process, and the one of its role. */
+static struct messenger *messengers;
+static struct messenger *own;
+
 struct messenger *
 messenger_open(int descriptor, enum role role)
 {
@@ -325,6 +329,8 @@ messenger_open(int descriptor, enum role role)
 		messenger_free(messenger);
 		return NULL;
 	}
+	messenger->next = messengers;
+	messengers = messenger;
 	return messenger;
 }
 
@@ -352,9 +358,14 @@ messenger_free(struct messenger *messenger)
 	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
 	struct action_listeners *action;
 	struct closer *closer;
+	struct messenger **link = &messengers;
 	int saved = errno;
 	size_t i;
 
+	while (*link != NULL && *link != messenger)
+		link = &(*link)->next;
+	if (*link != NULL)
+		*link = messenger->next;
 	for (i = 0; i < BUCKETS; i++)
 		while ((action = messenger->actions[i]) != NULL) {
 			messenger->actions[i] = action->next;
@@ -1124,7 +1135,7 @@ messenger_ready_later(struct messenger *messenger)
 int
 messenger_ready(struct messenger *messenger, int status)
 {
-	if (messenger->ready) {
+	if (messenger->ready || messenger->on_ready == NULL) {
 		errno = EALREADY;
 		return -1;
 	}
@@ -1175,9 +1186,6 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* The messenger of this process's role. */
-static struct messenger *own;
-
 /* D22: what a send call accepted leaves before the process does. */
 static void
 flush_at_exit(void)
@@ -1196,8 +1204,10 @@ messenger_own(struct messenger *messenger)
 void
 messenger_disown(void)
 {
-	if (own != NULL)
-		channel_close(&own->channel);
+	struct messenger *messenger;
+
+	for (messenger = messengers; messenger != NULL; messenger = messenger->next)
+		channel_close(&messenger->channel);
 	own = NULL;
 	in_listener = false;
 	channel_disown();

@@ -132,8 +132,9 @@ struct options {
 	messenger_callback app;
 	/* Given: the master binds host:port, and each app worker calls this for
 	 * every connection it accepts, with a descriptor (non-blocking, close on
-	 * exec) that is the callback's to close. While it is watched
-	 * (messenger_watch), it counts as open: a graceful exit waits for it. */
+	 * exec) that is the callback's to close. If the callback watches it
+	 * (messenger_watch) it counts as open, until it is unwatched: who leaves
+	 * waits for that. */
 	int (*connection)(struct messenger *app, int descriptor, void *arg);
 	void *arg; /* handed to the three above */
 
@@ -277,7 +278,8 @@ int messenger_timeout(const struct messenger *messenger);
  * Agent and app worker, ready later: the role function calls ready_later, and
  * something that it set in motion calls ready with 0, or with non-zero for a
  * failed start (exit 1). Until then the cluster waits, up to
- * options.worker_start_timeout. ready, in a process that is ready: EALREADY.
+ * options.worker_start_timeout. ready, in a process that is ready (as a parent
+ * always is): EALREADY.
  * egg: beforeStart, get-ready
  */
 void messenger_ready_later(struct messenger *messenger);
@@ -511,6 +513,7 @@ void process_forget(const struct process *gone, const struct worker_manager *man
  * messenger.c, child side: what agent.c and worker.c add to it.
  */
 struct messenger {
+	struct messenger *next; /* of this process */
 	struct channel channel;
 	size_t flush_at; /* a send call that leaves more than this pending writes */
 	enum role role;
@@ -553,9 +556,9 @@ void messenger_free(struct messenger *messenger);
  * failed. */
 int messenger_run_closers(struct messenger *messenger);
 
-/* This is the messenger of the process's role: what it was sent is written out at
- * exit(3). -1: atexit(3) failed. A forked child that plays no part in its parent's
- * cluster lets go of that. */
+/* own: this is the messenger of the process's role; what it was sent is written
+ * out at exit(3). -1: atexit(3) failed. disown, in a forked child: the channels of
+ * its parent, all of them, are its parent's. */
 int messenger_own(struct messenger *messenger);
 void messenger_disown(void);
 
