@@ -420,31 +420,38 @@ fork_app_workers(struct master *master)
 		fork_app_worker(master, slot);
 }
 
+static int
+close_timeout(const struct master *master, const struct process *process)
+{
+	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
+	                                   : master->options.app_close_timeout;
+}
+
 /* SIGTERM to a process and its children; SIGKILL when the timeout is over. */
 static void
-terminate(struct master *master, struct process *process, int timeout)
+terminate(struct master *master, struct process *process)
 {
 	if (process->worker_id == 0 || process->terminated || process->state == STATE_DEAD)
 		return;
 	kill(-process->worker_id, SIGTERM);
 	process->terminated = true;
-	process->deadline = master->now + timeout;
+	process->deadline = master->now + close_timeout(master, process);
 }
 
 static void
-kill_agent_worker(struct master *master, int timeout)
+kill_agent_worker(struct master *master)
 {
 	log_info("kill agent worker with signal SIGTERM");
-	terminate(master, &master->agent, timeout);
+	terminate(master, &master->agent);
 }
 
 static void
-kill_app_workers(struct master *master, int timeout)
+kill_app_workers(struct master *master)
 {
 	struct process *worker;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		terminate(master, worker, timeout);
+		terminate(master, worker);
 }
 
 /* What died of what: "code: 1, signal: null" (D19). */
@@ -599,7 +606,7 @@ on_app_start(struct master *master, struct process *worker)
 	old = get_slot_worker(master, worker->slot, worker->id);
 	if (old != NULL) { /* D12 */
 		old->is_dev_reload = true;
-		terminate(master, old, master->options.app_close_timeout);
+		terminate(master, old);
 	}
 	if (worker->slot == master->reload_slot) {
 		master->reload_slot++;
@@ -634,7 +641,7 @@ on_signal(struct master *master, int number)
 	master->phase = PHASE_CLOSING_APPS;
 	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
 	         master->options.app_close_timeout);
-	kill_app_workers(master, master->options.app_close_timeout);
+	kill_app_workers(master);
 }
 
 /* egg: process.exit(code). But nobody is left behind (D3): the children see the
@@ -662,15 +669,23 @@ fail(struct master *master, int code)
 
 /* ---- the living speak ---------------------------------------------------- */
 
-/* A channel has ended; its process may live on. egg: cluster.on('disconnect') */
+/* A channel has ended; its process may live on. What waits for a worker that
+ * leaves gracefully still goes out; anybody else has closed for good.
+ * egg: cluster.on('disconnect') */
 static void
 on_disconnect(struct master *master, struct process *process)
 {
+	bool again = process->state == STATE_DISCONNECTED;
+
 	channel_flush(&process->channel);
-	channel_close(&process->channel);
+	if (again || process->role != ROLE_APP || process->killed_for != NULL ||
+	    channel_pending(&process->channel) == 0)
+		channel_close(&process->channel);
+	process_forget(process, &master->worker_manager);
+	if (again)
+		return;
 	if (process->role == ROLE_PARENT) {
 		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
-		process_forget(process, &master->worker_manager);
 		return;
 	}
 	if (master->phase == PHASE_FAILING)
@@ -678,12 +693,11 @@ on_disconnect(struct master *master, struct process *process)
 	process->state = STATE_DISCONNECTED;
 	if (master->phase != PHASE_RUNNING)
 		return;
-	process->deadline = master->now + master->options.agent_close_timeout;
+	process->deadline = master->now + close_timeout(master, process);
 	if (process->role == ROLE_AGENT) {
 		channel_init(&process->channel, 0); /* D24: for the next one */
 		return;
 	}
-	process->deadline = master->now + master->options.app_close_timeout;
 	if (!process->disable_refork)
 		process->deadline += CLUTCH_GRACEFUL_TIMEOUT;
 	log_info("app_worker#%d:%ld disconnect", process->id, (long)process->worker_id);
@@ -878,11 +892,14 @@ on_deadline(struct master *master, struct process *process)
 			log_error("%s#%d:%ld start timeout", role_name(process->role), process->id,
 			          (long)process->worker_id);
 			process->killed_for = "start timeout";
-			terminate(master, process, master->options.app_close_timeout);
+			terminate(master, process);
 			return;
 		}
 		break;
 	case STATE_LISTENING:
+		if (!process->terminated)
+			process->killed_for = "reads no more";
+		break;
 	case STATE_DISCONNECTED:
 	case STATE_DEAD:
 		break;
@@ -922,7 +939,7 @@ advance(struct master *master)
 			return;
 		log_info("send kill SIGTERM to agent worker, will exit with code:0 after %dms",
 		         master->options.agent_close_timeout);
-		kill_agent_worker(master, master->options.agent_close_timeout);
+		kill_agent_worker(master);
 		master->phase = PHASE_CLOSING_AGENT;
 		return;
 	case PHASE_CLOSING_AGENT:
@@ -1035,12 +1052,15 @@ print_table(const struct master *master)
 
 /* ---- the loop ------------------------------------------------------------ */
 
-/* A full queue that nobody empties: give its owner up before it harms others. */
+/* A full queue that nobody empties: give its owner up before it harms others. And
+ * one who reads no more is about to leave, or is made to. */
 static void
 watch_queue(struct master *master, struct process *process)
 {
 	struct channel *channel = &process->channel;
 
+	if (channel->deaf && process->deadline == 0 && process->role != ROLE_PARENT)
+		process->deadline = master->now + close_timeout(master, process);
 	if (process->killed_for == NULL && channel_pending(channel) > CHANNEL_HIGH_WATER) {
 		if (process->stuck_since == 0 || process->stuck_at != channel->written)
 			process->stuck_since = master->now;
@@ -1061,25 +1081,51 @@ flush(struct process *process)
 		channel_flush(&process->channel);
 }
 
+/* Room for one more to poll. Where memory is short, somebody is not heard for now. */
+static bool
+set_reserve(struct master *master, size_t count)
+{
+	struct process **speakers;
+	struct pollfd *set;
+	size_t size = 2 * count + 8;
+
+	if (count < master->set_size)
+		return true;
+	set = realloc(master->set, size * sizeof *set);
+	if (set == NULL)
+		return false;
+	master->set = set;
+	speakers = realloc(master->speakers, size * sizeof(struct process *));
+	if (speakers == NULL)
+		return false;
+	master->speakers = speakers;
+	master->set_size = size;
+	return true;
+}
+
 /* Say what to poll for. */
 static void
 prepare(struct master *master, struct process *process, bool starved, size_t *count)
 {
-	struct pollfd *entry = &master->set[*count];
+	struct pollfd *entry;
 
 	if (process->channel.descriptor == -1)
 		return;
 	watch_queue(master, process);
-	if (process->channel.descriptor == -1 || *count == master->set_size || starved)
+	if (process->channel.descriptor == -1 || starved || !set_reserve(master, *count))
 		return;
+	entry = &master->set[*count];
 	entry->fd = process->channel.descriptor;
 	entry->events = 0;
-	if (process_may_speak(process))
+	if (process->state != STATE_DISCONNECTED && process_may_speak(process))
 		entry->events |= POLLIN;
 	if (channel_pending(&process->channel) > 0)
 		entry->events |= POLLOUT;
-	if (entry->events == 0) /* or its hangup would be reported again and again */
+	if (entry->events == 0) { /* or its hangup would be reported again and again */
+		if (process->state == STATE_DISCONNECTED)
+			channel_close(&process->channel);
 		return;
+	}
 	master->speakers[(*count)++] = process;
 }
 
@@ -1110,7 +1156,7 @@ loop(struct master *master)
 {
 	size_t i, count;
 	bool starved;
-	int timeout;
+	int timeout, order;
 
 	while (master->phase != PHASE_CLOSED) {
 		starved = channel_starved(); /* then: a pause, and try again */
@@ -1132,12 +1178,14 @@ loop(struct master *master)
 			got_sigchld = 0;
 			reap_all(master);
 		}
-		if (got_signal != 0) /* orders */
-			on_signal(master, got_signal);
+		order = got_signal; /* orders */
 		got_signal = 0;
-		if (got_sigusr1)
+		if (order != 0)
+			on_signal(master, order);
+		if (got_sigusr1) {
+			got_sigusr1 = 0;
 			print_table(master);
-		got_sigusr1 = 0;
+		}
 		run_clock(master);
 		advance(master);
 	}
@@ -1387,11 +1435,8 @@ open_slots(struct master *master)
 
 	channel_init(&master->agent.channel, 0);
 	master->agent.role = ROLE_AGENT;
-	master->set_size = (size_t)master->options.workers + 8; /* a reload has one more */
 	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
-	master->set = calloc(master->set_size, sizeof *master->set);
-	master->speakers = calloc(master->set_size, sizeof(struct process *));
-	if (master->slots == NULL || master->set == NULL || master->speakers == NULL)
+	if (master->slots == NULL || !set_reserve(master, (size_t)master->options.workers + 3))
 		return -1;
 	for (slot = 0; slot < master->options.workers; slot++)
 		if (new_worker(master, slot) == NULL)

@@ -28,6 +28,7 @@ static struct {
 	const char *address; /* JSON */
 	bool was_first;      /* it accepted the last time it tried */
 	bool terminated, leaving;
+	bool disconnects; /* it leaves gracefully */
 	int code;
 	int64_t deadline; /* of the connections, when leaving */
 } worker;
@@ -106,7 +107,7 @@ leave(struct messenger *app, int code, int timeout)
 {
 	worker.leaving = true;
 	worker.code = code;
-	worker.deadline = clock_now() + timeout - timeout / 10; /* before the master's SIGKILL */
+	worker.deadline = clock_now() + timeout;
 	if (worker.listener != -1) {
 		messenger_unwatch(app, worker.listener);
 		close(worker.listener);
@@ -115,12 +116,16 @@ leave(struct messenger *app, int code, int timeout)
 	graceful_process_leave(app, "app_worker", code, timeout);
 }
 
-/* egg: worker.disconnect(). Our half of the channel is closed first; the master
- * then closes its own, and what it had sent until then still arrives. */
+/* egg: worker.disconnect(). When all is written, our half of the channel is closed;
+ * the master then closes its own, and what it had sent until then still arrives. */
 static void
 disconnect(struct messenger *app)
 {
-	channel_drain(&app->channel, CLUTCH_GRACEFUL_TIMEOUT);
+	if (app->channel.deaf || app->channel.descriptor == -1)
+		return;
+	channel_flush(&app->channel);
+	if (channel_pending(&app->channel) > 0)
+		return;
 	app->channel.deaf = true;
 	shutdown(app->channel.descriptor, SHUT_WR);
 }
@@ -129,21 +134,23 @@ disconnect(struct messenger *app)
 static void
 consider_leaving(struct messenger *app)
 {
-	const struct options *options = worker.options;
+	int timeout = worker.options->app_close_timeout;
+	int patience = timeout - timeout / 10; /* it ends before the master's SIGKILL */
 
 	if (graceful_process_terminated() && !worker.terminated) {
 		worker.terminated = true;
 		print_line(STDOUT_FILENO,
 		           "[app_worker] receive signal SIGTERM, exiting with code:0");
-		leave(app, 0, options->app_close_timeout);
+		leave(app, 0, patience);
 	} else if (app->graceful && !worker.leaving) {
 		print_line(STDERR_FILENO, "[app_worker] will exit after %dms at most",
 		           CLUTCH_GRACEFUL_TIMEOUT);
-		disconnect(app);
+		worker.disconnects = true;
+		disconnect(app); /* the sooner there is a replacement */
 		leave(app, 1, CLUTCH_GRACEFUL_TIMEOUT);
 	} else if (app->channel.descriptor == -1 && !worker.leaving) {
 		print_line(STDERR_FILENO, "[app_worker] receive disconnect event, exiting");
-		leave(app, app->ready ? 0 : 1, options->app_close_timeout);
+		leave(app, app->ready ? 0 : 1, patience);
 	}
 }
 
@@ -151,7 +158,7 @@ consider_leaving(struct messenger *app)
 static bool
 has_left(const struct messenger *app)
 {
-	bool disconnected = app->channel.descriptor == -1 || !app->channel.deaf;
+	bool disconnected = app->channel.descriptor == -1 || !worker.disconnects;
 
 	return worker.leaving &&
 	       (clock_now() >= worker.deadline || (app->connections == 0 && disconnected));
@@ -173,6 +180,8 @@ app_worker(struct messenger *app, const struct options *options, int listener, c
 		consider_leaving(app);
 		if (has_left(app))
 			break;
+		if (worker.disconnects)
+			disconnect(app);
 		left = worker.deadline - clock_now();
 		messenger_step(app, !worker.leaving ? -1 : left > 0 ? (int)left : 0);
 	}
