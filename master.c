@@ -350,6 +350,18 @@ allow(struct master *master)
 	return master->reforks[0] + REFORK_DURATION + 1;
 }
 
+static void
+wait_for_window(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+
+	if (allow(master) <= slot->refork_at)
+		return;
+	slot->refork_at = allow(master);
+	log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
+	          (long long)(slot->refork_at - master->now));
+}
+
 /* cfork's re-fork of a slot that nobody holds: now if it may be. */
 static void
 refork(struct master *master, int number)
@@ -365,11 +377,7 @@ refork(struct master *master, int number)
 		      << (slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1
 		                                             : BACKOFF_DOUBLINGS);
 	slot->refork_at = at;
-	if (allow(master) > at) {
-		slot->refork_at = allow(master);
-		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
-		          (long long)(slot->refork_at - master->now));
-	}
+	wait_for_window(master, number);
 }
 
 /* The slot's time has come. */
@@ -378,10 +386,9 @@ refork_due(struct master *master, int number)
 {
 	struct slot *slot = &master->slots[number];
 
-	if (allow(master) > master->now) {
-		slot->refork_at = allow(master);
+	wait_for_window(master, number); /* others have been there meanwhile */
+	if (slot->refork_at > master->now)
 		return;
-	}
 	if (master->refork_count == REFORK_LIMIT)
 		memmove(master->reforks, master->reforks + 1,
 		        (size_t)--master->refork_count * sizeof master->reforks[0]);

@@ -89,6 +89,8 @@ on_ready(struct messenger *app, int status)
 	}
 	graceful_process();
 	graceful_process_tell(app, "listening", worker.address);
+	if (channel_flush(&app->channel) == PEER_GONE)
+		exit(1); /* the master died while this process was busy loading */
 }
 
 /* egg: npm graceful, uncaughtException */

@@ -1,0 +1,1379 @@
+/*
+ * The first half of golden/lifecycle.md against live clusters: start, death of
+ * workers and agent, the graceful exit, failed starts. A test's name begins with
+ * its scenario's id.
+ *
+ * What is expected is what the real egg-cluster did; where it is not, a comment
+ * names the divergence, Dn of docs/divergences.md. Three hold wherever they can:
+ * an app hears egg-pids first of all (D7), a death is told to the agent twice, at
+ * disconnect and at exit (D9), and egg-ready of a replacement is for it alone (D10).
+ *
+ * A process that loads does so until the test tells it to be ready, and a
+ * connection lasts until its client says so: nothing here depends on who is quicker.
+ */
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+TestSuite(lifecycle, .timeout = 120);
+
+#define EXIT_0 "code: 0, signal: null"
+#define EXIT_1 "code: 1, signal: null"
+#define KILLED "code: null, signal: SIGKILL"
+
+/* What a newcomer hears. egg: only egg-ready; the pids are D7. */
+#define NEWCOMER "egg-pids [AGENT#1] -> egg-ready <options>"
+
+/* An answer that a test wants to be slow takes this long. */
+#define SLOW 300
+
+/* ---- processes that obey -------------------------------------------------- */
+
+static char fifo[2][64];   /* who opens one blocks until the test does */
+static char first_run[64]; /* the file that the first agent leaves to the next ones */
+
+static int answer(struct messenger *app, void *arg);
+
+static int
+return_seven(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	return 7;
+}
+
+static int
+watch_and_return_seven(struct messenger *messenger, int descriptor, short revents, void *arg)
+{
+	(void)revents, (void)arg;
+	messenger_unwatch(messenger, descriptor);
+	return 7;
+}
+
+static void
+watch_what_is_ready(struct messenger *messenger)
+{
+	static int ends[2];
+
+	if (pipe(ends) == -1 || write(ends[1], "", 1) != 1)
+		abort();
+	messenger_watch(messenger, ends[0], POLLIN, watch_and_return_seven, NULL);
+}
+
+/* A child of its own, which holds its end of the channel; in the process group of
+ * its parent, or not. */
+static void
+fork_holder(struct messenger *app, bool stays)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		signal(SIGTERM, SIG_DFL);
+		while (pause() == -1)
+			;
+	}
+	if (!stays)
+		setpgid(pid, pid);
+	report(app, "holder %ld", (long)pid);
+}
+
+enum { FLOOD = 500, FLOOD_SIZE = 4096 };
+
+/* More than a socket takes, less than the queue does. */
+static void
+flood(struct messenger *app)
+{
+	char data[FLOOD_SIZE + 1];
+	int i;
+
+	memset(data, ' ', FLOOD_SIZE);
+	data[FLOOD_SIZE] = '\0';
+	for (i = 0; i < FLOOD; i++) {
+		data[snprintf(data, sizeof data, "%d", i)] = ' ';
+		if (messenger_send_to_agent(app, "test-flood", data) == -1)
+			report(app, "cannot send");
+	}
+}
+
+static int
+on_flood(struct messenger *agent, const struct message *message, void *arg)
+{
+	static int expected;
+
+	(void)arg;
+	if (atoi(message->data) != expected++)
+		report(agent, "flood out of order");
+	if (expected == FLOOD)
+		report(agent, "flood complete");
+	return 0;
+}
+
+static int blocked; /* so many times */
+
+static void
+block(struct messenger *app)
+{
+	report(app, "blocks");
+	close(open(fifo[blocked++], O_RDONLY));
+}
+
+/* An order is "WORD NUMBER". */
+static int
+on_order(struct messenger *messenger, const struct message *message, void *arg)
+{
+	char word[16];
+	int value = 0;
+
+	(void)arg;
+	sscanf(message->data, "%15s %d", word, &value);
+	if (strcmp(word, "exit") == 0)
+		exit(value);
+	else if (strcmp(word, "ready") == 0)
+		messenger_ready(messenger, value);
+	else if (strcmp(word, "timer") == 0)
+		messenger_set_timeout(messenger, 1, return_seven, NULL);
+	else if (strcmp(word, "watcher") == 0)
+		watch_what_is_ready(messenger);
+	else if (strcmp(word, "graceful") == 0)
+		messenger_graceful_exit(messenger);
+	else if (strcmp(word, "answer") == 0)
+		answer(messenger, NULL);
+	else if (strcmp(word, "fork") == 0)
+		fork_holder(messenger, value == 1);
+	else if (strcmp(word, "flood") == 0)
+		flood(messenger);
+	else if (strcmp(word, "block") == 0)
+		block(messenger);
+	return strcmp(word, "uncaught") == 0 || value == 7 ? 7 : 0;
+}
+
+/* The agent says it back, so that the parent, too, knows that there is no more. */
+static int
+on_marker(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)arg;
+	return messenger_send(agent, "test-marker", message->data, ROLE_PARENT);
+}
+
+/* The master does not say how those end whom it has given up. */
+static void
+report_exit(int status, void *arg)
+{
+	report(arg, "exits %d", status);
+}
+
+static int
+obey(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	if (messenger_role(messenger) == ROLE_AGENT) {
+		messenger_on(messenger, "test-marker", on_marker, NULL);
+		messenger_on(messenger, "test-flood", on_flood, NULL);
+	}
+	messenger_on(messenger, "test-order", on_order, NULL);
+	return on_exit(report_exit, messenger) != 0 || observe(messenger) != 0;
+}
+
+/* It is loading until it is ordered to be ready. */
+static int
+load(struct messenger *messenger, void *arg)
+{
+	messenger_ready_later(messenger);
+	return obey(messenger, arg);
+}
+
+static void
+order(struct cluster *c, const char *who, const char *text)
+{
+	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
+	cluster_turn(c);
+}
+
+/*
+ * Wait until each of `everyone` ("AGENT#1 APP#1 ...") and the parent has heard all
+ * that the master has told them so far: channels are first in, first out, and a
+ * marker comes behind it.
+ */
+static void
+settle(struct cluster *c, const char *everyone)
+{
+	static int number;
+	char names[128], text[16], *name, *next = names;
+
+	snprintf(text, sizeof text, "%d", ++number);
+	cr_assert_eq(messenger_broadcast(c->parent, "test-marker", text), 0);
+	snprintf(names, sizeof names, "%s PARENT", everyone);
+	while ((name = strsep(&next, " ")) != NULL)
+		cluster_wait(c, 0, ":%s saw test-marker %d ", name, number);
+}
+
+/* Ready, and everybody knows it. APP#n then has slot n - 1. */
+static struct cluster *
+start(struct options options, const char *everyone)
+{
+	struct cluster *c;
+
+	options.agent = options.agent != NULL ? options.agent : obey;
+	options.app = options.app != NULL ? options.app : obey;
+	c = cluster_start(&options);
+	cluster_ready(c);
+	settle(c, everyone);
+	return c;
+}
+
+/* ---- who is alive ----------------------------------------------------------- */
+
+static bool
+are_alive(struct cluster *c, void *arg)
+{
+	char names[128], *name, *next = names;
+	pid_t pids[32];
+	size_t i, count = cluster_processes(c, pids, 32), expected = 0;
+
+	snprintf(names, sizeof names, "%s", (const char *)arg);
+	while ((name = strsep(&next, " ")) != NULL) {
+		expected++;
+		for (i = 0; i < count && pids[i] != cluster_pid(c, name); i++)
+			;
+		if (i == count)
+			return false;
+	}
+	return count == expected;
+}
+
+/* These are alive, and nobody else. Then the end. */
+static void
+stop_all(struct cluster *c, const char *alive)
+{
+	char names[128];
+
+	snprintf(names, sizeof names, "%s", alive);
+	cluster_until(c, are_alive, names, alive);
+	cluster_stop(c);
+}
+
+/* ---- 01, 02: cold start ------------------------------------------------------ */
+
+static int
+accept_and_close(struct messenger *app, int descriptor, void *arg)
+{
+	(void)app, (void)arg;
+	return close(descriptor);
+}
+
+Test(lifecycle, s01_cold_start_with_one_worker)
+{
+	struct cluster *c =
+		start((struct options){.connection = accept_and_close}, "AGENT#1 APP#1");
+
+	cluster_wait(c, 0,
+	             "\"port\":PORT,\"address\":\"http://127.0.0.1:PORT\",\"protocol\":\"http\"} "
+	             "from master to parent");
+	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
+	cluster_wait_saw(c, "AGENT#1", "egg-pids [APP#1] -> egg-ready <options>");
+	cluster_wait_saw(c, "APP#1", NEWCOMER);
+	close(cluster_connect(c)); /* somebody listens on that port */
+	stop_all(c, "MASTER AGENT#1 APP#1");
+}
+
+/* They become ready in the order of egg's record: the third, the first, the second. */
+Test(lifecycle, s02_cold_start_with_three_workers)
+{
+	static const char *const order_of_start[] = {"APP#3", "APP#1", "APP#2"};
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = obey, .app = load, .workers = 3});
+	size_t at = 0;
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		settle(c, "AGENT#1");
+		cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0, "before all are ready");
+		order(c, order_of_start[i], "ready 0");
+		at = cluster_wait(c, at, ":%s started, remain %d (", order_of_start[i], 2 - i);
+	}
+	cluster_wait(c, at, "[master] egg started (");
+	cluster_ready(c);
+	settle(c, "AGENT#1 APP#1 APP#2 APP#3");
+	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
+	cluster_wait_saw(c, "AGENT#1",
+	                 "egg-pids [APP#3] -> egg-pids [APP#1,APP#3] -> "
+	                 "egg-pids [APP#1,APP#2,APP#3] -> egg-ready <options>");
+	for (i = 0; i < 3; i++)
+		cluster_wait_saw(c, order_of_start[i], NEWCOMER);
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#2 APP#3");
+}
+
+/* ---- 03: the death of a worker ------------------------------------------------- */
+
+/* Who died, how; who is left, in egg-pids and all in all; who comes for it. */
+struct death {
+	const char *who, *end, *left, *newcomer, *all;
+};
+
+/*
+ * The agent hears who is left at disconnect and at exit (D9), and of the newcomer
+ * when it is ready: before or after the exit, as it comes. The parent hears of the
+ * death once; those who are left hear nothing (D10).
+ */
+static void
+expect_replaced(struct cluster *c, size_t mark, const struct death *d, const char *everyone)
+{
+	char saw[256];
+	size_t at;
+
+	cr_assert_str_eq(cluster_wait_end(c, d->who), d->end);
+	cluster_wait_saw(c, d->newcomer, NEWCOMER);
+	settle(c, everyone);
+	snprintf(saw, sizeof saw, "%s -> %s -> %s || %s -> %s -> %s", d->left, d->left, d->all,
+	         d->left, d->all, d->all);
+	cluster_wait_saw_from(c, mark, "AGENT#1", saw);
+	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	cluster_wait_saw_from(c, mark, d->who, "");
+	at = cluster_wait(c, mark, ":%s disconnect", d->who);
+	cluster_wait(c, at, ":%s died (", d->who);
+	cr_assert_eq(cluster_count(c, mark, "start fail"), 0);
+}
+
+static const struct death of_two = {"APP#2", EXIT_1, "egg-pids [APP#1]", "APP#3",
+                                    "egg-pids [APP#1,APP#3]"};
+
+/* The second of two workers dies, and is replaced. */
+static void
+expect_the_second_replaced(struct cluster *c, size_t mark, const char *end)
+{
+	struct death d = of_two;
+
+	d.end = end;
+	expect_replaced(c, mark, &d, "AGENT#1 APP#1 APP#3");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
+}
+
+static int
+obey_and_tell_slot(struct messenger *app, void *arg)
+{
+	report(app, "slot %d index %s", messenger_slot(app), getenv("CFORK_WORKER_INDEX"));
+	return obey(app, arg);
+}
+
+Test(lifecycle, s03a_kill_9_of_a_worker)
+{
+	struct cluster *c = start((struct options){.app = obey_and_tell_slot, .workers = 3},
+	                          "AGENT#1 APP#1 APP#2 APP#3");
+	size_t at, mark = cluster_mark(c);
+	int64_t now = clock_now();
+
+	cluster_signal(c, "APP#2", SIGKILL);
+	at = cluster_wait(c, mark, "[master] app_worker#4:APP#4 start");
+	cr_assert(clock_now() - now < 1000 * time_scale(), "that was not at once");
+	expect_replaced(c, mark,
+	                &(struct death){"APP#2", KILLED, "egg-pids [APP#1,APP#3]", "APP#4",
+	                                "egg-pids [APP#1,APP#3,APP#4]"},
+	                "AGENT#1 APP#1 APP#3 APP#4");
+	cluster_wait_saw_from(c, mark, "APP#3", ""); /* D10 */
+	cluster_wait(c, 0, ":APP#1 slot 0 index 0");
+	cluster_wait(c, 0, ":APP#3 slot 2 index 2");
+	cluster_wait(c, 0, ":APP#4 slot 1 index 1");
+	cluster_wait(c, at, "app_worker#4:APP#4 started, remain 0");
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3 APP#4");
+}
+
+/* Six times SIGKILL, then six times exit(1): it is always disconnect, then exit. */
+Test(lifecycle, s03b_disconnect_comes_before_exit)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	char who[16], newcomer[16], all[64], everyone[64];
+	size_t mark;
+	int n;
+
+	for (n = 2; n < 14; n++) {
+		mark = cluster_mark(c);
+		snprintf(who, sizeof who, "APP#%d", n);
+		snprintf(newcomer, sizeof newcomer, "APP#%d", n + 1);
+		snprintf(all, sizeof all, "egg-pids [APP#1,%s]", newcomer);
+		snprintf(everyone, sizeof everyone, "AGENT#1 APP#1 %s", newcomer);
+		if (n < 8)
+			cluster_signal(c, who, SIGKILL);
+		else
+			order(c, who, "exit 1");
+		expect_replaced(c, mark,
+		                &(struct death){who, n < 8 ? KILLED : EXIT_1, "egg-pids [APP#1]",
+		                                newcomer, all},
+		                everyone);
+	}
+	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 12);
+	cr_assert_eq(cluster_count(c, 0, "died too fast"), 0);
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#14");
+}
+
+Test(lifecycle, s03c_sigterm_to_a_worker_from_outside)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "APP#2", SIGTERM);
+	expect_the_second_replaced(c, mark, EXIT_0);
+}
+
+Test(lifecycle, s03d_exit_1_in_a_worker_after_start)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	size_t mark = cluster_mark(c);
+
+	order(c, "APP#2", "exit 1");
+	expect_the_second_replaced(c, mark, EXIT_1);
+}
+
+Test(lifecycle, s03e_kill_9_of_a_worker_in_env_local)
+{
+	struct cluster *c =
+		start((struct options){.workers = 2, .env = "local"}, "AGENT#1 APP#1 APP#2");
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "APP#2", SIGKILL);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), KILLED);
+	settle(c, "AGENT#1 APP#1");
+	settle(c, "AGENT#1 APP#1"); /* another turn of the master's loop */
+	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
+	cluster_wait_saw_from(c, mark, "AGENT#1", "egg-pids [APP#1] -> egg-pids [APP#1]");
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
+	stop_all(c, "MASTER AGENT#1 APP#1");
+}
+
+/* Its replacement has been forked `wait` after the death of the one before, not
+ * sooner, and dies while it loads. */
+static void
+expect_backoff(struct cluster *c, int n, int wait)
+{
+	char who[16], before[16];
+	int64_t now = clock_now();
+
+	snprintf(before, sizeof before, "APP#%d", n - 1);
+	snprintf(who, sizeof who, "APP#%d", n);
+	cr_assert_str_eq(cluster_wait_end(c, before), EXIT_1);
+	cluster_pid(c, who);
+	cr_assert(clock_now() - now >= wait - 100, "%s came after %lld ms, not %d", who,
+	          (long long)(clock_now() - now), wait);
+	cr_assert(clock_now() - now < wait + 900 * time_scale(), "%s came after %lld ms, not %d",
+	          who, (long long)(clock_now() - now), wait);
+}
+
+/* D11: egg never replaces a replacement that dies before it is ready. */
+Test(lifecycle, s03f_a_replacement_that_exits_while_loading_is_replaced)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = obey, .app = load, .workers = 2});
+	size_t mark;
+
+	order(c, "APP#1", "ready 0");
+	order(c, "APP#2", "ready 0");
+	cluster_ready(c);
+	settle(c, "AGENT#1 APP#1 APP#2");
+	mark = cluster_mark(c);
+	cluster_signal(c, "APP#2", SIGKILL);
+	order(c, "APP#3", "exit 1");
+	expect_backoff(c, 4, 1000);
+	order(c, "APP#4", "exit 1");
+	expect_backoff(c, 5, 2000);
+	order(c, "APP#5", "ready 0");
+	cluster_wait_saw(c, "APP#5", NEWCOMER);
+	settle(c, "AGENT#1 APP#1 APP#5");
+
+	cluster_wait_saw_from(c, mark, "PARENT",
+	                      "app-worker-died -> app-worker-died -> app-worker-died");
+#define TWICE "egg-pids [APP#1] -> egg-pids [APP#1] -> "
+	cluster_wait_saw_from(c, mark, "AGENT#1", TWICE TWICE TWICE "egg-pids [APP#1,APP#5]");
+#undef TWICE
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	cluster_wait_saw(c, "APP#3", "egg-pids [AGENT#1]"); /* D7 */
+	cluster_wait_saw(c, "APP#4", "egg-pids [AGENT#1]");
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#5");
+}
+
+/* Once it was ready, the next death costs nothing: the count begins anew. */
+Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = obey, .app = load, .workers = 1});
+	int64_t now;
+
+	order(c, "APP#1", "ready 0");
+	cluster_ready(c);
+	order(c, "APP#1", "exit 1");
+	order(c, "APP#2", "exit 1");
+	order(c, "APP#3", "ready 0");
+	cluster_wait(c, 0, "app_worker#3:APP#3 started");
+	now = clock_now();
+	order(c, "APP#3", "exit 1");
+	order(c, "APP#4", "exit 1");
+	cr_assert(clock_now() - now < 900, "that was not at once");
+	expect_backoff(c, 5, 1000);
+	cluster_stop(c);
+}
+
+static pid_t
+start_holder(struct cluster *c, const char *text)
+{
+	const char *line;
+	long pid;
+
+	order(c, "APP#2", text);
+	cluster_wait(c, 0, ":APP#2 holder ");
+	line = cluster_line(c, ":APP#2 holder ");
+	cr_assert(sscanf(line, "%*s holder %ld", &pid) == 1);
+	return (pid_t)pid;
+}
+
+static bool
+is_dead(struct cluster *c, void *arg)
+{
+	(void)c;
+	return !process_is_alive(*(pid_t *)arg);
+}
+
+/* The channel has not ended when the worker has: another process holds its end. */
+Test(lifecycle, s03g_exit_comes_before_disconnect)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	pid_t holder = start_holder(c, "fork 0");
+	size_t mark = cluster_mark(c);
+	struct death d = of_two;
+
+	d.end = KILLED;
+	cluster_signal(c, "APP#2", SIGKILL);
+	expect_replaced(c, mark, &d, "AGENT#1 APP#1 APP#3");
+	cr_assert(process_is_alive(holder), "it has left the group: it is its own master");
+	cr_assert_eq(kill(holder, SIGKILL), 0);
+	cluster_until(c, is_dead, &holder, "the holder's death");
+	settle(c, "AGENT#1 APP#1 APP#3"); /* the end of the channel is no second death */
+	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
+}
+
+/* D3: a worker leads its process group, which does not outlive it. */
+Test(lifecycle, s03g_the_children_of_a_dead_worker_die_with_it)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	pid_t holder = start_holder(c, "fork 1");
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_until(c, is_dead, &holder, "the holder's death");
+	expect_the_second_replaced(c, mark, KILLED);
+}
+
+/* ---- a server whose connections last as long as their clients want --------------- */
+
+static int idle = -1, held = -1;
+
+static void
+end_connection(struct messenger *app, int *descriptor)
+{
+	if (*descriptor == -1)
+		return;
+	messenger_unwatch(app, *descriptor);
+	close(*descriptor);
+	*descriptor = -1;
+}
+
+static int
+answer(struct messenger *app, void *arg)
+{
+	(void)arg;
+	if (write(held, "answer", 6) != 6)
+		report(app, "cannot answer");
+	end_connection(app, &held);
+	return 0;
+}
+
+/*
+ * A byte is a request. i: say so, and stay idle; h: be held; g: go on, answer what
+ * is held after a while.
+ */
+static int
+on_request(struct messenger *app, int descriptor, short revents, void *arg)
+{
+	char request = '-';
+
+	(void)revents, (void)arg;
+	if (read(descriptor, &request, 1) != 1) {
+		end_connection(app, &descriptor);
+		return 0;
+	}
+	if (request == 'i')
+		idle = descriptor;
+	if (request == 'h')
+		held = descriptor;
+	if (request == 'g')
+		messenger_set_timeout(app, SLOW, answer, NULL);
+	report(app, "request %c", request);
+	return 0;
+}
+
+static int
+serve(struct messenger *app, int descriptor, void *arg)
+{
+	report(app, "accepts");
+	return messenger_watch(app, descriptor, POLLIN, on_request, arg);
+}
+
+/* What is idle ends when the process begins to leave. */
+static int
+end_idle(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "leaves, closing %d", messenger_closing(app));
+	end_connection(app, &idle);
+	return 0;
+}
+
+static int
+obey_and_serve(struct messenger *app, void *arg)
+{
+	messenger_before_close(app, end_idle, NULL);
+	return obey(app, arg);
+}
+
+/* A connection with its request under way, at this worker. */
+static int
+request_of(struct cluster *c, const char *who, const char *request)
+{
+	size_t mark, at;
+	int i, client;
+
+	for (i = 0; i < 200; i++) {
+		mark = cluster_mark(c);
+		client = cluster_connect(c);
+		at = cluster_wait(c, mark, " accepts");
+		if (cluster_count(c, mark, ":%s accepts", who) == 1) {
+			cr_assert_eq(write(client, request, 1), 1);
+			cluster_wait(c, at, ":%s request %s", who, request);
+			return client;
+		}
+		close(client);
+	}
+	cr_assert(false, "%s accepts no connection", who);
+	return -1;
+}
+
+/* What the client gets until the end of its connection. */
+static void
+expect_answer(int client, const char *expected)
+{
+	char text[32];
+	size_t used = 0;
+	ssize_t count;
+
+	while ((count = read(client, text + used, sizeof text - 1 - used)) > 0)
+		used += (size_t)count;
+	cr_assert_eq(count, 0, "the connection did not end");
+	text[used] = '\0';
+	cr_assert_str_eq(text, expected);
+	close(client);
+}
+
+static void
+expect_open(int client)
+{
+	char byte;
+
+	cr_assert(recv(client, &byte, 1, MSG_DONTWAIT) == -1, "the connection has ended");
+}
+
+/* ---- 04: the graceful exit ------------------------------------------------------- */
+
+/* What makes a worker leave gracefully; there is no connection: at once (D20). */
+static void
+expect_graceful(const char *text, const char *line)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	size_t at, mark = cluster_mark(c);
+	int64_t now = clock_now();
+
+	order(c, "APP#2", text);
+	at = cluster_wait(c, mark, "%s", line);
+	cluster_wait(c, at, "[app_worker] will exit after %dms at most", CLUTCH_GRACEFUL_TIMEOUT);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
+	cr_assert(clock_now() - now < 2000 * time_scale(), "that was not at once");
+	cr_assert_eq(cluster_count(c, 0, "graceful:disconnect"), 0, "D20: no such message");
+	expect_the_second_replaced(c, mark, EXIT_1);
+}
+
+Test(lifecycle, s04a_an_uncaught_error_in_a_listener)
+{
+	expect_graceful("uncaught", "[app_worker] uncaught error 7 in a listener");
+}
+
+Test(lifecycle, s04a_an_uncaught_error_in_a_timer)
+{
+	expect_graceful("timer", "[app_worker] uncaught error 7 in a timer");
+}
+
+Test(lifecycle, s04a_an_uncaught_error_in_a_watcher)
+{
+	expect_graceful("watcher", "[app_worker] uncaught error 7 in a watcher");
+}
+
+Test(lifecycle, s04a_a_graceful_exit_by_request)
+{
+	expect_graceful("graceful", ":APP#2 saw test-order graceful");
+}
+
+/* A request in flight, and a keep-alive client. The replacement is there before the
+ * old one has answered; D20: which exits with its last connection, not after 30 s. */
+Test(lifecycle, s04b_a_request_in_flight_is_answered)
+{
+	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
+	                          "AGENT#1 APP#1");
+	int alive = request_of(c, "APP#1", "i"), client = request_of(c, "APP#1", "h");
+	size_t mark = cluster_mark(c);
+	int64_t now;
+
+	order(c, "APP#1", "uncaught");
+	expect_answer(alive, "");
+	cluster_wait(c, mark, ":APP#1 leaves, closing 1");
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	settle(c, "AGENT#1 APP#2");
+	expect_open(client);
+	cr_assert_eq(cluster_count(c, mark, "died"), 0);
+	cluster_wait_saw_from(c, mark, "AGENT#1", "egg-pids [] -> egg-pids [APP#2]");
+	close(request_of(c, "APP#2", "i")); /* the port is the new one's */
+
+	now = clock_now();
+	cr_assert_eq(write(client, "g", 1), 1);
+	expect_answer(client, "answer");
+	cr_assert(clock_now() - now >= SLOW);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
+	cr_assert(clock_now() - now < SLOW + 2000 * time_scale(), "it lingers");
+	settle(c, "AGENT#1 APP#2");
+	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
+	cluster_wait_saw_from(c, mark, "AGENT#1",
+	                      "egg-pids [] -> egg-pids [APP#2] -> egg-pids [APP#2]");
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	stop_all(c, "MASTER AGENT#1 APP#2");
+}
+
+static int
+fail_again(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return messenger_set_timeout(app, 100, return_seven, NULL) == -1;
+}
+
+static int
+obey_and_fail_again(struct messenger *app, void *arg)
+{
+	messenger_before_close(app, fail_again, NULL);
+	return obey(app, arg);
+}
+
+/* From here on a wait may take so much longer. */
+static void
+allow_more_time(int factor)
+{
+	char scale[16];
+
+	snprintf(scale, sizeof scale, "%d", factor * time_scale());
+	setenv("TEST_TIME_SCALE", scale, 1);
+}
+
+/* Two errors, 100 ms apart, and a connection that never ends. */
+Test(lifecycle, s04c_two_uncaught_errors_and_a_connection_that_never_ends, .timeout = 60)
+{
+	struct cluster *c = start(
+		(struct options){.app = obey_and_fail_again, .connection = serve, .workers = 2},
+		"AGENT#1 APP#1 APP#2");
+	int client = request_of(c, "APP#2", "h");
+	size_t at, mark = cluster_mark(c);
+	int64_t now = clock_now();
+
+	order(c, "APP#2", "uncaught");
+	at = cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
+	cluster_wait(c, at, "[app_worker] uncaught error 7 in a timer");
+	cluster_wait_saw(c, "APP#3", NEWCOMER);
+	allow_more_time(4);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
+	cr_assert(clock_now() - now >= CLUTCH_GRACEFUL_TIMEOUT - 100, "after %lld ms already",
+	          (long long)(clock_now() - now));
+	cr_assert(clock_now() - now < CLUTCH_GRACEFUL_TIMEOUT + 4000, "after %lld ms",
+	          (long long)(clock_now() - now));
+	expect_answer(client, "");
+	settle(c, "AGENT#1 APP#1 APP#3");
+	cr_assert_eq(cluster_count(c, 0, "will exit after"), 1);
+	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
+	cluster_wait_saw_from(
+		c, mark, "AGENT#1",
+		"egg-pids [APP#1] -> egg-pids [APP#1,APP#3] -> egg-pids [APP#1,APP#3]");
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
+}
+
+/* An unhandled rejection has no counterpart in C. */
+Test(lifecycle, s04d_uncaught_errors_in_the_agent_are_logged)
+{
+	struct cluster *c = start((struct options){.workers = 1}, "AGENT#1 APP#1");
+	size_t mark = cluster_mark(c);
+
+	order(c, "AGENT#1", "uncaught");
+	cluster_wait(c, mark, "[agent_worker] uncaught error 7 in a listener");
+	order(c, "AGENT#1", "timer");
+	cluster_wait(c, mark, "[agent_worker] uncaught error 7 in a timer");
+	order(c, "AGENT#1", "watcher");
+	cluster_wait(c, mark, "[agent_worker] uncaught error 7 in a watcher");
+	order(c, "AGENT#1", "graceful"); /* in other roles: nothing */
+	settle(c, "AGENT#1 APP#1");
+	settle(c, "AGENT#1 APP#1");
+	cluster_wait_saw_from(c, mark, "PARENT", "");
+	cluster_wait_saw_from(c, mark, "AGENT#1", "");
+	cluster_wait_saw_from(c, mark, "APP#1", "");
+	cr_assert_eq(cluster_count(c, mark, "uncaught error"), 3);
+	cr_assert_eq(cluster_count(c, mark, "disconnect"), 0);
+	stop_all(c, "MASTER AGENT#1 APP#1");
+}
+
+static int
+serve_and_fail(struct messenger *app, int descriptor, void *arg)
+{
+	serve(app, descriptor, arg);
+	return 5;
+}
+
+static int
+fail_to_serve(struct messenger *app, int descriptor, void *arg)
+{
+	(void)app, (void)descriptor, (void)arg;
+	return 5;
+}
+
+/* What it accepted and did not watch ends with the process, at once. */
+Test(lifecycle, a_connection_callback_that_fails)
+{
+	struct cluster *c = start((struct options){.connection = fail_to_serve}, "AGENT#1 APP#1");
+	size_t mark = cluster_mark(c);
+
+	expect_answer(cluster_connect(c), "");
+	cluster_wait(c, mark, "[app_worker] uncaught error 5 in a watcher");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	stop_all(c, "MASTER AGENT#1 APP#2");
+}
+
+/* What it watches before it fails is open: it is waited for. */
+Test(lifecycle, a_connection_callback_that_fails_after_it_watches)
+{
+	struct cluster *c =
+		start((struct options){.app = obey_and_serve, .connection = serve_and_fail},
+	              "AGENT#1 APP#1");
+	int client = cluster_connect(c);
+
+	cr_assert_eq(write(client, "h", 1), 1);
+	cluster_wait(c, 0, ":APP#1 request h");
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	expect_open(client);
+	cr_assert_eq(write(client, "g", 1), 1);
+	expect_answer(client, "answer");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
+	stop_all(c, "MASTER AGENT#1 APP#2");
+}
+
+/* A client that leaves is an end, too. */
+Test(lifecycle, a_graceful_exit_ends_when_its_client_leaves)
+{
+	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
+	                          "AGENT#1 APP#1");
+	int client = request_of(c, "APP#1", "h");
+
+	order(c, "APP#1", "graceful");
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	settle(c, "AGENT#1 APP#2");
+	cr_assert_eq(cluster_count(c, 0, "died"), 0);
+	close(client);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
+	stop_all(c, "MASTER AGENT#1 APP#2");
+}
+
+/* Two MB are on their way when it fails. */
+Test(lifecycle, what_a_graceful_worker_has_sent_arrives)
+{
+	struct cluster *c = start((struct options){.workers = 1}, "AGENT#1 APP#1");
+
+	order(c, "APP#1", "flood 7");
+	cluster_wait(c, 0, "[app_worker] uncaught error 7 in a listener");
+	cluster_wait(c, 0, ":AGENT#1 flood complete");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
+	cr_assert_eq(cluster_count(c, 0, "cannot send"), 0);
+	cr_assert_eq(cluster_count(c, 0, "out of order"), 0);
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	stop_all(c, "MASTER AGENT#1 APP#2");
+}
+
+static int
+block_again(struct messenger *app, void *arg)
+{
+	(void)arg;
+	if (blocked > 0)
+		block(app);
+	return 0;
+}
+
+static int
+obey_and_block_again(struct messenger *app, void *arg)
+{
+	messenger_before_close(app, block_again, NULL);
+	return obey(app, arg);
+}
+
+/* Let go who blocks. */
+static void
+unblock(int time)
+{
+	close(open(fifo[time], O_WRONLY));
+}
+
+/* A worker blocks, is sent `count` messages of 4 KiB, and then fails. It reads
+ * nothing before the master knows that it leaves. */
+static void
+expect_delivered(size_t count)
+{
+	struct cluster *c;
+	char data[FLOOD_SIZE + 1];
+	size_t i, at;
+
+	for (i = 0; i < 2; i++) {
+		snprintf(fifo[i], sizeof fifo[i], "%s/fifo%zu", test_folder(), i);
+		cr_assert_eq(mkfifo(fifo[i], 0600), 0);
+	}
+	memset(data, ' ', FLOOD_SIZE);
+	data[FLOOD_SIZE] = '\0';
+	c = start((struct options){.app = obey_and_block_again, .workers = 2},
+	          "AGENT#1 APP#1 APP#2");
+	order(c, "APP#2", "block 7");
+	at = cluster_wait(c, 0, ":APP#2 blocks");
+	for (i = 0; i < count; i++)
+		cr_assert_eq(
+			messenger_send_to(c->parent, cluster_pid(c, "APP#2"), "test-news", data),
+			0);
+	settle(c, "AGENT#1 APP#1"); /* so the master has them all */
+	unblock(0);
+	cluster_wait(c, at, ":APP#2 blocks");
+	cluster_wait_saw(c, "APP#3", NEWCOMER);
+	unblock(1);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
+	i = cluster_count(c, 0, ":APP#2 saw test-news");
+	cr_assert_eq(i, count, "%zu of %zu arrived", i, count);
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
+}
+
+Test(lifecycle, what_a_graceful_worker_was_sent_arrives)
+{
+	expect_delivered(3);
+}
+
+/* More than it reads at once. */
+Test(lifecycle, much_that_a_graceful_worker_was_sent_arrives)
+{
+	expect_delivered(200);
+}
+
+/* More than its socket takes: the rest waits in the master's queue. */
+Test(lifecycle, what_waits_in_the_master_for_a_graceful_worker_arrives)
+{
+	expect_delivered(380);
+}
+
+/* ---- SIGTERM to a worker ------------------------------------------------------------ */
+
+/* Its channel stays open until the end: it can still be told to answer, and nobody
+ * comes for it before it is gone. */
+Test(lifecycle, s03c_sigterm_lets_connections_finish)
+{
+	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
+	                          "AGENT#1 APP#1");
+	int alive = request_of(c, "APP#1", "i"), client = request_of(c, "APP#1", "h");
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "APP#1", SIGTERM);
+	expect_answer(alive, "");
+	cluster_wait(c, mark, ":APP#1 leaves, closing 1");
+	settle(c, "AGENT#1 APP#1");
+	expect_open(client);
+	cr_assert_eq(cluster_count(c, 0, "app_worker#2"), 0);
+	order(c, "APP#1", "answer");
+	expect_answer(client, "answer");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	settle(c, "AGENT#1 APP#2");
+	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
+	stop_all(c, "MASTER AGENT#1 APP#2");
+}
+
+/* An error on the way out changes nothing: 0 it was, 0 it is. */
+Test(lifecycle, s03c_an_uncaught_error_after_sigterm_changes_nothing)
+{
+	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
+	                          "AGENT#1 APP#1");
+	int client = request_of(c, "APP#1", "h");
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "APP#1", SIGTERM);
+	cluster_wait(c, mark, ":APP#1 leaves, closing 1");
+	order(c, "APP#1", "uncaught");
+	cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
+	settle(c, "AGENT#1 APP#1");
+	order(c, "APP#1", "answer");
+	expect_answer(client, "answer");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
+	cr_assert_eq(cluster_count(c, 0, "leaves"), 1);
+	cluster_stop(c);
+}
+
+/* A connection that never ends has the close timeout, and no more. */
+Test(lifecycle, s03c_sigterm_waits_no_longer_than_the_close_timeout)
+{
+	struct cluster *c = start((struct options){.app = obey_and_serve,
+	                                           .connection = serve,
+	                                           .app_close_timeout = 500},
+	                          "AGENT#1 APP#1");
+	int client = request_of(c, "APP#1", "h");
+	int64_t now = clock_now();
+
+	cluster_signal(c, "APP#1", SIGTERM);
+	expect_answer(client, "");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
+	cr_assert(clock_now() - now >= 400, "after %lld ms", (long long)(clock_now() - now));
+	cluster_wait_saw(c, "APP#2", NEWCOMER);
+	cluster_stop(c);
+}
+
+/* ---- 05: the death of the agent ------------------------------------------------------- */
+
+/* D8: the new agent hears who is there before it hears that all is ready. */
+static void
+expect_new_agent(int number, const char *end, int workers, const char *pids, const char *alive)
+{
+	const char *apps = workers == 2 ? " APP#1 APP#2" : " APP#1";
+	struct cluster *c;
+	char everyone[64], saw[64], who[16];
+	int64_t now;
+	size_t mark;
+	int i;
+
+	snprintf(everyone, sizeof everyone, "AGENT#1%s", apps);
+	c = start((struct options){.workers = workers}, everyone);
+	mark = cluster_mark(c);
+	now = clock_now();
+	cluster_signal(c, "AGENT#1", number);
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), end);
+	cluster_wait(c, mark, "[master] agent_worker#2:AGENT#2 start");
+	cr_assert(clock_now() - now >= 950, "that was too soon");
+	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
+	snprintf(everyone, sizeof everyone, "AGENT#2%s", apps);
+	settle(c, everyone);
+	cluster_wait_saw_from(c, mark, "PARENT", "agent-worker-died");
+	snprintf(saw, sizeof saw, "egg-pids %s -> egg-ready <options>", pids);
+	cluster_wait_saw(c, "AGENT#2", saw);
+	cluster_wait_saw_from(c, mark, "AGENT#1", "");
+	for (i = 1; i <= workers; i++) {
+		snprintf(who, sizeof who, "APP#%d", i);
+		cluster_wait_saw_from(c, mark, who,
+		                      "egg-pids [] -> egg-pids [AGENT#2] -> agent-start");
+	}
+	stop_all(c, alive);
+}
+
+Test(lifecycle, s05a_kill_9_of_the_agent)
+{
+	expect_new_agent(SIGKILL, KILLED, 2, "[APP#1,APP#2]", "MASTER APP#1 APP#2 AGENT#2");
+}
+
+Test(lifecycle, s05b_sigterm_to_the_agent_from_outside)
+{
+	expect_new_agent(SIGTERM, EXIT_0, 1, "[APP#1]", "MASTER APP#1 AGENT#2");
+}
+
+/* Only the first one starts. */
+static int
+start_once(struct messenger *agent, void *arg)
+{
+	int file = open(first_run, O_CREAT | O_EXCL | O_WRONLY, 0600);
+
+	if (file == -1)
+		exit(1);
+	close(file);
+	return obey(agent, arg);
+}
+
+/* The parent and the app hear of each death of an agent, and of nothing else. */
+static void
+expect_deaths(struct cluster *c, size_t mark, size_t deaths)
+{
+	char parent[2048] = "", app[2048] = "";
+	size_t i, used[2] = {0, 0};
+
+	for (i = 0; i < deaths; i++) {
+		used[0] += (size_t)snprintf(parent + used[0], sizeof parent - used[0],
+		                            "%sagent-worker-died", i > 0 ? " -> " : "");
+		used[1] += (size_t)snprintf(app + used[1], sizeof app - used[1], "%segg-pids []",
+		                            i > 0 ? " -> " : "");
+	}
+	cluster_wait_saw_from(c, mark, "PARENT", parent);
+	cluster_wait_saw_from(c, mark, "APP#1", app);
+}
+
+/* A new agent each second, until the third health check has failed. */
+Test(lifecycle, s05c_an_agent_that_cannot_be_restarted, .timeout = 90)
+{
+	struct cluster *c;
+	int64_t now;
+	size_t mark, deaths;
+
+	snprintf(first_run, sizeof first_run, "%s/agent", test_folder());
+	c = start((struct options){.agent = start_once}, "AGENT#1 APP#1");
+	now = clock_now();
+	mark = cluster_mark(c);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	allow_more_time(4);
+	cluster_wait(c, mark,
+	             "[master] 0 agent and 1 worker(s) alive, exit to avoid unknown state");
+	cr_assert(clock_now() - now >= 28000 && clock_now() - now < 34000, "after %lld ms",
+	          (long long)(clock_now() - now));
+	cluster_wait(c, mark, "[master] exit with code:1");
+	cluster_wait(c, mark, ":APP#1 exits 0");
+	deaths = cluster_count(c, mark, "died (");
+	cr_assert(deaths >= 15 && deaths <= 30, "%zu deaths", deaths);
+	cr_assert_eq(cluster_count(c, mark, "died (" EXIT_1 ")"), deaths - 1);
+	expect_deaths(c, mark, deaths);
+	cluster_ended(c, 1);
+}
+
+/* ---- 06, 07: failed starts --------------------------------------------------------------- */
+
+enum way { EXIT, THROW, REJECT, TIMER };
+
+/* options.arg */
+struct plan {
+	enum way way;
+	int code; /* of EXIT */
+};
+
+static int
+reject(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_ready(messenger, 1);
+}
+
+/* Start in the way that is planned: badly. */
+static int
+start_badly(struct messenger *messenger, void *arg)
+{
+	const struct plan *plan = arg;
+
+	if (obey(messenger, arg) != 0)
+		return -1;
+	switch (plan->way) {
+	case EXIT:
+		exit(plan->code);
+	case THROW:
+		return 1;
+	case REJECT:
+		messenger_ready_later(messenger);
+		return messenger_set_timeout(messenger, 1, reject, NULL) == -1;
+	case TIMER:
+		messenger_ready_later(messenger);
+		return messenger_set_timeout(messenger, 1, return_seven, NULL) == -1;
+	}
+	return 0;
+}
+
+/* The agent hears of up to three ends of channels (D9), and of the one exit. */
+#define NO_PIDS "egg-pids [] -> egg-pids []"
+#define NO_PIDS_OR_MORE                                                                            \
+	NO_PIDS " || " NO_PIDS " -> egg-pids [] || " NO_PIDS " -> egg-pids [] -> egg-pids []"
+
+/* Nobody has heard of a start, nobody is left. The caller has seen how it came. */
+static void
+expect_failure(struct cluster *c)
+{
+	cluster_wait(c, 0, "[master] exit with code:1");
+	cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0);
+	cr_assert_eq(cluster_count(c, 0, "[master] egg started"), 0);
+	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
+	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0);
+	cluster_wait_saw(c, "PARENT", "");
+	cluster_ended(c, 1);
+}
+
+/* Each of three workers starts badly. The first death ends it all, and the others
+ * exit with their own code, whether or not they hear of it. */
+static void
+expect_workers_fail(struct plan plan, int code)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = start_badly, .workers = 3, .arg = &plan});
+	size_t at;
+	int i;
+
+	at = cluster_wait(c, 0, " died (code: %d, signal: null)", code);
+	at = cluster_wait(c, at, " start fail, exiting with code:1");
+	cluster_wait(c, at, ":AGENT#1 exits 110");
+	cluster_wait(c, at, "[agent_worker] receive disconnect event, exiting with code:110");
+	cluster_wait(c, at, "[master] exit with code:1");
+	for (i = 1; i <= 3; i++)
+		cluster_wait(c, 0, ":APP#%d exits %d", i, code);
+	cr_assert_eq(cluster_count(c, 0, " died ("), 1);
+	cluster_wait_saw(c, "AGENT#1", NO_PIDS_OR_MORE);
+	expect_failure(c);
+}
+
+Test(lifecycle, s06a_workers_exit_1_while_loading)
+{
+	expect_workers_fail((struct plan){EXIT, 1}, 1);
+}
+
+Test(lifecycle, s06b_workers_exit_0_while_loading)
+{
+	expect_workers_fail((struct plan){EXIT, 0}, 0);
+}
+
+Test(lifecycle, s06c_workers_fail_while_loading)
+{
+	expect_workers_fail((struct plan){THROW, 0}, 1);
+}
+
+/* D19: egg's worker exits 0 here. */
+Test(lifecycle, s06d_workers_whose_start_is_rejected)
+{
+	expect_workers_fail((struct plan){REJECT, 0}, 1);
+}
+
+Test(lifecycle, s06e_workers_with_an_uncaught_error_before_they_are_ready)
+{
+	expect_workers_fail((struct plan){TIMER, 0}, 1);
+}
+
+Test(lifecycle, s06f_a_worker_that_is_never_ready)
+{
+	int64_t now = clock_now();
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = load, .worker_start_timeout = 500});
+	size_t at;
+
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0 ", start timeout");
+	cr_assert(clock_now() - now >= 500);
+	at = cluster_wait(c, 0, "[master] app#1:APP#1 start timeout");
+	at = cluster_wait(c, at, ":APP#1 exits 0");
+	cluster_wait(c, at, "app_worker#1:APP#1 start fail, exiting with code:1");
+	cluster_wait(c, at, ":AGENT#1 exits 110");
+	cluster_wait_saw(c, "AGENT#1", NO_PIDS);
+	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1]"); /* D7 */
+	expect_failure(c);
+}
+
+/* D19: the port is bound before anybody is forked. */
+Test(lifecycle, s06g_the_port_is_in_use)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t length = sizeof address;
+	int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct cluster *c;
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(bind(descriptor, (struct sockaddr *)&address, sizeof address) == 0);
+	cr_assert(listen(descriptor, 1) == 0);
+	cr_assert(getsockname(descriptor, (struct sockaddr *)&address, &length) == 0);
+	c = cluster_start(&(struct options){.agent = obey,
+	                                    .app = obey,
+	                                    .connection = accept_and_close,
+	                                    .workers = 2,
+	                                    .port = ntohs(address.sin_port)});
+	cluster_wait(c, 0, "[master] 127.0.0.1 port %d is in use", ntohs(address.sin_port));
+	cluster_wait(c, 0, "[master] exit with code:1");
+	cr_assert_eq(cluster_count(c, 0, "worker#"), 0);
+	expect_failure(c);
+	close(descriptor);
+}
+
+static void
+expect_agent_fails(struct plan plan, const char *end)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = start_badly, .app = obey, .workers = 2, .arg = &plan});
+
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), end);
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 start fail, exiting with code:1");
+	cluster_wait(c, 0, "[master] exit with code:1");
+	cr_assert_eq(cluster_count(c, 0, "app_worker"), 0);
+	cluster_wait_saw(c, "AGENT#1", "");
+	expect_failure(c);
+}
+
+Test(lifecycle, s07a_the_agent_exits_1_while_loading)
+{
+	expect_agent_fails((struct plan){EXIT, 1}, EXIT_1);
+}
+
+Test(lifecycle, s07b_the_agent_exits_0_while_loading)
+{
+	expect_agent_fails((struct plan){EXIT, 0}, EXIT_0);
+}
+
+Test(lifecycle, s07c_the_agent_fails_while_loading)
+{
+	expect_agent_fails((struct plan){THROW, 0}, EXIT_1);
+}
+
+/* D19: egg's agent exits 0 here. */
+Test(lifecycle, s07d_the_agent_whose_start_is_rejected)
+{
+	expect_agent_fails((struct plan){REJECT, 0}, EXIT_1);
+}
+
+/* Egg's apps hear nothing, for they are loading: ours hear while they do. */
+Test(lifecycle, s07e_the_agent_is_killed_before_the_apps_are_ready)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = obey, .app = load, .workers = 2});
+
+	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1]"); /* D7 */
+	cluster_wait_saw(c, "APP#2", "egg-pids [AGENT#1]");
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), KILLED);
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 start fail, exiting with code:1");
+	cluster_wait(c, 0, ":APP#1 exits 1");
+	cluster_wait(c, 0, ":APP#2 exits 1");
+	cluster_wait_saw(c, "AGENT#1", "");
+	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-pids []");
+	cluster_wait_saw(c, "APP#2", "egg-pids [AGENT#1] -> egg-pids []");
+	expect_failure(c);
+}
+
+/* D25: egg's master waits for its agent without limit. */
+Test(lifecycle, s07f_an_agent_that_is_never_ready)
+{
+	int64_t now = clock_now();
+	struct cluster *c = cluster_start(&(struct options){
+		.agent = load, .app = obey, .workers = 2, .worker_start_timeout = 500});
+
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), EXIT_0 ", start timeout");
+	cr_assert(clock_now() - now >= 500);
+	cluster_wait(c, 0, "[master] agent#1:AGENT#1 start timeout");
+	cluster_wait(c, 0, ":AGENT#1 exits 0");
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 start fail, exiting with code:1");
+	cr_assert_eq(cluster_count(c, 0, "app_worker"), 0);
+	cluster_wait_saw(c, "AGENT#1", "");
+	expect_failure(c);
+}

@@ -1,0 +1,549 @@
+/*
+ * Slow and stuck processes: what is sent to them waits where it was sent from.
+ *
+ * Who sends to a process that does not read is not read itself, once so much waits
+ * in the master (CHANNEL_HIGH_WATER); everybody else goes on. Nothing is lost, and
+ * the master's memory is bounded. See traffic.h for the numbered messages.
+ */
+#include "traffic.h"
+
+#include <fcntl.h>
+
+TestSuite(slow, .timeout = 120);
+
+/* The master may grow by the queue's high mark, what one read puts on top of it,
+ * and the copy of both while the queue grows. KiB. */
+enum { GROWTH = 8 * 1024 };
+
+/* egg's case: so many messages of so many bytes. */
+enum { MANY = 4000, LARGE = 64 * 1024 };
+
+static struct cluster *
+start(int workers)
+{
+	struct cluster *c = cluster_start(&(struct options){.agent = talk,
+	                                                    .app = talk,
+	                                                    .workers = workers,
+	                                                    .app_close_timeout = 500,
+	                                                    .agent_close_timeout = 500});
+
+	cluster_ready(c);
+	return c;
+}
+
+static void
+stop(struct cluster *c)
+{
+	assert_nothing_bad(c);
+	cluster_stop(c);
+}
+
+/* ---- what the master says that is queued -------------------------------------- */
+
+struct question {
+	const char *row; /* that begins so, behind the slot: "APP#1 listening" */
+	size_t queued;
+};
+
+static size_t
+queued(struct cluster *c, const char *row)
+{
+	size_t bytes = 0, mark = cluster_mark(c);
+	const char *line;
+
+	cluster_signal(c, "MASTER", SIGUSR1);
+	cluster_wait(c, mark, " undeliverable");
+	line = cluster_line(c, " %s", row);
+	if (line == NULL ||
+	    sscanf(line, "[master] %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %zu", &bytes) != 1)
+		return 0;
+	return bytes;
+}
+
+static bool
+is_above(struct cluster *c, void *arg)
+{
+	struct question *question = arg;
+
+	question->queued = queued(c, question->row);
+	return question->queued > CHANNEL_HIGH_WATER;
+}
+
+/* Wait until a process's queue is above the high mark: its senders wait now. */
+static void
+wait_until_full(struct cluster *c, const char *row)
+{
+	struct question question = {row, 0};
+	char what[64];
+
+	snprintf(what, sizeof what, "the queue of \"%s\" to fill", row);
+	cluster_until(c, is_above, &question, what);
+	cr_assert(question.queued <= 2 * CHANNEL_HIGH_WATER + FRAME_MAX,
+	          "%zu bytes are queued for %s", question.queued, row);
+}
+
+static unsigned long
+undeliverable(struct cluster *c)
+{
+	size_t mark = cluster_mark(c);
+	unsigned long count = 0;
+
+	cluster_signal(c, "MASTER", SIGUSR1);
+	cluster_wait(c, mark, " undeliverable");
+	sscanf(cluster_line(c, " undeliverable"), "[master] %lu", &count);
+	return count;
+}
+
+/* Who asks while a table is being printed is not answered by its rest. */
+Test(slow, a_sigusr1_during_a_table_brings_another)
+{
+	struct cluster *c = start(8);
+	size_t mark;
+	int i;
+
+	for (i = 0; i < 50; i++) {
+		mark = cluster_mark(c);
+		cluster_signal(c, "MASTER", SIGUSR1);
+		mark = cluster_wait(c, mark, "last death");
+		cluster_signal(c, "MASTER", SIGUSR1);
+		mark = cluster_wait(c, mark, "last death");
+		cluster_wait(c, mark, " undeliverable");
+	}
+	stop(c);
+}
+
+/* ---- those who have nothing to do with it ---------------------------------------- */
+
+/* Two processes exchange 500 messages each way, and it works. */
+static void
+exchange(struct cluster *c, const char *one, const char *other, int id)
+{
+	size_t mark = cluster_mark(c);
+
+	say(c, one, id, cluster_pid(c, other), 500, 100);
+	say(c, other, id + 1, cluster_pid(c, one), 500, 100);
+	cluster_wait(c, mark, "heard #500 of #%d.", id);
+	cluster_wait(c, mark, "heard #500 of #%d.", id + 1);
+}
+
+/* ---- an app that does not read ----------------------------------------------------- */
+
+/* The agent sends 4,000 x 64 KiB to APP#1, which does not read; the others talk;
+ * then it reads, and everything has come. */
+static void
+flood_and_resume(struct cluster *c, const char *what, void (*resume)(struct cluster *c))
+{
+	long before = process_memory(c->master);
+	unsigned long lost = undeliverable(c);
+
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), MANY, LARGE);
+	wait_until_full(c, "APP#1 listening");
+	exchange(c, "APP#2", "APP#3", 10);
+	say(c, "AGENT#1", 2, cluster_pid(c, "APP#2"), 10, 100); /* it waits with the others */
+	exchange(c, "APP#2", "APP#3", 20);
+	cr_assert_eq(cluster_count(c, 0, "sent #%d of #1", MANY), 0, "the sender did not wait");
+	resume(c);
+	cluster_wait(c, 0, ":APP#1 heard #%d of #1.", MANY);
+	cluster_wait(c, 0, ":APP#2 heard #10 of #2.");
+	exchange(c, "APP#1", "APP#2", 30);
+	cr_assert_eq(undeliverable(c), lost);
+	assert_memory(c, what, before, GROWTH);
+}
+
+static void
+continue_app(struct cluster *c)
+{
+	cluster_signal(c, "APP#1", SIGCONT);
+}
+
+Test(slow, to_a_stopped_app_the_agent_waits_and_the_others_talk)
+{
+	struct cluster *c = start(3);
+
+	cluster_signal(c, "APP#1", SIGSTOP);
+	be_patient(3);
+	flood_and_resume(c, "4,000 x 64 KiB to a stopped app", continue_app);
+	cr_assert_eq(cluster_count(c, 0, "died"), 0);
+	stop(c);
+}
+
+static void
+release_app(struct cluster *c)
+{
+	cluster_signal(c, "APP#1", SIGUSR2);
+}
+
+Test(slow, to_a_busy_app_the_agent_waits_and_the_others_talk)
+{
+	struct cluster *c = start(3);
+
+	order(c, "APP#1", "test-busy", "");
+	cluster_wait(c, 0, ":APP#1 is busy");
+	be_patient(3);
+	flood_and_resume(c, "4,000 x 64 KiB to a busy app", release_app);
+	stop(c);
+}
+
+/* It reads all the time, but slower than the agent sends. */
+Test(slow, a_slow_reader_gets_everything)
+{
+	struct cluster *c = start(3);
+	long before = process_memory(c->master);
+
+	order(c, "APP#1", "test-nap", "2");
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 1000, LARGE);
+	wait_until_full(c, "APP#1 listening");
+	exchange(c, "APP#2", "APP#3", 10);
+	be_patient(3);
+	cluster_wait(c, 0, ":APP#1 heard #1000 of #1.");
+	assert_memory(c, "1,000 x 64 KiB to a slow reader", before, GROWTH);
+	stop(c);
+}
+
+/* The agent waits for one; the messages for the others stand behind it. */
+Test(slow, a_broadcast_waits_for_the_stopped_one_and_reaches_all)
+{
+	struct cluster *c = start(3);
+	long before = process_memory(c->master);
+	int app;
+
+	cluster_signal(c, "APP#2", SIGSTOP);
+	say(c, "AGENT#1", 1, TO_APPS, 1000, LARGE);
+	wait_until_full(c, "APP#2 listening");
+	exchange(c, "APP#1", "APP#3", 10);
+	cr_assert_eq(cluster_count(c, 0, "sent #1000 of #1"), 0, "the sender did not wait");
+	cluster_signal(c, "APP#2", SIGCONT);
+	be_patient(3);
+	for (app = 1; app <= 3; app++)
+		cluster_wait(c, 0, ":APP#%d heard #1000 of #1.", app);
+	assert_memory(c, "1,000 x 64 KiB to all apps, one stopped", before, 2 * GROWTH);
+	stop(c);
+}
+
+/* ---- an agent, a parent that does not read -------------------------------------------- */
+
+Test(slow, to_a_stopped_agent_several_apps_wait_and_the_others_talk)
+{
+	struct cluster *c = start(5);
+	long before = process_memory(c->master);
+	char app[16];
+	int i;
+
+	cluster_signal(c, "AGENT#1", SIGSTOP);
+	for (i = 1; i <= 3; i++) {
+		snprintf(app, sizeof app, "APP#%d", i);
+		say(c, app, i, TO_AGENT, 400, LARGE);
+	}
+	wait_until_full(c, "AGENT#1 listening");
+	exchange(c, "APP#4", "APP#5", 10);
+	cr_assert_eq(cluster_count(c, 0, "sent #400 of #"), 0, "a sender did not wait");
+	cluster_signal(c, "AGENT#1", SIGCONT);
+	be_patient(3);
+	for (i = 1; i <= 3; i++)
+		cluster_wait(c, 0, ":AGENT#1 heard #400 of #%d.", i);
+	assert_memory(c, "3 x 400 x 64 KiB to a stopped agent", before, GROWTH);
+	stop(c);
+}
+
+/* The parent does not read: its loop turns over another descriptor meanwhile. */
+static int
+stop_parent(struct cluster *c)
+{
+	int idle[2], stopped = c->parent->channel.descriptor;
+
+	cr_assert_eq(channel_pair(idle), 0);
+	fcntl(idle[0], F_SETFL, O_NONBLOCK);
+	c->parent->channel.descriptor = idle[0]; /* the other end stays open, and silent */
+	return stopped;
+}
+
+static void
+continue_parent(struct cluster *c, int stopped)
+{
+	close(c->parent->channel.descriptor);
+	c->parent->channel.descriptor = stopped;
+}
+
+/* Orders come from the parent: give them before it stops. APP#2 and APP#3 talk
+ * without an end, APP#1 speaks to the parent. Returns the parent's descriptor. */
+static int
+flood_stopped_parent(struct cluster *c)
+{
+	int stopped;
+
+	say(c, "APP#2", 10, cluster_pid(c, "APP#3"), 0, 100);
+	say(c, "APP#3", 11, cluster_pid(c, "APP#2"), 0, 100);
+	say(c, "APP#1", 1, TO_PARENT, 300, LARGE);
+	stopped = stop_parent(c);
+	wait_until_full(c, "0 listening");
+	return stopped;
+}
+
+Test(slow, to_a_stopped_parent_the_sender_waits_and_the_others_talk)
+{
+	struct cluster *c = start(3);
+	long before = process_memory(c->master);
+	int stopped = flood_stopped_parent(c);
+
+	cluster_wait(c, 0, ":APP#3 hears #10");
+	cluster_wait(c, 0, ":APP#2 hears #11");
+	cr_assert_eq(cluster_count(c, 0, "sent #300 of #1"), 0, "the sender did not wait");
+	continue_parent(c, stopped);
+	cluster_wait(c, 0, ":PARENT saw test-end");
+	cr_assert_eq(cluster_count(c, 0, ":PARENT saw test-number (%d bytes)", LARGE), 300);
+	order(c, "APP#2", "test-finish", "");
+	order(c, "APP#3", "test-finish", "");
+	cluster_wait(c, 0, ":APP#3 heard #");
+	cluster_wait(c, 0, ":APP#2 heard #");
+	assert_memory(c, "300 x 64 KiB to a stopped parent", before, GROWTH);
+	stop(c);
+}
+
+/* ---- stuck for good --------------------------------------------------------------------- */
+
+/* 30 s in which nothing is read. */
+Test(slow, a_stuck_parent_loses_its_channel_and_the_cluster_lives_on, .timeout = 180)
+{
+	struct cluster *c = start(3);
+	size_t mark = cluster_mark(c);
+	int stopped = flood_stopped_parent(c);
+
+	be_patient(5);
+	cluster_wait(c, mark, "parent#0:0 is stuck, its queue is full: its channel is closed");
+	cluster_wait(c, mark, ":APP#1 sent #300 of #1");
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 1);
+	cr_assert_eq(cluster_count(c, 0, " died "), 0);
+	continue_parent(c, stopped);
+	stop(c);
+}
+
+Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .timeout = 180)
+{
+	struct cluster *c = start(3);
+	long before = process_memory(c->master);
+	size_t mark;
+
+	cluster_signal(c, "APP#1", SIGSTOP);
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), MANY, LARGE);
+	say(c, "APP#2", 2, cluster_pid(c, "APP#1"), 200, LARGE);
+	wait_until_full(c, "APP#1 listening");
+	exchange(c, "APP#3", "APP#3", 10);
+	mark = cluster_mark(c);
+	be_patient(5);
+	mark = cluster_wait(c, mark, "app#1:APP#1 is stuck, its queue is full: killed");
+	cr_assert_eq(cluster_count(c, 0, "sent #"), 2,
+	             "a sender did not wait"); /* the exchange's */
+	cluster_wait(c, mark, "app_worker#4:APP#4 started");
+	cluster_wait(c, 0,
+	             "app_worker#1:APP#1 died (code: null, signal: SIGKILL, is stuck, its "
+	             "queue is full)");
+	cluster_wait(c, mark, ":AGENT#1 sent #%d of #1", MANY); /* into the void, but not stopped */
+	cluster_wait(c, mark, ":APP#2 sent #200 of #2");
+	exchange(c, "AGENT#1", "APP#4", 20);
+	exchange(c, "APP#2", "APP#4", 30);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 2, "one line when, and one of its death");
+	assert_memory(c, "an app stuck for 30 s", before, GROWTH);
+	stop(c);
+}
+
+Test(slow, a_stuck_agent_is_killed_and_replaced, .timeout = 180)
+{
+	struct cluster *c = start(3);
+	size_t mark;
+
+	cluster_signal(c, "AGENT#1", SIGSTOP);
+	say(c, "APP#1", 1, TO_AGENT, 300, LARGE);
+	wait_until_full(c, "AGENT#1 listening");
+	mark = cluster_mark(c);
+	be_patient(5);
+	cluster_wait(c, mark, "agent#1:AGENT#1 is stuck, its queue is full: killed");
+	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
+	cluster_wait(c, mark, ":APP#1 sent #300 of #1");
+	exchange(c, "APP#2", "APP#3", 10);
+	say(c, "APP#2", 20, TO_AGENT, 100, 100);
+	cluster_wait(c, mark, ":AGENT#2 heard #100 of #20.");
+	cluster_stop(c); /* the dead agent's share of stream 1 is lost, so it is no whole one */
+}
+
+/* Who takes a little is slow, not stuck: the timeout counts from the last byte.
+ * Four senders make a queue that stays above the high mark all the time. */
+static bool
+is_later(struct cluster *c, void *arg)
+{
+	(void)c;
+	return clock_now() > *(const int64_t *)arg;
+}
+
+Test(slow, a_slow_app_is_not_stuck, .timeout = 180)
+{
+	struct cluster *c = start(5);
+	int64_t until = clock_now() + CLUTCH_STUCK_TIMEOUT + 3000;
+	char app[16];
+	int i;
+
+	be_patient(5);
+	order(c, "APP#1", "test-nap", "3000");
+	for (i = 2; i <= 5; i++) {
+		snprintf(app, sizeof app, "APP#%d", i);
+		say(c, app, i, cluster_pid(c, "APP#1"), 100, LARGE);
+	}
+	wait_until_full(c, "APP#1 listening");
+	cluster_until(c, is_later, &until, "the stuck timeout to pass");
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "heard #100"), 0, "it was too fast to test anything");
+	cluster_signal(c, "APP#1", SIGUSR2);
+	for (i = 2; i <= 5; i++)
+		cluster_wait(c, 0, ":APP#1 heard #100 of #%d.", i);
+	stop(c);
+}
+
+/* ---- nobody waits too long ------------------------------------------------------------------ */
+
+/* A queue that goes from above the low mark to nothing in one write: those who
+ * wait for it must not depend on anything else that happens in the master. Its
+ * clock is silent here, for "local" has no health check. */
+Test(slow, a_queue_that_empties_at_once_wakes_its_senders)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = talk, .app = talk, .workers = 5, .env = "local"});
+	char app[16];
+	int i, round;
+
+	cluster_ready(c);
+	for (round = 0; round < 5; round++) {
+		cluster_signal(c, "APP#5", SIGSTOP);
+		for (i = 1; i <= 4; i++) {
+			snprintf(app, sizeof app, "APP#%d", i);
+			say(c, app, 10 * round + i, cluster_pid(c, "APP#5"), 70, LARGE);
+		}
+		wait_until_full(c, "APP#5 listening");
+		cluster_signal(c, "APP#5", SIGCONT);
+		for (i = 1; i <= 4; i++)
+			cluster_wait(c, 0, ":APP#5 heard #70 of #%d.", 10 * round + i);
+	}
+	stop(c);
+}
+
+/* ---- both directions, and nobody there yet ------------------------------------------------ */
+
+Test(slow, two_apps_that_flood_each_other_do_not_block)
+{
+	struct cluster *c = start(3);
+	long before = process_memory(c->master);
+
+	say(c, "APP#1", 1, cluster_pid(c, "APP#2"), 1000, LARGE);
+	say(c, "APP#2", 2, cluster_pid(c, "APP#1"), 1000, LARGE);
+	exchange(c, "APP#3", "AGENT#1", 10);
+	be_patient(3);
+	cluster_wait(c, 0, ":APP#2 heard #1000 of #1.");
+	cluster_wait(c, 0, ":APP#1 heard #1000 of #2.");
+	assert_memory(c, "two apps, 1,000 x 64 KiB each way", before, 2 * GROWTH);
+	stop(c);
+}
+
+Test(slow, both_directions_full_and_then_both_go_on)
+{
+	struct cluster *c = start(3);
+
+	cluster_signal(c, "APP#1", SIGSTOP);
+	say(c, "APP#2", 1, cluster_pid(c, "APP#1"), 500, LARGE);
+	wait_until_full(c, "APP#1 listening");
+	cluster_signal(c, "APP#2", SIGSTOP);
+	say(c, "APP#3", 3, cluster_pid(c, "APP#2"), 500, LARGE);
+	wait_until_full(c, "APP#2 listening");
+	say(c, "APP#1", 2, cluster_pid(c, "APP#2"), 500, LARGE); /* it begins when it goes on */
+	cluster_signal(c, "APP#1", SIGCONT);
+	cluster_signal(c, "APP#2", SIGCONT);
+	be_patient(3);
+	cluster_wait(c, 0, ":APP#1 heard #500 of #1.");
+	cluster_wait(c, 0, ":APP#2 heard #500 of #2.");
+	cluster_wait(c, 0, ":APP#2 heard #500 of #3.");
+	stop(c);
+}
+
+enum { EARLY = 96 };
+
+/* 96 x 64 KiB before it is ready, so before the apps are forked: 6 MiB. */
+static int
+speak_early(struct messenger *agent, void *arg)
+{
+	struct stream stream = {.id = 1, .to = TO_APPS, .count = EARLY, .size = LARGE};
+
+	if (talk(agent, arg) == -1)
+		return -1;
+	while (stream.sent < stream.count) {
+		if (send_number(agent, &stream) == 0)
+			stream.sent++;
+		else if (errno != ENOBUFS || messenger_step(agent, 10) != 1)
+			return -1;
+	}
+	return 0;
+}
+
+static int
+count_numbers(struct messenger *app, const struct message *message, void *arg)
+{
+	static int count;
+	int *shown = arg;
+
+	(void)message;
+	*shown = ++count;
+	return messenger_role(app) != ROLE_APP;
+}
+
+static int
+tell_count(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message;
+	report(app, "has heard #%d early", *(int *)arg);
+	return 0;
+}
+
+static int
+talk_and_count(struct messenger *app, void *arg)
+{
+	static int count;
+
+	if (talk(app, arg) == -1 || messenger_on(app, "test-number", count_numbers, &count) == -1)
+		return -1;
+	return messenger_on(app, "egg-ready", tell_count, &count);
+}
+
+Test(slow, what_is_said_before_the_apps_exist_is_bounded_and_stops_nobody) /* D23 */
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = speak_early, .app = talk_and_count, .workers = 1});
+	int early = 0;
+
+	cluster_ready(c);
+	cluster_wait(c, 0, ":APP#1 has heard #");
+	sscanf(strstr(cluster_line(c, ":APP#1 has heard #"), "heard #"), "heard #%d", &early);
+	cr_assert(early > 0 && early < EARLY && (size_t)early * LARGE <= CHANNEL_QUEUE_MAX &&
+	                  (size_t)(early + 1) * (LARGE + 64) > CHANNEL_QUEUE_MAX,
+	          "%d of %d early messages arrived", early, EARLY);
+	cr_assert_eq(undeliverable(c), (unsigned long)(EARLY - early));
+	exchange(c, "AGENT#1", "APP#1", 10);
+	stop(c);
+}
+
+Test(slow, what_is_said_to_a_dead_agent_waits_beyond_the_high_mark_too) /* D24 */
+{
+	struct cluster *c = start(5);
+	long before = process_memory(c->master);
+	unsigned long lost = undeliverable(c);
+
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 died");
+	say(c, "APP#1", 1, TO_AGENT, 200, LARGE);
+	say(c, "APP#2", 2, TO_AGENT, 200, LARGE);
+	say(c, "APP#3", 3, TO_AGENT, 100, 100);
+	wait_until_full(c, "dead ");
+	exchange(c, "APP#4", "APP#5", 10);
+	cr_assert_eq(cluster_count(c, 0, "AGENT#2"), 0, "too late to test anything");
+	cluster_wait(c, 0, ":AGENT#2 heard #200 of #1.");
+	cluster_wait(c, 0, ":AGENT#2 heard #200 of #2.");
+	cluster_wait(c, 0, ":AGENT#2 heard #100 of #3.");
+	cr_assert_eq(undeliverable(c), lost);
+	assert_memory(c, "400 x 64 KiB to a dead agent", before, GROWTH);
+	stop(c);
+}
