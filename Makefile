@@ -49,6 +49,9 @@ GNU               = -std=gnu11 -D_GNU_SOURCE
 CRITERION_COMPILE = $(shell sh test/criterion compile)
 CRITERION_LINK    = $(shell sh test/criterion link)
 
+# make V=1 shows whole commands.
+Q = $(if $(V),,@)
+
 COMPILE = $(CC) $(WARN) $(WERROR) -I. -MMD -MP $(CPPFLAGS) $(CFLAGS)
 
 # ---- build -----------------------------------------------------------------
@@ -59,26 +62,31 @@ TEST_PROGRAMS = $(TESTS:%.c=$(BUILD)/%)
 all: $(LIBRARY) $(PROGRAMS)
 
 $(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
-	rm -f $@
-	$(AR) rcs $@ $^
+	@echo "  ar  $@"
+	$(Q)rm -f $@
+	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/examples/hello: $(BUILD)/examples/http.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
 $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
                       $(BUILD)/test/runner.o $(LIBRARY)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
 
 # The rule for test/ stands first: old makes take the first that fits.
 $(BUILD)/test/%.o: test/%.c | criterion
 	@mkdir -p $(@D)
-	$(COMPILE) $(GNU) $(CRITERION_COMPILE) -c -o $@ $<
+	@echo "  cc  $<"
+	$(Q)$(COMPILE) $(GNU) $(CRITERION_COMPILE) -c -o $@ $<
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(COMPILE) $(POSIX) -c -o $@ $<
+	@echo "  cc  $<"
+	$(Q)$(COMPILE) $(POSIX) -c -o $@ $<
 
 # What each object was made from, headers included: -MMD wrote it down.
 -include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d)

@@ -1185,10 +1185,11 @@ loop(struct master *master)
 			got_sigchld = 0;
 			reap_all(master);
 		}
-		order = got_signal; /* orders */
-		got_signal = 0;
-		if (order != 0)
+		if (got_signal != 0) { /* orders; the flag first, or the next one is lost */
+			order = got_signal;
+			got_signal = 0;
 			on_signal(master, order);
+		}
 		if (got_sigusr1) {
 			got_sigusr1 = 0;
 			print_table(master);
@@ -1515,13 +1516,11 @@ start_cluster(const struct options *given)
 			master.exit_code = 0;
 			fork_agent_worker(&master);
 			loop(&master);
+			print_line(master.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
+			           "[master] exit with code:%d", master.exit_code);
 		}
 	}
 	remove_pid_file(&master);
-	if (master.exit_code == 0)
-		log_info("exit with code:0");
-	else
-		log_error("exit with code:%d", master.exit_code);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
 	for (i = 0; i < CAUGHT && master.catches; i++)
