@@ -45,15 +45,6 @@ on_wake(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-static void
-catch_signal(int number, void (*handler)(int))
-{
-	struct sigaction action = {.sa_handler = handler};
-
-	sigemptyset(&action.sa_mask);
-	sigaction(number, &action, NULL);
-}
-
 int
 graceful_process_start(struct messenger *messenger, const char *label, messenger_callback role,
                        void *arg)

@@ -206,15 +206,6 @@ check(struct master *master)
 
 /* ---- forking ------------------------------------------------------------- */
 
-static void
-catch_signal(int number, void (*handler)(int))
-{
-	struct sigaction action = {.sa_handler = handler};
-
-	sigemptyset(&action.sa_mask);
-	sigaction(number, &action, NULL);
-}
-
 /* Give back all that the master holds, in the master or in a forked child. */
 static void
 release(struct master *master, bool with_listener)

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -804,6 +805,15 @@ wake_open(void)
 			return -1;
 		}
 	return wake[0];
+}
+
+void
+catch_signal(int number, void (*handler)(int))
+{
+	struct sigaction action = {.sa_handler = handler};
+
+	sigemptyset(&action.sa_mask);
+	sigaction(number, &action, NULL);
 }
 
 void

@@ -585,10 +585,12 @@ void graceful_process_tell(struct messenger *messenger, const char *action, cons
 void graceful_process_leave(struct messenger *messenger, const char *label, int code, int timeout);
 
 /*
- * messenger.c, for every loop: a signal handler calls wake_up, which makes the
- * descriptor of wake_open (one for a process; -1: socketpair(2)'s errno) readable
- * until wake_drain. A forked child closes its parent's with wake_close.
+ * messenger.c, for every loop: a signal handler, set with catch_signal, calls
+ * wake_up, which makes the descriptor of wake_open (one for a process; -1 with
+ * socketpair(2)'s errno) readable until wake_drain. A forked child closes its
+ * parent's with wake_close.
  */
+void catch_signal(int number, void (*handler)(int));
 int wake_open(void);
 void wake_up(void);
 void wake_drain(int descriptor);
