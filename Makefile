@@ -10,6 +10,10 @@
 #	make warnings           everything with gcc and clang, a warning being an error
 #	make tidy               clang-tidy and cppcheck
 #	make format-check       clang-format
+#	make soak               a storm of signals under full traffic, SOAK_SECONDS=60
+#	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
+#	make coverage           what the tests do not reach
+#	make bench              how fast it is, beside the sockets alone
 #	make clean
 #
 # CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours. A tiny system sets its
@@ -76,6 +80,30 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
                       $(BUILD)/test/runner.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
+
+# Failing system calls: the core once more, with small limits and with each call
+# of the list in test/faults.h wrapped; not optimized, so that a call in the source
+# is one call in the program. The wrappers are there before a sanitizer is.
+FAULTS_LIMITS = -DMESSAGE_DATA_MAX=131072 -DCHANNEL_READ_SIZE=65536 \
+                -DCHANNEL_SOCKET_BUFFER=32768 -DCHANNEL_FLUSH_SIZE=8192 \
+                -DCHANNEL_QUEUE_MAX=524288 -DCHANNEL_HIGH_WATER=131072 \
+                -DCHANNEL_LOW_WATER=32768 -DCLUTCH_GRACEFUL_TIMEOUT=5000
+FAULTS_WRAP   = $(shell sed -n 's/.*X(\([a-z]*\)).*/-Wl,--wrap=\1/p' test/faults.h) \
+                -Wl,--wrap=messenger_open -Wl,--wrap=clock_gettime
+FAULTS_CORE   = $(CORE:%.c=$(BUILD)/faults/%.o)
+
+$(BUILD)/test/test_faults: $(BUILD)/test/test_faults.o $(BUILD)/test/faults.o \
+                           $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(FAULTS_CORE)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(FAULTS_WRAP) $(CRITERION_LINK) $(LDLIBS)
+
+$(BUILD)/test/test_faults.o: override CPPFLAGS += $(FAULTS_LIMITS)
+$(BUILD)/test/faults.o: override CFLAGS += -fno-sanitize=all
+
+$(BUILD)/faults/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  cc  $< (for faults)"
+	$(Q)$(COMPILE) $(FAULTS_LIMITS) -O0 -g $(POSIX) -c -o $@ $<
 
 # The rule for test/ stands first: old makes take the first that fits.
 $(BUILD)/test/%.o: test/%.c | criterion
@@ -187,8 +215,39 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 format-check:
 	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS)
 
+# ---- at leisure -------------------------------------------------------------
+
+# Processes are killed, stopped and continued under full traffic, for so long.
+SOAK_SECONDS = 60
+soak: $(BUILD)/test/soak
+	$(BUILD)/test/soak $(SOAK_SECONDS)
+
+$(BUILD)/test/soak.o: test/soak.c
+	@mkdir -p $(@D)
+	@echo "  cc  $<"
+	$(Q)$(COMPILE) $(GNU) -c -o $@ $<
+
+$(BUILD)/test/soak: $(BUILD)/test/soak.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+FUZZ_SECONDS = 600
+fuzz:
+	@mkdir -p build/fuzz/corpus
+	clang $(GNU) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+		-I. $(CPPFLAGS) -o build/fuzz/frame test/fuzz_frame.c sendmessage.c messenger.c
+	build/fuzz/frame -max_len=4096 -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
+		-artifact_prefix=build/fuzz/ build/fuzz/corpus test/corpus
+
+coverage:
+	@sh test/coverage
+
+# clutch beside the floors that no relay can pass: see bench/run.
+bench:
+	bench/run
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run test criterion check sanitize valgrind static warnings objects tidy \
-	format-check clean
+	format-check soak fuzz coverage bench clean

@@ -88,13 +88,14 @@ graceful_process_leave(struct messenger *messenger, const char *label, int code,
 		print_line(STDERR_FILENO, "[%s] beforeExit fail", label);
 }
 
-/* Tell the master; what it waits for is worth waiting for. */
+/* Tell the master, whatever else waits in the queue: this it waits for. */
 void
 graceful_process_tell(struct messenger *messenger, const char *action, const char *data)
 {
-	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 &&
-	       (errno == ENOBUFS || errno == ENOMEM))
-		channel_drain(&messenger->channel, 100);
+	messenger->channel.limit = SIZE_MAX;
+	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 && errno == ENOMEM)
+		poll(NULL, 0, 10);
+	messenger->channel.limit = CHANNEL_QUEUE_MAX;
 }
 
 /* ---- egg-cluster/lib/agent_worker.js ------------------------------------- */

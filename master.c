@@ -40,6 +40,7 @@
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
 #define FORK_RETRY 1000 /* fork failed: no process or memory left */
+#define KILL_RETRY 1000 /* kill failed */
 #define GROUP_CHECK 50  /* how soon a process group's end is noticed */
 
 /* The signals that are the master's while it runs. */
@@ -170,14 +171,15 @@ delete_worker(struct master *master, struct process *worker)
 	free(worker);
 }
 
-/* The process that holds a slot, if it is not the one with that id (0: none has). */
+/* The process that holds a slot, if it is not the one with that id (0: none has).
+ * Who has been replaced and is on its way out holds none. */
 static struct process *
 get_slot_worker(const struct master *master, int slot, int except)
 {
 	struct process *worker;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->slot == slot && worker->id != except &&
+		if (worker->slot == slot && worker->id != except && !worker->is_dev_reload &&
 		    (worker->state == STATE_ONLINE || worker->state == STATE_LISTENING))
 			return worker;
 	return NULL;
@@ -904,7 +906,8 @@ on_deadline(struct master *master, struct process *process)
 	}
 	if (process->killed_for == NULL)
 		process->killed_for = "did not leave in time";
-	kill(-process->worker_id, SIGKILL); /* D3 */
+	if (kill(-process->worker_id, SIGKILL) == -1 && process->state != STATE_DEAD) /* D3 */
+		process->deadline = master->now + KILL_RETRY;
 }
 
 /* Is nothing left of it (D27)? While closing, its children count too. */
@@ -1339,7 +1342,7 @@ open_listener(struct master *master)
 static int
 make_directories(const char *path)
 {
-	char above[PATH_MAX];
+	char above[PATH_MAX] = ""; /* all of it: nothing stands behind an empty path */
 	char *slash = above;
 
 	if (snprintf(above, sizeof above, "%s", path) >= (int)sizeof above) {
@@ -1355,13 +1358,56 @@ make_directories(const char *path)
 	return 0;
 }
 
+static int
+open_again(const char *path, int flags)
+{
+	int descriptor;
+
+	do
+		descriptor = open(path, flags, 0644);
+	while (descriptor == -1 && errno == EINTR);
+	return descriptor;
+}
+
+static int
+lock_file(int descriptor)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	int result;
+
+	do
+		result = fcntl(descriptor, F_SETLK, &lock);
+	while (result == -1 && errno == EINTR);
+	return result;
+}
+
+/* Make it the file's whole content. */
+static int
+fill_file(int descriptor, const char *text, size_t length)
+{
+	ssize_t count;
+
+	while (ftruncate(descriptor, 0) == -1)
+		if (errno != EINTR)
+			return -1;
+	while (length > 0) {
+		count = write(descriptor, text, length);
+		if (count == -1 && errno != EINTR)
+			return -1;
+		if (count > 0) {
+			text += count;
+			length -= (size_t)count;
+		}
+	}
+	return 0;
+}
+
 /* D16: the lock says whose file it is. Somebody may unlink it between our open
  * and our lock: then the lock is on a file that nobody else can see. */
 static int
 lock_pid_file(struct master *master)
 {
 	const char *path = master->options.pid_file;
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 	struct stat named;
 	char pid[16];
 	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
@@ -1369,9 +1415,9 @@ lock_pid_file(struct master *master)
 	if (make_directories(path) == -1)
 		return -1;
 	for (;;) {
-		master->pid_file = open(path, O_RDWR | O_CREAT, 0644);
+		master->pid_file = open_again(path, O_RDWR | O_CREAT);
 		if (master->pid_file == -1 || fcntl(master->pid_file, F_SETFD, FD_CLOEXEC) == -1 ||
-		    fcntl(master->pid_file, F_SETLK, &lock) == -1 ||
+		    lock_file(master->pid_file) == -1 ||
 		    fstat(master->pid_file, &master->pid_file_status) == -1)
 			return -1;
 		if (stat(path, &named) == 0 && named.st_ino == master->pid_file_status.st_ino &&
@@ -1379,10 +1425,7 @@ lock_pid_file(struct master *master)
 			break;
 		close(master->pid_file);
 	}
-	if (ftruncate(master->pid_file, 0) == -1 ||
-	    write(master->pid_file, pid, (size_t)length) != length)
-		return -1;
-	return 0;
+	return fill_file(master->pid_file, pid, (size_t)length);
 }
 
 static int
@@ -1465,15 +1508,14 @@ open_signals(struct master *master)
 	if (master->wake == -1)
 		return -1;
 	for (i = 0; i < CAUGHT; i++)
-		sigaction(caught[i], NULL, &master->inherited[i]);
+		if (sigaction(caught[i], NULL, &master->inherited[i]) == -1)
+			return -1;
 	master->catches = true;
 	got_signal = got_sigchld = got_sigusr1 = 0;
-	catch_signal(SIGTERM, on_order);
-	catch_signal(SIGINT, on_order);
-	catch_signal(SIGQUIT, on_order);
-	catch_signal(SIGCHLD, on_sigchld);
-	catch_signal(SIGUSR1, on_sigusr1);
-	catch_signal(SIGPIPE, SIG_IGN);
+	if (catch_signal(SIGTERM, on_order) == -1 || catch_signal(SIGINT, on_order) == -1 ||
+	    catch_signal(SIGQUIT, on_order) == -1 || catch_signal(SIGCHLD, on_sigchld) == -1 ||
+	    catch_signal(SIGUSR1, on_sigusr1) == -1 || catch_signal(SIGPIPE, SIG_IGN) == -1)
+		return -1;
 	sigemptyset(&set);
 	for (i = 0; i < CAUGHT; i++)
 		sigaddset(&set, caught[i]);

@@ -23,7 +23,7 @@
 /* The same before a parent's messenger_close returns. */
 #define CLOSE_FLUSH_TIMEOUT 1000
 
-/* Memory is short for a receiver: the master tries again this long. */
+/* Memory is short for what must not be lost: it is asked for again this long. */
 #define STARVED_TIMEOUT 1000
 
 /* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
@@ -173,6 +173,7 @@ process_forget(const struct process *gone, const struct worker_manager *manager)
 static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
+	struct message without;
 	int64_t deadline = 0;
 
 	if (trace_on)
@@ -180,8 +181,10 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		      (long)process->worker_id);
 	while (sendmessage(&process->channel, data) == -1) {
 		if (errno == EMFILE && data->handle != -1) {
-			data->handle = -1;  /* the message is worth more; the caller */
-			data->frame = NULL; /* closes the handle, and this is no run */
+			without = *data; /* the message is worth more than its handle; */
+			without.handle = -1;
+			without.frame = NULL; /* its frame announces one: this is no run */
+			data = &without;
 		} else if (errno == ENOMEM && process->channel.descriptor != -1) {
 			deadline = deadline != 0 ? deadline : clock_now() + STARVED_TIMEOUT;
 			if (clock_now() > deadline)
@@ -253,7 +256,9 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 	/* D24: a dead agent's slot keeps what others send for the next one */
 	if (agent != NULL && agent->channel.descriptor == -1 && data->from == ROLE_MASTER)
 		return;
-	if (agent == NULL || !process_send(messenger, agent, data)) /* :176 */
+	/* by its pid it was meant for the dead one, not for the next */
+	if (agent == NULL || (agent->channel.descriptor == -1 && data->receiver_pid != 0) ||
+	    !process_send(messenger, agent, data)) /* :176 */
 		count_undeliverable(messenger, data);
 }
 
@@ -717,9 +722,8 @@ emit(struct messenger *messenger, struct action_listeners *action, const struct 
 
 	for (i = 0; i < count; i++) {
 		listener = action->list[i]; /* a listener may move the list */
-		if (listener.added == messenger->turn ||
-		    (listener.removed != 0 && listener.removed != messenger->turn))
-			continue;
+		if (listener.added == messenger->turn)
+			continue; /* and who was removed in this turn is still called */
 		if (listener.once && listener.removed == 0)
 			remove_at(messenger, action, i);
 		if (trace_on)
@@ -729,13 +733,14 @@ emit(struct messenger *messenger, struct action_listeners *action, const struct 
 	}
 }
 
-/* this.on('egg-pids', pids => { this.opids = pids; }). Where memory is short
- * for all of them, those that fit are true as well. */
+/* this.on('egg-pids', pids => { this.opids = pids; }). Nobody tells them again, so
+ * where memory is short it is asked for a moment; then those that fit are true. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
 	const char *comma;
+	int64_t deadline = clock_now() + STARVED_TIMEOUT;
 	size_t most = 1;
 	pid_t *grown;
 	long pid;
@@ -743,11 +748,15 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 
 	for (comma = at; (comma = strchr(comma, ',')) != NULL; comma++)
 		most++;
-	if (most > messenger->opid_size) {
+	while (most > messenger->opid_size) {
 		grown = realloc(messenger->opids, most * sizeof *grown);
 		if (grown != NULL) {
 			messenger->opids = grown;
 			messenger->opid_size = most;
+		} else if (clock_now() > deadline) {
+			break;
+		} else {
+			poll(NULL, 0, 10);
 		}
 	}
 	messenger->opid_count = 0;
@@ -807,13 +816,13 @@ wake_open(void)
 	return wake[0];
 }
 
-void
+int
 catch_signal(int number, void (*handler)(int))
 {
 	struct sigaction action = {.sa_handler = handler};
 
 	sigemptyset(&action.sa_mask);
-	sigaction(number, &action, NULL);
+	return sigaction(number, &action, NULL);
 }
 
 void
@@ -1196,12 +1205,40 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* D22: what a send call accepted leaves before the process does. */
+/* Take what comes, for nobody. */
+static enum peer
+read_for_nobody(struct channel *channel)
+{
+	enum peer peer = channel_read(channel);
+	struct message message;
+	int found;
+
+	while ((found = channel_next(channel, &message)) == 1)
+		if (message.handle != -1)
+			close(message.handle);
+	return found == -1 ? PEER_BROKEN : peer;
+}
+
+/* D22: what a send call accepted leaves before the process does. It reads too:
+ * the master does not listen to who feeds itself and does not take it. */
 static void
 flush_at_exit(void)
 {
-	if (own != NULL && own->pid == getpid() && own->channel.descriptor != -1)
-		channel_drain(&own->channel, EXIT_FLUSH_TIMEOUT);
+	int64_t left, deadline = clock_now() + EXIT_FLUSH_TIMEOUT;
+	struct pollfd wait = {.events = POLLIN | POLLOUT};
+
+	if (own == NULL || own->pid != getpid())
+		return;
+	channel_disown(); /* exit(3) may stand in a listener, with messages behind its own */
+	wait.fd = own->channel.descriptor;
+	while (wait.fd != -1 && channel_flush(&own->channel) == PEER_ALIVE &&
+	       channel_pending(&own->channel) > 0 && (left = deadline - clock_now()) > 0) {
+		if (channel_starved())
+			poll(NULL, 0, 10);
+		else if (poll(&wait, 1, (int)left) == 1 && (wait.revents & ~POLLOUT) != 0 &&
+		         read_for_nobody(&own->channel) != PEER_ALIVE)
+			return;
+	}
 }
 
 int

@@ -590,7 +590,7 @@ void graceful_process_leave(struct messenger *messenger, const char *label, int 
  * socketpair(2)'s errno) readable until wake_drain. A forked child closes its
  * parent's with wake_close.
  */
-void catch_signal(int number, void (*handler)(int));
+int catch_signal(int number, void (*handler)(int));
 int wake_open(void);
 void wake_up(void);
 void wake_drain(int descriptor);

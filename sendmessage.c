@@ -594,8 +594,11 @@ take_handles(struct channel *channel, struct msghdr *header)
 		count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		for (i = 0; i < count; i++, total++) {
 			memcpy(&descriptor, CMSG_DATA(control) + i * sizeof(int), sizeof(int));
-			if (total == 0 && channel->arrived_count < MOST &&
-			    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == 0) {
+			if (total == 0 && channel->arrived_count < MOST) {
+				if (fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1) {
+					close(descriptor); /* not the sender's fault */
+					descriptor = HANDLE_LOST;
+				}
 				channel->arrived[channel->arrived_count++] = descriptor;
 			} else {
 				close(descriptor);
@@ -663,6 +666,9 @@ channel_read(struct channel *channel)
 	if (take_handles(channel, &header) == PEER_ALIVE)
 		return PEER_ALIVE;
 	buffer.reader = NULL;
+	free(channel->torn); /* nothing more comes, not even what this read completed */
+	channel->torn = NULL;
+	channel->torn_size = channel->torn_length = 0;
 	return PEER_BROKEN;
 }
 

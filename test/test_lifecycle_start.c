@@ -1208,7 +1208,7 @@ start_badly(struct messenger *messenger, void *arg)
 static void
 expect_failure(struct cluster *c)
 {
-	cluster_wait(c, 0, "[master] exit with code:1");
+	cluster_wait_death(c, "MASTER");
 	cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0);
 	cr_assert_eq(cluster_count(c, 0, "[master] egg started"), 0);
 	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
@@ -1301,7 +1301,6 @@ Test(lifecycle, s06g_the_port_is_in_use)
 	                                    .workers = 2,
 	                                    .port = ntohs(address.sin_port)});
 	cluster_wait(c, 0, "[master] 127.0.0.1 port %d is in use", ntohs(address.sin_port));
-	cluster_wait(c, 0, "[master] exit with code:1");
 	cr_assert_eq(cluster_count(c, 0, "worker#"), 0);
 	expect_failure(c);
 	close(descriptor);

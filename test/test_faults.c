@@ -1,0 +1,1653 @@
+/*
+ * Failing system calls: each call that the core makes, in each process that makes
+ * it, in each act of a cluster's life, fails once, in each way in which it can.
+ *
+ * The play: a cluster of an agent, two app workers and this test as the parent
+ * starts, talks, loses processes, reloads, loses its agent, and ends. All that is
+ * sent is numbered, and who has sent and heard what is counted in memory that all
+ * processes share (struct world); so after each step it is known whether a message
+ * between two living processes was lost, doubled or swapped. The play is given
+ * once without a fault, to see which calls are made when and by whom; and then
+ * once for each of them and each way to fail, cut down to the act that matters,
+ * followed by an epilogue that shows whether the cluster is still sound.
+ *
+ * What a fault may cost is judged by DESIGN's table of errors (may_fail_to_start,
+ * fault_is_invisible); whatever else happens is printed, one line for each.
+ *
+ *	FAULTS=all make test T=faults            every combination
+ *	FAULTS=sendmessage.c:379 make test T=faults   those of one line
+ */
+#include "faults.h"
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+	WORKERS = 2,
+	LANES = 4,          /* clusters at a time */
+	STEP_LIMIT = 4000,  /* true ms that a step of the play may take */
+	PLAY_LIMIT = 20000, /* and the whole of it */
+	BIG = CHANNEL_READ_SIZE + 1000,
+	PERSISTENT = 200, /* ms on the cluster's clock */
+	FOR_EVER = 1000000
+};
+
+static int
+patience(void)
+{
+	return time_scale() * 10 / faults_speed();
+}
+
+/* ---- what all processes of one cluster share ------------------------------- */
+
+enum stream { TO_APP, TO_AGENT, TO_PARENT, DIRECT, STREAMS };
+
+/* What a burst consists of; and what one process is told to do. */
+enum burst { SMALL, LARGE, FLOOD, HANDLES };
+enum command { NONE, SLEEP, LEAVE, QUIT, FAIL, HANG, GARBAGE };
+
+struct life {
+	bool ready, leaving, hung, cut_off;
+	int heirs; /* it left in good order, and who was born before has heard it all */
+	int round; /* the last burst that it has sent */
+	pid_t opids[8];
+	size_t opid_count;
+	uint32_t sent[STREAMS], direct[LIVES_MAX];
+	uint32_t heard[LIVES_MAX][STREAMS];
+	unsigned handles, bare;
+};
+
+struct world {
+	struct faults faults;
+	int round;
+	enum burst burst;
+	pid_t commanded;
+	enum command command;
+	struct life lives[LIVES_MAX];
+	int descriptors[PLACES]; /* in the epilogue */
+	bool started, finished;
+	int told; /* of problem */
+	char problem[600];
+	char folder[64];
+	int expected[PLACES]; /* descriptors, without a fault; 0: not known yet */
+};
+
+static struct world *world;
+static struct life *me;
+
+static void complain(const char *format, ...) PRINTF_LIKE(1, 2);
+
+/* The first complaint counts; the others are its consequences. */
+static void
+complain(const char *format, ...)
+{
+	va_list arguments;
+
+	if (__atomic_exchange_n(&world->told, 1, __ATOMIC_SEQ_CST) != 0)
+		return;
+	va_start(arguments, format);
+	vsnprintf(world->problem, sizeof world->problem, format, arguments);
+	va_end(arguments);
+}
+
+static const char *
+place_name(int place)
+{
+	static const char *const names[] = {"parent", "master", "newborn", "agent", "app"};
+
+	return names[place];
+}
+
+/* "app#5": the fifth process after the parent. */
+static const char *
+life_name(int life)
+{
+	static char names[4][24];
+	static int next;
+
+	next = (next + 1) % 4;
+	snprintf(names[next], sizeof names[next], "%s#%d", place_name(world->faults.places[life]),
+	         life);
+	return names[next];
+}
+
+/* ---- agent, app and parent: they count, and do what they are told ---------- */
+
+/* The burst that is being sent: where it stands. */
+static struct {
+	int round;
+	enum burst burst;
+	int stream, target;
+	int left; /* messages of this stream */
+} todo = {.stream = STREAMS, .target = LIVES_MAX};
+
+static bool
+sends_on(int place, int stream)
+{
+	switch (place) {
+	case PLACE_PARENT:
+		return stream == TO_APP || stream == TO_AGENT;
+	case PLACE_AGENT:
+		return stream == TO_APP || stream == TO_PARENT;
+	default:
+		return stream == TO_APP || stream == TO_AGENT || stream == TO_PARENT;
+	}
+}
+
+static int
+burst_length(enum burst burst, int stream)
+{
+	if (burst == FLOOD && stream == TO_APP)
+		return 24;
+	return burst == HANDLES ? 6 : 8;
+}
+
+static size_t
+message_length(enum burst burst, int stream, uint32_t number)
+{
+	if (burst == LARGE && number % 4 == 0)
+		return BIG;
+	return burst == FLOOD && stream == TO_APP ? 20000 : 40 + number * 37 % 300;
+}
+
+/* A numbered message: "[life,stream,number,size,"aaa..."]". 0, or errno. */
+static int
+send_numbered(struct messenger *messenger, int stream, uint32_t number, pid_t pid)
+{
+	static const enum role roles[] = {ROLE_APP, ROLE_AGENT, ROLE_PARENT, ROLE_NONE};
+	static char data[BIG + 1];
+	size_t size = message_length(todo.burst, stream, number);
+	int used =
+		snprintf(data, sizeof data, "[%d,%d,%u,%zu,\"", faults_life, stream, number, size);
+	struct message message = {.action = "numbered",
+	                          .to = roles[stream],
+	                          .receiver_pid = pid,
+	                          .data = data,
+	                          .data_length = size,
+	                          .handle = -1};
+	int result, saved;
+
+	memset(data + used, 'a' + (int)(number % 26), size - (size_t)used - 2);
+	memcpy(data + size - 2, "\"]", 3);
+	if (todo.burst == HANDLES && stream != DIRECT)
+		message.handle = open("/dev/null", O_RDONLY);
+	result = messenger_send_message(messenger, &message);
+	saved = errno;
+	if (message.handle != -1)
+		close(message.handle);
+	return result == 0 ? 0 : saved;
+}
+
+/* What a refused send may say, so that it is tried again. */
+static bool
+is_refusal(int error)
+{
+	return error == ENOBUFS || error == ENOMEM || error == EMFILE;
+}
+
+/* Who can be sent to by pid. */
+static bool
+is_target(int life)
+{
+	return life != faults_life && world->lives[life].ready && !world->lives[life].leaving &&
+	       world->faults.places[life] >= PLACE_AGENT;
+}
+
+/* Send the next one. False: nothing is left, or it must be tried again later. */
+static bool
+send_next(struct messenger *messenger)
+{
+	int place = world->faults.places[faults_life], error;
+	uint32_t *sent;
+
+	while (todo.stream < DIRECT && (!sends_on(place, todo.stream) || todo.left == 0))
+		todo.left = burst_length(todo.burst, ++todo.stream);
+	if (todo.stream == DIRECT)
+		while (todo.target < world->faults.births && !is_target(todo.target))
+			todo.target++;
+	if (todo.stream >= DIRECT && todo.target >= world->faults.births) {
+		me->round = todo.round;
+		return false;
+	}
+	sent = todo.stream == DIRECT ? &me->direct[todo.target] : &me->sent[todo.stream];
+	error = send_numbered(messenger, todo.stream, *sent + 1,
+	                      todo.stream == DIRECT ? world->faults.pids[todo.target] : 0);
+	if (error != 0 && !is_refusal(error) && error != EPIPE)
+		complain("a send in %s: %s", life_name(faults_life), strerror(error));
+	if (error != 0)
+		return false;
+	++*sent;
+	if (todo.stream == DIRECT)
+		todo.target++;
+	else
+		todo.left--;
+	return true;
+}
+
+static void
+send_burst(struct messenger *messenger, int round, enum burst burst)
+{
+	if (round > todo.round) {
+		todo.round = round;
+		todo.burst = burst;
+		todo.stream = TO_APP;
+		todo.left = burst_length(burst, TO_APP);
+		todo.target = 0;
+	}
+	while (todo.round > me->round && send_next(messenger))
+		;
+}
+
+static int
+obey(struct messenger *messenger, enum command command)
+{
+	unsigned char garbage[64];
+	sigset_t all;
+
+	world->commanded = 0;
+	switch (command) {
+	case NONE:
+		break;
+	case SLEEP:
+		poll(NULL, 0, 20);
+		break;
+	case LEAVE: /* both with much that was accepted, and is not written yet */
+	case QUIT:
+		me->heirs = world->faults.births;
+		me->leaving = true;
+		send_burst(messenger, world->round + 1, FLOOD);
+		if (command == QUIT)
+			exit(0);
+		messenger_graceful_exit(messenger);
+		break;
+	case FAIL:
+		me->leaving = true;
+		return 5;
+	case HANG:
+		me->leaving = me->hung = true;
+		sigfillset(&all);
+		sigprocmask(SIG_BLOCK, &all, NULL);
+		for (;;)
+			pause();
+	case GARBAGE:
+		me->leaving = true;
+		memset(garbage, 0xff, sizeof garbage);
+		raw_write(messenger, garbage, sizeof garbage);
+		break;
+	}
+	return 0;
+}
+
+static int
+on_tick(struct messenger *messenger, void *arg)
+{
+	const pid_t *opids;
+
+	(void)arg;
+	opids = messenger_opids(messenger, &me->opid_count);
+	if (me->opid_count > 8)
+		me->opid_count = 8;
+	if (me->opid_count > 0)
+		memcpy(me->opids, opids, me->opid_count * sizeof *opids);
+	if (world->commanded == getpid())
+		return obey(messenger, world->command);
+	if (me->ready && !me->leaving)
+		send_burst(messenger, world->round, world->burst);
+	return 0;
+}
+
+/* What was there from the start hears all from the first on. */
+static bool
+is_founder(int life)
+{
+	return life <= 2 + WORKERS;
+}
+
+static bool
+is_intact(const struct message *message, uint32_t number, size_t size)
+{
+	const char *text = strchr(message->data, '"') + 1;
+	size_t length = strspn(text, (char[]){(char)('a' + (int)(number % 26)), '\0'});
+
+	return message->data_length == size && strcmp(text + length, "\"]") == 0 &&
+	       text + length + 2 == message->data + size;
+}
+
+static int
+on_numbered(struct messenger *messenger, const struct message *message, void *arg)
+{
+	int from = -1, stream = -1;
+	unsigned number = 0;
+	size_t size = 0;
+	uint32_t *heard;
+
+	(void)messenger, (void)arg;
+	if (message->data == NULL ||
+	    sscanf(message->data, "[%d,%d,%u,%zu,", &from, &stream, &number, &size) != 4 ||
+	    from < 0 || from >= LIVES_MAX || stream < 0 || stream >= STREAMS ||
+	    !is_intact(message, number, size)) {
+		complain("%s heard a spoilt message", life_name(faults_life));
+		return 0;
+	}
+	heard = &me->heard[from][stream];
+	if (*heard != 0 ? number != *heard + 1
+	                : number != 1 && (stream == DIRECT || is_founder(faults_life)))
+		complain("%s heard message %u of %s in stream %d after %u", life_name(faults_life),
+		         number, life_name(from), stream, *heard);
+	*heard = number;
+	if (message->handle != -1)
+		me->handles++;
+	else if (world->burst == HANDLES && stream != DIRECT)
+		me->bare++;
+	return 0;
+}
+
+static int
+on_egg_ready(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message, (void)arg;
+	me->ready = true;
+	return 0;
+}
+
+static int
+on_close(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	me->leaving = true;
+	return 0;
+}
+
+/* A call that fails must change nothing: so again, for a moment, and it works. */
+static bool
+is_worth_another_try(int result, int *tries)
+{
+	if (result != -1 || !is_refusal(errno) || ++*tries > 100)
+		return false;
+	poll(NULL, 0, 1);
+	return true;
+}
+
+#define INSIST(call)                                                                               \
+	do {                                                                                       \
+		int result_, tries_ = 0;                                                           \
+                                                                                                   \
+		do                                                                                 \
+			result_ = (call);                                                          \
+		while (is_worth_another_try(result_, &tries_));                                    \
+		if (result_ == -1)                                                                 \
+			return -1;                                                                 \
+	} while (0)
+
+static int
+ignore_descriptor(struct messenger *messenger, int descriptor, short revents, void *arg)
+{
+	(void)messenger, (void)descriptor, (void)revents, (void)arg;
+	return 0;
+}
+
+static int
+ignore_time(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	return 0;
+}
+
+/* More of everything than there is room for at first. */
+static int
+grow(struct messenger *messenger)
+{
+	int i, extra[12];
+
+	for (i = 0; i < 12; i++) {
+		extra[i] = open("/dev/null", O_RDONLY);
+		INSIST(messenger_watch(messenger, extra[i], 0, ignore_descriptor, NULL));
+	}
+	for (i = 0; i < 12; i++) {
+		messenger_unwatch(messenger, extra[i]);
+		close(extra[i]);
+	}
+	for (i = 0; i < 5; i++)
+		INSIST(messenger_set_timeout(messenger, i, ignore_time, NULL));
+	for (i = 0; i < 3; i++)
+		INSIST(messenger_on(messenger, "grow", on_egg_ready, NULL));
+	return 0;
+}
+
+static int
+join(struct messenger *messenger)
+{
+	INSIST(messenger_on(messenger, "numbered", on_numbered, NULL));
+	INSIST(messenger_once(messenger, "egg-ready", on_egg_ready, NULL));
+	INSIST(messenger_set_interval(messenger, 10, on_tick, NULL));
+	return grow(messenger);
+}
+
+static int
+role(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	me = &world->lives[faults_life];
+	INSIST(messenger_before_close(messenger, on_close, NULL));
+	return join(messenger);
+}
+
+static int
+on_request(struct messenger *app, int descriptor, short revents, void *arg)
+{
+	char bytes[16];
+	ssize_t count = read(descriptor, bytes, sizeof bytes);
+
+	(void)revents, (void)arg;
+	if (count == -1 && errno == EAGAIN)
+		return 0;
+	if (count > 0 && write(descriptor, bytes, (size_t)count) == -1)
+		complain("a connection: %s", strerror(errno));
+	messenger_unwatch(app, descriptor);
+	close(descriptor);
+	return 0;
+}
+
+static int
+on_connection(struct messenger *app, int descriptor, void *arg)
+{
+	(void)arg;
+	INSIST(messenger_watch(app, descriptor, POLLIN, on_request, NULL));
+	return 0;
+}
+
+/* ---- the play, seen from the parent ---------------------------------------- */
+
+static struct messenger *parent;
+static pid_t master;
+static bool ended; /* the master, with this status: */
+static int master_status;
+
+static bool
+fired(void)
+{
+	return world->faults.fired[0] != 0;
+}
+
+static bool
+ends_channel(int how)
+{
+	return how == EPIPE || how == ECONNRESET || how == FAULT_END;
+}
+
+/* Is nobody to notice any of what failed? */
+static bool
+is_invisible(void)
+{
+	const struct fault *plan;
+	bool invisible = true;
+
+	for (plan = world->faults.plan; plan < world->faults.plan + PLANS; plan++)
+		invisible = invisible &&
+		            (plan->how == 0 || fault_is_invisible(&sites[plan->site], plan->how));
+	return invisible;
+}
+
+static bool
+is_parent_cut_off(void)
+{
+	return world->lives[0].cut_off;
+}
+
+/* One turn of the parent's loop, a millisecond long at most. */
+static void
+turn(void)
+{
+	int result = parent != NULL ? messenger_step(parent, 1) : 0;
+
+	if (result == -1 && errno == EPROTO)
+		complain("the parent heard a broken frame");
+	if (result == 0 && parent != NULL && !is_parent_cut_off()) {
+		world->lives[0].cut_off = world->lives[0].leaving = true;
+		messenger_close(parent);
+		parent = NULL;
+	}
+	if (parent == NULL || result == -1)
+		poll(NULL, 0, 1);
+	if (!ended && waitpid(master, &master_status, WNOHANG) == master)
+		ended = true;
+}
+
+/* Wait until it is so; what it waits for goes into the complaint. */
+static bool
+until(bool (*is_so)(char *missing, size_t size), const char *step)
+{
+	int64_t deadline = faults_clock() + STEP_LIMIT * patience();
+	char missing[300] = "";
+
+	while (!ended && !is_so(missing, sizeof missing)) {
+		if (world->told)
+			return false;
+		if (faults_clock() > deadline) {
+			complain("%s: %s", step, missing);
+			return false;
+		}
+		turn();
+	}
+	return !ended;
+}
+
+static int
+find_life(int place, int but)
+{
+	int life;
+
+	for (life = 0; life < world->faults.births; life++)
+		if (world->faults.places[life] == place && life != but &&
+		    world->lives[life].ready && !world->lives[life].leaving)
+			return life;
+	return -1;
+}
+
+/* Has the receiver heard all of what the sender has sent to it? */
+static bool
+has_heard(int to, int from, char *missing, size_t size)
+{
+	const struct life *receiver = &world->lives[to], *sender = &world->lives[from];
+	static const int streams[PLACES] = {
+		[PLACE_PARENT] = TO_PARENT, [PLACE_AGENT] = TO_AGENT, [PLACE_APP] = TO_APP};
+	int stream = streams[world->faults.places[to]];
+
+	if (receiver->heard[from][stream] != sender->sent[stream])
+		snprintf(missing, size, "%s heard %u of %u messages of %s", life_name(to),
+		         receiver->heard[from][stream], sender->sent[stream], life_name(from));
+	else if (receiver->heard[from][DIRECT] != sender->direct[to])
+		snprintf(missing, size, "%s heard %u of %u messages of %s by its pid",
+		         life_name(to), receiver->heard[from][DIRECT], sender->direct[to],
+		         life_name(from));
+	else
+		return true;
+	return false;
+}
+
+/* Does everybody know the right pids of the others? */
+static bool
+knows(int life, char *missing, size_t size)
+{
+	int place = world->faults.places[life] == PLACE_APP ? PLACE_AGENT : PLACE_APP;
+	const struct life *it = &world->lives[life];
+	size_t i, wanted = place == PLACE_AGENT ? 1 : WORKERS;
+	int other;
+
+	if (world->faults.places[life] == PLACE_PARENT)
+		return true;
+	snprintf(missing, size, "%s does not know the right pids", life_name(life));
+	if (it->opid_count != wanted)
+		return false;
+	for (other = 0; other < world->faults.births; other++) {
+		if (world->faults.places[other] != place ||
+		    !process_is_alive(world->faults.pids[other]))
+			continue;
+		for (i = 0; i < wanted && it->opids[i] != world->faults.pids[other]; i++)
+			;
+		if (i == wanted)
+			return false;
+	}
+	return true;
+}
+
+/* One agent, two apps, nobody on the way in or out. */
+static bool
+is_complete(char *missing, size_t size)
+{
+	int life, count[PLACES] = {0};
+
+	for (life = 0; life < world->faults.births; life++) {
+		if (!process_is_alive(world->faults.pids[life]))
+			continue;
+		count[world->faults.places[life]]++;
+		if (world->faults.places[life] == PLACE_MASTER || life == 0)
+			continue;
+		snprintf(missing, size, "%s is %s", life_name(life),
+		         world->lives[life].leaving ? "still leaving" : "not ready");
+		if (!world->lives[life].ready || world->lives[life].leaving)
+			return false;
+	}
+	snprintf(missing, size, "%d agent(s) and %d app(s) live", count[PLACE_AGENT],
+	         count[PLACE_APP]);
+	return count[PLACE_AGENT] == 1 && count[PLACE_APP] == WORKERS;
+}
+
+/* All living have sent this round's burst and heard the others', and those who
+ * left in good order. */
+static bool
+is_settled(char *missing, size_t size)
+{
+	int to, from;
+
+	if (!is_complete(missing, size))
+		return false;
+	for (from = 0; from < world->faults.births; from++) {
+		const struct life *sender = &world->lives[from];
+		bool lives = process_is_alive(world->faults.pids[from]) && !sender->cut_off;
+
+		if (world->faults.places[from] == PLACE_MASTER || (!lives && sender->heirs == 0))
+			continue;
+		snprintf(missing, size, "%s has not sent its burst", life_name(from));
+		if (lives && (sender->round < world->round || !knows(from, missing, size)))
+			return false;
+		for (to = 0; to < (lives ? world->faults.births : sender->heirs); to++)
+			if (world->faults.places[to] != PLACE_MASTER &&
+			    process_is_alive(world->faults.pids[to]) && !world->lives[to].cut_off &&
+			    (lives || !fired()) && !(lives && to == from && to == 0) &&
+			    !has_heard(to, from, missing, size))
+				return false;
+	}
+	return true;
+}
+
+static int births; /* when the burst began */
+
+static bool
+is_settled_or_changed(char *missing, size_t size)
+{
+	return births != world->faults.births || is_settled(missing, size);
+}
+
+/* Wait until all are there; let all send a burst, and wait until all have heard
+ * it. If somebody died of it, that one's replacement gets another one. */
+static bool
+settle(enum burst burst, const char *step)
+{
+	do {
+		if (!until(is_complete, step))
+			return false;
+		births = world->faults.births;
+		world->burst = burst;
+		world->round++;
+		if (!until(is_settled_or_changed, step))
+			return false;
+	} while (births != world->faults.births);
+	return true;
+}
+
+static bool
+has_obeyed(char *missing, size_t size)
+{
+	snprintf(missing, size, "an order was not obeyed");
+	return world->commanded == 0 || !process_is_alive(world->commanded);
+}
+
+/* Tell a process to do something. */
+static bool
+order(int life, enum command command)
+{
+	if (life == -1)
+		return false;
+	world->command = command;
+	world->commanded = world->faults.pids[life];
+	return until(has_obeyed, "an order");
+}
+
+static int waited_for;
+
+static bool
+is_dead(char *missing, size_t size)
+{
+	snprintf(missing, size, "%s lives", life_name(waited_for));
+	return !process_is_alive(world->faults.pids[waited_for]);
+}
+
+static bool
+kill_life(int life)
+{
+	if (life == -1)
+		return false;
+	waited_for = life;
+	world->lives[life].leaving = true;
+	kill(world->faults.pids[life], SIGKILL);
+	return until(is_dead, "a kill");
+}
+
+/* ---- the acts -------------------------------------------------------------- */
+
+static int port;
+
+static int
+on_parent_ready(struct messenger *messenger, const struct message *message, void *arg)
+{
+	const char *found = strstr(message->data, "\"port\":");
+
+	(void)messenger, (void)arg;
+	port = found != NULL ? atoi(found + strlen("\"port\":")) : 0;
+	me->ready = true;
+	return 0;
+}
+
+static int
+join_as_parent(void)
+{
+	INSIST(messenger_on(parent, "egg-ready", on_parent_ready, NULL));
+	return join(parent);
+}
+
+/* fork_cluster, again if it refuses: then nothing of the first attempt is left. */
+static bool
+begin(void)
+{
+	static char pid_file[128];
+	struct options options = {.agent = role,
+	                          .app = role,
+	                          .connection = on_connection,
+	                          .workers = WORKERS,
+	                          .port = -1,
+	                          .name = "play",
+	                          .pid_file = pid_file,
+	                          .worker_start_timeout = 30000,
+	                          .app_close_timeout = 4000,
+	                          .agent_close_timeout = 4000};
+	int attempt, before = process_descriptors(getpid());
+
+	me = &world->lives[0];
+	snprintf(pid_file, sizeof pid_file, "%s/run/pid", world->folder);
+	for (attempt = 0; attempt < 100 && parent == NULL; attempt++) {
+		parent = fork_cluster(&options, &master);
+		if (parent == NULL && process_descriptors(getpid()) != before)
+			complain("fork_cluster: %s, and a descriptor left", strerror(errno));
+		if (parent == NULL)
+			poll(NULL, 0, 1);
+	}
+	if (parent == NULL || join_as_parent() == -1) {
+		complain("the parent cannot start: %s", strerror(errno));
+		return false;
+	}
+	return true;
+}
+
+static bool
+act_start(void)
+{
+	if (!begin() || !settle(SMALL, "after the start"))
+		return false;
+	world->started = true;
+	return true;
+}
+
+/* One connection: what goes in comes out again. */
+static bool
+ask(void)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	struct timeval limit = {.tv_sec = 3};
+	int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+	char answer = '-';
+	bool answered;
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	answered = connect(descriptor, (struct sockaddr *)&address, sizeof address) == 0 &&
+	           write(descriptor, "x", 1) == 1 && read(descriptor, &answer, 1) == 1 &&
+	           answer == 'x';
+	close(descriptor);
+	return answered;
+}
+
+/* A fault may cost the one connection that it hits, if it is no passing one. */
+static void
+connect_to_all(void)
+{
+	int i, lost = 0;
+
+	for (i = 0; i < 4 && port != 0; i++)
+		lost += !ask();
+	if (lost > (fired() && !is_invisible()))
+		complain("%d of 4 connections were not answered", lost);
+}
+
+static bool
+act_connect(void)
+{
+	kill(master, SIGUSR1);
+	connect_to_all();
+	return settle(SMALL, "after connections");
+}
+
+static bool
+act_large(void)
+{
+	return settle(LARGE, "after large messages");
+}
+
+static bool
+act_handles(void)
+{
+	return settle(HANDLES, "after handles");
+}
+
+/* To an app that is busy with something else. */
+static bool
+act_flood(void)
+{
+	int sleeper = find_life(PLACE_APP, -1);
+
+	if (sleeper != -1) {
+		world->command = SLEEP;
+		world->commanded = world->faults.pids[sleeper];
+	}
+	return settle(FLOOD, "after a flood to a slow reader");
+}
+
+/* A channel of this process with itself: a drain that finds nobody reading. */
+static bool
+act_drain(void)
+{
+	struct message message = {.action = "drain", .data = "[]", .data_length = 2, .handle = -1};
+	struct channel out, in;
+	int pair[2], sent = 0, heard = 0, found = 0, tries;
+
+	if (channel_pair(pair) == -1 && channel_pair(pair) == -1)
+		return false;
+	channel_init(&out, 0);
+	channel_init(&in, 0);
+	if ((channel_attach(&out, pair[0]) == -1 && channel_attach(&out, pair[0]) == -1) ||
+	    (channel_attach(&in, pair[1]) == -1 && channel_attach(&in, pair[1]) == -1))
+		complain("a channel cannot be attached: %s", strerror(errno));
+	for (tries = 0; sent < 10000 && tries < 20000; tries++)
+		sent += sendmessage(&out, &message) == 0;
+	for (tries = 0; heard < sent && tries < 5000 && found != -1; tries++) {
+		if (channel_drain(&out, 10) != PEER_ALIVE || channel_read(&in) != PEER_ALIVE)
+			break;
+		while ((found = channel_next(&in, &message)) == 1)
+			heard++;
+	}
+	if ((heard < sent || found == -1) && !(fired() && ends_channel(world->faults.plan[0].how)))
+		complain("drained %d of %d messages", heard, sent);
+	channel_close(&out);
+	channel_close(&in);
+	return true;
+}
+
+static bool
+act_kill(void)
+{
+	return kill_life(find_life(PLACE_APP, -1)) && settle(SMALL, "after an app's death");
+}
+
+static bool
+act_leave(void)
+{
+	return order(find_life(PLACE_APP, -1), LEAVE) && settle(SMALL, "after a graceful exit");
+}
+
+static bool
+act_quit(void)
+{
+	return order(find_life(PLACE_APP, -1), QUIT) && settle(SMALL, "after an exit");
+}
+
+static bool
+act_fail(void)
+{
+	return order(find_life(PLACE_APP, -1), FAIL) && settle(SMALL, "after an uncaught error");
+}
+
+static bool
+act_garbage(void)
+{
+	return order(find_life(PLACE_APP, -1), GARBAGE) && settle(SMALL, "after a broken frame");
+}
+
+static void
+order_reload(void)
+{
+	int tries;
+
+	for (tries = 0; parent != NULL && tries < 100; tries++)
+		if (messenger_send(parent, "reload-worker", NULL, ROLE_MASTER) == 0)
+			return;
+}
+
+static int reload_births;
+static int64_t reload_at;
+
+/* D12: a reload whose new worker dies is given up, and the old one stays. */
+static bool
+is_reloaded(char *missing, size_t size)
+{
+	int life;
+
+	if (fired() && faults_clock() > reload_at + 100) {
+		order_reload();
+		reload_at = faults_clock();
+	}
+	for (life = 0; life < reload_births && parent != NULL; life++)
+		if (world->faults.places[life] == PLACE_APP &&
+		    process_is_alive(world->faults.pids[life])) {
+			snprintf(missing, size, "%s has not been replaced", life_name(life));
+			return false;
+		}
+	return true;
+}
+
+static bool
+reload(const char *step)
+{
+	int life;
+
+	reload_births = world->faults.births;
+	reload_at = faults_clock();
+	order_reload();
+	if (!until(is_reloaded, step))
+		return false;
+	for (life = 0; life < reload_births && parent == NULL; life++)
+		if (world->lives[life].hung && !kill_life(life))
+			return false;
+	return settle(SMALL, step);
+}
+
+static bool
+act_reload(void)
+{
+	return reload("after a reload");
+}
+
+static bool
+act_hang(void)
+{
+	int hung = find_life(PLACE_APP, -1);
+
+	if (!order(hung, HANG))
+		return false;
+	if (parent == NULL) /* nobody is there to order a reload */
+		return kill_life(hung);
+	return reload("after a reload of a hung worker");
+}
+
+static bool
+act_kill_agent(void)
+{
+	return kill_life(find_life(PLACE_AGENT, -1)) && settle(SMALL, "after the agent's death");
+}
+
+static bool
+act_quit_agent(void)
+{
+	return order(find_life(PLACE_AGENT, -1), QUIT) && settle(SMALL, "after the agent's exit");
+}
+
+/* Do all hold as many descriptors as they do without a fault? */
+static bool
+holds_no_more(char *missing, size_t size)
+{
+	int life, place, count, expected;
+
+	for (life = 0; life < world->faults.births; life++) {
+		place = world->faults.places[life];
+		if (!process_is_alive(world->faults.pids[life]))
+			continue;
+		count = process_descriptors(world->faults.pids[life]);
+		expected = world->expected[place];
+		if (is_parent_cut_off() && place <= PLACE_MASTER)
+			expected--;
+		snprintf(missing, size, "%s holds %d descriptors instead of %d", life_name(life),
+		         count, expected);
+		if (world->expected[place] != 0 && count != expected)
+			return false;
+		world->descriptors[place] = count;
+	}
+	return true;
+}
+
+/* Whatever has happened: is it as sound as ever? */
+static bool
+act_after(void)
+{
+	return settle(SMALL, "afterwards") && kill_life(find_life(PLACE_APP, -1)) &&
+	       settle(SMALL, "afterwards, after an app's death") &&
+	       until(holds_no_more, "descriptors");
+}
+
+static bool
+act_end(void)
+{
+	kill(master, SIGTERM);
+	return true;
+}
+
+static const struct {
+	const char *name;
+	bool (*play)(void);
+} acts[ACTS] = {
+	[ACT_START] = {"start", act_start},
+	[ACT_CONNECT] = {"connections", act_connect},
+	[ACT_LARGE] = {"large messages", act_large},
+	[ACT_HANDLES] = {"handles", act_handles},
+	[ACT_FLOOD] = {"flood", act_flood},
+	[ACT_DRAIN] = {"drain", act_drain},
+	[ACT_KILL] = {"app killed", act_kill},
+	[ACT_LEAVE] = {"app leaves", act_leave},
+	[ACT_QUIT] = {"app exits", act_quit},
+	[ACT_FAIL] = {"app fails", act_fail},
+	[ACT_GARBAGE] = {"broken frame", act_garbage},
+	[ACT_RELOAD] = {"reload", act_reload},
+	[ACT_HANG] = {"hung app", act_hang},
+	[ACT_KILL_AGENT] = {"agent killed", act_kill_agent},
+	[ACT_QUIT_AGENT] = {"agent exits", act_quit_agent},
+	[ACT_AFTER] = {"afterwards", act_after},
+	[ACT_END] = {"end", act_end},
+};
+
+/* ---- the judgement --------------------------------------------------------- */
+
+/* Set-up that fails ends the start with one line. Once the master's loop runs,
+ * the master tries again; a child's start fails, and with it the cluster's. */
+static bool
+may_fail_to_start(void)
+{
+	const struct faults *f = &world->faults;
+	int i;
+
+	for (i = 0; i < PLANS; i++) {
+		const struct fault *plan = &f->plan[i];
+
+		if (plan->how == 0 || f->fired[i] == 0 ||
+		    fault_is_invisible(&sites[plan->site], plan->how))
+			continue;
+		if (plan->place == PLACE_MASTER && !ends_channel(plan->how) &&
+		    (f->fired_births[i] > 2 || sites[plan->site].call == CALL_fork))
+			continue;
+		if (plan->place != PLACE_PARENT)
+			return true;
+	}
+	return false;
+}
+
+/* The last lines of what went to stderr. */
+static void
+last_words(char *words, size_t size)
+{
+	char path[128], line[300];
+	FILE *file;
+
+	snprintf(path, sizeof path, "%s/err", world->folder);
+	file = fopen(path, "r");
+	words[0] = '\0';
+	while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+		line[strcspn(line, "\n")] = '\0';
+		if (strstr(line, "exit with code") == NULL)
+			snprintf(words, size, "%s", line);
+	}
+	if (file != NULL)
+		fclose(file);
+}
+
+/* What it does not know to be its own, the master must not remove. */
+static bool
+may_leave_pid_file(void)
+{
+	const struct fault *plan = &world->faults.plan[0];
+
+	if (plan->how == 0 || plan->place != PLACE_MASTER)
+		return false;
+	switch ((int)sites[plan->site].call) {
+	case CALL_fcntl:
+	case CALL_fstat:
+	case CALL_stat:
+	case CALL_unlink:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static void
+judge_end(void)
+{
+	char words[300], pid_file[128];
+	bool good = WIFEXITED(master_status) && WEXITSTATUS(master_status) == 0;
+
+	last_words(words, sizeof words);
+	snprintf(pid_file, sizeof pid_file, "%s/run/pid", world->folder);
+	if (WIFSIGNALED(master_status))
+		complain("the master was killed by signal %d", WTERMSIG(master_status));
+	else if (!good && !world->started && !may_fail_to_start())
+		complain("the start failed, exit %d: %s", WEXITSTATUS(master_status), words);
+	else if (!good && !world->started && words[0] == '\0')
+		complain("the start failed without a word");
+	else if (!good && !world->started && strstr(words, "Success") != NULL)
+		complain("the start failed with a wrong reason: %s", words);
+	else if (!good && world->started)
+		complain("exit %d: %s", WEXITSTATUS(master_status), words);
+	else if (good && !world->finished)
+		complain("exit 0 before the end: %s", words);
+	if (access(pid_file, F_OK) == 0 && !may_leave_pid_file())
+		complain("the pid file is left");
+}
+
+/* This process is the subreaper, so each process of the cluster that its own
+ * parent did not wait for becomes its child. */
+static void
+judge_left(void)
+{
+	int64_t deadline = faults_clock() + 1500 * patience();
+	char left[300] = "";
+	size_t used = 0;
+	int life;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, NULL, WNOHANG)) != -1 && faults_clock() < deadline)
+		if (pid == 0)
+			poll(NULL, 0, 1);
+	for (life = 1; pid != -1 && life < world->faults.births; life++)
+		if (world->faults.pids[life] > 0 && kill(world->faults.pids[life], SIGKILL) == 0 &&
+		    used < sizeof left)
+			used += (size_t)snprintf(left + used, sizeof left - used, " %s",
+			                         life_name(life));
+	if (pid != -1)
+		complain("left behind:%s", left);
+	while (waitpid(-1, NULL, 0) != -1)
+		;
+}
+
+static bool
+is_over(char *missing, size_t size)
+{
+	snprintf(missing, size, "the master does not end");
+	return ended;
+}
+
+/* A fault was invisible if nobody died of it. */
+static void
+judge_births(void)
+{
+	if (is_invisible() && world->faults.births > 3 + WORKERS)
+		complain("it cost a process its life");
+}
+
+static void
+play_acts(void)
+{
+	const struct fault *plan = &world->faults.plan[0];
+	int act;
+
+	for (act = 0; act < ACTS; act++) {
+		if (plan->how != 0 && act != plan->act && act != ACT_START && act < ACT_AFTER)
+			continue;
+		if (plan->how != 0 && plan->act == ACT_END && act == ACT_AFTER)
+			continue;
+		world->faults.act = act;
+		world->finished = act == ACT_END;
+		if (!acts[act].play()) {
+			if (ended || world->told)
+				break;
+		}
+		if (act == ACT_START)
+			judge_births();
+	}
+	if (world->told && !ended)
+		kill(master, SIGKILL);
+	until(is_over, "the end");
+	while (!ended && waitpid(master, &master_status, 0) == -1)
+		;
+}
+
+static void
+on_crash(int number)
+{
+	complain("%s crashed with signal %d", life_name(faults_life), number);
+	signal(number, SIG_DFL);
+	raise(number);
+}
+
+static void
+on_sanitizer_death(void)
+{
+	complain("the sanitizer stopped %s", life_name(faults_life));
+}
+
+static void
+catch_crashes(void)
+{
+	static const int numbers[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
+	size_t i;
+
+	if (__sanitizer_set_death_callback != NULL) {
+		__sanitizer_set_death_callback(on_sanitizer_death);
+		return;
+	}
+	for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+		signal(numbers[i], on_crash);
+}
+
+static void
+redirect(const char *name, int descriptor)
+{
+	char path[128];
+	int file;
+
+	snprintf(path, sizeof path, "%s/%s", world->folder, name);
+	file = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
+	if (file == -1 || dup2(file, descriptor) == -1)
+		abort();
+	close(file);
+}
+
+/* The whole play, in a process of its own. */
+static void
+play(void)
+{
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	redirect("out", STDOUT_FILENO);
+	redirect("err", STDERR_FILENO);
+	catch_crashes();
+	faults = &world->faults;
+	faults->births = 1;
+	faults->pids[0] = getpid();
+	play_acts();
+	judge_end();
+	messenger_close(parent);
+	judge_left();
+	exit(0);
+}
+
+/* ---- one after the other, some at a time ----------------------------------- */
+
+struct job {
+	struct fault plan[PLANS];
+};
+
+static struct lane {
+	struct world *world;
+	pid_t player;
+	int64_t deadline;
+	struct job *job;
+} lanes[LANES];
+
+static struct {
+	uint32_t hits[ACTS][SITES_MAX][PLACES];   /* without a fault */
+	bool usual[SITES_MAX][PLACES];            /* the same, in any act */
+	bool reached[SITES_MAX];                  /* ever */
+	struct job *provokers[SITES_MAX][PLACES]; /* whose fault leads to an unusual one */
+	int command[SITES_MAX];
+	int descriptors[PLACES];
+	int played, failed, silent;
+} tally;
+
+static int
+remove_entry(const char *path, const struct stat *status, int type, struct FTW *where)
+{
+	(void)status, (void)type, (void)where;
+	return remove(path);
+}
+
+static void
+open_lane(struct lane *lane, struct job *job)
+{
+	struct world *w = lane->world;
+
+	memset(w, 0, sizeof *w);
+	strcpy(w->folder, "/tmp/clutch-faults.XXXXXX");
+	cr_assert(mkdtemp(w->folder) != NULL);
+	memcpy(w->expected, tally.descriptors, sizeof w->expected);
+	if (job != NULL)
+		memcpy(w->faults.plan, job->plan, sizeof job->plan);
+	lane->job = job;
+	lane->deadline = faults_clock() + PLAY_LIMIT * patience();
+	fflush(NULL);
+	lane->player = fork();
+	cr_assert(lane->player != -1);
+	if (lane->player == 0) {
+		world = w;
+		play();
+	}
+}
+
+static void
+describe(const struct fault *fault, char *text, size_t size)
+{
+	const struct site *site = &sites[fault->site];
+
+	snprintf(text, size, "%s %s:%d (%s) in the %s, %s, %s%s", call_name(site->call), site->file,
+	         site->line, site->function, place_name(fault->place), acts[fault->act].name,
+	         fault_name(fault->how), fault->lasts == PERSISTENT ? " for a while" : "");
+}
+
+static void
+print_problem(const struct world *w)
+{
+	char first[300] = "without a fault", second[300];
+
+	if (w->faults.plan[0].how != 0)
+		describe(&w->faults.plan[0], first, sizeof first);
+	if (w->faults.plan[1].how != 0)
+		describe(&w->faults.plan[1], second, sizeof second);
+	fprintf(stderr, "%s%s%s: %s\n", w->faults.plan[1].how != 0 ? second : "",
+	        w->faults.plan[1].how != 0 ? ", after " : "", first, w->problem);
+	if (getenv("FAULTS_KEEP") != NULL)
+		fprintf(stderr, "\tits log: %s\n", w->folder);
+}
+
+/* Which calls were made; those that only this fault has led to are remembered. */
+static void
+count_hits(const struct lane *lane)
+{
+	const struct faults *f = &lane->world->faults;
+	int site, act, place;
+
+	for (act = 0; act < ACTS; act++)
+		for (site = 0; site < site_count; site++)
+			for (place = 0; place < PLACES; place++) {
+				if (f->hits[act][site][place] == 0)
+					continue;
+				tally.reached[site] = true;
+				if (lane->job != NULL && tally.provokers[site][place] == NULL &&
+				    !tally.usual[site][place] && f->plan[1].how == 0) {
+					tally.provokers[site][place] = lane->job;
+					tally.command[site] = f->command[site];
+				}
+			}
+}
+
+static void
+close_lane(struct lane *lane)
+{
+	struct world *w = lane->world;
+	char text[300];
+	int i;
+
+	count_hits(lane);
+	tally.played++;
+	for (i = 0; i < PLANS && !w->told; i++)
+		if (w->faults.plan[i].how != 0 && !w->faults.fired[i]) {
+			tally.silent++;
+			describe(&w->faults.plan[i], text, sizeof text);
+			fprintf(stderr, "not met: %s\n", text);
+		}
+	if (w->told) {
+		tally.failed++;
+		print_problem(w);
+	}
+	if (getenv("FAULTS_KEEP") == NULL || !w->told)
+		nftw(w->folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+	lane->player = 0;
+}
+
+/* Too late: kill all of them. */
+static void
+abort_lane(struct lane *lane)
+{
+	int life;
+
+	world = lane->world;
+	complain("it hangs");
+	for (life = 1; life < world->faults.births; life++)
+		if (world->faults.pids[life] > 0)
+			kill(world->faults.pids[life], SIGKILL);
+	kill(lane->player, SIGKILL);
+}
+
+/* Wait for the end of one that is being played; false if there is none. */
+static bool
+wait_lane(void)
+{
+	bool busy = false;
+	int i, status;
+	pid_t pid;
+
+	for (i = 0; i < LANES; i++) {
+		busy |= lanes[i].player != 0;
+		if (lanes[i].player != 0 && faults_clock() > lanes[i].deadline)
+			abort_lane(&lanes[i]);
+	}
+	while (busy && (pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		for (i = 0; i < LANES && lanes[i].player != pid; i++)
+			;
+		if (i == LANES)
+			continue;
+		world = lanes[i].world;
+		if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+			complain("the parent ended with status %d", status);
+		close_lane(&lanes[i]);
+		return true;
+	}
+	if (busy)
+		poll(NULL, 0, 2);
+	return busy;
+}
+
+static void
+play_all(struct job *jobs, size_t count)
+{
+	size_t next;
+	int i;
+
+	for (next = 0; next < count; next++) {
+		for (;;) {
+			for (i = 0; i < LANES && lanes[i].player != 0; i++)
+				;
+			if (i < LANES)
+				break;
+			wait_lane();
+		}
+		open_lane(&lanes[i], &jobs[next]);
+	}
+	while (wait_lane())
+		;
+}
+
+static void
+open_lanes(void)
+{
+	const char *wrong = faults_find_sites();
+	int i;
+
+	cr_assert(wrong == NULL, "%s", wrong);
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	for (i = 0; i < LANES; i++) {
+		lanes[i].world = mmap(NULL, sizeof *lanes[i].world, PROT_READ | PROT_WRITE,
+		                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		cr_assert(lanes[i].world != MAP_FAILED);
+	}
+}
+
+/* Without a fault: all is well, and now it is known who calls what, and when. */
+static void
+rehearse(void)
+{
+	struct world *w = lanes[0].world;
+	int act, site, place;
+
+	open_lane(&lanes[0], NULL);
+	while (wait_lane())
+		;
+	cr_assert(!w->told, "without a fault: %s", w->problem);
+	memcpy(tally.hits, w->faults.hits, sizeof tally.hits);
+	for (act = 0; act < ACTS; act++)
+		for (site = 0; site < site_count; site++)
+			for (place = 0; place < PLACES; place++)
+				tally.usual[site][place] |= tally.hits[act][site][place] > 0;
+	memcpy(tally.command, w->faults.command, sizeof tally.command);
+	memcpy(tally.descriptors, w->descriptors, sizeof tally.descriptors);
+}
+
+/* ---- which ---------------------------------------------------------------- */
+
+static struct job jobs[SITES_MAX * 128];
+static size_t job_count;
+
+static void
+add_job(const struct job *before, int site, int place, int act, int how, int lasts)
+{
+	struct job *job = &jobs[job_count++];
+
+	cr_assert(job_count < sizeof jobs / sizeof jobs[0]);
+	if (how == FAULT_NO_HANDLE)
+		lasts = FOR_EVER; /* the handle is not in the first */
+	if (before != NULL)
+		job->plan[0] = before->plan[0];
+	job->plan[before != NULL] = (struct fault){site, place, act, how, lasts};
+}
+
+static bool
+is_wanted(int site)
+{
+	const char *wanted = getenv("FAULTS");
+	char line[64];
+
+	if (wanted == NULL || strchr(wanted, '.') == NULL)
+		return true;
+	snprintf(line, sizeof line, "%s:%d", sites[site].file, sites[site].line);
+	return strcmp(wanted, line) == 0;
+}
+
+/* What may go on for a while. */
+static int
+lasting_fault(const struct site *site, int command)
+{
+	switch ((int)site->call) {
+	case CALL_fork:
+		return EAGAIN;
+	case CALL_malloc:
+	case CALL_calloc:
+	case CALL_realloc:
+		return ENOMEM;
+	case CALL_sendmsg:
+	case CALL_recvmsg:
+		return ENOBUFS;
+	case CALL_socketpair:
+	case CALL_accept:
+		return EMFILE;
+	case CALL_fcntl:
+		return command == F_DUPFD_CLOEXEC ? EMFILE : 0;
+	default:
+		return 0;
+	}
+}
+
+static void
+add_jobs_of(const struct job *before, int site, int place, int act)
+{
+	const int *how;
+	int lasting = lasting_fault(&sites[site], tally.command[site]);
+
+	for (how = faults_of(&sites[site], tally.command[site]); *how != 0; how++)
+		add_job(before, site, place, act, *how, 0);
+	if (lasting != 0)
+		add_job(before, site, place, act, lasting, PERSISTENT);
+}
+
+/* The acts in which a call is made. By default two of them are enough: the first,
+ * and one that is another one for another call; and each if it fails for a while. */
+static void
+list_jobs_of(int site, int place)
+{
+	int act, count = 0, among[ACTS];
+	bool all = getenv("FAULTS") != NULL;
+
+	for (act = 0; act < ACTS; act++)
+		if (tally.hits[act][site][place] != 0 && act != ACT_AFTER)
+			among[count++] = act;
+	for (act = 0; act < count; act++)
+		if (all || act == 0 || act == (site + place) % count)
+			add_jobs_of(NULL, site, place, among[act]);
+		else if (sites[site].call == CALL_sendmsg || sites[site].call == CALL_recvmsg)
+			add_job(NULL, site, place, among[act], ENOBUFS, PERSISTENT);
+}
+
+static void
+list_jobs(void)
+{
+	int site, place;
+
+	for (site = 0; site < site_count; site++)
+		for (place = 0; place < PLACES && is_wanted(site); place++)
+			list_jobs_of(site, place);
+}
+
+/* The calls to which only a fault leads: that fault, and then theirs. */
+static void
+list_second_jobs(void)
+{
+	const struct job *before;
+	int site, place;
+
+	for (site = 0; site < site_count; site++)
+		for (place = 0; place < PLACES; place++) {
+			before = tally.provokers[site][place];
+			if (before != NULL)
+				add_jobs_of(before, site, place, before->plan[0].act);
+		}
+}
+
+/* Calls that the play does not reach, not even with a fault, and why. */
+static const struct {
+	const char *function;
+	enum call call;
+	const char *why;
+} unreached[] = {
+	{"fork_cluster", CALL_fcntl, "only where the parent has closed its stdin"},
+};
+
+static bool
+is_explained(const struct site *site)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof unreached / sizeof unreached[0]; i++)
+		if (unreached[i].call == site->call &&
+		    strcmp(unreached[i].function, site->function) == 0) {
+			fprintf(stderr, "not reached: %s %s:%d (%s): %s\n", call_name(site->call),
+			        site->file, site->line, site->function, unreached[i].why);
+			return true;
+		}
+	return false;
+}
+
+static int
+count_unexplained(void)
+{
+	int site, count = 0;
+
+	for (site = 0; site < site_count; site++) {
+		if (tally.reached[site] || !is_wanted(site) || is_explained(&sites[site]))
+			continue;
+		fprintf(stderr, "NOT REACHED, and no reason is given: %s %s:%d (%s)\n",
+		        call_name(sites[site].call), sites[site].file, sites[site].line,
+		        sites[site].function);
+		count++;
+	}
+	return count;
+}
+
+Test(faults, each_call_fails_in_each_way, .timeout = 7200)
+{
+	size_t first;
+	int unexplained;
+
+	open_lanes();
+	rehearse();
+	list_jobs();
+	first = job_count;
+	fprintf(stderr, "%d calls, %zu faults\n", site_count, first);
+	play_all(jobs, first);
+	list_second_jobs();
+	fprintf(stderr, "%zu faults of calls to which only a fault leads\n", job_count - first);
+	play_all(jobs + first, job_count - first);
+	unexplained = count_unexplained();
+	fprintf(stderr, "%d plays, %d did not meet their fault, %d failed\n", tally.played,
+	        tally.silent, tally.failed);
+	cr_assert_eq(tally.failed, 0);
+	cr_assert_eq(unexplained, 0);
+}
