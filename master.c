@@ -347,10 +347,11 @@ static void
 wait_for_window(struct master *master, int number)
 {
 	struct slot *slot = &master->slots[number];
+	int64_t at = allow(master);
 
-	if (allow(master) <= slot->refork_at)
+	if (at <= master->now || at <= slot->refork_at)
 		return;
-	slot->refork_at = allow(master);
+	slot->refork_at = at;
 	log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
 	          (long long)(slot->refork_at - master->now));
 }

@@ -838,15 +838,26 @@ Test(lifecycle, s12g_closing_takes_its_time_in_app_and_agent)
 static int
 load_and_fork(struct messenger *messenger, void *arg)
 {
-	pid_t pid = fork();
+	char byte;
+	int ends[2];
+	pid_t pid;
 
 	(void)arg;
+	if (pipe(ends) == -1)
+		return 1;
+	pid = fork();
 	if (pid == 0) {
 		signal(SIGTERM, SIG_IGN);
 		report(messenger, "grandchild");
+		close(ends[0]);
+		close(ends[1]);
 		for (;;)
 			pause();
 	}
+	close(ends[1]);
+	while (read(ends[0], &byte, 1) == -1) /* until it has said so */
+		;
+	close(ends[0]);
 	return pid == -1;
 }
 
