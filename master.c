@@ -652,8 +652,7 @@ fail(struct master *master, int code)
 {
 	struct process *worker;
 
-	if (master->phase == PHASE_FAILING)
-		return;
+	assert(master->phase == PHASE_RUNNING);
 	master->phase = PHASE_FAILING;
 	master->exit_code = code;
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
@@ -689,8 +688,6 @@ on_disconnect(struct master *master, struct process *process)
 		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
 		return;
 	}
-	if (master->phase == PHASE_FAILING)
-		return;
 	process->state = STATE_DISCONNECTED;
 	if (master->phase != PHASE_RUNNING)
 		return;
@@ -807,8 +804,6 @@ hear(struct master *master, struct process *process)
 		if (handle != -1)
 			close(handle);
 	}
-	if (process->channel.descriptor == -1)
-		return;                         /* it was given up meanwhile */
 	if (found == -1 || peer == PEER_BROKEN) /* D2 */
 		condemn(master, process, "broke the protocol");
 	else if (peer == PEER_GONE)
