@@ -142,8 +142,8 @@ struct options {
 	int workers;              /* EGG_WORKERS, or the number of processors */
 	const char *host;         /* HOST, or 127.0.0.1; a numeric address or "localhost" */
 	int port;                 /* PORT, or 7001; -1: any free one */
-	const char *env;          /* EGG_SERVER_ENV, or "prod"; "local" and "unittest" do
-					 * not re-fork app workers nor check the cluster's health */
+	const char *env;          /* EGG_SERVER_ENV, or "prod"; in "local" and "unittest" no
+	                           * app worker is re-forked, and no health checked */
 	const char *pid_file;     /* locked while the master lives; none */
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
@@ -177,7 +177,8 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
  * (ROLE_PARENT for a parent that starts its master by itself). The descriptor
  * becomes the messenger's; on failure it stays the caller's. NULL with errno:
  * EBADF, ENOMEM. messenger_close writes out what was sent (waiting a second at
- * most for a full socket), closes, and frees; NULL is ignored.
+ * most for a full socket), closes, and frees: not inside a callback of its own.
+ * NULL is ignored.
  */
 struct messenger *messenger_open(int descriptor, enum role role);
 void messenger_close(struct messenger *messenger);
@@ -191,7 +192,8 @@ int messenger_slot(const struct messenger *messenger);
 /*
  * The pids on the other side, as the master last told: in the agent those of
  * the listening apps, in an app that of the agent. The array is the
- * messenger's and lives until the next message is heard.
+ * messenger's and lives until the next message is heard; it may be NULL where
+ * *count is 0.
  * egg: Messenger#opids
  */
 const pid_t *messenger_opids(const struct messenger *messenger, size_t *count);
@@ -254,9 +256,9 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * step: write what is queued, wait up to `timeout` (-1: as long as it takes)
  * for something to do, and do it: messages, watched descriptors, timers.
  * Returns 1 while the channel is open; 0 once it is closed and all that came
- * over it is delivered (descriptors and timers go on); -1 with EBUSY from
- * inside a callback of the same loop or a listener of any, EPROTO when the other end broke the
- * protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
+ * over it is delivered (descriptors and timers go on); -1 with EBUSY inside a
+ * callback of the same loop or a listener of any, EPROTO when the other end broke
+ * the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
  *
  * A foreign loop polls what `descriptors` stores (at most `size`; it returns
  * how many there are), for `timeout` at the longest (-1: no limit), and then,
