@@ -39,6 +39,9 @@
 /* An empty queue larger than this gives its memory back. */
 #define QUEUE_KEEP ((size_t)2 * CHANNEL_FLUSH_SIZE)
 
+/* The log is full: a line waits so long, in milliseconds, before it is lost. */
+#define LOG_PATIENCE 10
+
 /* A handle that came, but that this process had no descriptor left for. */
 #define HANDLE_LOST (-2)
 
@@ -749,12 +752,17 @@ print_arguments(int descriptor, const char *start, const char *format, va_list a
 	char line[1024];
 	int used = snprintf(line, sizeof line, "%s", start);
 	int more = vsnprintf(line + used, sizeof line - (size_t)used, format, arguments);
+	int ready;
 
 	used += more < (int)sizeof line - used ? more : (int)sizeof line - used - 1;
 	line[used++] = '\n';
-	/* D17: if nobody reads the log, the line is lost, and nobody waits. */
-	if (poll(&log, 1, 0) == 1 && write(descriptor, line, (size_t)used) == -1)
-		return;
+	/* D17: if nobody reads the log, the line is lost, and nobody waits for long. (A
+	 * terminal that another process writes to is busy for a moment.) */
+	do
+		ready = poll(&log, 1, LOG_PATIENCE);
+	while (ready == -1 && errno == EINTR);
+	while (ready == 1 && write(descriptor, line, (size_t)used) == -1 && errno == EINTR)
+		;
 }
 
 void
