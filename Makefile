@@ -22,15 +22,15 @@
 # ---- what there is ---------------------------------------------------------
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
-PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c)
+PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
 HELPERS  = examples/http.c
-EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c))
+EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
 # Every source that is ours, for the checks.
-SOURCES      = $(filter-out $(TEST_SOURCES),$(wildcard *.c */*.c))
+SOURCES      = $(filter-out $(TEST_SOURCES),$(wildcard *.c */*.c */*/*.c))
 TEST_SOURCES = $(wildcard test/*.c)
-HEADERS      = $(wildcard *.h */*.h)
+HEADERS      = $(wildcard *.h */*.h */*/*.h)
 
 # ---- how it is compiled ----------------------------------------------------
 
@@ -70,7 +70,7 @@ $(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 	$(Q)rm -f $@
 	$(Q)$(AR) rcs $@ $^
 
-$(BUILD)/examples/hello: $(BUILD)/examples/http.o
+$(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(BUILD)/examples/http.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	@echo "  ld  $@"
@@ -117,7 +117,7 @@ $(BUILD)/%.o: %.c
 	$(Q)$(COMPILE) $(POSIX) -c -o $@ $<
 
 # What each object was made from, headers included: -MMD wrote it down.
--include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
 # Objects are kept, also those that only pattern rules mention.
 .SECONDARY:
