@@ -548,7 +548,8 @@ on_app_exit(struct master *master, struct process *worker, int status)
 		log_error("reload given up: the new app_worker died before it was ready");
 		master->reload_slot = -1;
 	}
-	refork(master, number);
+	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
+		refork(master, number);
 }
 
 /* egg: this.ready(() => { ... }) */

@@ -94,6 +94,17 @@ order_ignore(struct messenger *messenger, int value)
 	return 0;
 }
 
+/* Its channel ends, and it lives. */
+static int
+order_hang_up(struct messenger *messenger, int value)
+{
+	(void)value;
+	shutdown(messenger->channel.descriptor, SHUT_RDWR);
+	while (pause() == -1)
+		;
+	return 0;
+}
+
 static int
 order_uncaught(struct messenger *messenger, int value)
 {
@@ -142,10 +153,15 @@ static const struct {
 	const char *word;
 	int (*obey)(struct messenger *messenger, int value);
 } orders[] = {
-	{"exit", order_exit},         {"flood", flood},
-	{"ignore", order_ignore},     {"listening", order_listening},
-	{"ready", order_ready},       {"reload", order_reload},
-	{"talk", order_talk},         {"talk-to-nobody", order_talk_to_nobody},
+	{"exit", order_exit},
+	{"flood", flood},
+	{"hang-up", order_hang_up},
+	{"ignore", order_ignore},
+	{"listening", order_listening},
+	{"ready", order_ready},
+	{"reload", order_reload},
+	{"talk", order_talk},
+	{"talk-to-nobody", order_talk_to_nobody},
 	{"uncaught", order_uncaught},
 };
 
@@ -1171,6 +1187,38 @@ Test(lifecycle, s11_all_apps_are_dead)
 		c, mark, "PARENT",
 		"app-worker-died -> app-worker-died -> app-worker-died -> app-worker-died");
 	expect_given_up(c, begin);
+}
+
+static int
+load_and_hang_up_if_sick(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return access(sickness, F_OK) == 0 ? order_hang_up(app, 0) : 0;
+}
+
+/* D11: while a replacement dies, the end of the one before it changes nothing. */
+Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
+{
+	struct cluster *c;
+	int64_t death;
+
+	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
+	manners.app.load = load_and_hang_up_if_sick;
+	c = start((struct options){.workers = 1});
+	fall_ill();
+	order(c, "APP#1", "hang-up 0");
+	cluster_wait(c, 0, "app_worker#2:APP#2 disconnect");
+	cluster_signal(c, "APP#1", SIGKILL);
+	cluster_wait_end(c, "APP#1");
+	recover();
+	death = clock_now();
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait_end(c, "APP#2");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0, "nobody has waited for APP#2");
+	cluster_wait(c, 0, ":APP#3 saw egg-ready");
+	cr_assert(clock_now() - death >= 1000, "after a second at the earliest");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
+	cluster_stop(c);
 }
 
 /* ---- 13: reload -------------------------------------------------------------------------------- */
