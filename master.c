@@ -552,13 +552,21 @@ on_agent_exit(struct master *master, int status)
 	tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL);
 }
 
+/* It need not be ready in time any more; but who was told to leave must do that. */
+static void
+start_is_over(struct process *process)
+{
+	if (!process->terminated)
+		process->deadline = 0;
+}
+
 static void
 on_agent_start(struct master *master)
 {
 	struct process *agent = &master->agent;
 
 	agent->state = STATE_LISTENING; /* egg: status = 'started' */
-	agent->deadline = 0;
+	start_is_over(agent);
 	if (master->is_started) { /* D8: first who is there, then that all is ready */
 		tell_agent_pids(master);
 		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
@@ -567,7 +575,7 @@ on_agent_start(struct master *master)
 	tell(master, ROLE_APP, 0, "agent-start", NULL);
 	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
 	         (long long)(clock_now() - agent->forked_at));
-	if (master->app_start_time == 0) /* this.once('agent-start', ...) */
+	if (master->app_start_time == 0 && master->phase == PHASE_RUNNING) /* D14; this.once */
 		fork_app_workers(master);
 }
 
@@ -650,7 +658,7 @@ on_app_start(struct master *master, struct process *worker)
 	int remain;
 
 	worker->state = STATE_LISTENING;
-	worker->deadline = 0;
+	start_is_over(worker);
 	tell_agent_pids(master);
 	master->start_success_count++; /* D18: a worker comes here once, and none has died */
 	remain = master->is_all_worker_started
@@ -672,7 +680,8 @@ on_app_start(struct master *master, struct process *worker)
 		master->reload_slot++;
 		reload_next(master);
 	}
-	if (master->is_all_worker_started || master->start_success_count < master->options.workers)
+	if (master->is_all_worker_started || master->phase != PHASE_RUNNING ||
+	    master->start_success_count < master->options.workers)
 		return;
 	master->is_all_worker_started = true;
 	on_ready(master);
@@ -694,6 +703,7 @@ static void
 close_cluster(struct master *master)
 {
 	notify("STOPPING=1");
+	master->reload_slot = -1;
 	master->phase = PHASE_CLOSING_APPS;
 	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
 	         master->options.app_close_timeout);
@@ -731,6 +741,7 @@ fail(struct master *master, int code)
 
 	assert(master->phase == PHASE_RUNNING);
 	notify("STOPPING=1");
+	master->reload_slot = -1;
 	master->phase = PHASE_FAILING;
 	master->exit_code = code;
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
@@ -1147,7 +1158,6 @@ put_table(const struct master *master, FILE *file)
 	static const struct slot none;
 	const struct process *worker;
 
-	put_summary(master, file);
 	put(file, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
 	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
 	    "last death");
@@ -1199,6 +1209,7 @@ save_status(const struct master *master)
 		file = fdopen(descriptor, "w");
 	saved = file != NULL;
 	if (saved) {
+		put_summary(master, file);
 		put_table(master, file);
 		saved = fclose(file) == 0 && rename(path, status_path(master, "")) == 0;
 	} else if (descriptor != -1) {
