@@ -23,29 +23,29 @@ enum kind { FLAG, NUMBER, TEXT };
 
 static const struct option {
 	const char *name, *value; /* value: as --help calls it */
+	size_t field;             /* of struct command */
 	enum kind kind;
-	size_t field;
 	int commands, least, most;
 	const char *help;
 } table[] = {
-	{"workers", "N", NUMBER, FIELD(options.workers), START, 1, CLUTCH_WORKERS_MAX,
+	{"workers", "N", FIELD(options.workers), NUMBER, START, 1, CLUTCH_WORKERS_MAX,
          "app workers [EGG_WORKERS, or the number of processors]"},
-	{"port", "P", NUMBER, FIELD(options.port), START, 0, 65535,
+	{"port", "P", FIELD(options.port), NUMBER, START, 0, 65535,
          "the shared port, 0 is any free one [PORT, or 7001]"},
-	{"host", "H", TEXT, FIELD(options.host), START, 0, 0,
+	{"host", "H", FIELD(options.host), TEXT, START, 0, 0,
          "a numeric address, or localhost [HOST, or 127.0.0.1]"},
-	{"env", "E", TEXT, FIELD(options.env), START, 0, 0,
+	{"env", "E", FIELD(options.env), TEXT, START, 0, 0,
          "prod, or local: no worker is replaced [EGG_SERVER_ENV, or prod]"},
-	{"pid-file", "FILE", TEXT, FIELD(options.pid_file), ALL, 0, 0,
+	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
          "says which cluster [~/run/NAME.pid]"},
-	{"timeout", "S", NUMBER, FIELD(timeout), ALL, 1, 86400,
+	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
          "seconds; stop: then SIGKILL [start, reload: 300; status: 5]"},
-	{"daemon", NULL, FLAG, FIELD(daemon), START, 0, 0, "run in the background"},
-	{"stdout", "FILE", TEXT, FIELD(standard_output), START, 0, 0,
+	{"daemon", NULL, FIELD(daemon), FLAG, START, 0, 0, "run in the background"},
+	{"stdout", "FILE", FIELD(standard_output), TEXT, START, 0, 0,
          "of the daemon [~/logs/NAME-stdout.log]"},
-	{"stderr", "FILE", TEXT, FIELD(standard_error), START, 0, 0,
+	{"stderr", "FILE", FIELD(standard_error), TEXT, START, 0, 0,
          "of the daemon [~/logs/NAME-stderr.log]"},
-	{"end-with-parent", NULL, FLAG, FIELD(options.end_with_parent), START, 0, 0,
+	{"end-with-parent", NULL, FIELD(options.end_with_parent), FLAG, START, 0, 0,
          "the cluster stops when the launcher is gone"},
 };
 

@@ -133,13 +133,15 @@ status_command(const struct command *command)
 static const char *
 next_app(const char *at, int *slot, long *pid)
 {
-	while (at != NULL) {
-		int length = 0;
+	int length;
 
+	while (at != NULL) {
+		length = 0;
 		if (sscanf(at, "app %d %ld listening%n", slot, pid, &length) == 2 && length > 0)
 			return at + length;
 		at = strchr(at, '\n');
-		at += at != NULL;
+		if (at != NULL)
+			at++;
 	}
 	return NULL;
 }

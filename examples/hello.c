@@ -70,7 +70,6 @@ int
 main(int argc, char *argv[])
 {
 	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
-	return egg_scripts(
-		argc, argv,
-		&(struct options){.agent = agent, .app = app, .connection = connection});
+	return egg_scripts(argc, argv,
+	                   &(struct options){.agent = agent, .app = app, .connection = connection});
 }
