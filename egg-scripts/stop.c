@@ -146,14 +146,16 @@ next_app(const char *at, int *slot, long *pid)
 	return NULL;
 }
 
+/* Is there one in that slot (0: in any), with that pid (0: with any)? */
 static bool
-has_app(const char *table, long wanted)
+has_app(const char *table, int wanted_slot, long wanted_pid)
 {
 	long pid;
 	int slot;
 
 	while ((table = next_app(table, &slot, &pid)) != NULL)
-		if (pid == wanted)
+		if ((wanted_slot == 0 || slot == wanted_slot) &&
+		    (wanted_pid == 0 || pid == wanted_pid))
 			return true;
 	return false;
 }
@@ -166,22 +168,27 @@ is_renewed(const char *before, const char *after, int wanted)
 	int slot;
 
 	while ((after = next_app(after, &slot, &pid)) != NULL)
-		if (slot == wanted && !has_app(before, pid))
+		if (slot == wanted && !has_app(before, 0, pid))
 			return true;
 	return false;
 }
 
-/* Whoever listened before: how many, and how many of their places are renewed? */
+/* The slots in which somebody listened before: how many, and how many are renewed? In
+ * one slot there may be two: the first is leaving since the last reload. */
 static int
-count_apps(const char *before, const char *after, int *renewed)
+count_slots(const char *before, const char *after, int *renewed)
 {
 	const char *at = before;
 	int slot, count = 0;
 	long pid;
 
 	*renewed = 0;
-	for (; (at = next_app(at, &slot, &pid)) != NULL; count++)
+	while ((at = next_app(at, &slot, &pid)) != NULL) {
+		if (has_app(at, slot, 0))
+			continue;
+		count++;
 		*renewed += is_renewed(before, after, slot);
+	}
 	return count;
 }
 
@@ -206,7 +213,7 @@ watch_reload(const struct command *command, const struct cluster_found *cluster,
 		table = cluster_ask(cluster, SIGUSR2, begin + timeout - now);
 		if (table == NULL)
 			return report_silence(command, cluster, timeout);
-		count = count_apps(before, table, &renewed);
+		count = count_slots(before, table, &renewed);
 		given_up = renewed < count && times_given_up(table) > times_given_up(before);
 		free(table);
 	}
