@@ -1023,6 +1023,12 @@ Test(scripts, a_reload_under_load_costs_nobody_a_connection)
 	nobody_is_left();
 }
 
+static bool
+is_dead(const void *pid)
+{
+	return !process_is_alive((pid_t) * (const long *)pid);
+}
+
 /* Every worker is another one afterwards, and the agent is the same. */
 Test(scripts, a_reload_replaces_every_app_worker)
 {
@@ -1042,7 +1048,7 @@ Test(scripts, a_reload_replaces_every_app_worker)
 		if (strncmp(row, "\nagent", 6) == 0)
 			cr_assert(strstr(after, wanted) != NULL, "%s%s", before, after);
 		else
-			cr_assert_neq(waitpid((pid_t)pid, NULL, WNOHANG), 0);
+			wait_until(is_dead, &pid, "the end of an old worker");
 	}
 	command("stop", 0, "egg: stopped (");
 	nobody_is_left();
