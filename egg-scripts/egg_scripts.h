@@ -54,8 +54,8 @@
  *
  * In the foreground the caller is the master's parent, and returns the master's
  * exit status. It hands SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 on to the
- * master; with --daemon the first three end a start that is not done. While it
- * runs it owns these and SIGCHLD.
+ * master; with --daemon the first three end a start that is not done. It owns
+ * these and SIGCHLD from then on.
  *
  * docs/egg-scripts.md has the options, the files, and what they are by default.
  */
@@ -82,7 +82,7 @@ void complain(const struct command *command, const char *format, ...) PRINTF_LIK
 /* Milliseconds on a clock that only goes forward. */
 int64_t milliseconds(void);
 
-/* $HOME/FOLDER/NAME-or-so: a default. NULL: it complained. The caller's, as malloc's. */
+/* $HOME/FOLDER/NAMEend, a default: free it. NULL: it complained. */
 char *home_file(const struct command *command, const char *folder, const char *end);
 
 /*
@@ -90,7 +90,7 @@ char *home_file(const struct command *command, const char *folder, const char *e
  *
  * find opens the pid file. Returns 1 if a master holds its lock; 0 if nobody
  * does, or there is no such file; -1: it complained. In any case: close it.
- * lost is true when nobody of the cluster is left: neither master nor child.
+ * is_gone: nobody of the cluster is left, neither master nor child.
  */
 struct cluster_found {
 	const char *pid_file;
