@@ -10,7 +10,7 @@
  *	loop              the living speak; the dead are counted; orders; the clock
  *	  disconnect      on_disconnect: a replacement for an app, at once
  *	  exit            on_app_exit, on_agent_exit: the agent's after 1 s
- *	  SIGTERM         close_master: apps, then agent, then itself
+ *	  SIGTERM         close_cluster: apps, then agent, then itself
  *
  * Who is alive is what the kernel says; who speaks is whose channel it is. What
  * a message claims is never believed (D5).
@@ -24,11 +24,14 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,7 +47,7 @@
 #define GROUP_CHECK 50  /* how soon a process group's end is noticed */
 
 /* The signals that are the master's while it runs. */
-static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGPIPE};
+static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 enum phase {
@@ -82,6 +85,7 @@ struct master {
 	int start_success_count;
 	int agent_id, app_id; /* forked so far */
 	int reload_slot;      /* the next one of an ordered reload, or -1 */
+	int reloads_done, reloads_given_up;
 
 	int64_t now, start_time, app_start_time;
 	int64_t check_at;              /* 0: no health check */
@@ -100,8 +104,10 @@ struct master {
 static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
 static volatile sig_atomic_t got_sigchld;
 static volatile sig_atomic_t got_sigusr1;
+static volatile sig_atomic_t got_sigusr2;
 
 static void fail(struct master *master, int code);
+static void save_status(const struct master *master);
 
 #define log_info(...) print_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
 #define log_error(...) print_line(STDERR_FILENO, "[master] " __VA_ARGS__)
@@ -144,6 +150,30 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	if (master->agent.state == STATE_LISTENING)
 		snprintf(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
+}
+
+/* systemd's sd_notify, without its library: a datagram to the socket that it names
+ * ("@name" is an abstract one). Where nobody listens, nobody is told. */
+static void
+notify(const char *state)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	size_t length = path != NULL ? strlen(path) : 0;
+	int descriptor;
+
+	if (length < 2 || length > sizeof address.sun_path)
+		return;
+	memcpy(address.sun_path, path, length);
+	if (path[0] == '@')
+		address.sun_path[0] = '\0';
+	descriptor = socket(AF_UNIX, SOCK_DGRAM, 0);
+	if (descriptor == -1 || fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
+	    sendto(descriptor, state, strlen(state), 0, (struct sockaddr *)&address,
+	           (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) == -1)
+		log_error("cannot tell NOTIFY_SOCKET=%s: %s", path, strerror(errno));
+	if (descriptor != -1)
+		close(descriptor);
 }
 
 /* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
@@ -228,6 +258,21 @@ release(struct master *master, bool with_listener)
 	free(master->speakers);
 }
 
+/* Lock one byte of the pid file: the master the first one, a child that of its own
+ * number. So the kernel's list of its locks is the list of those alive, and who stops
+ * the cluster from outside takes no stranger for one of them (D30). */
+static int
+lock_byte(int descriptor, off_t byte)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+	int result;
+
+	do
+		result = fcntl(descriptor, F_SETLK, &lock);
+	while (result == -1 && errno == EINTR);
+	return result;
+}
+
 /* The child's first steps: nothing of the master's stays but its options. */
 static void
 become(struct master *master, const struct process *process, int descriptor, const sigset_t *mask)
@@ -242,6 +287,10 @@ become(struct master *master, const struct process *process, int descriptor, con
 	for (i = 0; i < CAUGHT; i++)
 		catch_signal(caught[i], SIG_DFL);
 	sigprocmask(SIG_SETMASK, mask, NULL);
+	if (master->pid_file != -1)
+		lock_byte(master->pid_file, getpid());
+	master->pid_file = -1; /* it stays open, for its lock */
+	unsetenv("NOTIFY_SOCKET");
 	release(master, role == ROLE_AGENT);
 	messenger = messenger_open(descriptor, role);
 	if (messenger == NULL) {
@@ -503,13 +552,21 @@ on_agent_exit(struct master *master, int status)
 	tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL);
 }
 
+/* It need not be ready in time any more; but who was told to leave must do that. */
+static void
+start_is_over(struct process *process)
+{
+	if (!process->terminated)
+		process->deadline = 0;
+}
+
 static void
 on_agent_start(struct master *master)
 {
 	struct process *agent = &master->agent;
 
 	agent->state = STATE_LISTENING; /* egg: status = 'started' */
-	agent->deadline = 0;
+	start_is_over(agent);
 	if (master->is_started) { /* D8: first who is there, then that all is ready */
 		tell_agent_pids(master);
 		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
@@ -518,8 +575,16 @@ on_agent_start(struct master *master)
 	tell(master, ROLE_APP, 0, "agent-start", NULL);
 	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
 	         (long long)(clock_now() - agent->forked_at));
-	if (master->app_start_time == 0) /* this.once('agent-start', ...) */
+	if (master->app_start_time == 0 && master->phase == PHASE_RUNNING) /* D14; this.once */
 		fork_app_workers(master);
+}
+
+static void
+end_reload(struct master *master, int *count)
+{
+	master->reload_slot = -1;
+	(*count)++;
+	save_status(master); /* who has ordered it waits for this */
 }
 
 static void
@@ -546,7 +611,7 @@ on_app_exit(struct master *master, struct process *worker, int status)
 	slot->failures += never_ready;
 	if (never_ready && number == master->reload_slot) { /* D12 */
 		log_error("reload given up: the new app_worker died before it was ready");
-		master->reload_slot = -1;
+		end_reload(master, &master->reloads_given_up);
 	}
 	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
 		refork(master, number);
@@ -565,6 +630,7 @@ on_ready(struct master *master)
 	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json);
 	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);
 	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
+	notify("READY=1");
 	if (master->is_production)
 		master->check_at = master->now + CHECK_INTERVAL;
 }
@@ -580,8 +646,8 @@ reload_next(struct master *master)
 		}
 		master->reload_slot++; /* it waits for its re-fork: that will be a new one */
 	}
-	master->reload_slot = -1;
 	log_info("reload done");
+	end_reload(master, &master->reloads_done);
 }
 
 static void
@@ -592,7 +658,7 @@ on_app_start(struct master *master, struct process *worker)
 	int remain;
 
 	worker->state = STATE_LISTENING;
-	worker->deadline = 0;
+	start_is_over(worker);
 	tell_agent_pids(master);
 	master->start_success_count++; /* D18: a worker comes here once, and none has died */
 	remain = master->is_all_worker_started
@@ -614,7 +680,8 @@ on_app_start(struct master *master, struct process *worker)
 		master->reload_slot++;
 		reload_next(master);
 	}
-	if (master->is_all_worker_started || master->start_success_count < master->options.workers)
+	if (master->is_all_worker_started || master->phase != PHASE_RUNNING ||
+	    master->start_success_count < master->options.workers)
 		return;
 	master->is_all_worker_started = true;
 	on_ready(master);
@@ -631,6 +698,18 @@ on_reload(struct master *master)
 	reload_next(master);
 }
 
+/* egg: close */
+static void
+close_cluster(struct master *master)
+{
+	notify("STOPPING=1");
+	master->reload_slot = -1;
+	master->phase = PHASE_CLOSING_APPS;
+	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
+	         master->options.app_close_timeout);
+	kill_app_workers(master);
+}
+
 /* egg: onSignal */
 static void
 on_signal(struct master *master, int number)
@@ -640,10 +719,17 @@ on_signal(struct master *master, int number)
 	log_info("master is killed by signal %s, closing", number == SIGTERM  ? "SIGTERM"
 	                                                   : number == SIGINT ? "SIGINT"
 	                                                                      : "SIGQUIT");
-	master->phase = PHASE_CLOSING_APPS;
-	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
-	         master->options.app_close_timeout);
-	kill_app_workers(master);
+	close_cluster(master);
+}
+
+static void
+on_parent_gone(struct master *master)
+{
+	master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+	if (!master->options.end_with_parent || master->phase != PHASE_RUNNING) /* D32 */
+		return;
+	log_info("the parent is gone, closing");
+	close_cluster(master);
 }
 
 /* egg: process.exit(code). But nobody is left behind (D3): the children see the
@@ -654,6 +740,8 @@ fail(struct master *master, int code)
 	struct process *worker;
 
 	assert(master->phase == PHASE_RUNNING);
+	notify("STOPPING=1");
+	master->reload_slot = -1;
 	master->phase = PHASE_FAILING;
 	master->exit_code = code;
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
@@ -686,7 +774,7 @@ on_disconnect(struct master *master, struct process *process)
 	if (again)
 		return;
 	if (process->role == ROLE_PARENT) {
-		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+		on_parent_gone(master);
 		return;
 	}
 	process->state = STATE_DISCONNECTED;
@@ -1014,38 +1102,121 @@ clock_timeout(const struct master *master)
 
 /* ---- SIGUSR1: all that the master knows ----------------------------------- */
 
+/* A line of the table: into the log, or into a file. */
 static void
-print_process(const struct master *master, const struct process *process, const struct slot *slot)
+put(FILE *file, const char *format, ...)
+{
+	char line[512];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(line, sizeof line, format, arguments);
+	va_end(arguments);
+	if (file != NULL)
+		fprintf(file, "%s\n", line);
+	else
+		log_info("%s", line);
+}
+
+static void
+put_summary(const struct master *master, FILE *file)
+{
+	const struct options *options = &master->options;
+
+	put(file, "%s%s%s, pid %ld, %llds, %d workers", options->name,
+	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
+	    (long long)(master->now - master->start_time) / 1000, options->workers);
+	put(file, "%s, stops within %dms, reloads: %d done, %d given up%s",
+	    master->phase != PHASE_RUNNING ? "stopping"
+	    : master->is_started           ? "running"
+	                                   : "starting",
+	    options->app_close_timeout + options->agent_close_timeout, master->reloads_done,
+	    master->reloads_given_up, master->reload_slot != -1 ? ", one under way" : "");
+}
+
+static void
+put_process(FILE *file, const struct master *master, const struct process *process,
+            const struct slot *slot)
 {
 	static const char *const states[] = {"waiting", "starting", "listening", "disconnected",
 	                                     "dead"};
 	const struct channel *channel = &process->channel;
 
-	log_info("%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
-	         role_name(process->role), process->slot + 1, (long)process->worker_id,
-	         states[process->state],
-	         process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
-	         slot->reforks, (unsigned long long)channel->messages_in,
-	         (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
-	         (unsigned long long)channel->written, channel_pending(channel),
-	         slot->last_death[0] != '\0' ? slot->last_death : "-");
+	put(file, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
+	    role_name(process->role), process->slot + 1, (long)process->worker_id,
+	    states[process->state],
+	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
+	    slot->reforks, (unsigned long long)channel->messages_in,
+	    (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
+	    (unsigned long long)channel->written, channel_pending(channel),
+	    slot->last_death[0] != '\0' ? slot->last_death : "-");
 }
 
 static void
-print_table(const struct master *master)
+put_table(const struct master *master, FILE *file)
 {
 	static const struct slot none;
 	const struct process *worker;
 
-	log_info("%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
-	         "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
-	         "last death");
+	put(file, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
+	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
+	    "last death");
 	if (master->worker_manager.parent != NULL)
-		print_process(master, &master->parent, &none);
-	print_process(master, &master->agent, &master->agent_slot);
+		put_process(file, master, &master->parent, &none);
+	put_process(file, master, &master->agent, &master->agent_slot);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		print_process(master, worker, &master->slots[worker->slot]);
-	log_info("%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
+		put_process(file, master, worker, &master->slots[worker->slot]);
+	put(file, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
+}
+
+/* What lies beside the pid file: PID_FILE.status, and the same while it is written. */
+static const char *
+status_path(const struct master *master, const char *end)
+{
+	static char path[PATH_MAX + 16];
+
+	snprintf(path, sizeof path, "%s.status%s", master->options.pid_file, end);
+	return path;
+}
+
+static int
+open_again(const char *path, int flags, mode_t mode)
+{
+	int descriptor;
+
+	do
+		descriptor = open(path, flags, mode);
+	while (descriptor == -1 && errno == EINTR);
+	return descriptor;
+}
+
+/* The table as a file, for who cannot read the log (egg-scripts status): complete,
+ * or not there. */
+static void
+save_status(const struct master *master)
+{
+	char path[PATH_MAX + 16];
+	FILE *file = NULL;
+	int descriptor;
+	bool saved;
+
+	if (master->pid_file == -1)
+		return;
+	snprintf(path, sizeof path, "%s", status_path(master, ".new"));
+	unlink(path);
+	descriptor = open_again(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (descriptor != -1)
+		file = fdopen(descriptor, "w");
+	saved = file != NULL;
+	if (saved) {
+		put_summary(master, file);
+		put_table(master, file);
+		saved = fclose(file) == 0 && rename(path, status_path(master, "")) == 0;
+	} else if (descriptor != -1) {
+		close(descriptor);
+	}
+	if (!saved)
+		log_error("cannot write %s: %s", path, strerror(errno));
 }
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -1183,7 +1354,12 @@ loop(struct master *master)
 		}
 		if (got_sigusr1) {
 			got_sigusr1 = 0;
-			print_table(master);
+			put_table(master, NULL);
+			save_status(master);
+		}
+		if (got_sigusr2) {
+			got_sigusr2 = 0;
+			on_reload(master);
 		}
 		run_clock(master);
 		advance(master);
@@ -1212,6 +1388,14 @@ on_sigusr1(int number)
 {
 	(void)number;
 	got_sigusr1 = 1;
+	wake_up();
+}
+
+static void
+on_sigusr2(int number)
+{
+	(void)number;
+	got_sigusr2 = 1;
 	wake_up();
 }
 
@@ -1355,29 +1539,6 @@ make_directories(const char *path)
 	return 0;
 }
 
-static int
-open_again(const char *path, int flags)
-{
-	int descriptor;
-
-	do
-		descriptor = open(path, flags, 0644);
-	while (descriptor == -1 && errno == EINTR);
-	return descriptor;
-}
-
-static int
-lock_file(int descriptor)
-{
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-	int result;
-
-	do
-		result = fcntl(descriptor, F_SETLK, &lock);
-	while (result == -1 && errno == EINTR);
-	return result;
-}
-
 /* Make it the file's whole content. */
 static int
 fill_file(int descriptor, const char *text, size_t length)
@@ -1412,9 +1573,9 @@ lock_pid_file(struct master *master)
 	if (make_directories(path) == -1)
 		return -1;
 	for (;;) {
-		master->pid_file = open_again(path, O_RDWR | O_CREAT);
+		master->pid_file = open_again(path, O_RDWR | O_CREAT, 0644);
 		if (master->pid_file == -1 || fcntl(master->pid_file, F_SETFD, FD_CLOEXEC) == -1 ||
-		    lock_file(master->pid_file) == -1 ||
+		    lock_byte(master->pid_file, 0) == -1 ||
 		    fstat(master->pid_file, &master->pid_file_status) == -1)
 			return -1;
 		if (stat(path, &named) == 0 && named.st_ino == master->pid_file_status.st_ino &&
@@ -1446,10 +1607,12 @@ remove_pid_file(const struct master *master)
 {
 	struct stat named;
 
-	if (master->pid_file != -1 && stat(master->options.pid_file, &named) == 0 &&
-	    named.st_ino == master->pid_file_status.st_ino &&
-	    named.st_dev == master->pid_file_status.st_dev)
-		unlink(master->options.pid_file);
+	if (master->pid_file == -1 || stat(master->options.pid_file, &named) == -1 ||
+	    named.st_ino != master->pid_file_status.st_ino ||
+	    named.st_dev != master->pid_file_status.st_dev)
+		return;
+	unlink(status_path(master, ""));
+	unlink(master->options.pid_file);
 }
 
 static void
@@ -1508,10 +1671,11 @@ open_signals(struct master *master)
 		if (sigaction(caught[i], NULL, &master->inherited[i]) == -1)
 			return -1;
 	master->catches = true;
-	got_signal = got_sigchld = got_sigusr1 = 0;
+	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
 	if (catch_signal(SIGTERM, on_order) == -1 || catch_signal(SIGINT, on_order) == -1 ||
 	    catch_signal(SIGQUIT, on_order) == -1 || catch_signal(SIGCHLD, on_sigchld) == -1 ||
-	    catch_signal(SIGUSR1, on_sigusr1) == -1 || catch_signal(SIGPIPE, SIG_IGN) == -1)
+	    catch_signal(SIGUSR1, on_sigusr1) == -1 || catch_signal(SIGUSR2, on_sigusr2) == -1 ||
+	    catch_signal(SIGPIPE, SIG_IGN) == -1)
 		return -1;
 	sigemptyset(&set);
 	for (i = 0; i < CAUGHT; i++)

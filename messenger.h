@@ -144,11 +144,14 @@ struct options {
 	int port;                 /* PORT, or 7001; -1: any free one */
 	const char *env;          /* EGG_SERVER_ENV, or "prod"; in "local" and "unittest" no
 	                           * app worker is re-forked, and no health checked */
-	const char *pid_file;     /* locked while the master lives; none */
+	const char *pid_file;     /* locked while the master lives; none. Each child locks the
+	                           * byte of its own pid in it; what SIGUSR1 shows, and what a
+	                           * reload has come to, is in pid_file.status, too (0600) */
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int parent;               /* this end of the channel to the parent; 0: no parent */
+	bool end_with_parent;     /* when the parent closes it, or dies, the cluster stops */
 };
 
 /*
@@ -156,8 +159,11 @@ struct options {
  * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
  * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
  * when every child is gone: 0 after such a signal; 1 if the start failed (one
- * line on stderr says why) or the cluster was given up. While it runs it owns
- * SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1 and SIGPIPE.
+ * line on stderr says why) or the cluster was given up. SIGUSR1: it logs a table
+ * of all that it knows; SIGUSR2: it replaces the app workers one after the other,
+ * as the message reload-worker does. Where NOTIFY_SOCKET is set, it tells systemd
+ * READY=1 and STOPPING=1. While it runs it owns SIGTERM, SIGINT, SIGQUIT, SIGCHLD,
+ * SIGUSR1, SIGUSR2 and SIGPIPE.
  * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
  */
 int start_cluster(const struct options *options);
@@ -167,7 +173,8 @@ int start_cluster(const struct options *options);
  * its parent. Returns the parent's messenger (end it with messenger_close) and
  * stores the pid in *master: reaping it is the caller's. NULL with errno:
  * ENOMEM, EMFILE, EAGAIN. It changes no signal of the caller's. As in egg the
- * cluster outlives its parent: end it with SIGTERM to the master.
+ * cluster outlives its parent, unless options.end_with_parent is set: end it with
+ * SIGTERM to the master.
  * egg: child_process.fork in egg-scripts/lib/cmd/start.js
  */
 struct messenger *fork_cluster(const struct options *options, pid_t *master);

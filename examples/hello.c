@@ -2,8 +2,10 @@
  * The smallest egg application: an agent, app workers, one page and one message.
  *
  *	build/examples/hello             then: curl http://127.0.0.1:7001/
- *	PORT=8080 EGG_WORKERS=2 build/examples/hello
+ *	build/examples/hello start --daemon --port=8080 --workers=2
+ *	build/examples/hello --help
  */
+#include "../egg-scripts/egg_scripts.h"
 #include "../messenger.h"
 #include "http.h"
 
@@ -65,9 +67,9 @@ connection(struct messenger *app, int descriptor, void *arg)
 }
 
 int
-main(void)
+main(int argc, char *argv[])
 {
 	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
-	return start_cluster(
-		&(struct options){.agent = agent, .app = app, .connection = connection});
+	return egg_scripts(argc, argv,
+	                   &(struct options){.agent = agent, .app = app, .connection = connection});
 }

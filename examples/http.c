@@ -623,6 +623,14 @@ is_idle(const struct connection *connection)
 	       connection->input_length == 0 && pending(connection) == 0;
 }
 
+/* A process that leaves drops those who have had an answer. Who has just been
+ * accepted has not asked yet, and had no chance to: its request is on the way. */
+static bool
+is_spare(const struct connection *connection)
+{
+	return is_idle(connection) && connection->keep_alive;
+}
+
 static enum wait
 what_is_awaited(const struct connection *connection)
 {
@@ -632,7 +640,9 @@ what_is_awaited(const struct connection *connection)
 		return WAIT_WRITE;
 	if (connection->state == ANSWERING)
 		return WAIT_ANSWER;
-	return is_idle(connection) ? WAIT_IDLE : WAIT_REQUEST;
+	if (!is_idle(connection))
+		return WAIT_REQUEST;
+	return messenger_closing(connection->request.app) ? WAIT_LINGER : WAIT_IDLE;
 }
 
 static bool
@@ -705,7 +715,7 @@ is_needed(struct connection *connection)
 		connection->input_length = 0;
 		return !connection->end_of_file;
 	}
-	return !is_idle(connection) || !messenger_closing(connection->request.app);
+	return !is_spare(connection) || !messenger_closing(connection->request.app);
 }
 
 /* Do what can be done now. Returns what the handler does, if it is called. */
@@ -783,7 +793,7 @@ on_timer(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* The process leaves: the idle go. A request may have come that we have not been
+/* The process leaves: the idle go, the new ones after a second. A request may have come that we have not been
  * told of, so look once more. What is begun, the app worker waits for: every
  * connection that is watched. */
 static int

@@ -923,6 +923,27 @@ test_folder(void)
 	return test_folder_path;
 }
 
+static ino_t leash;
+
+int
+test_leash(void)
+{
+	struct stat status;
+	int ends[2];
+
+	cr_assert(pipe(ends) == 0 && fstat(ends[0], &status) == 0);
+	leash = status.st_ino;
+	cr_assert(fork_guardian(leash, test_folder()) != -1);
+	close(ends[0]);
+	return ends[1];
+}
+
+size_t
+test_leashed(pid_t *pids, size_t size)
+{
+	return holders(leash, pids, size);
+}
+
 struct cluster *
 cluster_start(const struct options *given)
 {

@@ -64,6 +64,14 @@ struct cluster {
 /* A folder of the test's own, empty at first; it is removed with all in it. */
 const char *test_folder(void);
 
+/*
+ * For processes that are no cluster's: whoever has inherited this descriptor is
+ * killed when the test is over, however it ends. leashed: those that live, without
+ * the test itself. Once in a test.
+ */
+int test_leash(void);
+size_t test_leashed(pid_t *pids, size_t size);
+
 /* How long a wait may take: seconds 10, times TEST_TIME_SCALE. */
 int time_limit(void);
 int time_scale(void);

@@ -610,6 +610,35 @@ Test(lifecycle, s08h_sigterm_while_the_agent_is_dead)
 	expect_quiet_end(c, mark, 1);
 }
 
+/* Loading: it ends the cluster, and is ready when its own SIGTERM has come of it. */
+static int
+load_into_the_end(struct messenger *messenger, void *arg)
+{
+	sigset_t set;
+	int number;
+
+	(void)messenger, (void)arg;
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	kill(getppid(), SIGTERM);
+	return sigwait(&set, &number);
+}
+
+/* D14: an agent that is ready while the master closes is too late: no app is forked. */
+Test(lifecycle, s08_sigterm_while_the_agent_starts)
+{
+	struct cluster *c;
+
+	manners.agent.load = load_into_the_end;
+	c = launch((struct options){.workers = 2, .agent_close_timeout = 300});
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 started");
+	cluster_wait(c, 0, "[master] exit with code:0");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#"), 0);
+	cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0);
+	cluster_ended(c, 0);
+}
+
 Test(lifecycle, s08i_sighup_to_the_master)
 {
 	struct cluster *c = start((struct options){.workers = 1});
@@ -1405,6 +1434,32 @@ Test(lifecycle, s13_a_reload_with_an_app_that_is_never_ready_keeps_the_old_ones)
 
 	cluster_wait(c, mark, "app#4:APP#4 start timeout");
 	expect_bad_reload(c, mark, "code: 0, signal: null, start timeout");
+}
+
+static int
+load_into_the_end_if_sick(struct messenger *app, void *arg)
+{
+	return access(sickness, F_OK) == 0 ? load_into_the_end(app, arg) : 0;
+}
+
+/* D14: whoever is ready in the middle of it, a reload goes no further. */
+Test(lifecycle, s13_sigterm_during_a_reload)
+{
+	struct cluster *c;
+	size_t mark;
+
+	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
+	manners.app.load = load_into_the_end_if_sick;
+	c = start((struct options){.workers = 3, .app_close_timeout = 300});
+	fall_ill();
+	mark = cluster_mark(c);
+	order_reload_by_parent(c);
+	cluster_wait(c, mark, "is killed by signal SIGTERM, closing");
+	cluster_wait(c, mark, "app_worker#4:APP#4 started");
+	cluster_wait(c, mark, "[master] exit with code:0");
+	cr_assert_eq(cluster_count(c, mark, "app_worker#5"), 0);
+	cr_assert_eq(cluster_count(c, mark, "reload done"), 0);
+	cluster_ended(c, 0);
 }
 
 /* An old one dies while its successor loads, which dies, too: the slot is not lost. */

@@ -1,0 +1,251 @@
+/*
+ * What is done to a cluster that runs: stop, status, reload.
+ *
+ * egg: egg-scripts/lib/cmd/stop.js; cluster-reload
+ */
+#include "egg_scripts.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Milliseconds, where --timeout does not say otherwise. */
+#define ASK_TIMEOUT 5000 /* for a table */
+#define ASK_FIRST 1000   /* for its deadlines, before it is stopped */
+#define RELOAD_TIMEOUT 300000
+
+/* ---- stop ------------------------------------------------------------------- */
+
+/* The order, and how long the master itself needs for it: -1 if it was not given. */
+static int64_t
+order_to_stop(const struct command *command, const struct cluster_found *cluster)
+{
+	char *table = cluster->master != 0 ? cluster_ask(cluster, SIGUSR1, ASK_FIRST) : NULL;
+	int64_t patience = cluster_patience(command, table);
+
+	free(table);
+	if (cluster->master != 0 && kill(cluster->master, SIGTERM) == -1 && errno == EPERM) {
+		complain(command, "pid %ld is another user's", (long)cluster->master);
+		return -1;
+	}
+	return patience;
+}
+
+static int
+stop(const struct command *command, const struct cluster_found *cluster)
+{
+	int64_t begin = milliseconds(), patience = order_to_stop(command, cluster);
+
+	if (patience == -1)
+		return 1;
+	if (!cluster_wait_gone(cluster, patience)) {
+		complain(command, "not stopped within %lld s: SIGKILL to all that are left",
+		         (long long)patience / 1000);
+		if (cluster_kill(cluster) == -1) {
+			complain(command, "somebody is left whom SIGKILL does not end");
+			return 1;
+		}
+	}
+	say(command, "stopped (%lldms)", (long long)(milliseconds() - begin));
+	return 0;
+}
+
+int
+stop_command(const struct command *command)
+{
+	struct cluster_found cluster;
+	int result = cluster_find(command, &cluster) == -1;
+
+	if (result == 0 && (cluster.descriptor == -1 || cluster_is_gone(&cluster)))
+		complain(command, "warning: not running (pid file %s)", cluster.pid_file);
+	else if (result == 0)
+		result = stop(command, &cluster);
+	cluster_close(&cluster);
+	return result;
+}
+
+/* ---- status ------------------------------------------------------------------- */
+
+static int
+report_silence(const struct command *command, const struct cluster_found *cluster, int64_t timeout)
+{
+	switch (errno) {
+	case ESRCH:
+		say(command, "not running (pid file %s)", cluster->pid_file);
+		return EXIT_NOT_RUNNING;
+	case EPERM:
+		complain(command, "pid %ld is another user's", (long)cluster->master);
+		return 1;
+	default:
+		complain(command, "pid %ld has not answered within %lld s: see its log",
+		         (long)cluster->master, (long long)timeout / 1000);
+		return 1;
+	}
+}
+
+static int64_t
+timeout_of(const struct command *command, int64_t otherwise)
+{
+	return command->timeout > 0 ? (int64_t)command->timeout * 1000 : otherwise;
+}
+
+static int
+status(const struct command *command, const struct cluster_found *cluster)
+{
+	int64_t timeout = timeout_of(command, ASK_TIMEOUT);
+	char *table = cluster_ask(cluster, SIGUSR1, timeout);
+
+	if (table == NULL)
+		return report_silence(command, cluster, timeout);
+	fputs(table, stdout);
+	free(table);
+	return 0;
+}
+
+/* Call it with the master that runs. */
+static int
+with_master(const struct command *command,
+            int (*call)(const struct command *command, const struct cluster_found *cluster))
+{
+	struct cluster_found cluster;
+	int found = cluster_find(command, &cluster), result = 1;
+
+	errno = ESRCH;
+	if (found == 1)
+		result = call(command, &cluster);
+	else if (found == 0)
+		result = report_silence(command, &cluster, 0);
+	cluster_close(&cluster);
+	return result;
+}
+
+int
+status_command(const struct command *command)
+{
+	return with_master(command, status);
+}
+
+/* ---- reload ------------------------------------------------------------------- */
+
+/* The table's next listening app worker from `at` on; behind it, or NULL. */
+static const char *
+next_app(const char *at, int *slot, long *pid)
+{
+	int length;
+
+	while (at != NULL) {
+		length = 0;
+		if (sscanf(at, "app %d %ld listening%n", slot, pid, &length) == 2 && length > 0)
+			return at + length;
+		at = strchr(at, '\n');
+		if (at != NULL)
+			at++;
+	}
+	return NULL;
+}
+
+/* Is there one in that slot (0: in any), with that pid (0: with any)? */
+static bool
+has_app(const char *table, int wanted_slot, long wanted_pid)
+{
+	long pid;
+	int slot;
+
+	while ((table = next_app(table, &slot, &pid)) != NULL)
+		if ((wanted_slot == 0 || slot == wanted_slot) &&
+		    (wanted_pid == 0 || pid == wanted_pid))
+			return true;
+	return false;
+}
+
+/* Does somebody listen in that slot who was not there before? */
+static bool
+is_renewed(const char *before, const char *after, int wanted)
+{
+	long pid;
+	int slot;
+
+	while ((after = next_app(after, &slot, &pid)) != NULL)
+		if (slot == wanted && !has_app(before, 0, pid))
+			return true;
+	return false;
+}
+
+/* The slots in which somebody listened before: how many, and how many are renewed? In
+ * one slot there may be two: the first is leaving since the last reload. */
+static int
+count_slots(const char *before, const char *after, int *renewed)
+{
+	const char *at = before;
+	int slot, count = 0;
+	long pid;
+
+	*renewed = 0;
+	while ((at = next_app(at, &slot, &pid)) != NULL) {
+		if (has_app(at, slot, 0))
+			continue;
+		count++;
+		*renewed += is_renewed(before, after, slot);
+	}
+	return count;
+}
+
+static int
+times_given_up(const char *table)
+{
+	const char *at = strstr(table, " done, ");
+
+	return at != NULL ? atoi(at + strlen(" done, ")) : 0;
+}
+
+/* The master writes its table when a reload has ended. It may be somebody else's
+ * reload, or somebody else's table: then the order is given again. */
+static int
+watch_reload(const struct command *command, const struct cluster_found *cluster, const char *before)
+{
+	int64_t timeout = timeout_of(command, RELOAD_TIMEOUT), begin = milliseconds(), now;
+	int count = 1, renewed = 0, given_up = 0;
+	char *table;
+
+	for (now = begin; renewed < count && !given_up; now = milliseconds()) {
+		table = cluster_ask(cluster, SIGUSR2, begin + timeout - now);
+		if (table == NULL)
+			return report_silence(command, cluster, timeout);
+		count = count_slots(before, table, &renewed);
+		given_up = renewed < count && times_given_up(table) > times_given_up(before);
+		free(table);
+	}
+	if (given_up) {
+		complain(command,
+		         "reload given up: a new app worker did not start; %d of %d are "
+		         "new, the others stay",
+		         renewed, count);
+		return 1;
+	}
+	say(command, "reloaded %d app workers (%lldms)", count, (long long)(now - begin));
+	return 0;
+}
+
+static int
+reload(const struct command *command, const struct cluster_found *cluster)
+{
+	char *before = cluster_ask(cluster, SIGUSR1, ASK_TIMEOUT);
+	int result = 1;
+
+	if (before == NULL)
+		return report_silence(command, cluster, ASK_TIMEOUT);
+	if (strstr(before, "\nrunning, ") == NULL)
+		complain(command, "cannot reload: not yet ready, or already stopping");
+	else
+		result = watch_reload(command, cluster, before);
+	free(before);
+	return result;
+}
+
+int
+reload_command(const struct command *command)
+{
+	return with_master(command, reload);
+}
