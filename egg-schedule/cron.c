@@ -21,6 +21,7 @@
 
 #define MINUTE 60
 #define QUARTER (15 * MINUTE)
+#define HOUR_LENGTH (60 * MINUTE)
 
 /* ---- the fields ---------------------------------------------------------- */
 
@@ -307,33 +308,26 @@ day_matches(const struct cron *cron, const struct tm *local)
 }
 
 /*
- * The hour before this one, by the clock on the wall: 1 at 3:30 in the night in
- * which 2:00 becomes 3:00, 2 at the second 2:30 of the night in which 3:00 becomes
- * 2:00. -1 where this hour did not begin at its beginning: clocks that change by
- * half an hour (Lord Howe Island) are not made up for.
+ * What the clock on the wall showed an hour ago tells whether it has been changed:
+ *
+ *	3:30, and 1:30 then: there was no 2:30, which is made up for now
+ *	2:30, and 2:30 then: it comes for the second time
+ *
+ * egg: _applyTimezoneShift, _dstStart, _dstEnd: kept from one search to the next,
+ * while here each time tells by itself (D43).
  */
-static int
-hour_before(time_t now, const struct tm *local)
-{
-	time_t start = now - local->tm_min * MINUTE - local->tm_sec, before = start - 1;
-	struct tm first, last;
-
-	if (localtime_r(&start, &first) == NULL || localtime_r(&before, &last) == NULL ||
-	    first.tm_hour != local->tm_hour || first.tm_min != 0)
-		return -1;
-	return last.tm_hour;
-}
-
-/* egg: _applyTimezoneShift, _dstStart, _dstEnd. They are kept from one search to the
- * next; here each time tells by itself in which hour it is. */
 static bool
 hour_matches(const struct cron *cron, time_t now, const struct tm *local)
 {
 	int hour = local->tm_hour;
+	time_t ago = now - HOUR_LENGTH;
+	struct tm then;
 
+	if (cron->any_hour || localtime_r(&ago, &then) == NULL)
+		return has(cron->hour, hour);
 	if (has(cron->hour, hour))
-		return cron->any_hour || hour_before(now, local) != hour;
-	return hour >= 2 && has(cron->hour, hour - 1) && hour_before(now, local) == hour - 2;
+		return then.tm_hour != hour || then.tm_min != local->tm_min;
+	return hour >= 2 && has(cron->hour, hour - 1) && then.tm_hour == hour - 2;
 }
 
 /* The first second of a later day: 0:00, or where the clock leaps over it 1:00. -1:
@@ -408,11 +402,14 @@ unit_size(const char *unit)
 		return 1;
 	if (length > sizeof name - 3)
 		return 0;
-	for (i = 0; i < length; i++)
+	for (i = 0; i < length; i++) {
+		if (!isalpha((unsigned char)unit[i]))
+			return 0;
 		name[1 + i] = (char)tolower((unsigned char)unit[i]);
+	}
 	memcpy(name + 1 + length, "/", 2);
 	for (i = 0; i < sizeof units / sizeof *units; i++)
-		if (isalpha((unsigned char)name[1]) && strstr(units[i].names, name) != NULL)
+		if (strstr(units[i].names, name) != NULL)
 			return units[i].size;
 	return 0;
 }

@@ -116,7 +116,7 @@ on_pids(struct messenger *agent, const struct message *message, void *arg)
 		run = &schedule.runs[i];
 		if (is_listening(agent, run->worker_id))
 			continue;
-		log_warn("[Job#%s] %s execute failed, worker#%ld died", run->id,
+		log_warn("[Job#%s] %s execute failed, worker %ld died", run->id,
 		         run->job->schedule->name, (long)run->worker_id);
 		runs_remove(run);
 	}
