@@ -19,9 +19,9 @@
 #include <string.h>
 #include <strings.h>
 
-#define MINUTE 60
-#define QUARTER (15 * MINUTE)
-#define HOUR_LENGTH (60 * MINUTE)
+#define A_MINUTE 60
+#define A_QUARTER (15 * A_MINUTE)
+#define AN_HOUR (60 * A_MINUTE)
 
 /* ---- the fields ---------------------------------------------------------- */
 
@@ -32,7 +32,7 @@ struct field {
 	int first;
 };
 
-enum { SECOND, MINUTES, HOUR, DAY, MONTH, WEEKDAY, FIELDS };
+enum { SECOND, MINUTE, HOUR, DAY, MONTH, WEEKDAY, FIELDS };
 
 static const struct field fields[FIELDS] = {
 	{"second", 0, 59, "", 0},
@@ -74,7 +74,7 @@ static bool
 parse_number(struct parser *parser, int *number)
 {
 	if (!isdigit((unsigned char)*parser->at))
-		return fail(parser, "a number is missing");
+		return fail(parser, "a number is expected");
 	for (*number = 0; isdigit((unsigned char)*parser->at); parser->at++)
 		if (*number < 1000) /* it is too large already */
 			*number = 10 * *number + (*parser->at - '0');
@@ -257,7 +257,7 @@ cron_parse(struct cron *cron, const char *expression, char *why, size_t size)
 {
 	struct parser parser = {.at = predefined(expression)};
 	int count = count_fields(parser.at);
-	int which = count == 6 ? SECOND : MINUTES;
+	int which = count == 6 ? SECOND : MINUTE;
 
 	*cron = (struct cron){.second = 1};
 	errno = EINVAL;
@@ -320,7 +320,7 @@ static bool
 hour_matches(const struct cron *cron, time_t now, const struct tm *local)
 {
 	int hour = local->tm_hour;
-	time_t ago = now - HOUR_LENGTH;
+	time_t ago = now - AN_HOUR;
 	struct tm then;
 
 	if (cron->any_hour || localtime_r(&ago, &then) == NULL)
@@ -336,16 +336,16 @@ static time_t
 day_start(time_t now, int year, int month, int day)
 {
 	struct tm date = {.tm_year = year, .tm_mon = month, .tm_mday = day, .tm_isdst = -1};
-	time_t start = mktime(&date), before = start - QUARTER;
+	time_t start = mktime(&date), before = start - A_QUARTER;
 	struct tm local;
 
 	if (start == -1)
 		return -1;
 	if (start <= now) /* mktime has gone back over the leap */
-		return now + QUARTER - now % QUARTER;
+		return now + A_QUARTER - now % A_QUARTER;
 	day = date.tm_mday;
 	/* 0:00 may come twice: this is about the first */
-	for (; localtime_r(&before, &local) != NULL && local.tm_mday == day; before -= QUARTER)
+	for (; localtime_r(&before, &local) != NULL && local.tm_mday == day; before -= A_QUARTER)
 		start = before;
 	return start;
 }
@@ -366,9 +366,9 @@ cron_next(const struct cron *cron, time_t after)
 		else if (!day_matches(cron, &local))
 			now = day_start(now, local.tm_year, local.tm_mon, local.tm_mday + 1);
 		else if (!hour_matches(cron, now, &local))
-			now += QUARTER - now % QUARTER;
+			now += A_QUARTER - now % A_QUARTER;
 		else if (!has(cron->minute, local.tm_min))
-			now += MINUTE - now % MINUTE;
+			now += A_MINUTE - now % A_MINUTE;
 		else if (!has(cron->second, local.tm_sec))
 			now++;
 		else

@@ -933,16 +933,20 @@ Test(schedule, what_an_app_does_not_know)
 
 /* ---- limits ------------------------------------------------------------------- */
 
+/* Not even a short message fits in any more. */
 static int
 flood(struct messenger *app, struct schedule_run *run, void *arg)
 {
 	static char data[65536];
+	size_t size;
 
 	(void)run, (void)arg;
-	memset(data, ' ', sizeof data - 1);
-	data[0] = '1';
-	while (messenger_send_to_agent(app, "test-flood", data) == 0)
-		;
+	for (size = sizeof data; size > 1; size /= 2) {
+		memset(data, '1', size - 1);
+		data[size - 1] = '\0';
+		while (messenger_send_to_agent(app, "test-flood", data) == 0)
+			;
+	}
 	report(app, "flooded: %s", strerror(errno));
 	return 0;
 }
