@@ -330,24 +330,31 @@ hour_matches(const struct cron *cron, time_t now, const struct tm *local)
 	return hour >= 2 && has(cron->hour, hour - 1) && then.tm_hour == hour - 2;
 }
 
-/* The first second of a later day: 0:00, or where the clock leaps over it 1:00. -1:
- * time_t does not reach that far. */
+static int
+day_of(time_t time)
+{
+	struct tm local;
+
+	return localtime_r(&time, &local) != NULL ? local.tm_mday : -1;
+}
+
+/* The first second of a later day. Its midnight may not exist, or come twice, and what
+ * mktime makes of it then is every libc's own; so the way there is from noon. -1: time_t
+ * does not reach that far. */
 static time_t
 day_start(time_t now, int year, int month, int day)
 {
-	struct tm date = {.tm_year = year, .tm_mon = month, .tm_mday = day, .tm_isdst = -1};
-	time_t start = mktime(&date), before = start - A_QUARTER;
-	struct tm local;
+	struct tm noon = {
+		.tm_year = year, .tm_mon = month, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
+	time_t at = mktime(&noon), start = at - 12 * AN_HOUR;
 
-	if (start == -1)
+	if (at == -1)
 		return -1;
-	if (start <= now) /* mktime has gone back over the leap */
-		return now + A_QUARTER - now % A_QUARTER;
-	day = date.tm_mday;
-	/* 0:00 may come twice: this is about the first */
-	for (; localtime_r(&before, &local) != NULL && local.tm_mday == day; before -= A_QUARTER)
-		start = before;
-	return start;
+	while (start < at && day_of(start) != noon.tm_mday)
+		start += A_QUARTER;
+	while (start > now && day_of(start - A_QUARTER) == noon.tm_mday)
+		start -= A_QUARTER;
+	return start > now ? start : now + A_QUARTER - now % A_QUARTER;
 }
 
 time_t
