@@ -1148,10 +1148,7 @@ parse_port(char *text)
 
 	if (*text == 0)
 		return 80;
-	if (port < 1 || port > 65535 || text[1 + digits] != 0)
-		return -1;
-	*text = 0;
-	return (int)port;
+	return port >= 1 && port <= 65535 && text[1 + digits] == 0 ? (int)port : -1;
 }
 
 /* "127.0.0.1:7002", "localhost", "[::1]:80". A name would have to be looked up, and
@@ -1163,11 +1160,11 @@ parse_authority(char *host, struct sockaddr_storage *address)
 	struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)address;
 	bool is_v6 = *host == '[';
 	char *end = host + strcspn(host, is_v6 ? "]" : ":");
-	int port = parse_port(is_v6 && *end != 0 ? end + 1 : end);
+	int port = is_v6 ? *end == ']' ? parse_port(end + 1) : -1 : parse_port(end);
 
-	*end = 0;
 	if (port == -1)
 		return 0;
+	*end = 0;
 	memset(address, 0, sizeof *address);
 	if (is_v6) {
 		v6->sin6_family = AF_INET6;
