@@ -41,8 +41,8 @@
 #define SCHEDULE_NAME_MAX 255
 #endif
 
-/* The runs of one process's jobs that may go on at a time, and those that the
- * agent keeps an eye on: past it a tick is skipped, with a line in the log. */
+/* The runs of one job that may go on at a time, in one worker and in all of them:
+ * past it a tick is lost, with a line in the log. */
 #ifndef SCHEDULE_RUNS_MAX
 #define SCHEDULE_RUNS_MAX 4096
 #endif
@@ -85,7 +85,7 @@ struct schedule {
 	const char *cron;
 
 	/* No tick after this local time: "2027-01-31", "2027-01-31 23:59" or
-	 * "2027-01-31T23:59:59", with a Z behind it UTC. egg: cronOptions.endDate */
+	 * "2027-01-31T23:59:59". egg: cronOptions.endDate */
 	const char *end_date;
 
 	bool immediate; /* a tick at once, at egg-ready; the next as interval or cron say */

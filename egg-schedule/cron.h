@@ -1,0 +1,48 @@
+/*
+ * cron: what a cron expression means, and when it is due next; and the two other
+ * texts that a job holds about time. Nothing here knows of jobs or messages.
+ *
+ * egg: npm cron-parser 2.18, npm humanize-ms 1.2
+ */
+#ifndef CRON_H
+#define CRON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+/* A parsed expression: bit n of a field is set if n is one of its values. */
+struct cron {
+	uint64_t second, minute, hour, day, month, weekday;
+	bool any_hour, any_day, any_weekday; /* the field is all of its values */
+	bool last_day;                       /* L */
+	int nth;                             /* the n of 1#n; 0: none */
+};
+
+/*
+ * Parse an expression, as struct schedule describes it. -1 with EINVAL: it is none,
+ * or it can never be due; `why` then holds a line that says so, cut to its size.
+ */
+int cron_parse(struct cron *cron, const char *expression, char *why, size_t size);
+
+/*
+ * The first second after `after` at which it is due, in local time; -1: none within
+ * CRON_YEARS. As in cron-parser, when clocks change and hours are given (not all 24):
+ * the hour that a clock leaps over is made up for in the next one, 2:30 at 3:30, and
+ * the hour that comes twice counts once.
+ */
+time_t cron_next(const struct cron *cron, time_t after);
+
+/* So far cron_next looks: 29 February may be a Monday only after 40 years. */
+#define CRON_YEARS 50
+
+/* "1.5h" in milliseconds, rounded down; -1 with EINVAL: it is none, or is not
+ * positive, or beyond 10,000 years. */
+int64_t interval_parse(const char *text);
+
+/* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time; -1 with
+ * EINVAL: it is none. */
+time_t date_parse(const char *text);
+
+#endif

@@ -1,0 +1,281 @@
+/*
+ * The jobs are checked, their messages written and read, their lines logged: what
+ * agent and app worker both do.
+ *
+ * egg: egg-schedule/lib/load_schedule.js
+ */
+#include "schedule.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- the log ------------------------------------------------------------- */
+
+static int log_descriptor = STDOUT_FILENO;
+
+void
+egg_schedule_log(int descriptor)
+{
+	log_descriptor = descriptor;
+}
+
+static void
+log_line(int descriptor, const char *format, va_list arguments)
+{
+	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
+	char line[1024];
+	int length = vsnprintf(line, sizeof line - 1, format, arguments);
+
+	if (descriptor < 0 || length < 0)
+		return;
+	if (length > (int)sizeof line - 2)
+		length = (int)sizeof line - 2;
+	line[length++] = '\n';
+	if (poll(&log, 1, 0) == 1)
+		while (write(descriptor, line, (size_t)length) == -1 && errno == EINTR)
+			;
+}
+
+void
+log_info(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	log_line(log_descriptor, format, arguments);
+	va_end(arguments);
+}
+
+void
+log_warn(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	log_line(STDERR_FILENO, format, arguments);
+	va_end(arguments);
+}
+
+int64_t
+milliseconds(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ---- the jobs ------------------------------------------------------------ */
+
+/* A name stands in JSON, and in the log, as it is. */
+static bool
+name_is_valid(const char *name)
+{
+	size_t length = name != NULL ? strlen(name) : 0;
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		if (name[i] == '"' || name[i] == '\\' || iscntrl((unsigned char)name[i]))
+			return false;
+	return length > 0 && length <= SCHEDULE_NAME_MAX;
+}
+
+/* egg: '' is no interval, and no cron. */
+static bool
+is_given(const char *text)
+{
+	return text != NULL && text[0] != '\0';
+}
+
+static int refuse(const struct schedule *schedule, const char *field, const char *format, ...)
+	PRINTF_LIKE(3, 4);
+
+static int
+refuse(const struct schedule *schedule, const char *field, const char *format, ...)
+{
+	char why[256];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(why, sizeof why, format, arguments);
+	va_end(arguments);
+	log_warn("[egg-schedule] job %.*s: %s: %s", SCHEDULE_NAME_MAX, schedule->name, field, why);
+	errno = EINVAL;
+	return -1;
+}
+
+/* egg: the constructor of lib/strategy/timer.js */
+static int
+check_times(struct job *job)
+{
+	const struct schedule *schedule = job->schedule;
+	char why[128];
+	time_t end;
+
+	if (!is_given(schedule->interval) && !is_given(schedule->cron) && !schedule->immediate)
+		return refuse(schedule, "interval, cron, immediate", "one of them must be given");
+	if (is_given(schedule->interval) &&
+	    (job->interval = interval_parse(schedule->interval)) == -1)
+		return refuse(schedule, "interval",
+		              "\"%.64s\" is none; write \"10s\", \"5m\" or "
+		              "a number of milliseconds",
+		              schedule->interval);
+	job->has_cron = is_given(schedule->cron);
+	if (job->has_cron && cron_parse(&job->cron, schedule->cron, why, sizeof why) == -1)
+		return refuse(schedule, "cron", "\"%.64s\": %s", schedule->cron, why);
+	if (is_given(schedule->end_date)) {
+		end = date_parse(schedule->end_date);
+		if (end == -1)
+			return refuse(schedule, "end_date",
+			              "\"%.64s\" is none; write \"2027-12-31 23:59:59\"",
+			              schedule->end_date);
+		job->end = (int64_t)end * 1000;
+	}
+	return 0;
+}
+
+/* egg: registerSchedule; what is disabled is not looked at. */
+static int
+check(struct job *job)
+{
+	const struct schedule *schedule = job->schedule;
+
+	if (schedule->task == NULL)
+		return refuse(schedule, "task", "there is none");
+	if (schedule->disable)
+		return 0;
+	if (schedule->type == NULL ||
+	    (strcmp(schedule->type, "worker") != 0 && strcmp(schedule->type, "all") != 0))
+		return refuse(schedule, "type",
+		              "\"%.64s\" is not defined; it is \"worker\" or \"all\"",
+		              schedule->type != NULL ? schedule->type : "");
+	return check_times(job);
+}
+
+struct job *
+find_job(const struct jobs *jobs, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < jobs->count; i++)
+		if (strcmp(jobs->job[i].schedule->name, name) == 0)
+			return &jobs->job[i];
+	return NULL;
+}
+
+static int
+add_job(struct jobs *jobs, const struct schedule *schedule)
+{
+	struct job *job = &jobs->job[jobs->count];
+
+	if (!name_is_valid(schedule->name)) {
+		log_warn("[egg-schedule] job %zu: name: it has 1 to %d bytes, no quotation mark, "
+		         "backslash or control character",
+		         jobs->count, SCHEDULE_NAME_MAX);
+		errno = EINVAL;
+		return -1;
+	}
+	if (find_job(jobs, schedule->name) != NULL)
+		return refuse(schedule, "name", "there is another job of that name");
+	*job = (struct job){.schedule = schedule, .end = INT64_MAX};
+	if (check(job) == -1)
+		return -1;
+	jobs->count++;
+	return 0;
+}
+
+int
+load_schedule(struct jobs *jobs, const struct schedule *schedules, size_t count)
+{
+	size_t i;
+	int error;
+
+	if (jobs->job != NULL) {
+		log_warn("[egg-schedule] there are jobs already: they are given once in a process");
+		errno = EALREADY;
+		return -1;
+	}
+	jobs->job = calloc(count + 1, sizeof *jobs->job);
+	if (jobs->job == NULL)
+		return -1;
+	for (i = 0; i < count; i++)
+		if (add_job(jobs, &schedules[i]) == -1) {
+			error = errno;
+			free(jobs->job);
+			*jobs = (struct jobs){NULL, 0};
+			errno = error;
+			return -1;
+		}
+	return 0;
+}
+
+/* ---- the messages -------------------------------------------------------- */
+
+void
+run_info_print(const struct run_info *info, char *json, size_t size)
+{
+	int used = snprintf(json, size, "{\"key\":\"%s\",\"id\":\"%s\",\"args\":[]", info->key,
+	                    info->id);
+
+	if (info->ended)
+		used += snprintf(json + used, size - (size_t)used, ",\"success\":%s",
+		                 info->success ? "true" : "false");
+	if (info->worker_id != 0)
+		used += snprintf(json + used, size - (size_t)used, ",\"workerId\":%ld",
+		                 (long)info->worker_id);
+	if (info->ended)
+		used += snprintf(json + used, size - (size_t)used, ",\"rt\":%" PRId64, info->rt);
+	if (info->ended && !info->success)
+		used += snprintf(json + used, size - (size_t)used,
+		                 ",\"message\":\"the task returned %lld\"", info->why);
+	snprintf(json + used, size - (size_t)used, "}");
+}
+
+/* Where the value of a member stands, or NULL: a flat object, as run_info_print
+ * writes it, and JSON.stringify does. */
+static const char *
+member(const char *json, const char *name)
+{
+	char quoted[16];
+	const char *at;
+
+	snprintf(quoted, sizeof quoted, "\"%s\":", name);
+	at = strstr(json, quoted);
+	return at != NULL ? at + strlen(quoted) : NULL;
+}
+
+static bool
+copy_string(const char *value, char *copy, size_t size)
+{
+	size_t length;
+
+	if (value == NULL || *value != '"')
+		return false;
+	for (length = 0, value++; value[length] != '"'; length++)
+		if (length == size - 1 || value[length] == '\\' ||
+		    iscntrl((unsigned char)value[length]))
+			return false; /* the end of the text is a control character, too */
+	memcpy(copy, value, length);
+	copy[length] = '\0';
+	return true;
+}
+
+bool
+run_info_parse(struct run_info *info, const struct message *message)
+{
+	const char *json = message->data != NULL ? message->data : "";
+	const char *success = member(json, "success"), *worker = member(json, "workerId");
+	long pid = worker != NULL ? strtol(worker, NULL, 10) : 0;
+
+	*info = (struct run_info){.ended = success != NULL};
+	info->success = success != NULL && strncmp(success, "true", 4) == 0;
+	info->worker_id = pid > 0 && pid <= INT32_MAX ? (pid_t)pid : 0;
+	return copy_string(member(json, "key"), info->key, sizeof info->key) &&
+	       copy_string(member(json, "id"), info->id, sizeof info->id);
+}

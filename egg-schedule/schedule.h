@@ -1,0 +1,69 @@
+/*
+ * What the files of egg-schedule share: the jobs, the messages about their runs,
+ * and the log.
+ */
+#ifndef SCHEDULE_H
+#define SCHEDULE_H
+
+#include "cron.h"
+#include "egg_schedule.h"
+
+/* A run's id, and all that a message about it takes, in bytes. */
+#define RUN_ID_SIZE 96
+#define RUN_JSON_SIZE (SCHEDULE_NAME_MAX + RUN_ID_SIZE + 128)
+
+/* A job, and what load_schedule has made of it. */
+struct job {
+	const struct schedule *schedule;
+	int64_t interval; /* milliseconds; 0: there is cron, or neither */
+	bool has_cron;
+	struct cron cron;
+	int64_t end;    /* the last millisecond, wall clock; INT64_MAX: none */
+	size_t running; /* its runs: in this worker, or, in the agent, that it knows of */
+
+	/* the agent's */
+	struct messenger *agent;
+	int64_t due;       /* of the next tick: cron by the wall clock, interval by
+	                    * the one that only goes forward */
+	int64_t looked_at; /* cron: the wall clock, when it was last looked at */
+};
+
+struct jobs {
+	struct job *job;
+	size_t count;
+};
+
+/*
+ * Check the jobs and parse what they hold. -1: one is not right, and a line on
+ * stderr said so (EINVAL); there are some already (EALREADY); or ENOMEM.
+ * egg: egg-schedule/lib/load_schedule.js, the asserts of lib/strategy/timer.js
+ */
+int load_schedule(struct jobs *jobs, const struct schedule *schedules, size_t count);
+
+/* NULL: there is none of that name. */
+struct job *find_job(const struct jobs *jobs, const char *name);
+
+/* One run, as the messages about it tell. */
+struct run_info {
+	char key[SCHEDULE_NAME_MAX + 1];
+	char id[RUN_ID_SIZE];
+	pid_t worker_id; /* 0: the agent says so */
+	bool ended;      /* it tells how: */
+	bool success;
+	int64_t rt;    /* milliseconds */
+	long long why; /* it failed with this; in the message's text */
+};
+
+/* To JSON, as egg has it, and back; false: that is no such message. */
+void run_info_print(const struct run_info *info, char *json, size_t size);
+bool run_info_parse(struct run_info *info, const struct message *message);
+
+/* CLOCK_REALTIME or CLOCK_MONOTONIC in milliseconds. */
+int64_t milliseconds(clockid_t clock);
+
+/* One line: of everyday work, or of what went wrong. It is lost rather than waited
+ * for. */
+void log_info(const char *format, ...) PRINTF_LIKE(1, 2);
+void log_warn(const char *format, ...) PRINTF_LIKE(1, 2);
+
+#endif

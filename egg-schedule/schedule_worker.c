@@ -1,0 +1,292 @@
+/*
+ * The app worker's part: it runs the tasks, and tells the agent what came of them.
+ *
+ *	a tick arrives --> waits until the app is ready --> task() --> ended, told, gone
+ *	                                                      |            ^
+ *	                                               schedule_later      |
+ *	                                                      +--> schedule_done
+ *
+ * egg: egg-schedule/app.js, egg-schedule/lib/schedule_worker.js
+ */
+#include "schedule.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The queue to the agent is full: the result is told after so long, again. */
+#define TELL_AGAIN 100
+
+struct schedule_run {
+	struct schedule_run *next;
+	struct messenger *app;
+	struct job *job;
+	struct run_info info;
+	int64_t start;
+	bool by_hand; /* egg_schedule_run: the agent does not know of it */
+	bool begun;
+	bool in_task; /* the task has not returned yet */
+	bool later, done;
+};
+
+/* There is one in a process. */
+static struct {
+	struct jobs jobs;
+	struct schedule_run *runs; /* in order of their ticks */
+	bool ready;                /* egg-ready has come */
+	pid_t agent;               /* who was last told of the runs */
+	bool telling;              /* a timer will tell again */
+} worker;
+
+/* ---- one run ------------------------------------------------------------- */
+
+static struct schedule_run *
+run_create(struct messenger *app, struct job *job, const char *id)
+{
+	struct schedule_run *run, **last = &worker.runs;
+
+	if (job->running == SCHEDULE_RUNS_MAX) {
+		errno = EAGAIN;
+		return NULL;
+	}
+	run = calloc(1, sizeof *run);
+	if (run == NULL)
+		return NULL;
+	run->app = app;
+	run->job = job;
+	run->info.worker_id = messenger_pid(app);
+	snprintf(run->info.key, sizeof run->info.key, "%s", job->schedule->name);
+	snprintf(run->info.id, sizeof run->info.id, "%s", id);
+	while (*last != NULL)
+		last = &(*last)->next;
+	*last = run;
+	job->running++;
+	return run;
+}
+
+static void
+run_free(struct schedule_run *run)
+{
+	struct schedule_run **at = &worker.runs;
+
+	while (*at != run)
+		at = &(*at)->next;
+	*at = run->next;
+	run->job->running--;
+	free(run);
+}
+
+static int
+tell_agent(struct messenger *app, const struct run_info *info)
+{
+	char json[RUN_JSON_SIZE];
+
+	run_info_print(info, json, sizeof json);
+	return messenger_send_to_agent(app, "egg-schedule", json);
+}
+
+static int tell_again(struct messenger *app, void *arg);
+
+/* It has ended; what cannot be told now is told later: the agent may be waiting for it
+ * (skip_while_running). */
+static void
+run_tell(struct schedule_run *run)
+{
+	struct messenger *app = run->app;
+
+	if (run->by_hand || tell_agent(app, &run->info) == 0 ||
+	    (errno != ENOBUFS && errno != ENOMEM))
+		run_free(run);
+	else if (!worker.telling)
+		worker.telling = messenger_set_timeout(app, TELL_AGAIN, tell_again, NULL) != -1;
+}
+
+static int
+tell_again(struct messenger *app, void *arg)
+{
+	struct schedule_run *run, *next;
+
+	(void)app, (void)arg;
+	worker.telling = false;
+	for (run = worker.runs; run != NULL; run = next) {
+		next = run->next;
+		if (run->info.ended)
+			run_tell(run);
+	}
+	return 0;
+}
+
+static void
+run_end(struct schedule_run *run, int status)
+{
+	struct run_info *info = &run->info;
+
+	info->ended = true;
+	info->success = status == 0;
+	info->why = status;
+	info->rt = milliseconds(CLOCK_MONOTONIC) - run->start;
+	if (info->success)
+		log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
+		         (long long)info->rt);
+	else
+		log_warn("[Job#%s] %s execute failed, used %lldms. The task returned %d", info->id,
+		         info->key, (long long)info->rt, status);
+	run_tell(run);
+}
+
+static void
+run_begin(struct schedule_run *run)
+{
+	int status;
+
+	log_info("[Job#%s] %s executing by app", run->info.id, run->info.key);
+	run->begun = true;
+	run->start = milliseconds(CLOCK_MONOTONIC);
+	run->in_task = true;
+	status = run->job->schedule->task(run->app, run, run->job->schedule->arg);
+	run->in_task = false;
+	if (run->done)
+		run_end(run, (int)run->info.why);
+	else if (status != 0 || !run->later)
+		run_end(run, status);
+}
+
+void
+schedule_later(struct schedule_run *run)
+{
+	run->later = true;
+}
+
+void
+schedule_done(struct schedule_run *run, int status)
+{
+	if (run->in_task) { /* the task still has the run in its hands */
+		run->done = true;
+		run->info.why = status;
+	} else {
+		run_end(run, status);
+	}
+}
+
+int
+egg_schedule_run(struct messenger *app, const char *name)
+{
+	struct job *job = find_job(&worker.jobs, name);
+	struct schedule_run *run;
+
+	if (job == NULL) {
+		errno = ENOENT;
+		return -1;
+	}
+	run = run_create(app, job, "by hand");
+	if (run == NULL)
+		return -1;
+	run->by_hand = true;
+	run_begin(run);
+	return 0;
+}
+
+/* ---- what the agent says ------------------------------------------------- */
+
+/* A tick that cannot be kept has failed: the agent may be waiting for it. */
+static void
+refuse_tick(struct messenger *app, const struct run_info *tick)
+{
+	struct run_info info = *tick;
+
+	log_warn("[Job#%s] %s execute failed: %s", tick->id, tick->key,
+	         errno == EAGAIN ? "too many of its runs go on" : strerror(errno));
+	info.ended = true;
+	info.why = errno;
+	info.worker_id = messenger_pid(app);
+	tell_agent(app, &info);
+}
+
+/* egg: app.messenger.on('egg-schedule', ...); await app.ready() */
+static int
+on_tick(struct messenger *app, const struct message *message, void *arg)
+{
+	struct run_info tick;
+	struct job *job;
+	struct schedule_run *run;
+
+	(void)arg;
+	if (!run_info_parse(&tick, message)) {
+		log_warn("[egg-schedule] a message that is no tick: %.100s",
+		         message->data != NULL ? message->data : "undefined");
+		return 0;
+	}
+	job = find_job(&worker.jobs, tick.key);
+	if (job == NULL || job->schedule->disable) {
+		log_warn("[Job#%s] %s %s", tick.id, tick.key,
+		         job == NULL ? "unknown task" : "disable");
+		return 0;
+	}
+	run = run_create(app, job, tick.id);
+	if (run == NULL)
+		refuse_tick(app, &tick);
+	else if (worker.ready)
+		run_begin(run);
+	return 0;
+}
+
+static struct schedule_run *
+first_waiting(void)
+{
+	struct schedule_run *run = worker.runs;
+
+	while (run != NULL && run->begun)
+		run = run->next;
+	return run;
+}
+
+/* The agent that sent them cannot know that this app runs them: it was not ready. */
+static int
+on_ready(struct messenger *app, const struct message *message, void *arg)
+{
+	struct schedule_run *run;
+
+	(void)message, (void)arg;
+	worker.ready = true;
+	while ((run = first_waiting()) != NULL) { /* a task may end others */
+		tell_agent(app, &run->info);
+		run_begin(run);
+	}
+	return 0;
+}
+
+/* A new agent does not know what the last one has set in motion. */
+static int
+on_pids(struct messenger *app, const struct message *message, void *arg)
+{
+	const struct schedule_run *run;
+	size_t count;
+	const pid_t *pids = messenger_opids(app, &count);
+
+	(void)message, (void)arg;
+	if (count == 0 || pids[0] == worker.agent)
+		return 0;
+	if (worker.agent != 0)
+		for (run = worker.runs; run != NULL; run = run->next)
+			if (run->begun && !run->by_hand && !run->info.ended)
+				tell_agent(app, &run->info);
+	worker.agent = pids[0];
+	return 0;
+}
+
+int
+egg_schedule_app(struct messenger *app, const struct schedule *jobs, size_t count)
+{
+	size_t i;
+
+	if (load_schedule(&worker.jobs, jobs, count) == -1)
+		return -1;
+	for (i = 0; i < count; i++)
+		if (!jobs[i].disable)
+			log_info("[egg-schedule]: register schedule %s", jobs[i].name);
+	if (messenger_on(app, "egg-schedule", on_tick, NULL) == -1 ||
+	    messenger_on(app, "egg-pids", on_pids, NULL) == -1)
+		return -1;
+	return messenger_once(app, "egg-ready", on_ready, NULL);
+}
