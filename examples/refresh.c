@@ -292,7 +292,8 @@ static int
 on_silence(struct messenger *agent, const char *why)
 {
 	if (!push.is_down)
-		fprintf(stderr, "agent %ld: the source %s is gone (%s); its last data is served\n",
+		fprintf(stderr,
+		        "agent %ld: the source %s does not answer (%s); what is cached is served\n",
 		        (long)messenger_pid(agent), source, why);
 	push.is_down = true;
 	push.is_up = false;
@@ -434,5 +435,6 @@ main(int argc, char *argv[])
 			return USAGE;
 		}
 	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	egg_schedule_log(-1);             /* several lines for each tick; failures are told */
 	return start_cluster(&options);
 }
