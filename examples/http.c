@@ -649,20 +649,16 @@ what_is_awaited(const struct connection *connection)
 static int
 wait_limit(enum wait wait)
 {
-	switch (wait) {
-	case WAIT_IDLE:
-		return HTTP_IDLE_TIMEOUT;
-	case WAIT_REQUEST:
-		return HTTP_REQUEST_TIMEOUT;
-	case WAIT_WRITE:
-		return HTTP_WRITE_TIMEOUT;
-	case WAIT_LINGER:
-		return LINGER_TIMEOUT;
-	case WAIT_NONE:
-	case WAIT_ANSWER:
-		break;
-	}
-	return 0;
+	const int limits[] = {
+		[WAIT_NONE] = 0,
+		[WAIT_IDLE] = HTTP_IDLE_TIMEOUT,
+		[WAIT_REQUEST] = HTTP_REQUEST_TIMEOUT,
+		[WAIT_ANSWER] = 0,
+		[WAIT_WRITE] = HTTP_WRITE_TIMEOUT,
+		[WAIT_LINGER] = LINGER_TIMEOUT,
+	};
+
+	return limits[wait];
 }
 
 static bool

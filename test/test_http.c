@@ -648,21 +648,20 @@ Test(http, a_stream_that_nobody_reads)
 {
 	struct cluster *c = start();
 	int deaf = subscriber(c, "/push", "first\n"), keen = subscriber(c, "/push", "first\n");
-	int publisher = cluster_connect(c), size = 4096, i;
-	int count = process_descriptors(cluster_pid(c, "APP#1"));
+	int size = 4096, count = process_descriptors(cluster_pid(c, "APP#1")), i = 0;
+	int publisher = cluster_connect(c);
 	char request[1200], line[1100];
 
 	setsockopt(deaf, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
 	memset(line, 'x', sizeof line);
 	snprintf(line + 1000, sizeof line - 1000, "\n");
 	snprintf(request, sizeof request, "GET /publish?%.1000s HTTP/1.1\r\nHost: a\r\n\r\n", line);
-	expect_descriptors(c, count); /* the publisher is accepted */
-	for (i = 0; process_descriptors(cluster_pid(c, "APP#1")) >= count; i++) {
-		cr_assert(i < 20000, "it still has its stream");
+	do {
+		cr_assert(i++ < 20000, "it still has its stream");
 		put(publisher, request);
 		get(publisher, "published\n");
 		cr_assert_str_eq(get(keen, "x\n"), line);
-	}
+	} while (process_descriptors(cluster_pid(c, "APP#1")) > count);
 	cr_assert(i > HTTP_OUTPUT_MAX / 1001, "after %d lines", i);
 	close(deaf), close(keen), close(publisher);
 	cluster_stop(c);
@@ -818,24 +817,24 @@ Test(http, urls)
 	static const char *const good[] = {"http://127.0.0.1", "http://127.0.0.1:1/",
 	                                   "http://localhost:65535/a?b#c", "http://[::1]/x",
 	                                   "http://[::1]:7002"};
-	static const char *const bad[] = {"",
-	                                  "http://",
-	                                  "http:///x",
-	                                  "https://127.0.0.1/",
-	                                  "ftp://127.0.0.1/",
-	                                  "127.0.0.1:7002",
-	                                  "http://example.com/",
-	                                  "http://127.0.0.1:0/",
-	                                  "http://127.0.0.1:65536/",
-	                                  "http://127.0.0.1:x/",
-	                                  "http://127.0.0.1:1x/",
-	                                  "http://127.0.0.1:/",
-	                                  "http://[::1/",
-	                                  "http://[::1]x/",
-	                                  "http://127.0.0.1/a b",
-	                                  "http://127.0.0.1/\r\nX: y",
-	                                  "http://127.0.0.1.127.0.0.1.127.0.0.1.127.0.0.1.127.0.0.1"
-	                                  ".127.0.0.1/"};
+	static const char *const bad[] = {
+		"",
+		"http://",
+		"http:///x",
+		"https://127.0.0.1/",
+		"ftp://127.0.0.1/",
+		"127.0.0.1:7002",
+		"http://example.com/",
+		"http://127.0.0.1:0/",
+		"http://127.0.0.1:65536/",
+		"http://127.0.0.1:x/",
+		"http://127.0.0.1:1x/",
+		"http://127.0.0.1:/",
+		"http://[::1/",
+		"http://[::1]x/",
+		"http://127.0.0.1/a b",
+		"http://127.0.0.1/\r\nX: y",
+		"http://127.0.0.1:70000000000000000000000000000000000000000000000/"};
 	char longest[HTTP_URL_MAX + 2];
 	size_t i;
 

@@ -589,13 +589,19 @@ run_both(bool by_make)
 static int
 wait_for_both(struct program *both)
 {
-	int status;
-
 	expect_text(both, expect_text(both, 0, "[master] exit with code:0"),
 	            "[master] exit with code:0");
-	status = wait_for_end(both);
+	return wait_for_end(both);
+}
+
+static void
+expect_both_end(struct program *both)
+{
+	int status = wait_for_both(both);
+
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x:\n%s", status,
+	          both->text);
 	free(both);
-	return status;
 }
 
 Test(refresh, ctrl_c_at_make_run_leaves_nobody)
@@ -606,6 +612,7 @@ Test(refresh, ctrl_c_at_make_run_leaves_nobody)
 	cr_assert_eq(write(both->output, "\003", 1), 1);
 	status = wait_for_both(both); /* make may say in its own way that it was interrupted */
 	cr_assert(WIFEXITED(status) || WTERMSIG(status) == SIGINT, "status %#x", status);
+	free(both);
 }
 
 Test(refresh, sigterm_to_make_leaves_nobody)
@@ -614,6 +621,7 @@ Test(refresh, sigterm_to_make_leaves_nobody)
 
 	kill(both->pid, SIGTERM);
 	wait_for_both(both);
+	free(both);
 }
 
 Test(refresh, sigterm_to_the_shell_ends_both)
@@ -621,7 +629,7 @@ Test(refresh, sigterm_to_the_shell_ends_both)
 	struct program *both = run_both(false);
 
 	kill(both->pid, SIGTERM);
-	cr_assert_eq(wait_for_both(both), 0);
+	expect_both_end(both);
 }
 
 /* When the service ends, for whatever reason, so does its source. */
@@ -633,5 +641,5 @@ Test(refresh, the_service_ends_and_so_does_its_source)
 	at = strstr(at, "or kill ");
 	cr_assert(at != NULL);
 	kill(atoi(at + strlen("or kill ")), SIGTERM);
-	cr_assert_eq(wait_for_both(both), 0);
+	expect_both_end(both);
 }
