@@ -1101,6 +1101,13 @@ client_read(struct client *client)
 
 static int on_server(struct messenger *messenger, int descriptor, short revents, void *arg);
 
+static bool
+client_watch(struct client *client, short events)
+{
+	return messenger_watch(client->messenger, client->descriptor, events, on_server, client) ==
+	       0;
+}
+
 /* It is connected, or it is not. */
 static int
 client_write(struct client *client)
@@ -1120,9 +1127,8 @@ client_write(struct client *client)
 	client->length -= (size_t)n;
 	memmove(client->text, client->text + n, client->length);
 	client->is_sent = client->length == 0;
-	if (client->is_sent &&
-	    messenger_watch(client->messenger, client->descriptor, POLLIN, on_server, client) == -1)
-		return client_end(client, 0, strerror(errno));
+	if (client->is_sent && !client_watch(client, POLLIN))
+		return client_end(client, 0, strerror(ENOMEM));
 	return 0;
 }
 
@@ -1135,59 +1141,63 @@ on_server(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return client->is_sent ? client_read(client) : client_write(client);
 }
 
-/* The port that stands behind a host, ":7002" or nothing; -1: something else does. */
-static int
-parse_port(char *text)
+/* "127.0.0.1:7002", or "localhost". Another name would have to be looked up, and
+ * that blocks. */
+static bool
+parse_authority(char *host, struct sockaddr_in *address)
 {
-	size_t digits = *text == ':' ? strspn(text + 1, "0123456789") : 0;
-	long port = digits >= 1 && digits <= 5 ? strtol(text + 1, NULL, 10) : 0;
+	char *port = strchr(host, ':');
+	size_t digits = port != NULL ? strspn(port + 1, "0123456789") : 0;
+	long number = port == NULL ? 80 : digits <= 5 ? strtol(port + 1, NULL, 10) : 0;
 
-	if (*text == 0)
-		return 80;
-	return port >= 1 && port <= 65535 && text[1 + digits] == 0 ? (int)port : -1;
+	if (number < 1 || number > 65535 || (port != NULL && port[1 + digits] != 0))
+		return false;
+	if (port != NULL)
+		*port = 0;
+	*address = (struct sockaddr_in){.sin_family = AF_INET};
+	address->sin_port = htons((uint16_t)number);
+	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &address->sin_addr) == 1;
 }
 
-/* "127.0.0.1:7002", "localhost", "[::1]:80". A name would have to be looked up, and
- * that blocks. Returns the address's size, or 0. */
-static socklen_t
-parse_authority(char *host, struct sockaddr_storage *address)
+/* What is "http://127.0.0.1:7002/data" the address of? */
+static bool
+parse_url(const char *url, struct sockaddr_in *address)
 {
-	struct sockaddr_in *v4 = (struct sockaddr_in *)address;
-	struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)address;
-	bool is_v6 = *host == '[';
-	char *end = host + strcspn(host, is_v6 ? "]" : ":");
-	int port = is_v6 ? *end == ']' ? parse_port(end + 1) : -1 : parse_port(end);
+	char host[64];
+	size_t length;
 
-	if (port == -1)
-		return 0;
-	*end = 0;
-	memset(address, 0, sizeof *address);
-	if (is_v6) {
-		v6->sin6_family = AF_INET6;
-		v6->sin6_port = htons((uint16_t)port);
-		return inet_pton(AF_INET6, host + 1, &v6->sin6_addr) == 1 ? sizeof *v6 : 0;
-	}
-	v4->sin_family = AF_INET;
-	v4->sin_port = htons((uint16_t)port);
-	if (strcmp(host, "localhost") == 0)
-		v4->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	else if (inet_pton(AF_INET, host, &v4->sin_addr) != 1)
-		return 0;
-	return sizeof *v4;
+	if (strncmp(url, "http://", 7) != 0 || strlen(url) > HTTP_URL_MAX ||
+	    strchr(url, ' ') != NULL || !is_clean(url, false))
+		return false;
+	length = strcspn(url + 7, "/");
+	if (length >= sizeof host)
+		return false;
+	memcpy(host, url + 7, length);
+	host[length] = 0;
+	return parse_authority(host, address);
+}
+
+bool
+http_is_url(const char *url)
+{
+	struct sockaddr_in address;
+
+	return parse_url(url, &address);
 }
 
 /* Begin to connect. */
 static int
-connect_to(const struct sockaddr_storage *address, socklen_t size)
+connect_to(const struct sockaddr_in *address)
 {
-	int descriptor = socket(address->ss_family, SOCK_STREAM, 0);
+	int descriptor = socket(AF_INET, SOCK_STREAM, 0);
 	int error;
 
 	if (descriptor == -1)
 		return -1;
 	if (fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
 	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 ||
-	    (connect(descriptor, (const struct sockaddr *)address, size) == -1 &&
+	    (connect(descriptor, (const struct sockaddr *)address, sizeof *address) == -1 &&
 	     errno != EINPROGRESS && errno != EINTR)) {
 		error = errno;
 		close(descriptor);
@@ -1197,46 +1207,26 @@ connect_to(const struct sockaddr_storage *address, socklen_t size)
 	return descriptor;
 }
 
-/* What "http://127.0.0.1:7002/data" is the address of, and its size; 0: of nothing. */
-static socklen_t
-parse_url(const char *url, struct sockaddr_storage *address)
-{
-	size_t length;
-	char host[64];
-
-	if (strncmp(url, "http://", 7) != 0 || strlen(url) > HTTP_URL_MAX ||
-	    strchr(url, ' ') != NULL || !is_clean(url, false))
-		return 0;
-	length = strcspn(url + 7, "/");
-	if (length >= sizeof host)
-		return 0;
-	memcpy(host, url + 7, length);
-	host[length] = 0;
-	return parse_authority(host, address);
-}
-
 static int
 client_start(struct client *client, const char *url)
 {
-	struct sockaddr_storage address;
-	socklen_t size = parse_url(url, &address);
-	const char *path = size > 0 ? url + 7 + strcspn(url + 7, "/") : "";
+	struct sockaddr_in address;
+	const char *path;
 
-	if (size == 0) {
+	if (!parse_url(url, &address)) {
 		errno = EINVAL;
 		return -1;
 	}
+	path = url + 7 + strcspn(url + 7, "/");
 	client->length = (size_t)snprintf(client->text, sizeof client->text,
 	                                  "GET %s HTTP/1.0\r\nHost: %.*s\r\n\r\n",
 	                                  *path != 0 ? path : "/", (int)(path - url - 7), url + 7);
-	client->descriptor = connect_to(&address, size);
+	client->descriptor = connect_to(&address);
 	if (client->descriptor == -1)
 		return -1;
-	if (messenger_watch(client->messenger, client->descriptor, POLLOUT, on_server, client) ==
-	            0 &&
-	    client_set_timer(client))
+	if (client_set_timer(client) && client_watch(client, POLLOUT))
 		return 0;
-	messenger_unwatch(client->messenger, client->descriptor);
+	messenger_clear_timeout(client->messenger, client->timer);
 	close(client->descriptor);
 	errno = ENOMEM;
 	return -1;
@@ -1276,12 +1266,4 @@ http_listen(struct messenger *messenger, const char *url, int silence, http_list
             void *arg)
 {
 	return client_open(messenger, url, silence, true, listener, arg);
-}
-
-bool
-http_is_url(const char *url)
-{
-	struct sockaddr_storage address;
-
-	return parse_url(url, &address) > 0;
 }

@@ -89,8 +89,8 @@ void http_publish(const void *topic, const char *text);
  */
 typedef int (*http_listener)(struct messenger *messenger, int status, const char *text, void *arg);
 
-/* Is it an url that the client can fetch? "http://127.0.0.1:7002/data": numbers,
- * [::1] too, or "localhost"; other names would have to be looked up, which blocks. */
+/* Is it an url that the client can fetch? "http://127.0.0.1:7002/data": numbers, or
+ * "localhost"; another name would have to be looked up, which blocks. */
 bool http_is_url(const char *url);
 
 /*

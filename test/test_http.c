@@ -815,8 +815,7 @@ Test(http, the_client_does_not_wait_for_ever)
 Test(http, urls)
 {
 	static const char *const good[] = {"http://127.0.0.1", "http://127.0.0.1:1/",
-	                                   "http://localhost:65535/a?b#c", "http://[::1]/x",
-	                                   "http://[::1]:7002"};
+	                                   "http://localhost:65535/a?b#c", "http://localhost"};
 	static const char *const bad[] = {
 		"",
 		"http://",
@@ -830,8 +829,7 @@ Test(http, urls)
 		"http://127.0.0.1:x/",
 		"http://127.0.0.1:1x/",
 		"http://127.0.0.1:/",
-		"http://[::1/",
-		"http://[::1]x/",
+		"http://[::1]/",
 		"http://127.0.0.1/a b",
 		"http://127.0.0.1/\r\nX: y",
 		"http://127.0.0.1:70000000000000000000000000000000000000000000000/"};
