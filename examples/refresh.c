@@ -73,21 +73,27 @@ make_url(char url[HTTP_URL_MAX], const char *page)
 /* ---- the cache: one in each app worker ------------------------------------- */
 
 static struct {
-	bool is_filled;
-	long index;  /* the data */
-	char by[16]; /* lastUpdateBy */
-
-	char wanted[16];  /* by what it is to be loaded next; "": by nothing */
-	char loading[16]; /* by what it is being loaded now */
-	int retry, timer; /* ms; pending, or 0 */
+	long index;       /* the data */
+	const char *by;   /* lastUpdateBy: "force", "pull" or "push"; NULL: there is no data */
+	const char *want; /* by which it is to be loaded next, or NULL */
+	const char *load; /* by which it is being loaded now, or NULL */
+	int retry;        /* ms until the next attempt, after a failure */
+	int timer;        /* which waits for that, or 0 */
 } cache;
+
+static const char *
+which_way(const char *json)
+{
+	if (strstr(json, "\"push\"") != NULL)
+		return "push";
+	return strstr(json, "\"pull\"") != NULL ? "pull" : "force";
+}
 
 static void
 cache_fill(struct messenger *app, long index, const char *by)
 {
-	cache.is_filled = true;
 	cache.index = index;
-	snprintf(cache.by, sizeof cache.by, "%s", by);
+	cache.by = by;
 	messenger_ready(app, 0); /* if it has been waiting for this */
 }
 
@@ -117,12 +123,12 @@ ask_siblings(struct messenger *app)
 static int
 load_failed(struct messenger *app)
 {
-	if (cache.wanted[0] == 0)
-		memcpy(cache.wanted, cache.loading, sizeof cache.wanted);
-	cache.loading[0] = 0;
+	if (cache.want == NULL)
+		cache.want = cache.load;
+	cache.load = NULL;
 	cache.timer = messenger_set_timeout(app, cache.retry, on_retry, NULL);
 	cache.retry = cache.retry * 2 < RETRY_MOST ? cache.retry * 2 : RETRY_MOST;
-	return cache.timer == -1 || (!cache.is_filled && ask_siblings(app) == -1);
+	return cache.timer == -1 || (cache.by == NULL && ask_siblings(app) == -1);
 }
 
 static int
@@ -133,10 +139,10 @@ on_data(struct messenger *app, int status, const char *text, void *arg)
 	(void)arg;
 	if (status != 200 || !parse_index(text, &index))
 		return load_failed(app);
-	cache_fill(app, index, cache.loading);
-	cache.loading[0] = 0;
+	cache_fill(app, index, cache.load);
+	cache.load = NULL;
 	cache.retry = RETRY_FIRST;
-	return cache.wanted[0] != 0 ? cache_load(app) : 0;
+	return cache.want != NULL ? cache_load(app) : 0;
 }
 
 static int
@@ -144,8 +150,8 @@ cache_load(struct messenger *app)
 {
 	char url[HTTP_URL_MAX];
 
-	memcpy(cache.loading, cache.wanted, sizeof cache.loading);
-	cache.wanted[0] = 0;
+	cache.load = cache.want;
+	cache.want = NULL;
 	make_url(url, "/data");
 	return http_get(app, url, ANSWER_TIMEOUT, on_data, NULL) == 0 ? 0 : load_failed(app);
 }
@@ -153,8 +159,8 @@ cache_load(struct messenger *app)
 static int
 cache_refresh(struct messenger *app, const char *by)
 {
-	snprintf(cache.wanted, sizeof cache.wanted, "%s", by);
-	if (cache.loading[0] != 0)
+	cache.want = by;
+	if (cache.load != NULL)
 		return 0;
 	if (cache.timer > 0)
 		messenger_clear_timeout(app, cache.timer);
@@ -167,10 +173,8 @@ cache_refresh(struct messenger *app, const char *by)
 static int
 on_refresh(struct messenger *app, const struct message *message, void *arg)
 {
-	bool is_push = message->data != NULL && strcmp(message->data, "\"push\"") == 0;
-
 	(void)arg;
-	return cache_refresh(app, is_push ? "push" : "pull");
+	return message->data != NULL ? cache_refresh(app, which_way(message->data)) : 0;
 }
 
 static int
@@ -180,7 +184,7 @@ on_cache_wanted(struct messenger *app, const struct message *message, void *arg)
 	char json[64];
 
 	(void)arg;
-	if (!cache.is_filled || pid <= 0)
+	if (cache.by == NULL || pid <= 0)
 		return 0;
 	snprintf(json, sizeof json, "{\"index\":%ld,\"by\":\"%s\"}", cache.index, cache.by);
 	return messenger_send_to(app, pid, "cache", json);
@@ -191,12 +195,10 @@ static int
 on_cache(struct messenger *app, const struct message *message, void *arg)
 {
 	long index;
-	char by[16] = "";
 
 	(void)arg;
-	if (!cache.is_filled && message->data != NULL &&
-	    sscanf(message->data, "{\"index\":%ld,\"by\":\"%15[a-z]", &index, by) == 2)
-		cache_fill(app, index, by);
+	if (cache.by == NULL && message->data != NULL && parse_index(message->data, &index))
+		cache_fill(app, index, which_way(message->data));
 	return 0;
 }
 
@@ -217,7 +219,7 @@ on_check(struct messenger *app, int status, const char *text, void *arg)
 	long index;
 
 	if (status == 200 && parse_index(text, &index) &&
-	    (!cache.is_filled || index != cache.index)) {
+	    (cache.by == NULL || index != cache.index)) {
 		printf("app %ld: the source has changed (pull)\n", (long)messenger_pid(app));
 		result = messenger_send_to_app(app, "refresh", "\"pull\"");
 	}
@@ -360,13 +362,13 @@ answer(struct http_request *request, void *arg)
 	(void)arg;
 	if (strcmp(request->path, "/") != 0)
 		return http_reply(request, 404, NULL, "not found\n");
-	if (cache.is_filled)
+	if (cache.by != NULL)
 		snprintf(body, sizeof body, "{\"index\":%ld,\"lastUpdateBy\":\"%s\",\"pid\":%ld}\n",
 		         cache.index, cache.by, pid);
 	else
 		snprintf(body, sizeof body,
 		         "{\"error\":\"the source has not answered yet\",\"pid\":%ld}\n", pid);
-	return http_reply(request, cache.is_filled ? 200 : 503, "application/json", body);
+	return http_reply(request, cache.by != NULL ? 200 : 503, "application/json", body);
 }
 
 static int
