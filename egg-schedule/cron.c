@@ -19,8 +19,9 @@
 #include <string.h>
 #include <strings.h>
 
-#define MINUTE 60
-#define QUARTER (15 * MINUTE)
+#define A_MINUTE 60
+#define A_QUARTER (15 * A_MINUTE)
+#define AN_HOUR (60 * A_MINUTE)
 
 /* ---- the fields ---------------------------------------------------------- */
 
@@ -31,7 +32,7 @@ struct field {
 	int first;
 };
 
-enum { SECOND, MINUTES, HOUR, DAY, MONTH, WEEKDAY, FIELDS };
+enum { SECOND, MINUTE, HOUR, DAY, MONTH, WEEKDAY, FIELDS };
 
 static const struct field fields[FIELDS] = {
 	{"second", 0, 59, "", 0},
@@ -73,7 +74,7 @@ static bool
 parse_number(struct parser *parser, int *number)
 {
 	if (!isdigit((unsigned char)*parser->at))
-		return fail(parser, "a number is missing");
+		return fail(parser, "a number is expected");
 	for (*number = 0; isdigit((unsigned char)*parser->at); parser->at++)
 		if (*number < 1000) /* it is too large already */
 			*number = 10 * *number + (*parser->at - '0');
@@ -256,7 +257,7 @@ cron_parse(struct cron *cron, const char *expression, char *why, size_t size)
 {
 	struct parser parser = {.at = predefined(expression)};
 	int count = count_fields(parser.at);
-	int which = count == 6 ? SECOND : MINUTES;
+	int which = count == 6 ? SECOND : MINUTE;
 
 	*cron = (struct cron){.second = 1};
 	errno = EINVAL;
@@ -307,33 +308,26 @@ day_matches(const struct cron *cron, const struct tm *local)
 }
 
 /*
- * The hour before this one, by the clock on the wall: 1 at 3:30 in the night in
- * which 2:00 becomes 3:00, 2 at the second 2:30 of the night in which 3:00 becomes
- * 2:00. -1 where this hour did not begin at its beginning: clocks that change by
- * half an hour (Lord Howe Island) are not made up for.
+ * What the clock on the wall showed an hour ago tells whether it has been changed:
+ *
+ *	3:30, and 1:30 then: there was no 2:30, which is made up for now
+ *	2:30, and 2:30 then: it comes for the second time
+ *
+ * egg: _applyTimezoneShift, _dstStart, _dstEnd: kept from one search to the next,
+ * while here each time tells by itself (D43).
  */
-static int
-hour_before(time_t now, const struct tm *local)
-{
-	time_t start = now - local->tm_min * MINUTE - local->tm_sec, before = start - 1;
-	struct tm first, last;
-
-	if (localtime_r(&start, &first) == NULL || localtime_r(&before, &last) == NULL ||
-	    first.tm_hour != local->tm_hour || first.tm_min != 0)
-		return -1;
-	return last.tm_hour;
-}
-
-/* egg: _applyTimezoneShift, _dstStart, _dstEnd. They are kept from one search to the
- * next; here each time tells by itself in which hour it is. */
 static bool
 hour_matches(const struct cron *cron, time_t now, const struct tm *local)
 {
 	int hour = local->tm_hour;
+	time_t ago = now - AN_HOUR;
+	struct tm then;
 
+	if (cron->any_hour || localtime_r(&ago, &then) == NULL)
+		return has(cron->hour, hour);
 	if (has(cron->hour, hour))
-		return cron->any_hour || hour_before(now, local) != hour;
-	return hour >= 2 && has(cron->hour, hour - 1) && hour_before(now, local) == hour - 2;
+		return then.tm_hour != hour || then.tm_min != local->tm_min;
+	return hour >= 2 && has(cron->hour, hour - 1) && then.tm_hour == hour - 2;
 }
 
 /* The first second of a later day: 0:00, or where the clock leaps over it 1:00. -1:
@@ -342,16 +336,16 @@ static time_t
 day_start(time_t now, int year, int month, int day)
 {
 	struct tm date = {.tm_year = year, .tm_mon = month, .tm_mday = day, .tm_isdst = -1};
-	time_t start = mktime(&date), before = start - QUARTER;
+	time_t start = mktime(&date), before = start - A_QUARTER;
 	struct tm local;
 
 	if (start == -1)
 		return -1;
 	if (start <= now) /* mktime has gone back over the leap */
-		return now + QUARTER - now % QUARTER;
+		return now + A_QUARTER - now % A_QUARTER;
 	day = date.tm_mday;
 	/* 0:00 may come twice: this is about the first */
-	for (; localtime_r(&before, &local) != NULL && local.tm_mday == day; before -= QUARTER)
+	for (; localtime_r(&before, &local) != NULL && local.tm_mday == day; before -= A_QUARTER)
 		start = before;
 	return start;
 }
@@ -372,9 +366,9 @@ cron_next(const struct cron *cron, time_t after)
 		else if (!day_matches(cron, &local))
 			now = day_start(now, local.tm_year, local.tm_mon, local.tm_mday + 1);
 		else if (!hour_matches(cron, now, &local))
-			now += QUARTER - now % QUARTER;
+			now += A_QUARTER - now % A_QUARTER;
 		else if (!has(cron->minute, local.tm_min))
-			now += MINUTE - now % MINUTE;
+			now += A_MINUTE - now % A_MINUTE;
 		else if (!has(cron->second, local.tm_sec))
 			now++;
 		else
@@ -408,11 +402,14 @@ unit_size(const char *unit)
 		return 1;
 	if (length > sizeof name - 3)
 		return 0;
-	for (i = 0; i < length; i++)
+	for (i = 0; i < length; i++) {
+		if (!isalpha((unsigned char)unit[i]))
+			return 0;
 		name[1 + i] = (char)tolower((unsigned char)unit[i]);
+	}
 	memcpy(name + 1 + length, "/", 2);
 	for (i = 0; i < sizeof units / sizeof *units; i++)
-		if (isalpha((unsigned char)name[1]) && strstr(units[i].names, name) != NULL)
+		if (strstr(units[i].names, name) != NULL)
 			return units[i].size;
 	return 0;
 }

@@ -29,8 +29,8 @@ int cron_parse(struct cron *cron, const char *expression, char *why, size_t size
 /*
  * The first second after `after` at which it is due, in local time; -1: none within
  * CRON_YEARS. As in cron-parser, when clocks change and hours are given (not all 24):
- * the hour that a clock leaps over is made up for in the next one, 2:30 at 3:30, and
- * the hour that comes twice counts once.
+ * a time that they leap over is made up for an hour later, 2:30 at 3:30, and an hour
+ * that comes twice counts once.
  */
 time_t cron_next(const struct cron *cron, time_t after);
 

@@ -202,6 +202,7 @@ load_schedule(struct jobs *jobs, const struct schedule *schedules, size_t count)
 		return -1;
 	}
 	jobs->job = calloc(count + 1, sizeof *jobs->job);
+	jobs->count = 0;
 	if (jobs->job == NULL)
 		return -1;
 	for (i = 0; i < count; i++)

@@ -35,7 +35,7 @@ static struct {
 	size_t run_count, run_size;
 	uint64_t random;
 	unsigned ticks;
-} schedule;
+} scheduler;
 
 /* ---- who runs what (D39) ------------------------------------------------- */
 
@@ -43,22 +43,22 @@ static struct {
 static bool
 runs_reserve(const struct job *job, size_t more)
 {
-	size_t size = schedule.run_size > 0 ? schedule.run_size : 16;
+	size_t size = scheduler.run_size > 0 ? scheduler.run_size : 16;
 	struct running *grown;
 
 	if (more > SCHEDULE_RUNS_MAX - job->running) {
 		errno = EAGAIN;
 		return false;
 	}
-	while (size < schedule.run_count + more)
+	while (size < scheduler.run_count + more)
 		size *= 2;
-	if (size == schedule.run_size)
+	if (size == scheduler.run_size)
 		return true;
-	grown = realloc(schedule.runs, size * sizeof *grown);
+	grown = realloc(scheduler.runs, size * sizeof *grown);
 	if (grown == NULL)
 		return false;
-	schedule.runs = grown;
-	schedule.run_size = size;
+	scheduler.runs = grown;
+	scheduler.run_size = size;
 	return true;
 }
 
@@ -66,7 +66,7 @@ runs_reserve(const struct job *job, size_t more)
 static void
 runs_add(struct job *job, const char *id, pid_t worker_id)
 {
-	struct running *run = &schedule.runs[schedule.run_count++];
+	struct running *run = &scheduler.runs[scheduler.run_count++];
 
 	run->job = job;
 	run->worker_id = worker_id;
@@ -78,7 +78,7 @@ static void
 runs_remove(struct running *run)
 {
 	run->job->running--;
-	*run = schedule.runs[--schedule.run_count];
+	*run = scheduler.runs[--scheduler.run_count];
 }
 
 static struct running *
@@ -86,9 +86,10 @@ runs_find(const char *id, pid_t worker_id)
 {
 	size_t i;
 
-	for (i = 0; i < schedule.run_count; i++)
-		if (schedule.runs[i].worker_id == worker_id && strcmp(schedule.runs[i].id, id) == 0)
-			return &schedule.runs[i];
+	for (i = 0; i < scheduler.run_count; i++)
+		if (scheduler.runs[i].worker_id == worker_id &&
+		    strcmp(scheduler.runs[i].id, id) == 0)
+			return &scheduler.runs[i];
 	return NULL;
 }
 
@@ -108,15 +109,15 @@ is_listening(struct messenger *agent, pid_t pid)
 static int
 on_pids(struct messenger *agent, const struct message *message, void *arg)
 {
-	size_t i = schedule.run_count;
+	size_t i = scheduler.run_count;
 	struct running *run;
 
 	(void)message, (void)arg;
 	while (i-- > 0) {
-		run = &schedule.runs[i];
+		run = &scheduler.runs[i];
 		if (is_listening(agent, run->worker_id))
 			continue;
-		log_warn("[Job#%s] %s execute failed, worker#%ld died", run->id,
+		log_warn("[Job#%s] %s execute failed, worker %ld died", run->id,
 		         run->job->schedule->name, (long)run->worker_id);
 		runs_remove(run);
 	}
@@ -139,7 +140,7 @@ on_report(struct messenger *agent, const struct message *message, void *arg)
 	if (info.ended && run != NULL) {
 		runs_remove(run);
 	} else if (!info.ended && run == NULL) {
-		job = find_job(&schedule.jobs, info.key);
+		job = find_job(&scheduler.jobs, info.key);
 		if (job != NULL && is_listening(agent, info.worker_id) && runs_reserve(job, 1))
 			runs_add(job, info.id, info.worker_id);
 	}
@@ -151,12 +152,12 @@ on_report(struct messenger *agent, const struct message *message, void *arg)
 static uint64_t
 random_number(void)
 {
-	if (schedule.random == 0)
-		schedule.random = (uint64_t)milliseconds(CLOCK_REALTIME) * 2654435761U + 1;
-	schedule.random ^= schedule.random << 13;
-	schedule.random ^= schedule.random >> 7;
-	schedule.random ^= schedule.random << 17;
-	return schedule.random;
+	if (scheduler.random == 0)
+		scheduler.random = (uint64_t)milliseconds(CLOCK_REALTIME) * 2654435761U + 1;
+	scheduler.random ^= scheduler.random << 13;
+	scheduler.random ^= scheduler.random >> 7;
+	scheduler.random ^= scheduler.random << 17;
+	return scheduler.random;
 }
 
 /* egg: getSeqId */
@@ -170,7 +171,7 @@ make_info(struct job *job, struct run_info *info)
 	snprintf(info->key, sizeof info->key, "%s", job->schedule->name);
 	snprintf(info->id, sizeof info->id, "%lld%lld%ld%u",
 	         (long long)milliseconds(CLOCK_REALTIME), (long long)now.tv_sec, now.tv_nsec,
-	         ++schedule.ticks);
+	         ++scheduler.ticks);
 }
 
 /* egg: sendOne. The agent itself chooses the worker, to know who it is. */
@@ -331,8 +332,8 @@ on_ready(struct messenger *agent, const struct message *message, void *arg)
 	size_t i;
 
 	(void)message, (void)arg;
-	for (i = 0; i < schedule.jobs.count; i++) {
-		job = &schedule.jobs.job[i];
+	for (i = 0; i < scheduler.jobs.count; i++) {
+		job = &scheduler.jobs.job[i];
 		job->agent = agent;
 		job->due = job_now(job);
 		job->looked_at = job->due;
@@ -352,7 +353,7 @@ on_ready(struct messenger *agent, const struct message *message, void *arg)
 int
 egg_schedule_agent(struct messenger *agent, const struct schedule *jobs, size_t count)
 {
-	if (load_schedule(&schedule.jobs, jobs, count) == -1 ||
+	if (load_schedule(&scheduler.jobs, jobs, count) == -1 ||
 	    messenger_on(agent, "egg-schedule", on_report, NULL) == -1 ||
 	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1)
 		return -1;

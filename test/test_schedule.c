@@ -1,0 +1,1095 @@
+/*
+ * egg-schedule: when a job is due (golden/cron.tsv and golden/interval.tsv are what
+ * cron-parser 2.18 and humanize-ms 1.2 say), and who runs it, in live clusters.
+ *
+ * The agent's clocks stand still: they go on when the test says so. Nothing here
+ * depends on how fast the machine is.
+ */
+#include "egg-schedule/cron.h"
+#include "egg-schedule/egg_schedule.h"
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+TestSuite(schedule, .timeout = 120);
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* ---- the clocks ------------------------------------------------------------- */
+
+static bool clocks_stand; /* in this process */
+static int64_t wall, steady;
+
+/* Instead of libc's. */
+int
+clock_gettime(clockid_t clock, struct timespec *now)
+{
+	int64_t time = clock == CLOCK_REALTIME ? wall : steady;
+
+	if (!clocks_stand || (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC))
+		return (int)syscall(SYS_clock_gettime, clock, now);
+	now->tv_sec = time / 1000;
+	now->tv_nsec = time % 1000 * 1000000;
+	return 0;
+}
+
+/* "2027-03-28 02:30:00", local. */
+static time_t
+local_time(const char *text)
+{
+	struct tm date = {.tm_isdst = -1};
+
+	if (strptime(text, "%Y-%m-%d %H:%M:%S", &date) == NULL)
+		abort();
+	return mktime(&date);
+}
+
+static void
+use_zone(const char *zone)
+{
+	setenv("TZ", zone, 1);
+	tzset();
+}
+
+/* ---- golden ----------------------------------------------------------------- */
+
+/* Tests run in the root of the project, or are told where that is. */
+static FILE *
+open_golden(const char *name)
+{
+	const char *root = getenv("TEST_ROOT");
+	char path[1024];
+	FILE *file;
+
+	snprintf(path, sizeof path, "%s/test/golden/%s", root != NULL ? root : ".", name);
+	file = fopen(path, "r");
+	cr_assert_not_null(file, "%s: %s", path, strerror(errno));
+	return file;
+}
+
+/* The columns of the next line; NULL after the last. "\t" stands for a tab. */
+static char **
+next_row(FILE *file, size_t columns)
+{
+	static char line[1024], *column[8], *tab;
+	char *next = line;
+	size_t i;
+
+	if (fgets(line, sizeof line, file) == NULL)
+		return NULL;
+	line[strcspn(line, "\n")] = '\0';
+	for (i = 0; i < columns; i++) {
+		column[i] = strsep(&next, "\t");
+		cr_assert_not_null(column[i]);
+		while ((tab = strstr(column[i], "\\t")) != NULL) {
+			*tab = '\t';
+			memmove(tab + 1, tab + 2, strlen(tab + 2) + 1);
+		}
+	}
+	return column;
+}
+
+/* So many times after that one, as in the golden file; "ERROR". */
+static const char *
+times_after(const char *expression, time_t from, int count)
+{
+	static char text[512];
+	struct cron cron;
+	struct tm local;
+	char why[128] = "";
+	size_t used = 0;
+
+	if (cron_parse(&cron, expression, why, sizeof why) == -1) {
+		cr_assert(errno == EINVAL && strlen(why) > 10, "%s: %s", expression, why);
+		return "ERROR";
+	}
+	for (; count > 0; count--) {
+		from = cron_next(&cron, from);
+		cr_assert_neq(from, -1, "%s", expression);
+		localtime_r(&from, &local);
+		used += strftime(text + used, sizeof text - used, "%Y-%m-%d %H:%M:%S %z", &local);
+		used += (size_t)snprintf(text + used, sizeof text - used, count > 1 ? ", " : "");
+	}
+	return text;
+}
+
+Test(schedule, cron_is_due_when_cron_parser_says)
+{
+	FILE *file = open_golden("cron.tsv");
+	struct tm date;
+	char **row;
+	const char *comma;
+	int rows = 0, count;
+
+	for (next_row(file, 4); (row = next_row(file, 4)) != NULL; rows++) {
+		use_zone(row[0]);
+		date = (struct tm){0};
+		cr_assert_not_null(strptime(row[1], "%Y-%m-%dT%H:%M:%SZ", &date));
+		for (count = 1, comma = row[3]; (comma = strchr(comma, ',')) != NULL; comma++)
+			count++;
+		cr_expect_str_eq(times_after(row[2], timegm(&date), count), row[3],
+		                 "%s, %s after %s", row[2], row[0], row[1]);
+	}
+	cr_assert_eq(rows, 149);
+	fclose(file);
+}
+
+Test(schedule, intervals_are_those_of_humanize_ms)
+{
+	FILE *file = open_golden("interval.tsv");
+	char **row;
+	int rows = 0;
+
+	for (next_row(file, 2); (row = next_row(file, 2)) != NULL; rows++)
+		cr_expect_eq(interval_parse(row[0]),
+		             strcmp(row[1], "ERROR") == 0 ? -1 : atoll(row[1]), "\"%s\"", row[0]);
+	cr_assert_eq(rows, 51);
+	fclose(file);
+}
+
+Test(schedule, dates)
+{
+	static const char *const bad[] = {
+		"",
+		"2027",
+		"2027-13-01",
+		"2027-02-29",
+		"2027-01-01 24:00",
+		"2027-01-01 12",
+		"2027-01-01 12:60",
+		"2027-01-01 12:00:61",
+		"2027-01-01x12:00",
+		"2027-01-01 12:00:00Z",
+		"1.1.2027",
+		"2027-01-00",
+		"2027-01-01 ",
+		"tomorrow",
+	};
+	size_t i;
+
+	use_zone("Europe/Berlin");
+	cr_expect_eq(date_parse("2027-07-01"), local_time("2027-07-01 00:00:00"));
+	cr_expect_eq(date_parse("2027-01-31 23:59"), local_time("2027-01-31 23:59:00"));
+	cr_expect_eq(date_parse("2028-02-29T12:34:56"), local_time("2028-02-29 12:34:56"));
+	for (i = 0; i < COUNT(bad); i++)
+		cr_expect_eq(date_parse(bad[i]), -1, "\"%s\"", bad[i]);
+}
+
+/* D40. cron-parser: on every day of that June. */
+Test(schedule, the_mondays_of_one_month)
+{
+	use_zone("UTC");
+	cr_expect_str_eq(times_after("0 9 * 6 1", local_time("2026-06-01 00:00:00"), 3),
+	                 "2026-06-01 09:00:00 +0000, 2026-06-08 09:00:00 +0000, "
+	                 "2026-06-15 09:00:00 +0000");
+	cr_expect_str_eq(times_after("0 9 * FEB MON#5", local_time("2026-06-01 00:00:00"), 2),
+	                 "2044-02-29 09:00:00 +0000, 2072-02-29 09:00:00 +0000");
+}
+
+/* D41. cron-parser: never on a Sunday; never on the 5th. */
+Test(schedule, no_value_of_a_range_or_list_is_forgotten)
+{
+	use_zone("UTC");
+	cr_expect_str_eq(times_after("0 0 * * 5-7", local_time("2026-06-01 00:00:00"), 4),
+	                 "2026-06-05 00:00:00 +0000, 2026-06-06 00:00:00 +0000, "
+	                 "2026-06-07 00:00:00 +0000, 2026-06-12 00:00:00 +0000");
+	cr_expect_str_eq(times_after("0 0 20,L,5 * *", local_time("2026-06-01 00:00:00"), 3),
+	                 "2026-06-05 00:00:00 +0000, 2026-06-20 00:00:00 +0000, "
+	                 "2026-06-30 00:00:00 +0000");
+}
+
+/* D42. cron-parser takes all of these, for something, or for nothing at all. */
+Test(schedule, what_means_nothing_is_refused)
+{
+	static const char *const crons[] = {
+		"0 0 31 4,6 *",
+		"0 0 1|2 * *",
+		"0 0 LL * *",
+		"0 0 * * 1#1.5",
+		"*",
+		"1 2",
+		"",
+		"0 0 * 1jan *",
+		"1*/3 * * * *",
+		"1-2-3 * * * *",
+		"*/2/3 * * * *",
+		"0 0 * * */mon",
+	};
+	static const char *const intervals[] = {"0", "0s", "-5", "-1s", "0.5", ".5ms", "99999y"};
+	size_t i;
+
+	use_zone("UTC");
+	for (i = 0; i < COUNT(crons); i++)
+		cr_expect_str_eq(times_after(crons[i], 0, 1), "ERROR", "%s", crons[i]);
+	for (i = 0; i < COUNT(intervals); i++)
+		cr_expect_eq(interval_parse(intervals[i]), -1, "%s", intervals[i]);
+}
+
+/* D43. cron-parser: who looks within the hour is told of 2:30 once more; and on Lord
+ * Howe Island, where 2:00 becomes 2:30, of 2:40 or 3:40, as it comes. */
+Test(schedule, the_hour_that_comes_twice_counts_once_whenever_one_looks)
+{
+	time_t second; /* 2:10 */
+
+	use_zone("Europe/Berlin");
+	second = local_time("2027-10-31 03:10:00") - 3600;
+	cr_expect_str_eq(times_after("30 2 * * *", second, 1), "2027-11-01 02:30:00 +0100");
+	cr_expect_str_eq(times_after("30 * * * *", second, 1), "2027-10-31 02:30:00 +0100");
+	use_zone("Australia/Lord_Howe");
+	cr_expect_str_eq(times_after("*/20 2 * * *", local_time("2026-10-04 01:10:00"), 4),
+	                 "2026-10-04 02:40:00 +1100, 2026-10-04 03:00:00 +1100, "
+	                 "2026-10-04 03:20:00 +1100, 2026-10-05 02:00:00 +1100");
+}
+
+/* ---- clusters --------------------------------------------------------------- */
+
+/* What the processes of the cluster find: set before it is started. */
+static const struct schedule *jobs;
+static size_t job_count, app_job_count;
+static const char *start_time = "2027-06-01 12:00:00";
+static bool real_clocks, app_loads, advances_when_it_closes;
+
+static struct schedule_run *held[16];
+static size_t held_count;
+
+static char ok[] = "ok", by_cron[] = "cron", fails[] = "fail", dies[] = "die", holds[] = "hold",
+	    ends_within[] = "done within", later_fails[] = "later and fail";
+
+/* A task does what its arg says. */
+static int
+task(struct messenger *app, struct schedule_run *run, void *arg)
+{
+	const char *how = arg;
+
+	report(app, "ran %s", how);
+	if (strcmp(how, "fail") == 0)
+		return 3;
+	if (strcmp(how, "die") == 0)
+		raise(SIGKILL);
+	if (strcmp(how, "hold") == 0 || strcmp(how, "later and fail") == 0 ||
+	    strcmp(how, "done within") == 0)
+		schedule_later(run);
+	if (strcmp(how, "done within") == 0)
+		schedule_done(run, 5);
+	if (strcmp(how, "hold") == 0)
+		held[held_count++] = run;
+	return strcmp(how, "later and fail") == 0 ? 4 : 0;
+}
+
+static void
+run_by_hand(struct messenger *app, const char *name)
+{
+	if (egg_schedule_run(app, name) == -1)
+		report(app, "cannot run %s: %s", name, strerror(errno));
+}
+
+static void
+advance_clocks(struct messenger *messenger, int64_t by)
+{
+	wall += by;
+	steady += by;
+	report(messenger, "advanced");
+}
+
+/* An order is "WORD REST". */
+static int
+on_order(struct messenger *messenger, const struct message *message, void *arg)
+{
+	const char *rest = strchr(message->data, ' ') + 1;
+
+	(void)arg;
+	if (strncmp(message->data, "advance ", 8) == 0) {
+		advance_clocks(messenger, atoll(rest));
+	} else if (strncmp(message->data, "wall ", 5) == 0) {
+		wall = (int64_t)local_time(rest) * 1000;
+	} else if (strncmp(message->data, "settle ", 7) == 0) {
+		return messenger_send_to_app(messenger, "test-settle", rest);
+	} else if (strncmp(message->data, "done ", 5) == 0) {
+		schedule_done(held[0], atoi(rest));
+		memmove(held, held + 1, --held_count * sizeof *held);
+	} else if (strncmp(message->data, "run ", 4) == 0) {
+		run_by_hand(messenger, rest);
+	} else if (strncmp(message->data, "ready ", 6) == 0) {
+		messenger_ready(messenger, 0);
+	} else if (strncmp(message->data, "graceful ", 9) == 0) {
+		messenger_graceful_exit(messenger);
+	}
+	return 0;
+}
+
+/* What agent and app have said before they say this has been heard before. */
+static int
+on_settle(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)arg;
+	if (messenger_role(messenger) == ROLE_AGENT) {
+		report(messenger, "settled %s", message->data);
+		return 0;
+	}
+	return messenger_send_to_agent(messenger, "test-settle", message->data);
+}
+
+/* Time passes while the agent leaves. */
+static int
+on_close(struct messenger *agent, void *arg)
+{
+	int i;
+
+	(void)arg;
+	report(agent, "closes");
+	for (i = 0; i < 3; i++) {
+		advance_clocks(agent, 3600000);
+		messenger_step(agent, 0);
+	}
+	return 0;
+}
+
+static int
+agent(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	if (!real_clocks) {
+		steady = clock_now();
+		wall = (int64_t)local_time(start_time) * 1000;
+		clocks_stand = true;
+	}
+	if (advances_when_it_closes)
+		messenger_before_close(agent, on_close, NULL);
+	messenger_on(agent, "test-order", on_order, NULL);
+	messenger_on(agent, "test-settle", on_settle, NULL);
+	return observe(agent) != 0 || egg_schedule_agent(agent, jobs, job_count) != 0;
+}
+
+static int
+app(struct messenger *app, void *arg)
+{
+	(void)arg;
+	if (app_loads)
+		messenger_ready_later(app);
+	messenger_on(app, "test-order", on_order, NULL);
+	messenger_on(app, "test-settle", on_settle, NULL);
+	return observe(app) != 0 || egg_schedule_app(app, jobs, app_job_count) != 0;
+}
+
+static struct cluster *
+start(const struct schedule *schedules, size_t count, int workers)
+{
+	jobs = schedules;
+	job_count = app_job_count = count;
+	return cluster_start(&(struct options){.agent = agent, .app = app, .workers = workers});
+}
+
+/* Ready, and the agent, the n-th, has started its clocks. */
+static struct cluster *
+started(const struct schedule *schedules, size_t count, int workers)
+{
+	struct cluster *c = start(schedules, count, workers);
+
+	cluster_ready(c);
+	cluster_wait(c, 0, "[Timer] ");
+	return c;
+}
+
+static void
+order(struct cluster *c, const char *who, const char *format, ...)
+{
+	char text[128];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
+	cluster_turn(c);
+}
+
+/* Wait until all that the agent has told the apps is done and told by them. */
+static void
+settle(struct cluster *c, const char *agent_name, int apps)
+{
+	static int number;
+	size_t at = 0;
+
+	order(c, agent_name, "settle %d", ++number);
+	while (apps-- > 0)
+		at = cluster_wait(c, at, ":%s settled %d", agent_name, number);
+}
+
+/* Milliseconds pass; who is due is called, and has done what it does. */
+static void
+pass(struct cluster *c, const char *agent_name, int apps, long long by)
+{
+	size_t mark = cluster_mark(c);
+
+	order(c, agent_name, "advance %lld", by);
+	cluster_wait(c, mark, ":%s advanced", agent_name);
+	settle(c, agent_name, apps); /* that order comes in a turn behind the timers' */
+}
+
+/* ---- who runs it ------------------------------------------------------------- */
+
+Test(schedule, immediate_in_all_workers)
+{
+	static const struct schedule list[] = {
+		{.name = "everywhere", .type = "all", .immediate = true, .task = task, .arg = ok}};
+	struct cluster *c = started(list, 1, 3);
+	size_t at, i;
+
+	for (i = 1; i <= 3; i++) {
+		cluster_wait(c, 0, ":APP#%zu ran ok", i);
+		at = cluster_wait(c, 0,
+		                  "\"args\":[],\"success\":true,\"workerId\":APP#%zu,\"rt\":", i);
+	}
+	settle(c, "AGENT#1", 3);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 3);
+	cr_expect_eq(cluster_count(c, 0, "everywhere execute succeed, used "), 3);
+	cr_expect_eq(cluster_count(c, 0, "[egg-schedule]: register schedule everywhere"), 3);
+	at = cluster_wait(c, 0, "[Timer] everywhere next time will execute immediate");
+	cluster_wait(c, at, "[Timer] everywhere reach endDate, will stop");
+	cluster_wait(c, at, ":APP#1 saw egg-schedule {\"key\":\"everywhere\",\"id\":\"");
+	pass(c, "AGENT#1", 3, 86400000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 3);
+	cluster_stop(c);
+}
+
+Test(schedule, in_one_worker_at_random)
+{
+	static const struct schedule list[] = {{.name = "somewhere",
+	                                        .type = "worker",
+	                                        .interval = "10s",
+	                                        .task = task,
+	                                        .arg = ok}};
+	struct cluster *c = started(list, 1, 3);
+	int i;
+
+	for (i = 1; i <= 40; i++) {
+		cr_assert_eq(cluster_count(c, 0, "ran ok"), (size_t)i - 1);
+		pass(c, "AGENT#1", 3, 10000);
+	}
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 40);
+	for (i = 1; i <= 3; i++)
+		cr_expect_gt(cluster_count(c, 0, ":APP#%d ran ok", i), 0, "%d", i);
+	cluster_stop(c);
+}
+
+Test(schedule, nothing_before_all_is_ready)
+{
+	static const struct schedule list[] = {
+		{.name = "first", .type = "all", .immediate = true, .task = task, .arg = ok}};
+	struct cluster *c;
+
+	app_loads = true;
+	c = start(list, 1, 2);
+	cluster_wait(c, 0, "register schedule first");
+	order(c, "APP#1", "ready 0");
+	cluster_wait(c, 0, ":APP#1 started, remain 1");
+	order(c, "AGENT#1", "settle 0");
+	cluster_wait(c, 0, ":AGENT#1 settled 0");
+	cr_expect_eq(cluster_count(c, 0, "[Timer]"), 0);
+	order(c, "APP#2", "ready 0");
+	cluster_wait(c, 0, ":APP#2 ran ok");
+	cluster_wait(c, 0, ":APP#1 ran ok");
+	cluster_stop(c);
+}
+
+Test(schedule, real_clocks)
+{
+	static const struct schedule list[] = {
+		{.name = "often", .type = "worker", .interval = "20ms", .task = task, .arg = ok},
+		{.name = "seconds",
+	         .type = "all",
+	         .cron = "* * * * * *",
+	         .task = task,
+	         .arg = by_cron},
+	};
+	struct cluster *c;
+	size_t at = 0;
+	int i;
+
+	real_clocks = true;
+	c = started(list, 2, 2);
+	for (i = 0; i < 10; i++)
+		at = cluster_wait(c, at, "ran ok");
+	cluster_wait(c, 0, ":APP#1 ran cron");
+	cluster_wait(c, 0, ":APP#2 ran cron");
+	cluster_stop(c);
+}
+
+Test(schedule, a_disabled_job_runs_by_hand_alone)
+{
+	static const struct schedule list[] = {
+		{.name = "off",
+	         .disable = true,
+	         .immediate = true,
+	         .cron = "bad",
+	         .task = task,
+	         .arg = fails},
+		{.name = "on", .type = "worker", .interval = "1s", .task = task, .arg = ok},
+	};
+	struct cluster *c = started(list, 2, 1);
+
+	pass(c, "AGENT#1", 1, 1000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	cr_expect_eq(cluster_count(c, 0, "off"), 0, "no line of the log is about it");
+	order(c, "APP#1", "run off");
+	cluster_wait(c, 0, "[Job#by hand] off execute failed, used 0ms. The task returned 3");
+	order(c, "APP#1", "run nobody");
+	cluster_wait(c, 0, ":APP#1 cannot run nobody: No such file or directory");
+	cr_assert_eq(messenger_send_to_app(c->parent, "egg-schedule",
+	                                   "{\"key\":\"off\",\"id\":\"1\",\"args\":[]}"),
+	             0);
+	cluster_turn(c);
+	cluster_wait(c, 0, "[Job#1] off disable");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1);
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 1, "of job on alone");
+	cluster_stop(c);
+}
+
+/* ---- when ---------------------------------------------------------------------- */
+
+Test(schedule, an_interval_does_not_drift)
+{
+	static const struct schedule list[] = {
+		{.name = "tick", .type = "worker", .interval = "10s", .task = task, .arg = ok}};
+	struct cluster *c = started(list, 1, 1);
+	size_t at = cluster_wait(c, 0,
+	                         "tick next time will execute after 10000ms at "
+	                         "2027-06-01 12:00:10.000");
+
+	pass(c, "AGENT#1", 1, 9999);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
+	pass(c, "AGENT#1", 1, 8);
+	at = cluster_wait(c, at, "after 9993ms at 2027-06-01 12:00:20.000");
+	pass(c, "AGENT#1", 1, 9993 + 123);
+	at = cluster_wait(c, at, "after 9877ms at 2027-06-01 12:00:30.000");
+	pass(c, "AGENT#1", 1, 9877 + 25000); /* late by two periods: once */
+	cluster_wait(c, at, "after 5000ms at 2027-06-01 12:01:00.000");
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 3);
+	cluster_stop(c);
+}
+
+Test(schedule, an_interval_that_is_too_long_for_a_timer)
+{
+	static const struct schedule list[] = {
+		{.name = "monthly", .type = "worker", .interval = "30d", .task = task, .arg = ok}};
+	struct cluster *c = started(list, 1, 1);
+
+	pass(c, "AGENT#1", 1, 2147483647);
+	pass(c, "AGENT#1", 1, 444516352);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
+	pass(c, "AGENT#1", 1, 1);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	cluster_stop(c);
+}
+
+Test(schedule, immediate_and_then_the_interval)
+{
+	static const struct schedule list[] = {{.name = "both",
+	                                        .type = "worker",
+	                                        .immediate = true,
+	                                        .interval = "5m",
+	                                        .task = task,
+	                                        .arg = ok}};
+	struct cluster *c = started(list, 1, 1);
+
+	cluster_wait(c, 0, "ran ok");
+	cluster_wait(c, 0, "after 300000ms at 2027-06-01 12:05:00.000");
+	pass(c, "AGENT#1", 1, 300000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
+	cluster_stop(c);
+}
+
+/* The agent looks at the wall clock once in a minute, and never calls early. */
+Test(schedule, cron_when_clocks_change)
+{
+	static const struct schedule list[] = {
+		{.name = "night", .type = "worker", .cron = "30 2 * * *", .task = task, .arg = ok}};
+	struct cluster *c;
+
+	use_zone("Europe/Berlin");
+	start_time = "2027-03-28 01:58:00";
+	c = started(list, 1, 1);
+	cluster_wait(c, 0, "after 1920000ms at 2027-03-28 03:30:00.000");
+	pass(c, "AGENT#1", 1, 1919999);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
+	pass(c, "AGENT#1", 1, 1);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	cluster_wait(c, 0, "after 82800000ms at 2027-03-29 02:30:00.000");
+	cluster_stop(c);
+}
+
+Test(schedule, somebody_sets_the_wall_clock)
+{
+	static const struct schedule list[] = {
+		{.name = "hourly", .type = "worker", .cron = "@hourly", .task = task, .arg = ok}};
+	struct cluster *c;
+	size_t at;
+
+	start_time = "2027-06-01 12:10:00";
+	c = started(list, 1, 1);
+	order(c, "AGENT#1", "wall 2027-06-01 12:59:30"); /* forward */
+	pass(c, "AGENT#1", 1, 29999);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
+	pass(c, "AGENT#1", 1, 30001); /* the minute is over since the start */
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	at = cluster_wait(c, 0, "after 3570000ms at 2027-06-01 14:00:00.000") - 1;
+	order(c, "AGENT#1", "wall 2027-06-01 09:58:00"); /* back */
+	pass(c, "AGENT#1", 1, 59000);
+	pass(c, "AGENT#1", 1, 1000);
+	cluster_wait(c, at, "at 2027-06-01 10:00:00.000");
+	pass(c, "AGENT#1", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
+	cluster_wait(c, at, "at 2027-06-01 11:00:00.000");
+	cluster_stop(c);
+}
+
+Test(schedule, no_tick_after_the_end_date)
+{
+	static const struct schedule list[] = {
+		{.name = "cron",
+	         .type = "worker",
+	         .cron = "* * * * *",
+	         .task = task,
+	         .arg = ok,
+	         .end_date = "2027-06-01 12:02"},
+		{.name = "interval",
+	         .type = "worker",
+	         .interval = "1m",
+	         .task = task,
+	         .arg = fails,
+	         .end_date = "2027-06-01 12:01:59"},
+		{.name = "past",
+	         .type = "worker",
+	         .interval = "1s",
+	         .task = task,
+	         .arg = dies,
+	         .end_date = "2027-05-31"},
+	};
+	struct cluster *c = started(list, 3, 1);
+	int i;
+
+	for (i = 0; i < 5; i++)
+		pass(c, "AGENT#1", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2, "12:01 and 12:02");
+	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1, "12:01");
+	cr_expect_eq(cluster_count(c, 0, "ran die"), 0);
+	cluster_wait(c, 0, "[Timer] cron reach endDate, will stop");
+	cluster_wait(c, 0, "[Timer] interval reach endDate, will stop");
+	cluster_wait(c, 0, "[Timer] past reach endDate, will stop");
+	cluster_stop(c);
+}
+
+/* ---- what comes of it ------------------------------------------------------------ */
+
+Test(schedule, a_task_that_fails_is_logged_and_the_next_tick_comes)
+{
+	static const struct schedule list[] = {
+		{.name = "bad", .type = "worker", .interval = "1s", .task = task, .arg = fails}};
+	struct cluster *c = started(list, 1, 1);
+	size_t at;
+
+	pass(c, "AGENT#1", 1, 1000);
+	at = cluster_wait(c, 0, "] bad execute failed, used ");
+	cluster_wait(c, 0, "ms. The task returned 3");
+	cluster_wait(c, 0, "\"success\":false,\"workerId\":APP#1,\"rt\":");
+	cluster_wait(c, 0, ",\"message\":\"the task returned 3\"} from app to agent");
+	pass(c, "AGENT#1", 1, 1000);
+	cluster_wait(c, at, "] bad execute failed, used ");
+	cluster_stop(c);
+}
+
+Test(schedule, a_task_that_goes_on_after_it_has_returned)
+{
+	static const struct schedule list[] = {
+		{.name = "held", .type = "all", .immediate = true, .task = task, .arg = holds},
+		{.name = "within",
+	         .type = "all",
+	         .immediate = true,
+	         .task = task,
+	         .arg = ends_within},
+		{.name = "failed",
+	         .type = "all",
+	         .immediate = true,
+	         .task = task,
+	         .arg = later_fails},
+	};
+	struct cluster *c = started(list, 3, 1);
+
+	cluster_wait(c, 0, "] within execute failed, used");
+	cluster_wait(c, 0, "ms. The task returned 5");
+	cluster_wait(c, 0, "] failed execute failed, used");
+	cluster_wait(c, 0, "ms. The task returned 4");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "] held executing"), 1);
+	cr_expect_eq(cluster_count(c, 0, "] held execute "), 0);
+	order(c, "APP#1", "run held");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, 0, "] held execute succeed, used ");
+	order(c, "APP#1", "done 9");
+	cluster_wait(c, 0, "[Job#by hand] held execute failed, used ");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "not what is by hand");
+	cluster_stop(c);
+}
+
+/* D38 */
+Test(schedule, a_tick_is_skipped_while_the_last_run_goes_on)
+{
+	static const struct schedule list[] = {
+		{.name = "egg", .type = "worker", .interval = "1m", .task = task, .arg = holds},
+		{.name = "option",
+	         .type = "all",
+	         .interval = "1m",
+	         .task = task,
+	         .arg = holds,
+	         .skip_while_running = true},
+	};
+	struct cluster *c = started(list, 2, 1);
+	size_t mark;
+
+	pass(c, "AGENT#1", 1, 60000);
+	pass(c, "AGENT#1", 1, 60000);
+	pass(c, "AGENT#1", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "] egg executing by app"), 3);
+	cr_expect_eq(cluster_count(c, 0, "] option executing by app"), 1);
+	cr_expect_eq(cluster_count(c, 0, "[Timer] option skip: 1 of its runs go on"), 2);
+	order(c, "APP#1", "done 0");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, 0, "] option execute succeed");
+	settle(c, "AGENT#1", 1);
+	mark = cluster_mark(c);
+	pass(c, "AGENT#1", 1, 60000);
+	cr_expect_eq(cluster_count(c, mark, "] option executing by app"), 1);
+	cluster_stop(c);
+}
+
+/* D39, and D38: who is dead is not waited for. */
+Test(schedule, a_worker_that_dies_in_a_task_is_reported)
+{
+	static const struct schedule list[] = {{.name = "deadly",
+	                                        .type = "worker",
+	                                        .interval = "1m",
+	                                        .task = task,
+	                                        .arg = dies,
+	                                        .skip_while_running = true}};
+	struct cluster *c = started(list, 1, 1);
+
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, "] deadly execute failed, worker APP#1 died");
+	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, "] deadly execute failed, worker APP#2 died");
+	cr_expect_eq(cluster_count(c, 0, "skip"), 0);
+	cr_expect_eq(cluster_count(c, 0, "] deadly execute failed"), 2, "each once");
+	cluster_stop(c);
+}
+
+/* D39: one of all; and one that closes its channel cannot tell any more. */
+Test(schedule, only_the_dead_ones_run_is_given_up)
+{
+	static const struct schedule list[] = {{.name = "long",
+	                                        .type = "all",
+	                                        .interval = "1m",
+	                                        .task = task,
+	                                        .arg = holds,
+	                                        .skip_while_running = true}};
+	struct cluster *c = started(list, 1, 3);
+	size_t mark;
+
+	pass(c, "AGENT#1", 3, 60000);
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, 0, "] long execute failed, worker APP#2 died");
+	order(c, "APP#3", "graceful 0");
+	cluster_wait(c, 0, "] long execute failed, worker APP#3 died");
+	cr_expect_eq(cluster_count(c, 0, "execute failed"), 2);
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, "[Timer] long skip: 1 of its runs go on");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, 0, ":AGENT#1 saw egg-schedule ");
+	mark = cluster_mark(c);
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, mark, ":APP#1 ran hold");
+	cluster_stop(c);
+}
+
+Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
+{
+	static const struct schedule list[] = {
+		{.name = "long",
+	         .type = "worker",
+	         .interval = "1m",
+	         .task = task,
+	         .arg = holds,
+	         .skip_while_running = true},
+		{.name = "short", .type = "worker", .interval = "1m", .task = task, .arg = ok},
+	};
+	struct cluster *c = started(list, 2, 1);
+	size_t mark;
+
+	pass(c, "AGENT#1", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "ran hold"), 1);
+	mark = cluster_mark(c);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	mark = cluster_wait(c, mark, ":AGENT#2 saw egg-ready");
+	cluster_wait(c, mark, "[Timer] short next time will execute after 60000ms");
+	cluster_wait(c, 0, ":AGENT#2 saw egg-schedule {\"key\":\"long\",\"id\":\"");
+	pass(c, "AGENT#2", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
+	cr_expect_eq(cluster_count(c, 0, "ran hold"), 1);
+	cluster_wait(c, mark, "[Timer] long skip: 1 of its runs go on");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, mark, "] long execute succeed");
+	pass(c, "AGENT#2", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "ran hold"), 2);
+	cluster_stop(c);
+}
+
+/* egg: await app.ready(). The agent does not know that it has the tick until it says so. */
+Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
+{
+	static const struct schedule list[] = {
+		{.name = "all", .type = "all", .interval = "1m", .task = task, .arg = holds}};
+	struct cluster *c;
+	size_t mark;
+
+	app_loads = true;
+	c = start(list, 1, 1);
+	order(c, "APP#1", "ready 0");
+	cluster_wait(c, 0, "[Timer] ");
+	cluster_signal(c, "APP#1", SIGKILL);
+	cluster_wait(c, 0, ":APP#2 start");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, ":APP#2 saw egg-schedule ");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "ran hold"), 0);
+	mark = cluster_mark(c);
+	order(c, "APP#2", "ready 0");
+	cluster_wait(c, mark, ":APP#2 ran hold");
+	cluster_wait(c, mark, "\"args\":[],\"workerId\":APP#2} from app to agent");
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, mark, "] all execute failed, worker APP#2 died");
+	cluster_stop(c);
+}
+
+Test(schedule, without_a_worker_a_tick_is_lost_with_a_line)
+{
+	static const struct schedule list[] = {
+		{.name = "one", .type = "worker", .interval = "1m", .task = task, .arg = ok}};
+	struct cluster *c;
+
+	app_loads = true;
+	c = start(list, 1, 1);
+	order(c, "APP#1", "ready 0");
+	cluster_wait(c, 0, "[Timer] ");
+	cluster_signal(c, "APP#1", SIGKILL);
+	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [] ");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, "] one not sent: no worker is listening");
+	order(c, "APP#2", "ready 0");
+	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2] ");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, ":APP#2 ran ok");
+	cluster_stop(c);
+}
+
+Test(schedule, what_an_app_does_not_know)
+{
+	static const struct schedule list[] = {
+		{.name = "known", .type = "all", .immediate = true, .task = task, .arg = ok},
+		{.name = "new", .type = "all", .immediate = true, .task = task, .arg = fails},
+	};
+	struct cluster *c;
+
+	jobs = list;
+	job_count = 2;
+	app_job_count = 1;
+	c = cluster_start(&(struct options){.agent = agent, .app = app});
+	cluster_ready(c);
+	cluster_wait(c, 0, "] new unknown task");
+	cluster_wait(c, 0, ":APP#1 ran ok");
+	messenger_send_to_app(c->parent, "egg-schedule", NULL);
+	messenger_send_to_app(c->parent, "egg-schedule", "{\"key\":\"known\",\"id\":\"\\u0031\"}");
+	messenger_send_to_app(c->parent, "egg-schedule", "{\"key\":\"known");
+	messenger_send_to_agent(c->parent, "egg-schedule", "{\"success\":true}");
+	cluster_turn(c);
+	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: undefined");
+	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known\",");
+	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	cluster_stop(c);
+}
+
+/* ---- limits ------------------------------------------------------------------- */
+
+/* Not even a short message fits in any more. */
+static int
+flood(struct messenger *app, struct schedule_run *run, void *arg)
+{
+	static char data[65536];
+	size_t size;
+
+	(void)run, (void)arg;
+	for (size = sizeof data; size > 1; size /= 2) {
+		memset(data, '1', size - 1);
+		data[size - 1] = '\0';
+		while (messenger_send_to_agent(app, "test-flood", data) == 0)
+			;
+	}
+	report(app, "flooded: %s", strerror(errno));
+	return 0;
+}
+
+Test(schedule, a_result_that_has_no_room_is_told_later)
+{
+	static const struct schedule list[] = {{.name = "flood",
+	                                        .type = "all",
+	                                        .interval = "1m",
+	                                        .task = flood,
+	                                        .skip_while_running = true}};
+	struct cluster *c = started(list, 1, 1);
+	size_t at;
+
+	order(c, "AGENT#1", "advance 60000");
+	at = cluster_wait(c, 0, ":APP#1 flooded: No buffer space available");
+	cluster_wait(c, at, ":AGENT#1 saw egg-schedule {\"key\":\"flood\",");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, at, ":APP#1 flooded");
+	cluster_stop(c);
+}
+
+/* So many of them are held that not one more can be. */
+static int
+hoard(struct messenger *app, struct schedule_run *run, void *arg)
+{
+	static int depth;
+	int count = 0;
+
+	(void)arg;
+	schedule_later(run);
+	if (depth++ > 0)
+		return 0;
+	while (egg_schedule_run(app, "hoard") == 0)
+		count++;
+	report(app, "%d more: %s", count, strerror(errno));
+	return 0;
+}
+
+Test(schedule, so_many_runs_at_a_time_and_no_more)
+{
+	static const struct schedule list[] = {
+		{.name = "hoard", .type = "all", .interval = "1m", .task = hoard},
+		{.name = "other", .type = "all", .interval = "1m", .task = task, .arg = ok},
+	};
+	struct cluster *c;
+
+	egg_schedule_log(-1);
+	c = start(list, 2, 1);
+	cluster_ready(c);
+	pass(c, "AGENT#1", 1, 60000);
+	cluster_wait(c, 0, ":APP#1 4095 more: Resource temporarily unavailable");
+	pass(c, "AGENT#1", 1, 60000);
+	cluster_wait(c, 0, "] hoard execute failed: too many of its runs go on");
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2, "the other job goes on");
+	cr_expect_eq(cluster_count(c, 0, "[Timer]") + cluster_count(c, 0, "executing") +
+	                     cluster_count(c, 0, "register"),
+	             0, "the log is off");
+	cluster_stop(c);
+}
+
+/* ---- the end, and no beginning ------------------------------------------------- */
+
+Test(schedule, an_agent_that_leaves_sends_no_tick)
+{
+	static const struct schedule list[] = {
+		{.name = "late", .type = "worker", .interval = "1m", .task = task, .arg = ok},
+		{.name = "cron", .type = "worker", .cron = "* * * * *", .task = task, .arg = ok},
+	};
+	struct cluster *c;
+	size_t mark;
+
+	advances_when_it_closes = true;
+	c = started(list, 2, 1);
+	settle(c, "AGENT#1", 1);
+	mark = cluster_mark(c);
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGTERM), 0);
+	mark = cluster_wait(c, mark, ":AGENT#1 closes");
+	cluster_wait(c, mark, "beforeExit success");
+	cr_expect_eq(cluster_count(c, mark, ":AGENT#1 advanced"), 3);
+	cluster_wait(c, mark, ":AGENT#2 saw egg-ready");
+	settle(c, "AGENT#2", 1);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
+	cluster_stop(c);
+}
+
+Test(schedule, a_job_that_is_not_right_is_one_line_and_a_failed_start)
+{
+	static const struct {
+		struct schedule job;
+		const char *line;
+	} bad[] = {
+		{{.name = "a", .task = task, .arg = ok}, "job a: type: \"\" is not defined"},
+		{{.name = "b", .type = "some", .interval = "1s", .task = task, .arg = ok},
+	         "job b: type: \"some\" is not defined; it is \"worker\" or \"all\""},
+		{{.name = "c", .type = "all", .task = task, .arg = ok},
+	         "job c: interval, cron, immediate: one of them must be given"},
+		{{.name = "d", .type = "all", .interval = "soon", .task = task, .arg = ok},
+	         "job d: interval: \"soon\" is none; write \"10s\""},
+		{{.name = "e", .type = "all", .cron = "0 25 * * *", .task = task, .arg = ok},
+	         "job e: cron: \"0 25 * * *\": hour (0-23): a value is out of range"},
+		{{.name = "f", .type = "all", .cron = "0 0 30 2 *", .task = task, .arg = ok},
+	         "job f: cron: \"0 0 30 2 *\": there is no such day"},
+		{{.name = "g", .type = "all", .interval = "1s"}, "job g: task: there is none"},
+		{{.name = "h",
+	          .type = "all",
+	          .interval = "1s",
+	          .end_date = "soon",
+	          .task = task,
+	          .arg = ok},
+	         "job h: end_date: \"soon\" is none"},
+		{{.name = "same", .type = "all", .interval = "1s", .task = task, .arg = ok},
+	         "job same: name: there is another job of that name"},
+		{{.name = "i\"", .type = "all", .interval = "1s", .task = task, .arg = ok},
+	         "job 1: name: it has"},
+		{{.type = "all", .interval = "1s", .task = task, .arg = ok},
+	         "job 1: name: it has 1 to 255 bytes"},
+	};
+	struct schedule list[2] = {{.name = "same", .disable = true, .task = task, .arg = ok}};
+	struct cluster *c;
+	size_t i;
+
+	for (i = 0; i < COUNT(bad); i++) {
+		list[1] = bad[i].job;
+		c = start(list, 2, 1);
+		cluster_wait(c, 0, "[egg-schedule] %s", bad[i].line);
+		cluster_wait(c, 0, "[agent_worker] start error, exiting with code:1");
+		cr_expect_eq(cluster_count(c, 0, "[egg-schedule]"), 1, "%s", bad[i].line);
+		cluster_ended(c, 1);
+	}
+}
+
+static int
+app_twice(struct messenger *messenger, void *arg)
+{
+	return app(messenger, arg) != 0 || app(messenger, arg) != 0;
+}
+
+Test(schedule, jobs_are_given_once)
+{
+	struct cluster *c = cluster_start(&(struct options){.app = app_twice});
+
+	cluster_wait(c, 0, "[egg-schedule] there are jobs already");
+	cluster_wait(c, 0, "[app_worker] start error, exiting with code:1");
+	cluster_ended(c, 1);
+}
