@@ -904,6 +904,7 @@ http_subscribe(struct http_request *request, const char *type, const void *topic
 	}
 	connection->keep_alive = false;
 	connection->topic = topic;
+	type = type != NULL ? type : PLAIN_TEXT;
 	if (output_head(connection, 200, type, "") && !is_head && output_text(connection, first) &&
 	    !messenger_closing(request->app))
 		connection->state = STREAMING;

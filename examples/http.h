@@ -73,10 +73,10 @@ int http_serve(struct messenger *app, int descriptor, http_handler handler, void
 int http_reply(struct http_request *request, int status, const char *type, const char *body);
 
 /*
- * Answer a request with 200 and a stream: text that goes on until the client
- * leaves, or does not read it, or the process leaves. It begins with `first`;
- * http_publish adds to all streams of a topic, which is any address. Both are to
- * be called as http_reply is; what publish is handed in between is never heard.
+ * Answer a request with 200 and a stream: text that goes on until the client leaves,
+ * or does not read it, or the process leaves. It begins with `first`; http_publish,
+ * at any time, adds a text to all streams of a topic. A topic is an address, of
+ * anything. The rest is as at http_reply.
  */
 int http_subscribe(struct http_request *request, const char *type, const void *topic,
                    const char *first);
@@ -94,10 +94,9 @@ typedef int (*http_listener)(struct messenger *messenger, int status, const char
 bool http_is_url(const char *url);
 
 /*
- * Fetch an url. The
- * listener is called exactly once, later, after `timeout` ms at the latest. -1 with
- * errno, and it will not be called: EINVAL (the url), ENOMEM, or what socket(2) and
- * connect(2) say.
+ * Fetch an url. The listener is called exactly once, later, after `timeout` ms at
+ * the latest. -1 with errno, and it will not be called: EINVAL (the url), ENOMEM, or
+ * what socket(2) and connect(2) say.
  */
 int http_get(struct messenger *messenger, const char *url, int timeout, http_listener listener,
              void *arg);

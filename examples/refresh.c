@@ -3,23 +3,21 @@
  * app worker, so that a request costs no question to anybody, and is kept fresh in
  * three ways at once.
  *
- *	force    each app loads it anew, every 10 minutes         schedule, type all
- *	pull     one app asks whether it has changed, every 10 s;  schedule, type worker
- *	         if so, it tells all apps
- *	push     the agent listens to the source, and tells all    messenger_send_to_app
- *	         apps of each change
+ *	force   each app loads it anew, every 10 minutes          schedule, type all
+ *	pull    one app asks whether it has changed, every 10 s,  schedule, type worker
+ *	        and if so tells all apps
+ *	push    the agent listens to the source, and tells all    messenger_send_to_app
+ *	        apps of each change
  *
- *	source                agent            master           app        app
- *	  | --- /push: changed --> |              |              |          |
- *	  |                        | -- refresh ->| -- refresh ->|          |
- *	  |                        |   "push"     | -- refresh ----------->|
- *	  | <--------------------------------------------- /data |          |
- *	  | <---------------------------------------------------------/data |
+ *	source               agent            master           every app
+ *	  | -- /push: 7 ------> |                |                  |
+ *	  |                     | -- refresh --> | -- refresh ----> |
+ *	  |                     |    "push"      |    "push"        |
+ *	  | <---------------------------------------- GET /data --- |
  *
- * Each way mends what the one below it loses: push is quick, but a notice can get
- * lost; pull finds that within seconds, with one small question for all apps; and
- * force is right whatever went wrong before. While the source is down the last data
- * is served, and who has failed to load it tries again.
+ * Push is quick, but a notice can get lost. Pull finds that within seconds, with one
+ * small question for all apps. Force is right whatever went wrong before. While the
+ * source is down its last data is served, and who has failed to load it tries again.
  *
  *	build/examples/source &
  *	build/examples/refresh [--source=http://127.0.0.1:7002] [--force=10m] [--pull=10s]
@@ -67,7 +65,11 @@ parse_index(const char *json, long *index)
 static void
 make_url(char url[HTTP_URL_MAX], const char *page)
 {
-	snprintf(url, HTTP_URL_MAX, "%s%s", source, page);
+	int length = (int)strlen(source);
+
+	if (source[length - 1] == '/')
+		length--;
+	snprintf(url, HTTP_URL_MAX, "%.*s%s", length, source, page);
 }
 
 /* ---- the cache: one in each app worker ------------------------------------- */

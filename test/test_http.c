@@ -62,9 +62,9 @@ respond(struct http_request *request, void *arg)
 	if (strcmp(request->path, "/large") == 0)
 		return reply_large(request);
 	if (strcmp(request->path, "/push") == 0)
-		return http_subscribe(request, "text/plain", &topic, "first\n");
+		return http_subscribe(request, "text/x-lines", &topic, "first\n");
 	if (strcmp(request->path, "/push-other") == 0)
-		return http_subscribe(request, "text/plain", &other_topic, "other\n");
+		return http_subscribe(request, NULL, &other_topic, "other\n");
 	if (strcmp(request->path, "/publish") == 0) {
 		snprintf(body, sizeof body, "%s\n", request->query);
 		http_publish(&topic, body);
@@ -621,8 +621,7 @@ subscriber(struct cluster *c, const char *path, const char *first)
 
 	snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path);
 	put(client, text);
-	expect_start(get(client, first), "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
-	                                 "Connection: close\r\n\r\n");
+	expect_start(get(client, first), "HTTP/1.1 200 OK\r\nContent-Type: text/");
 	return client;
 }
 
@@ -641,7 +640,7 @@ Test(http, streams_hear_what_is_published)
 	expect_start(converse(c, "GET /publish?more HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 ");
 	cr_assert_str_eq(get(two, "more\n"), "more\n");
 	cr_assert_str_eq(strchr(converse(c, "HEAD /push HTTP/1.1\r\nHost: a\r\n\r\n"), '\r'),
-	                 "\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n");
+	                 "\r\nContent-Type: text/x-lines\r\nConnection: close\r\n\r\n");
 	cr_assert_eq(recv(other, &(char){0}, 1, MSG_DONTWAIT), -1);
 	close(two), close(other);
 	expect_descriptors(c, count - 3);
@@ -974,7 +973,7 @@ Test(http, curl)
 	         "431"},
 		{"curl -s --proxy $url http://elsewhere/echo?proxy", "<proxy>"},
 		{"curl -sI $url/push",
-	         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"},
+	         "HTTP/1.1 200 OK\r\nContent-Type: text/x-lines\r\nConnection: close\r\n\r\n"},
 	};
 	struct cluster *c;
 	size_t i;

@@ -211,7 +211,7 @@ start_service(int source_port, const char *force, const char *pull)
 	struct program *service;
 
 	snprintf(path, sizeof path, "%s", path_of("refresh"));
-	snprintf(source, sizeof source, "--source=http://127.0.0.1:%d", source_port);
+	snprintf(source, sizeof source, "--source=http://127.0.0.1:%d/", source_port);
 	snprintf(force_option, sizeof force_option, "--force=%s", force);
 	snprintf(pull_option, sizeof pull_option, "--pull=%s", pull);
 	snprintf(workers, sizeof workers, "--workers=%d", WORKERS);
@@ -310,7 +310,7 @@ expect_way(const char *force, const char *pull, const char *how, const char *by,
 	struct program *service = start_service(source->port, force, pull);
 	char expected[64];
 
-	expect_text(service, 0, "listens to http://127.0.0.1:%d\n", source->port);
+	expect_text(service, 0, "listens to http://127.0.0.1:%d/\n", source->port);
 	change(source, how);
 	snprintf(expected, sizeof expected, "{\"index\":2,\"lastUpdateBy\":\"%s\",", by);
 	expect_all(service, expected);
@@ -388,7 +388,7 @@ Test(refresh, the_source_is_killed_and_restarted)
 	expect_all(service, " 200 OK\r\n");
 	expect_all(service, "{\"index\":2,");
 	source = start_source(port);
-	expect_text(service, 0, "listens to http://127.0.0.1:%d, which is back\n", port);
+	expect_text(service, 0, "listens to http://127.0.0.1:%d/, which is back\n", port);
 	expect_all(service, "{\"index\":1,");
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,");
@@ -462,7 +462,8 @@ Test(refresh, the_agent_is_killed)
 	kill(agent, SIGKILL);
 	at = expect_text(service, 0, "agent_worker#2:");
 	agent = atoi(service->text + at);
-	expect_text(service, at, "agent %d: listens to http://127.0.0.1:%d\n", agent, source->port);
+	expect_text(service, at, "agent %d: listens to http://127.0.0.1:%d/\n", agent,
+	            source->port);
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
 	stop(service);
