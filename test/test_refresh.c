@@ -31,6 +31,7 @@ enum { WORKERS = 2 };
 /* ---- programs --------------------------------------------------------------- */
 
 struct program {
+	struct program *next; /* of those that the test has not ended */
 	pid_t pid;
 	int output; /* what it prints is read from here; -1: it has ended */
 	int port;
@@ -49,7 +50,26 @@ path_of(const char *name)
 	return path;
 }
 
-/* Into a pipe or, as its terminal, a pty. It ends with the test, however that ends. */
+static struct program *programs;
+
+/* The test has failed: what it has started does not outlive it. A master has said
+ * how it is to be killed; its children follow it. */
+static void
+kill_programs(void)
+{
+	struct program *program;
+	const char *at;
+
+	for (program = programs; program != NULL; program = program->next) {
+		kill(program->pid, SIGKILL);
+		for (at = program->text; (at = strstr(at, "or kill ")) != NULL;) {
+			at += strlen("or kill ");
+			kill(atoi(at), SIGKILL);
+		}
+	}
+}
+
+/* Into a pipe or, as its terminal, a pty. Should the test be killed, it ends, too. */
 static struct program *
 run(const char *const arguments[], bool in_terminal)
 {
@@ -89,6 +109,10 @@ run(const char *const arguments[], bool in_terminal)
 		free(copy[--i]);
 	close(ends[1]);
 	program->output = ends[0];
+	if (programs == NULL)
+		cr_assert(atexit(kill_programs) == 0);
+	program->next = programs;
+	programs = program;
 	return program;
 }
 
@@ -149,6 +173,7 @@ static int
 wait_for_end(struct program *program)
 {
 	int64_t deadline = clock_now() + time_limit();
+	struct program **link = &programs;
 	int status;
 
 	while (program->output != -1) {
@@ -156,6 +181,9 @@ wait_for_end(struct program *program)
 		read_more(program);
 	}
 	cr_assert_eq(waitpid(program->pid, &status, 0), program->pid);
+	while (*link != program)
+		link = &(*link)->next;
+	*link = program->next;
 	cr_assert(strstr(program->text, "Sanitizer") == NULL, "%s", program->text);
 	return status;
 }
