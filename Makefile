@@ -1,7 +1,7 @@
 # clutch: build it, run it, test it, check it.
 #
 #	make                    the library and the examples, into build/
-#	make run                the example server, until Ctrl-C
+#	make run                the data source and the service that caches it, until Ctrl-C
 #	make test               every test;  make test T=sendmessage  one file of them
 #	make check              the tests, and then everything below
 #	make sanitize           the tests under AddressSanitizer and UBSan
@@ -124,9 +124,9 @@ $(BUILD)/%.o: %.c
 
 # ---- run -------------------------------------------------------------------
 
-# exec: no shell stands between the terminal and the master.
+# exec: no make stands between the terminal and those who stop both.
 run: all
-	@exec $(BUILD)/examples/hello
+	@BUILD=$(BUILD) exec sh examples/run
 
 # ---- test ------------------------------------------------------------------
 

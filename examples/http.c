@@ -1,15 +1,15 @@
 /*
- * The HTTP/1.1 server of the examples.
+ * HTTP for the examples: a server, and a client for what it needs itself.
  *
- * A connection answers one request at a time, and does not look at the next one
+ * A connection of the server answers one request at a time, and does not look at the next one
  * before: so answers leave in order, and a request needs no memory of its own.
  *
- *	            head complete             body skipped
- *	READ_HEAD ----------------> SKIP_BODY ------------> ANSWERING
- *	    ^  |                                                |
- *	    |  | end of file                                    | http_reply, or
- *	    |  v                                                | refused: an error
- *	    |  CLOSING <----------------------------------------+
+ *	            head complete             body skipped             http_subscribe
+ *	READ_HEAD ----------------> SKIP_BODY ------------> ANSWERING ----------> STREAMING
+ *	    ^  |                                                |                     |
+ *	    |  | end of file                                    | http_reply, or      | we leave
+ *	    |  v                                                | refused: an error   |
+ *	    |  CLOSING <----------------------------------------+---------------------+
  *	    |     |     "Connection: close"                     |
  *	    |     |                                             |
  *	    +-----|---------------------------------------------+
@@ -24,9 +24,11 @@
 
 #include "../messenger.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -38,36 +40,22 @@
 #include <unistd.h>
 
 /* Bytes. */
-#define HEAD_MAX 8192                /* request line and headers */
-#define BODY_MAX 65536               /* read and thrown away */
-#define INPUT_SIZE (HEAD_MAX + 4096) /* a head stays until its request is answered */
-#define OUTPUT_MAX 65536             /* with more unwritten, no further request is begun */
-#define OUTPUT_KEEP 4096             /* a larger buffer is given back when it is empty */
+#define INPUT_SIZE (HTTP_HEAD_MAX + 4096) /* a head stays until its request is answered */
+#define OUTPUT_KEEP 4096                  /* a larger buffer is given back when it is empty */
 
 #define PLAIN_TEXT "text/plain; charset=utf-8"
 
-/* Milliseconds. */
-#define IDLE_TIMEOUT 5000     /* between two requests */
-#define REQUEST_TIMEOUT 10000 /* from a request's first byte to its last */
-#define WRITE_TIMEOUT 10000   /* for a client that reads nothing */
-#define LINGER_TIMEOUT 1000
+#define LINGER_TIMEOUT 1000 /* ms */
 
-enum state { READ_HEAD, SKIP_BODY, ANSWERING, CLOSING, LINGERING };
+enum state { READ_HEAD, SKIP_BODY, ANSWERING, STREAMING, CLOSING, LINGERING };
 
-/* What a connection waits for, and its time limit (an answer may take its time). */
+/* What a connection waits for; only an answer may take its time. */
 enum wait { WAIT_NONE, WAIT_IDLE, WAIT_REQUEST, WAIT_ANSWER, WAIT_WRITE, WAIT_LINGER };
 
-static const int wait_limit[] = {
-	[WAIT_IDLE] = IDLE_TIMEOUT,
-	[WAIT_REQUEST] = REQUEST_TIMEOUT,
-	[WAIT_WRITE] = WRITE_TIMEOUT,
-	[WAIT_LINGER] = LINGER_TIMEOUT,
-};
-
-/* What the head of a request said. */
+/* What the head of a request said, or that of an answer. */
 struct head {
 	size_t length; /* of the head itself */
-	size_t body;   /* of what follows, and is not skipped yet */
+	size_t body;   /* the bytes that follow, and are not skipped yet */
 	bool has_host, has_body, is_old, says_close, says_keep_alive;
 };
 
@@ -84,6 +72,7 @@ struct connection {
 	bool end_of_file; /* the client sends no more; it may still read */
 	bool keep_alive;  /* after the answer to this request */
 	struct head head;
+	const void *topic; /* of its stream */
 
 	enum wait wait;
 	int64_t deadline; /* of the wait, by clock_ms */
@@ -222,47 +211,67 @@ output_flush(struct connection *connection)
 	return true;
 }
 
-/* Append the answer, its head first. */
+/* Append the head of an answer; its length is unknown where the end of the
+ * connection ends it. */
 static bool
-output_answer(struct connection *connection, int status, const char *type, const char *body)
+output_head(struct connection *connection, int status, const char *type, const char *length)
 {
-	static const char *const format = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n"
-					  "Content-Length: %zu\r\n%sConnection: %s\r\n\r\n";
+	static const char *const format = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%s%s%s"
+					  "Connection: %s\r\n\r\n";
 	const char *allow = status == 405 ? "Allow: GET, HEAD\r\n" : "";
 	const char *after = connection->keep_alive ? "keep-alive" : "close";
-	size_t length = strlen(body);
-	size_t room = strlen(type) + length + 256;
+	size_t room = strlen(type) + 256;
 	int written;
 
 	if (!output_reserve(connection, room))
 		return false;
-	written = snprintf(connection->output + connection->output_end, room, format, status,
-	                   reason(status), type, length, allow, after);
-	assert(written > 0 && (size_t)written + length <= room);
+	written =
+		snprintf(connection->output + connection->output_end, room, format, status,
+	                 reason(status), type, length, length[0] != 0 ? "\r\n" : "", allow, after);
+	assert(written > 0 && (size_t)written < room);
 	connection->output_end += (size_t)written;
-	if (strcmp(connection->request.method, "HEAD") == 0)
-		return true;
-	memcpy(connection->output + connection->output_end, body, length);
+	return true;
+}
+
+static bool
+output_text(struct connection *connection, const char *text)
+{
+	size_t length = strlen(text);
+
+	if (!output_reserve(connection, length))
+		return false;
+	memcpy(connection->output + connection->output_end, text, length);
 	connection->output_end += length;
 	return true;
 }
 
 /* The request is over: forget its head (what follows it are the next ones). */
 static void
-answer(struct connection *connection, int status, const char *type, const char *body)
+forget_request(struct connection *connection)
 {
 	size_t length = connection->head.length;
 
-	if (messenger_closing(connection->request.app))
-		connection->keep_alive = false;
-	if (!output_answer(connection, status, type, body))
-		connection->keep_alive = false; /* and so does it learn that one is missing */
-	connection->state = connection->keep_alive ? READ_HEAD : CLOSING;
 	connection->wait = WAIT_NONE;
 	connection->input_length -= length;
 	memmove(connection->input, connection->input + length, connection->input_length);
 	connection->head.length = 0;
 	connection->request.method = ""; /* its bytes are gone */
+}
+
+static void
+answer(struct connection *connection, int status, const char *type, const char *body)
+{
+	bool is_head = strcmp(connection->request.method, "HEAD") == 0;
+	char length[48];
+
+	if (messenger_closing(connection->request.app))
+		connection->keep_alive = false;
+	snprintf(length, sizeof length, "Content-Length: %zu", strlen(body));
+	if (!output_head(connection, status, type, length) ||
+	    (!is_head && !output_text(connection, body)))
+		connection->keep_alive = false; /* and so does it learn that one is missing */
+	connection->state = connection->keep_alive ? READ_HEAD : CLOSING;
+	forget_request(connection);
 }
 
 static void
@@ -439,7 +448,7 @@ parse_head(struct connection *connection)
 		return status;
 	if (!head->has_host && !head->is_old)
 		return 400;
-	if (head->body > BODY_MAX)
+	if (head->body > HTTP_BODY_MAX)
 		return 413;
 	connection->keep_alive = !head->says_close && (head->says_keep_alive || !head->is_old);
 	return 0;
@@ -450,17 +459,17 @@ parse_head(struct connection *connection)
 /* The length of the head with the empty line that ends it; 0: it is not all
  * here. A line may end without its '\r', as people type it. */
 static size_t
-find_head(const struct connection *connection)
+find_head(const char *input, size_t length)
 {
-	const char *end = connection->input + connection->input_length;
-	const char *p = connection->input;
+	const char *end = input + length;
+	const char *p = input;
 
 	while ((p = memchr(p, '\n', (size_t)(end - p))) != NULL) {
 		p++;
 		if (end - p >= 1 && p[0] == '\n')
-			return (size_t)(p + 1 - connection->input);
+			return (size_t)(p + 1 - input);
 		if (end - p >= 2 && p[0] == '\r' && p[1] == '\n')
-			return (size_t)(p + 2 - connection->input);
+			return (size_t)(p + 2 - input);
 	}
 	return 0;
 }
@@ -514,7 +523,7 @@ end_input(struct connection *connection)
 static bool
 wait_for_head(struct connection *connection)
 {
-	if (connection->input_length > HEAD_MAX)
+	if (connection->input_length > HTTP_HEAD_MAX)
 		refuse(connection, 431);
 	else if (is_garbage(connection))
 		refuse(connection, 400);
@@ -530,12 +539,12 @@ read_head(struct connection *connection)
 	int status;
 
 	skip_empty_lines(connection);
-	length = find_head(connection);
+	length = find_head(connection->input, connection->input_length);
 	if (length == 0)
 		return wait_for_head(connection);
 	memset(&connection->head, 0, sizeof connection->head);
 	connection->head.length = length;
-	status = length > HEAD_MAX ? 431 : parse_head(connection);
+	status = length > HTTP_HEAD_MAX ? 431 : parse_head(connection);
 	if (status != 0)
 		refuse(connection, status);
 	else
@@ -592,6 +601,7 @@ step(struct connection *connection, int *uncaught)
 			*uncaught = handle(connection);
 		return true;
 	case ANSWERING:
+	case STREAMING:
 	case CLOSING:
 	case LINGERING:
 		break;
@@ -605,7 +615,7 @@ advance(struct connection *connection, int *uncaught)
 {
 	bool any = false;
 
-	while (pending(connection) <= OUTPUT_MAX && step(connection, uncaught))
+	while (pending(connection) <= HTTP_OUTPUT_MAX && step(connection, uncaught))
 		any = true;
 	return any;
 }
@@ -638,11 +648,27 @@ what_is_awaited(const struct connection *connection)
 		return WAIT_LINGER;
 	if (pending(connection) > 0)
 		return WAIT_WRITE;
-	if (connection->state == ANSWERING)
+	if (connection->state == ANSWERING || connection->state == STREAMING)
 		return WAIT_ANSWER;
 	if (!is_idle(connection))
 		return WAIT_REQUEST;
 	return messenger_closing(connection->request.app) ? WAIT_LINGER : WAIT_IDLE;
+}
+
+/* Milliseconds; 0: none. */
+static int
+wait_limit(enum wait wait)
+{
+	const int limits[] = {
+		[WAIT_NONE] = 0,
+		[WAIT_IDLE] = HTTP_IDLE_TIMEOUT,
+		[WAIT_REQUEST] = HTTP_REQUEST_TIMEOUT,
+		[WAIT_ANSWER] = 0,
+		[WAIT_WRITE] = HTTP_WRITE_TIMEOUT,
+		[WAIT_LINGER] = LINGER_TIMEOUT,
+	};
+
+	return limits[wait];
 }
 
 static bool
@@ -667,10 +693,10 @@ set_deadline(struct connection *connection)
 	if (connection->wait == wait)
 		return true;
 	connection->wait = wait;
-	if (wait_limit[wait] == 0)
+	if (wait_limit(wait) == 0)
 		return true;
 	now = clock_ms();
-	connection->deadline = now + wait_limit[wait];
+	connection->deadline = now + wait_limit(wait);
 	if (connection->timer != 0 && connection->due <= connection->deadline)
 		return true;
 	if (connection->timer != 0)
@@ -690,9 +716,9 @@ watch(struct connection *connection, short events)
 static bool
 set_events(struct connection *connection)
 {
-	bool reads = connection->state == LINGERING ||
+	bool reads = connection->state == LINGERING || connection->state == STREAMING ||
 	             (connection->state != ANSWERING && connection->state != CLOSING &&
-	              pending(connection) <= OUTPUT_MAX);
+	              pending(connection) <= HTTP_OUTPUT_MAX);
 	short events = 0;
 
 	if (reads && !connection->end_of_file)
@@ -711,8 +737,8 @@ is_needed(struct connection *connection)
 			return false;
 		connection->state = LINGERING;
 	}
-	if (connection->state == LINGERING) {
-		connection->input_length = 0;
+	if (connection->state == LINGERING || connection->state == STREAMING) {
+		connection->input_length = 0; /* nobody wants to know */
 		return !connection->end_of_file;
 	}
 	return !is_spare(connection) || !messenger_closing(connection->request.app);
@@ -778,7 +804,7 @@ on_timer(struct messenger *app, void *arg)
 
 	(void)app;
 	connection->timer = 0;
-	if (wait_limit[connection->wait] == 0)
+	if (wait_limit(connection->wait) == 0)
 		return 0; /* the next wait sets it again */
 	if (connection->deadline > now) {
 		if (!set_timer(connection, now))
@@ -793,9 +819,9 @@ on_timer(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* The process leaves: the idle go, the new ones after a second. A request may have come that we have not been
- * told of, so look once more. What is begun, the app worker waits for: every
- * connection that is watched. */
+/* The process leaves: the idle go, the new ones after a second, and the streams
+ * end. A request may have come that we have not been told of, so look once more.
+ * What is begun, the app worker waits for: every connection that is watched. */
 static int
 on_leaving(struct messenger *app, void *arg)
 {
@@ -804,7 +830,10 @@ on_leaving(struct messenger *app, void *arg)
 	(void)arg;
 	for (connection = connections; connection != NULL; connection = next) {
 		next = connection->next;
-		if (is_idle(connection))
+		if (connection->state == STREAMING) {
+			connection->state = CLOSING;
+			connection_run(connection);
+		} else if (is_idle(connection))
 			on_event(app, connection->descriptor, POLLIN, connection);
 	}
 	return 0;
@@ -846,6 +875,15 @@ http_serve(struct messenger *app, int descriptor, http_handler handler, void *ar
 	return 0;
 }
 
+/* Not from the handler: the loop takes over as soon as it can write, so that no
+ * handler is ever called from inside of http_reply. */
+static void
+run_later(struct connection *connection)
+{
+	if (!connection->running && !watch(connection, POLLOUT))
+		connection_drop(connection);
+}
+
 int
 http_reply(struct http_request *request, int status, const char *type, const char *body)
 {
@@ -857,9 +895,386 @@ http_reply(struct http_request *request, int status, const char *type, const cha
 		return 0;
 	}
 	answer(connection, status, type != NULL ? type : PLAIN_TEXT, body);
-	/* Not from the handler: the loop takes over as soon as it can write, so
-	 * that no handler is ever called from inside of http_reply. */
-	if (!connection->running && !watch(connection, POLLOUT))
-		connection_drop(connection);
+	run_later(connection);
 	return 0;
+}
+
+/* ---- streams -------------------------------------------------------------- */
+
+int
+http_subscribe(struct http_request *request, const char *type, const void *topic, const char *first)
+{
+	struct connection *connection = (struct connection *)request;
+	bool is_head = strcmp(request->method, "HEAD") == 0;
+
+	assert(connection->state == ANSWERING);
+	if (connection->descriptor == -1) {
+		connection_free(connection);
+		return 0;
+	}
+	connection->keep_alive = false;
+	connection->topic = topic;
+	type = type != NULL ? type : PLAIN_TEXT;
+	if (output_head(connection, 200, type, "") && !is_head && output_text(connection, first) &&
+	    !messenger_closing(request->app))
+		connection->state = STREAMING;
+	else
+		connection->state = CLOSING;
+	forget_request(connection);
+	run_later(connection);
+	return 0;
+}
+
+/* Nothing is written here, but when the socket takes it. */
+static bool
+stream_write(struct connection *connection, const char *text)
+{
+	if (pending(connection) + strlen(text) > HTTP_OUTPUT_MAX || !output_text(connection, text))
+		return false;
+	return connection->running || (set_events(connection) && set_deadline(connection));
+}
+
+void
+http_publish(const void *topic, const char *text)
+{
+	struct connection *connection, *next;
+
+	for (connection = connections; connection != NULL; connection = next) {
+		next = connection->next;
+		if (connection->state != STREAMING || connection->topic != topic ||
+		    stream_write(connection, text))
+			continue;
+		if (connection->running)
+			connection->state = CLOSING; /* its own handler publishes */
+		else
+			connection_drop(connection);
+	}
+}
+
+/* ---- the client ------------------------------------------------------------ */
+
+/*
+ * It says HTTP/1.0: an answer to that is never chunked; it has its length, or
+ * ends with the connection. So a stream is an answer that does not end.
+ */
+struct client {
+	struct messenger *messenger;
+	http_listener listener;
+	void *arg;
+	bool is_stream;
+	int descriptor, timeout, timer;
+	bool is_sent; /* the request, which stands in `text` until then */
+	int status;
+	struct head head; /* of the answer; length 0: it is not complete */
+	size_t length;
+	char text[HTTP_HEAD_MAX + HTTP_BODY_MAX + 1];
+};
+
+static void
+client_free(struct client *client)
+{
+	if (client->timer > 0)
+		messenger_clear_timeout(client->messenger, client->timer);
+	messenger_unwatch(client->messenger, client->descriptor);
+	close(client->descriptor);
+	free(client);
+}
+
+/* The listener may begin anew at once: this one is over before. */
+static int
+client_end(struct client *client, int status, const char *text)
+{
+	int result = client->listener(client->messenger, status, text, client->arg);
+
+	client_free(client);
+	return result;
+}
+
+static int
+on_client_timeout(struct messenger *messenger, void *arg)
+{
+	struct client *client = arg;
+
+	(void)messenger;
+	client->timer = 0;
+	return client_end(client, 0, "it takes too long");
+}
+
+static bool
+client_set_timer(struct client *client)
+{
+	if (client->timer > 0)
+		messenger_clear_timeout(client->messenger, client->timer);
+	client->timer = messenger_set_timeout(client->messenger, client->timeout, on_client_timeout,
+	                                      client);
+	return client->timer > 0;
+}
+
+/* "HTTP/1.1 200 OK", and headers as a request has them. */
+static bool
+parse_answer(struct client *client)
+{
+	struct head *head = &client->head;
+	char *rest = client->text;
+	char *line;
+
+	if (memchr(client->text, 0, head->length) != NULL)
+		return false;
+	line = next_line(&rest);
+	if (strncmp(line, "HTTP/1.", 7) != 0 || !isdigit((unsigned char)line[7]) ||
+	    sscanf(line + 8, " %3d", &client->status) != 1 || client->status < 100)
+		return false;
+	while (*(line = next_line(&rest)) != 0)
+		if (parse_header(head, line) != 0)
+			return false;
+	return head->body <= HTTP_BODY_MAX;
+}
+
+/* The answer's head is complete: cut it off. NULL, or why it is no good. */
+static const char *
+client_read_head(struct client *client)
+{
+	struct head *head = &client->head;
+
+	head->length = find_head(client->text, client->length);
+	if (head->length == 0)
+		return client->length > HTTP_HEAD_MAX ? "the head of its answer is too long" : NULL;
+	if (!parse_answer(client))
+		return "it answers something else than HTTP";
+	if (client->is_stream && client->status != 200)
+		return "it refuses";
+	client->length -= head->length;
+	memmove(client->text, client->text + head->length, client->length);
+	return NULL;
+}
+
+/* Tell line by line; what is left is the beginning of the next one. */
+static int
+client_read_lines(struct client *client)
+{
+	char *line = client->text, *end;
+	int result, uncaught = 0;
+	size_t left = client->length;
+
+	while ((end = memchr(line, '\n', left)) != NULL) {
+		*end = 0;
+		if (end > line && end[-1] == '\r')
+			end[-1] = 0;
+		result = client->listener(client->messenger, client->status, line, client->arg);
+		uncaught = uncaught != 0 ? uncaught : result;
+		left -= (size_t)(end + 1 - line);
+		line = end + 1;
+	}
+	memmove(client->text, line, left);
+	client->length = left;
+	return uncaught;
+}
+
+/* What has come is in `text`. Returns what the listener does. */
+static int
+client_run(struct client *client, bool end_of_file)
+{
+	struct head *head = &client->head;
+	const char *why = head->length == 0 ? client_read_head(client) : NULL;
+	bool whole = head->has_body ? client->length >= head->body : end_of_file;
+	int uncaught = 0;
+
+	if (why == NULL && head->length > 0 && client->is_stream)
+		uncaught = client_read_lines(client);
+	else if (why == NULL && head->length > 0 && whole) {
+		client->text[head->has_body ? head->body : client->length] = 0;
+		return client_end(client, client->status, client->text);
+	}
+	if (why == NULL && end_of_file)
+		why = "it has hung up";
+	if (why == NULL && client->length == sizeof client->text - 1)
+		why = "its answer is too long";
+	if (why == NULL || uncaught != 0)
+		return uncaught;
+	return client_end(client, 0, why);
+}
+
+static int
+client_read(struct client *client)
+{
+	ssize_t n = recv(client->descriptor, client->text + client->length,
+	                 sizeof client->text - 1 - client->length, 0);
+
+	if (n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+		return 0;
+	if (n == -1)
+		return client_end(client, 0, strerror(errno));
+	client->length += (size_t)n;
+	if (client->is_stream && !client_set_timer(client))
+		return client_end(client, 0, strerror(ENOMEM));
+	return client_run(client, n == 0);
+}
+
+static int on_server(struct messenger *messenger, int descriptor, short revents, void *arg);
+
+static bool
+client_watch(struct client *client, short events)
+{
+	return messenger_watch(client->messenger, client->descriptor, events, on_server, client) ==
+	       0;
+}
+
+/* It is connected, or it is not. */
+static int
+client_write(struct client *client)
+{
+	int error = 0;
+	socklen_t size = sizeof error;
+	ssize_t n = -1;
+
+	if (getsockopt(client->descriptor, SOL_SOCKET, SO_ERROR, &error, &size) == -1)
+		error = errno;
+	if (error == 0)
+		n = send(client->descriptor, client->text, client->length, MSG_NOSIGNAL);
+	if (n == -1 && error == 0 && (errno == EAGAIN || errno == EINTR))
+		return 0;
+	if (n == -1)
+		return client_end(client, 0, strerror(error != 0 ? error : errno));
+	client->length -= (size_t)n;
+	memmove(client->text, client->text + n, client->length);
+	client->is_sent = client->length == 0;
+	if (client->is_sent && !client_watch(client, POLLIN))
+		return client_end(client, 0, strerror(ENOMEM));
+	return 0;
+}
+
+static int
+on_server(struct messenger *messenger, int descriptor, short revents, void *arg)
+{
+	struct client *client = arg;
+
+	(void)messenger, (void)descriptor, (void)revents;
+	return client->is_sent ? client_read(client) : client_write(client);
+}
+
+/* "127.0.0.1:7002", or "localhost". Another name would have to be looked up, and
+ * that blocks. */
+static bool
+parse_authority(char *host, struct sockaddr_in *address)
+{
+	char *port = strchr(host, ':');
+	size_t digits = port != NULL ? strspn(port + 1, "0123456789") : 0;
+	long number = port == NULL ? 80 : digits <= 5 ? strtol(port + 1, NULL, 10) : 0;
+
+	if (number < 1 || number > 65535 || (port != NULL && port[1 + digits] != 0))
+		return false;
+	if (port != NULL)
+		*port = 0;
+	*address = (struct sockaddr_in){.sin_family = AF_INET};
+	address->sin_port = htons((uint16_t)number);
+	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	return strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &address->sin_addr) == 1;
+}
+
+/* What is "http://127.0.0.1:7002/data" the address of? */
+static bool
+parse_url(const char *url, struct sockaddr_in *address)
+{
+	char host[64];
+	size_t length;
+
+	if (strncmp(url, "http://", 7) != 0 || strlen(url) > HTTP_URL_MAX ||
+	    strchr(url, ' ') != NULL || !is_clean(url, false))
+		return false;
+	length = strcspn(url + 7, "/");
+	if (length >= sizeof host)
+		return false;
+	memcpy(host, url + 7, length);
+	host[length] = 0;
+	return parse_authority(host, address);
+}
+
+bool
+http_is_url(const char *url)
+{
+	struct sockaddr_in address;
+
+	return parse_url(url, &address);
+}
+
+/* Begin to connect. */
+static int
+connect_to(const struct sockaddr_in *address)
+{
+	int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+	int error;
+
+	if (descriptor == -1)
+		return -1;
+	if (fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
+	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 ||
+	    (connect(descriptor, (const struct sockaddr *)address, sizeof *address) == -1 &&
+	     errno != EINPROGRESS && errno != EINTR)) {
+		error = errno;
+		close(descriptor);
+		errno = error;
+		return -1;
+	}
+	return descriptor;
+}
+
+static int
+client_start(struct client *client, const char *url)
+{
+	struct sockaddr_in address;
+	const char *path;
+
+	if (!parse_url(url, &address)) {
+		errno = EINVAL;
+		return -1;
+	}
+	path = url + 7 + strcspn(url + 7, "/");
+	client->length = (size_t)snprintf(client->text, sizeof client->text,
+	                                  "GET %s HTTP/1.0\r\nHost: %.*s\r\n\r\n",
+	                                  *path != 0 ? path : "/", (int)(path - url - 7), url + 7);
+	client->descriptor = connect_to(&address);
+	if (client->descriptor == -1)
+		return -1;
+	if (client_set_timer(client) && client_watch(client, POLLOUT))
+		return 0;
+	messenger_clear_timeout(client->messenger, client->timer);
+	close(client->descriptor);
+	errno = ENOMEM;
+	return -1;
+}
+
+static int
+client_open(struct messenger *messenger, const char *url, int timeout, bool is_stream,
+            http_listener listener, void *arg)
+{
+	struct client *client = calloc(1, sizeof *client);
+	int error;
+
+	if (client == NULL)
+		return -1;
+	client->messenger = messenger;
+	client->timeout = timeout;
+	client->is_stream = is_stream;
+	client->listener = listener;
+	client->arg = arg;
+	if (client_start(client, url) == 0)
+		return 0;
+	error = errno;
+	free(client);
+	errno = error;
+	return -1;
+}
+
+int
+http_get(struct messenger *messenger, const char *url, int timeout, http_listener listener,
+         void *arg)
+{
+	return client_open(messenger, url, timeout, false, listener, arg);
+}
+
+int
+http_listen(struct messenger *messenger, const char *url, int silence, http_listener listener,
+            void *arg)
+{
+	return client_open(messenger, url, silence, true, listener, arg);
 }

@@ -1,0 +1,444 @@
+/*
+ * The cache-refresh service: data that seldom changes is kept in the memory of every
+ * app worker, so that a request costs no question to anybody, and is kept fresh in
+ * three ways at once.
+ *
+ *	force   each app loads it anew, every 10 minutes          schedule, type all
+ *	pull    one app asks whether it has changed, every 10 s,  schedule, type worker
+ *	        and if so tells all apps
+ *	push    the agent listens to the source, and tells all    messenger_send_to_app
+ *	        apps of each change
+ *
+ *	source               agent            master           every app
+ *	  | -- /push: 7 ------> |                |                  |
+ *	  |                     | -- refresh --> | -- refresh ----> |
+ *	  |                     |    "push"      |    "push"        |
+ *	  | <---------------------------------------- GET /data --- |
+ *
+ * Push is quick, but a notice can get lost. Pull finds that within seconds, with one
+ * small question for all apps. Force is right whatever went wrong before. While the
+ * source is down its last data is served, and who has failed to load it tries again.
+ *
+ *	build/examples/source &
+ *	build/examples/refresh [--source=http://127.0.0.1:7002] [--force=10m] [--pull=10s]
+ *	                       [--port=7001] [--workers=N]
+ *	curl http://127.0.0.1:7001/      {"index":7,"lastUpdateBy":"push","pid":4711}
+ *
+ * egg: the example of its documentation's chapter on cluster and IPC
+ */
+#include "../egg-schedule/egg_schedule.h"
+#include "../messenger.h"
+#include "http.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Milliseconds. */
+#define ANSWER_TIMEOUT 3000 /* for the source to answer */
+#define SILENCE 15000       /* three heartbeats that did not come: the stream is dead */
+#define RETRY_FIRST 100     /* and twice as long after each failure */
+#define RETRY_MOST 5000
+#define PATIENCE 2000 /* a start without the data: then the app serves without it */
+
+#define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
+
+static const char *source = "http://127.0.0.1:7002";
+static const char *force_interval = "10m";
+static const char *pull_interval = "10s";
+
+/* {"index":7}, or something else. */
+static bool
+parse_index(const char *json, long *index)
+{
+	const char *at = strstr(json, "\"index\":");
+	char *end;
+
+	if (at == NULL)
+		return false;
+	at += strlen("\"index\":");
+	*index = strtol(at, &end, 10);
+	return end > at;
+}
+
+static void
+make_url(char url[HTTP_URL_MAX], const char *page)
+{
+	int length = (int)strlen(source);
+
+	if (source[length - 1] == '/')
+		length--;
+	snprintf(url, HTTP_URL_MAX, "%.*s%s", length, source, page);
+}
+
+/* ---- the cache: one in each app worker ------------------------------------- */
+
+static struct {
+	long index;       /* the data */
+	const char *by;   /* lastUpdateBy: "force", "pull" or "push"; NULL: there is no data */
+	const char *want; /* by which it is to be loaded next, or NULL */
+	const char *load; /* by which it is being loaded now, or NULL */
+	int retry;        /* ms until the next attempt, after a failure */
+	int timer;        /* which waits for that, or 0 */
+} cache;
+
+static const char *
+which_way(const char *json)
+{
+	if (strstr(json, "\"push\"") != NULL)
+		return "push";
+	return strstr(json, "\"pull\"") != NULL ? "pull" : "force";
+}
+
+static void
+cache_fill(struct messenger *app, long index, const char *by)
+{
+	cache.index = index;
+	cache.by = by;
+	messenger_ready(app, 0); /* if it has been waiting for this */
+}
+
+/* Load it. What is wanted while it is being loaded is loaded once more: the answer
+ * that is under way may be older than the change. */
+static int cache_load(struct messenger *app);
+
+static int
+on_retry(struct messenger *app, void *arg)
+{
+	(void)arg;
+	cache.timer = 0;
+	return cache_load(app);
+}
+
+/* The others have what this newcomer could not get: ask them. */
+static int
+ask_siblings(struct messenger *app)
+{
+	char pid[32];
+
+	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(app));
+	return messenger_send_to_app(app, "cache-wanted", pid);
+}
+
+/* Without a word: the agent has noticed, too, and says it once for all. */
+static int
+load_failed(struct messenger *app)
+{
+	if (cache.want == NULL)
+		cache.want = cache.load;
+	cache.load = NULL;
+	cache.timer = messenger_set_timeout(app, cache.retry, on_retry, NULL);
+	cache.retry = cache.retry * 2 < RETRY_MOST ? cache.retry * 2 : RETRY_MOST;
+	return cache.timer == -1 || (cache.by == NULL && ask_siblings(app) == -1);
+}
+
+static int
+on_data(struct messenger *app, int status, const char *text, void *arg)
+{
+	long index;
+
+	(void)arg;
+	if (status != 200 || !parse_index(text, &index))
+		return load_failed(app);
+	cache_fill(app, index, cache.load);
+	cache.load = NULL;
+	cache.retry = RETRY_FIRST;
+	return cache.want != NULL ? cache_load(app) : 0;
+}
+
+static int
+cache_load(struct messenger *app)
+{
+	char url[HTTP_URL_MAX];
+
+	cache.load = cache.want;
+	cache.want = NULL;
+	make_url(url, "/data");
+	return http_get(app, url, ANSWER_TIMEOUT, on_data, NULL) == 0 ? 0 : load_failed(app);
+}
+
+static int
+cache_refresh(struct messenger *app, const char *by)
+{
+	cache.want = by;
+	if (cache.load != NULL)
+		return 0;
+	if (cache.timer > 0)
+		messenger_clear_timeout(app, cache.timer);
+	cache.timer = 0;
+	return cache_load(app);
+}
+
+/* ---- app.js ------------------------------------------------------------------ */
+
+static int
+on_refresh(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)arg;
+	return message->data != NULL ? cache_refresh(app, which_way(message->data)) : 0;
+}
+
+static int
+on_cache_wanted(struct messenger *app, const struct message *message, void *arg)
+{
+	pid_t pid = message->data != NULL ? (pid_t)strtol(message->data, NULL, 10) : 0;
+	char json[64];
+
+	(void)arg;
+	if (cache.by == NULL || pid <= 0)
+		return 0;
+	snprintf(json, sizeof json, "{\"index\":%ld,\"by\":\"%s\"}", cache.index, cache.by);
+	return messenger_send_to(app, pid, "cache", json);
+}
+
+/* A sibling's: better than none. This one goes on trying to load its own. */
+static int
+on_cache(struct messenger *app, const struct message *message, void *arg)
+{
+	long index;
+
+	(void)arg;
+	if (cache.by == NULL && message->data != NULL && parse_index(message->data, &index))
+		cache_fill(app, index, which_way(message->data));
+	return 0;
+}
+
+/* egg: schedule/force_refresh.js */
+static int
+force_refresh(struct messenger *app, struct schedule_run *run, void *arg)
+{
+	(void)run, (void)arg;
+	return cache_refresh(app, "force");
+}
+
+/* A source that is down has not changed, as far as anybody knows. */
+static int
+on_check(struct messenger *app, int status, const char *text, void *arg)
+{
+	struct schedule_run *run = arg;
+	int result = 0;
+	long index;
+
+	if (status == 200 && parse_index(text, &index) &&
+	    (cache.by == NULL || index != cache.index)) {
+		printf("app %ld: the source has changed (pull)\n", (long)messenger_pid(app));
+		result = messenger_send_to_app(app, "refresh", "\"pull\"");
+	}
+	schedule_done(run, result);
+	return 0;
+}
+
+/* egg: schedule/pull_refresh.js */
+static int
+pull_refresh(struct messenger *app, struct schedule_run *run, void *arg)
+{
+	char url[HTTP_URL_MAX];
+
+	(void)arg;
+	make_url(url, "/check");
+	if (http_get(app, url, ANSWER_TIMEOUT, on_check, run) == 0)
+		schedule_later(run);
+	return 0;
+}
+
+static int
+on_patience(struct messenger *app, void *arg)
+{
+	(void)arg;
+	messenger_ready(app, 0); /* EALREADY: so much the better */
+	return 0;
+}
+
+static const struct schedule *
+schedules(void)
+{
+	static struct schedule jobs[] = {
+		{.name = "force_refresh", .type = "all", .task = force_refresh},
+		{.name = "pull_refresh",
+	         .type = "worker",
+	         .task = pull_refresh,
+	         .skip_while_running = true},
+	};
+
+	jobs[0].interval = force_interval;
+	jobs[1].interval = pull_interval;
+	return jobs;
+}
+
+/* Ready with the data, or when it does not come. */
+static int
+app(struct messenger *app, void *arg)
+{
+	cache.retry = RETRY_FIRST;
+	messenger_ready_later(app);
+	if (messenger_on(app, "refresh", on_refresh, arg) == -1 ||
+	    messenger_on(app, "cache-wanted", on_cache_wanted, arg) == -1 ||
+	    messenger_on(app, "cache", on_cache, arg) == -1 ||
+	    messenger_set_timeout(app, PATIENCE, on_patience, arg) == -1 ||
+	    egg_schedule_app(app, schedules(), 2) == -1)
+		return -1;
+	return cache_refresh(app, "force");
+}
+
+/* ---- agent.js: listens to the source, for all -------------------------------- */
+
+static struct {
+	bool is_known; /* the index is what the source said last */
+	long index;
+	bool is_up, is_down; /* has been told; neither: not yet */
+	int retry;           /* ms */
+} push;
+
+static int subscribe(struct messenger *agent, void *arg);
+
+static int
+on_silence(struct messenger *agent, const char *why)
+{
+	if (!push.is_down)
+		fprintf(stderr,
+		        "agent %ld: the source %s does not answer (%s); what is cached is served\n",
+		        (long)messenger_pid(agent), source, why);
+	push.is_down = true;
+	push.is_up = false;
+	if (messenger_set_timeout(agent, push.retry, subscribe, NULL) == -1)
+		return -1;
+	push.retry = push.retry * 2 < RETRY_MOST ? push.retry * 2 : RETRY_MOST;
+	return 0;
+}
+
+/* The first line of a stream tells what there is: has it changed meanwhile? */
+static int
+on_line(struct messenger *agent, int status, const char *text, void *arg)
+{
+	long index;
+	bool is_new;
+
+	(void)arg;
+	if (status == 0)
+		return on_silence(agent, text);
+	if (!parse_index(text, &index))
+		return 0; /* a heartbeat */
+	if (!push.is_up)
+		printf("agent %ld: listens to %s%s\n", (long)messenger_pid(agent), source,
+		       push.is_down ? ", which is back" : "");
+	is_new = push.is_known && push.index != index;
+	push.is_up = push.is_known = true;
+	push.is_down = false;
+	push.retry = RETRY_FIRST;
+	push.index = index;
+	if (!is_new)
+		return 0;
+	printf("agent %ld: the source has changed (push)\n", (long)messenger_pid(agent));
+	return messenger_send_to_app(agent, "refresh", "\"push\"");
+}
+
+static int
+subscribe(struct messenger *agent, void *arg)
+{
+	char url[HTTP_URL_MAX];
+
+	make_url(url, "/push");
+	if (http_listen(agent, url, SILENCE, on_line, arg) == -1)
+		return on_silence(agent, strerror(errno));
+	return 0;
+}
+
+static int
+agent(struct messenger *agent, void *arg)
+{
+	push.retry = RETRY_FIRST;
+	if (egg_schedule_agent(agent, schedules(), 2) == -1)
+		return -1;
+	return subscribe(agent, arg);
+}
+
+/* ---- the router and its only controller --------------------------------------- */
+
+static int
+answer(struct http_request *request, void *arg)
+{
+	long pid = (long)messenger_pid(request->app);
+	char body[128];
+
+	(void)arg;
+	if (strcmp(request->path, "/") != 0)
+		return http_reply(request, 404, NULL, "not found\n");
+	if (cache.by != NULL)
+		snprintf(body, sizeof body, "{\"index\":%ld,\"lastUpdateBy\":\"%s\",\"pid\":%ld}\n",
+		         cache.index, cache.by, pid);
+	else
+		snprintf(body, sizeof body,
+		         "{\"error\":\"the source has not answered yet\",\"pid\":%ld}\n", pid);
+	return http_reply(request, cache.by != NULL ? 200 : 503, "application/json", body);
+}
+
+static int
+connection(struct messenger *app, int descriptor, void *arg)
+{
+	return http_serve(app, descriptor, answer, arg);
+}
+
+/* ---- the command line ----------------------------------------------------------- */
+
+/* What stands behind "--NAME=", or NULL: it is another option. */
+static const char *
+value_of(const char *argument, const char *name)
+{
+	size_t length = strlen(name);
+
+	return strncmp(argument, name, length) == 0 ? argument + length : NULL;
+}
+
+static bool
+parse_number(const char *text, int most, int *number)
+{
+	size_t digits = strspn(text, "0123456789");
+
+	if (digits == 0 || digits > 5 || text[digits] != 0 || atoi(text) > most)
+		return false;
+	*number = atoi(text);
+	return true;
+}
+
+static bool
+parse_option(const char *argument, struct options *options)
+{
+	const char *value;
+
+	if ((value = value_of(argument, "--force=")) != NULL)
+		force_interval = value;
+	else if ((value = value_of(argument, "--pull=")) != NULL)
+		pull_interval = value;
+	else if ((value = value_of(argument, "--source=")) != NULL) {
+		source = value;
+		return http_is_url(value) && strlen(value) + strlen("/check") < HTTP_URL_MAX;
+	} else if ((value = value_of(argument, "--workers=")) != NULL)
+		return parse_number(value, CLUTCH_WORKERS_MAX, &options->workers);
+	else if ((value = value_of(argument, "--port=")) != NULL) {
+		if (!parse_number(value, 65535, &options->port))
+			return false;
+		options->port = options->port > 0 ? options->port : -1;
+	}
+	return value != NULL;
+}
+
+int
+main(int argc, char *argv[])
+{
+	struct options options = {.agent = agent, .app = app, .connection = connection};
+	int i;
+
+	for (i = 1; i < argc; i++)
+		if (!parse_option(argv[i], &options)) {
+			fprintf(stderr,
+			        "refresh: %s? It takes --source=http://127.0.0.1:7002, "
+			        "--force=10m, "
+			        "--pull=10s, --port=7001 (0: any free one) and --workers=N\n",
+			        argv[i]);
+			return USAGE;
+		}
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	egg_schedule_log(-1);             /* several lines for each tick; failures are told */
+	return start_cluster(&options);
+}

@@ -1,0 +1,142 @@
+/*
+ * A data source that seldom changes: a configuration server, a list of prices. It is
+ * a small egg application itself, with one app worker, which holds the data.
+ *
+ *	GET /data              {"index":7}
+ *	GET /check             the same; where the data is large, only its version
+ *	GET /push              a stream: a line at once, and one for each change
+ *	GET /change            changes the data, for you to try it (a real source
+ *	                       would want a POST)
+ *	GET /change?quietly    and nobody hears of it: a notice can get lost, too
+ *
+ *	build/examples/source [--port=7002] [--every=0] [--lose=0]
+ *	curl -N http://127.0.0.1:7002/push
+ *
+ * --every=15: the data changes by itself, every 15 s. --lose=2: of such changes every
+ * second one is not told. Who relies on /push alone would never know.
+ */
+#include "../messenger.h"
+#include "http.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A stream that is silent for much longer is broken: that much a subscriber can
+ * rely on. An empty line is not news. Milliseconds. */
+#define HEARTBEAT 5000
+
+#define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
+
+static int port = 7002;
+static int every; /* seconds; 0: only when it is told to */
+static int lose;  /* the n-th notice; 0: none */
+
+static long number = 1; /* the data; it is also the topic of the streams */
+
+static const char *
+data(void)
+{
+	static char json[64];
+
+	snprintf(json, sizeof json, "{\"index\":%ld}\n", number);
+	return json;
+}
+
+static void
+change(bool quietly)
+{
+	number++;
+	printf("source: the data is %ld now%s\n", number,
+	       quietly ? ", but the notice is lost" : "");
+	if (!quietly)
+		http_publish(&number, data());
+}
+
+static int
+on_time(struct messenger *app, void *arg)
+{
+	static int changes;
+
+	(void)app, (void)arg;
+	changes++;
+	change(lose > 0 && changes % lose == 0);
+	return 0;
+}
+
+static int
+on_heartbeat(struct messenger *app, void *arg)
+{
+	(void)app, (void)arg;
+	http_publish(&number, "\n");
+	return 0;
+}
+
+static int
+app(struct messenger *app, void *arg)
+{
+	if (messenger_set_interval(app, HEARTBEAT, on_heartbeat, arg) == -1)
+		return -1;
+	return every > 0 && messenger_set_interval(app, every * 1000, on_time, arg) == -1;
+}
+
+static int
+answer(struct http_request *request, void *arg)
+{
+	(void)arg;
+	if (strcmp(request->path, "/push") == 0)
+		return http_subscribe(request, "application/x-ndjson", &number, data());
+	if (strcmp(request->path, "/change") == 0)
+		change(strcmp(request->query, "quietly") == 0);
+	else if (strcmp(request->path, "/data") != 0 && strcmp(request->path, "/check") != 0)
+		return http_reply(request, 404, NULL, "try /data, /check, /push or /change\n");
+	return http_reply(request, 200, "application/json", data());
+}
+
+static int
+connection(struct messenger *app, int descriptor, void *arg)
+{
+	return http_serve(app, descriptor, answer, arg);
+}
+
+/* Is it "--NAME=NUMBER"? Then store the number, if it is one up to `most`. */
+static bool
+is_option(const char *argument, const char *name, int most, int *value)
+{
+	size_t length = strlen(name);
+	const char *text = argument + length;
+	size_t digits;
+
+	if (strncmp(argument, name, length) != 0)
+		return false;
+	digits = strspn(text, "0123456789");
+	if (digits == 0 || digits > 6 || text[digits] != 0 || atoi(text) > most)
+		return false;
+	*value = atoi(text);
+	return true;
+}
+
+int
+main(int argc, char *argv[])
+{
+	int i;
+
+	for (i = 1; i < argc; i++)
+		if (!is_option(argv[i], "--port=", 65535, &port) &&
+		    !is_option(argv[i], "--every=", 86400, &every) &&
+		    !is_option(argv[i], "--lose=", 1000, &lose)) {
+			fprintf(stderr,
+			        "source: %s? It takes --port=7002 (0: any free one), "
+			        "--every=SECONDS and --lose=N\n",
+			        argv[i]);
+			return USAGE;
+		}
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	return start_cluster(&(struct options){.app = app,
+	                                       .connection = connection,
+	                                       .name = "source",
+	                                       .workers = 1,
+	                                       .host = "127.0.0.1",
+	                                       .port = port > 0 ? port : -1});
+}

@@ -1,0 +1,666 @@
+/*
+ * The cache-refresh service and its data source, as they are: two programs, started
+ * from the command line, talked to by HTTP, and killed.
+ *
+ * All that a program's processes print is one text; who holds its pipe is one of
+ * them, so that its end-of-file is "nobody is left".
+ */
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+TestSuite(refresh, .timeout = 120);
+
+enum { WORKERS = 2 };
+
+/* ---- programs --------------------------------------------------------------- */
+
+struct program {
+	struct program *next; /* of those that the test has not ended */
+	pid_t pid;
+	int output; /* what it prints is read from here; -1: it has ended */
+	int port;
+	size_t length;
+	char text[128 * 1024];
+};
+
+/* "$BUILD/examples/NAME" */
+static const char *
+path_of(const char *name)
+{
+	static char path[512];
+	const char *build = getenv("BUILD");
+
+	snprintf(path, sizeof path, "%s/examples/%s", build != NULL ? build : "build", name);
+	return path;
+}
+
+static struct program *programs;
+
+/* The test has failed: what it has started does not outlive it. A master has said
+ * how it is to be killed; its children follow it. */
+static void
+kill_programs(void)
+{
+	struct program *program;
+	const char *at;
+
+	for (program = programs; program != NULL; program = program->next) {
+		kill(program->pid, SIGKILL);
+		for (at = program->text; (at = strstr(at, "or kill ")) != NULL;) {
+			at += strlen("or kill ");
+			kill(atoi(at), SIGKILL);
+		}
+	}
+}
+
+/* Into a pipe or, as its terminal, a pty. Should the test be killed, it ends, too. */
+static struct program *
+run(const char *const arguments[], bool in_terminal)
+{
+	struct program *program = calloc(1, sizeof *program);
+	char *copy[8] = {NULL};
+	pid_t test = getpid();
+	int ends[2], i;
+
+	cr_assert(program != NULL);
+	clear_environment();
+	if (in_terminal) {
+		ends[0] = posix_openpt(O_RDWR | O_NOCTTY);
+		cr_assert(ends[0] != -1 && grantpt(ends[0]) == 0 && unlockpt(ends[0]) == 0);
+		ends[1] = open(ptsname(ends[0]), O_RDWR | O_NOCTTY);
+		cr_assert(ends[1] != -1);
+	} else
+		cr_assert(pipe(ends) == 0);
+	for (i = 0; arguments[i] != NULL; i++)
+		cr_assert((copy[i] = strdup(arguments[i])) != NULL);
+	fcntl(ends[0], F_SETFL, O_NONBLOCK);
+	fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+	fflush(NULL);
+	program->pid = fork();
+	if (program->pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGTERM);
+		setsid();
+		if (in_terminal)
+			ioctl(ends[1], TIOCSCTTY, 0);
+		dup2(ends[1], 1);
+		dup2(ends[1], 2);
+		close(ends[1]);
+		if (getppid() == test)
+			execvp(copy[0], copy);
+		_exit(127);
+	}
+	while (i > 0)
+		free(copy[--i]);
+	close(ends[1]);
+	program->output = ends[0];
+	if (programs == NULL)
+		cr_assert(atexit(kill_programs) == 0);
+	program->next = programs;
+	programs = program;
+	return program;
+}
+
+/* Take what there is, or wait a moment for it. */
+static void
+read_more(struct program *program)
+{
+	struct pollfd set = {program->output, POLLIN, 0};
+	ssize_t n;
+
+	poll(&set, 1, 5);
+	n = read(program->output, program->text + program->length,
+	         sizeof program->text - 1 - program->length);
+	if (n > 0)
+		program->length += (size_t)n;
+	else if (n == 0 || (n == -1 && errno == EIO)) { /* a pty without a terminal */
+		close(program->output);
+		program->output = -1;
+	}
+}
+
+/* Wait for a text behind `from`; returns where it ends. */
+static size_t
+expect_text(struct program *program, size_t from, const char *format, ...)
+{
+	int64_t deadline = clock_now() + time_limit();
+	char text[256], *found;
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	while ((found = strstr(program->text + from, text)) == NULL) {
+		cr_assert(clock_now() < deadline && program->output != -1,
+		          "waited in vain for \"%s\" from %zu on in:\n%s", text, from,
+		          program->text);
+		read_more(program);
+	}
+	return (size_t)(found - program->text) + strlen(text);
+}
+
+static int
+count_text(struct program *program, const char *text)
+{
+	const char *at = program->text;
+	int count = 0;
+
+	read_more(program);
+	while ((at = strstr(at, text)) != NULL) {
+		at++;
+		count++;
+	}
+	return count;
+}
+
+/* Wait until nobody is left of it; returns its exit status, as waitpid(2) has it. */
+static int
+wait_for_end(struct program *program)
+{
+	int64_t deadline = clock_now() + time_limit();
+	struct program **link = &programs;
+	int status;
+
+	while (program->output != -1) {
+		cr_assert(clock_now() < deadline, "it does not end:\n%s", program->text);
+		read_more(program);
+	}
+	cr_assert_eq(waitpid(program->pid, &status, 0), program->pid);
+	while (*link != program)
+		link = &(*link)->next;
+	*link = program->next;
+	cr_assert(strstr(program->text, "Sanitizer") == NULL, "%s", program->text);
+	return status;
+}
+
+static void
+expect_end(struct program *program, int code)
+{
+	int status = wait_for_end(program);
+
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == code, "status %#x:\n%s", status,
+	          program->text);
+	free(program);
+}
+
+static void
+stop(struct program *program)
+{
+	kill(program->pid, SIGTERM);
+	expect_end(program, 0);
+}
+
+/* The last number that stands behind a text. */
+static int
+number_behind(const struct program *program, const char *text)
+{
+	const char *at, *last = NULL;
+
+	for (at = program->text; (at = strstr(at, text)) != NULL; at++)
+		last = at;
+	cr_assert(last != NULL, "no \"%s\" in:\n%s", text, program->text);
+	return atoi(last + strlen(text));
+}
+
+static struct program *
+start_source(int port)
+{
+	char option[32], path[512];
+	struct program *source;
+
+	snprintf(path, sizeof path, "%s", path_of("source"));
+	snprintf(option, sizeof option, "--port=%d", port);
+	source = run((const char *[]){path, option, NULL}, false);
+	expect_text(source, 0, "source started on http://127.0.0.1:");
+	expect_text(source, 0, "to stop it");
+	source->port = number_behind(source, "source started on http://127.0.0.1:");
+	return source;
+}
+
+static struct program *
+start_service(int source_port, const char *force, const char *pull)
+{
+	char path[512], source[64], force_option[32], pull_option[32], workers[32];
+	struct program *service;
+
+	snprintf(path, sizeof path, "%s", path_of("refresh"));
+	snprintf(source, sizeof source, "--source=http://127.0.0.1:%d/", source_port);
+	snprintf(force_option, sizeof force_option, "--force=%s", force);
+	snprintf(pull_option, sizeof pull_option, "--pull=%s", pull);
+	snprintf(workers, sizeof workers, "--workers=%d", WORKERS);
+	service = run((const char *[]){path, "--port=0", source, force_option, pull_option, workers,
+	                               NULL},
+	              false);
+	expect_text(service, 0, "egg started on http://127.0.0.1:");
+	expect_text(service, 0, "to stop it");
+	service->port = number_behind(service, "egg started on http://127.0.0.1:");
+	return service;
+}
+
+/* ---- HTTP --------------------------------------------------------------------- */
+
+/* The answer to a GET, or NULL if there is none. It lives until the next call. */
+static const char *
+fetch(int port, const char *path)
+{
+	static char text[4096];
+	char request[128];
+	struct cluster server = {.port = port};
+	int client = cluster_connect(&server);
+	ssize_t n;
+	size_t length = 0;
+
+	snprintf(request, sizeof request, "GET %s HTTP/1.0\r\n\r\n", path);
+	if (send(client, request, strlen(request), MSG_NOSIGNAL) == -1)
+		length = 0;
+	while ((n = recv(client, text + length, sizeof text - 1 - length, 0)) > 0)
+		length += (size_t)n;
+	text[length] = '\0';
+	close(client);
+	return length > 0 ? text : NULL;
+}
+
+static void
+change(struct program *source, const char *how)
+{
+	const char *answer = fetch(source->port, how);
+
+	cr_assert(answer != NULL && strstr(answer, " 200 OK\r\n") != NULL);
+}
+
+/* Ask once; returns the pid of the app that has answered with this text, or 0. */
+static int
+ask(struct program *service, const char *text)
+{
+	const char *answer = fetch(service->port, "/");
+	const char *pid = answer != NULL ? strstr(answer, "\"pid\":") : NULL;
+
+	if (pid == NULL) /* it has just been killed */
+		return 0;
+	return strstr(answer, text) != NULL ? atoi(pid + strlen("\"pid\":")) : 0;
+}
+
+/* Wait until all apps answer with this text, one after the other. */
+static void
+expect_all(struct program *service, const char *text)
+{
+	int64_t deadline = clock_now() + time_limit();
+	int pids[WORKERS], count = 0, i, pid;
+
+	while (count < WORKERS) {
+		cr_assert(clock_now() < deadline, "not all answer with %s: %s\n%s", text,
+		          fetch(service->port, "/"), service->text);
+		read_more(service);
+		pid = ask(service, text);
+		if (pid == 0)
+			count = 0;
+		for (i = 0; i < count && pids[i] != pid; i++)
+			;
+		if (i == count && pid != 0)
+			pids[count++] = pid;
+	}
+}
+
+/* ---- three ways -------------------------------------------------------------------- */
+
+Test(refresh, the_first_load_is_by_force)
+{
+	struct program *source = start_source(0), *service;
+
+	service = start_service(source->port, "1h", "1h");
+	expect_all(service, "\r\n\r\n{\"index\":1,\"lastUpdateBy\":\"force\",\"pid\":");
+	cr_assert(strstr(fetch(service->port, "/nowhere"), " 404 ") != NULL);
+	stop(service);
+	stop(source);
+}
+
+/* The source changes once, and only this way can find out: all apps have it, and the
+ * agent has noticed that or not. */
+static void
+expect_way(const char *force, const char *pull, const char *how, const char *by, int pushes)
+{
+	struct program *source = start_source(0);
+	struct program *service = start_service(source->port, force, pull);
+	char expected[64];
+
+	expect_text(service, 0, "listens to http://127.0.0.1:%d/\n", source->port);
+	change(source, how);
+	snprintf(expected, sizeof expected, "{\"index\":2,\"lastUpdateBy\":\"%s\",", by);
+	expect_all(service, expected);
+	cr_assert_eq(count_text(service, "has changed (push)"), pushes);
+	stop(service);
+	stop(source);
+}
+
+Test(refresh, push)
+{
+	expect_way("1h", "1h", "/change", "push", 1);
+}
+
+Test(refresh, pull)
+{
+	expect_way("1h", "100ms", "/change?quietly", "pull", 0);
+}
+
+Test(refresh, force)
+{
+	expect_way("200ms", "1h", "/change?quietly", "force", 0);
+}
+
+/* All at once: each app shows each of them, if it is watched for a while. */
+Test(refresh, force_pull_and_push_in_turn)
+{
+	static const char *const ways[] = {"\"force\"", "\"pull\"", "\"push\""};
+	struct program *source = start_source(0);
+	struct program *service = start_service(source->port, "700ms", "150ms");
+	int64_t deadline = clock_now() + 2 * time_limit();
+	int pids[WORKERS][3] = {{0}}, seen = 0, i, j, round, pid;
+
+	for (round = 0; seen < WORKERS * 3; round++) {
+		cr_assert(clock_now() < deadline, "seen %d\n%s", seen, service->text);
+		if (round % 40 == 0)
+			change(source, round % 80 == 0 ? "/change" : "/change?quietly");
+		for (i = 0; i < 3; i++) {
+			pid = ask(service, ways[i]);
+			for (j = 0; j < WORKERS && pids[j][i] != 0 && pids[j][i] != pid; j++)
+				;
+			if (pid == 0 || j == WORKERS || pids[j][i] == pid)
+				continue;
+			pids[j][i] = pid;
+			seen++;
+		}
+		read_more(service);
+	}
+	stop(service);
+	stop(source);
+}
+
+/* ---- what goes wrong ------------------------------------------------------------------ */
+
+#define GONE "does not answer"
+
+/* The cache is served, also by an app that was not there when it was filled; and all
+ * comes back by itself, with one line for each. */
+Test(refresh, the_source_is_killed_and_restarted)
+{
+	struct program *source = start_source(0);
+	struct program *service = start_service(source->port, "300ms", "100ms");
+	int port = source->port, status;
+
+	expect_text(service, 0, "listens to");
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,");
+	kill(source->pid, SIGKILL);
+	status = wait_for_end(source);
+	cr_assert(WIFSIGNALED(status));
+	free(source);
+	expect_text(service, 0, GONE);
+	kill(number_behind(service, "app_worker#1:"), SIGKILL);
+	expect_text(service, 0, "app_worker#%d:", WORKERS + 1);
+	expect_text(service, 0, "remain 0 (");
+	expect_all(service, " 200 OK\r\n");
+	expect_all(service, "{\"index\":2,");
+	source = start_source(port);
+	expect_text(service, 0, "listens to http://127.0.0.1:%d/, which is back\n", port);
+	expect_all(service, "{\"index\":1,");
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,");
+	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, "which is back"), 1, "%s", service->text);
+	stop(service);
+	stop(source);
+}
+
+/* It starts, and says so to everybody, until there is something to serve. */
+Test(refresh, the_source_is_not_there_yet)
+{
+	struct program *source = start_source(0), *service;
+	int port = source->port;
+
+	stop(source);
+	service = start_service(port, "1h", "1h");
+	expect_all(service, " 503 Service Unavailable\r\n");
+	expect_all(service, "{\"error\":\"the source has not answered yet\",\"pid\":");
+	cr_assert_eq(count_text(service, GONE " (Connection refused)"), 1, "%s", service->text);
+	source = start_source(port);
+	expect_all(service, "{\"index\":1,\"lastUpdateBy\":\"force\",");
+	expect_text(service, 0, "which is back\n");
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
+	stop(service);
+	stop(source);
+}
+
+/* Something else listens there. */
+Test(refresh, a_source_that_talks_nonsense)
+{
+	struct program *source = start_source(0), *other, *service;
+
+	other = start_service(source->port, "1h", "1h"); /* it knows no /data */
+	service = start_service(other->port, "200ms", "100ms");
+	expect_text(service, 0, GONE " (it refuses)");
+	expect_all(service, " 503 ");
+	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
+	stop(service);
+	stop(other);
+	stop(source);
+}
+
+Test(refresh, an_app_is_killed)
+{
+	struct program *source = start_source(0);
+	struct program *service = start_service(source->port, "1h", "1h");
+
+	expect_text(service, 0, "listens to");
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
+	kill(number_behind(service, "app_worker#1:"), SIGKILL);
+	expect_text(service, 0, "app_worker#%d:", WORKERS + 1);
+	expect_all(service, "{\"index\":2,");
+	change(source, "/change");
+	expect_all(service, "{\"index\":3,\"lastUpdateBy\":\"push\",");
+	stop(service);
+	stop(source);
+}
+
+Test(refresh, the_agent_is_killed)
+{
+	struct program *source = start_source(0);
+	struct program *service = start_service(source->port, "1h", "1h");
+	int agent;
+	size_t at;
+
+	expect_text(service, 0, "listens to");
+	agent = number_behind(service, "agent_worker#1:");
+	kill(agent, SIGKILL);
+	at = expect_text(service, 0, "agent_worker#2:");
+	agent = atoi(service->text + at);
+	expect_text(service, at, "agent %d: listens to http://127.0.0.1:%d/\n", agent,
+	            source->port);
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
+	stop(service);
+	stop(source);
+}
+
+/* ---- the source -------------------------------------------------------------------------- */
+
+Test(refresh, the_source_changes_by_itself_and_loses_every_second_notice)
+{
+	char path[512];
+	struct program *source;
+	size_t at;
+
+	snprintf(path, sizeof path, "%s", path_of("source"));
+	source = run((const char *[]){path, "--port=0", "--every=1", "--lose=2", NULL}, false);
+	at = expect_text(source, 0, "source: the data is 2 now\n");
+	expect_text(source, at, "source: the data is 3 now, but the notice is lost\n");
+	stop(source);
+}
+
+Test(refresh, the_source_has_its_pages)
+{
+	struct program *source = start_source(0);
+
+	cr_assert(strstr(fetch(source->port, "/data"), "\r\n\r\n{\"index\":1}\n") != NULL);
+	cr_assert(strstr(fetch(source->port, "/check"), "\r\n\r\n{\"index\":1}\n") != NULL);
+	cr_assert(strstr(fetch(source->port, "/"), " 404 ") != NULL);
+	change(source, "/change?quietly");
+	cr_assert(strstr(fetch(source->port, "/data"), "\r\n\r\n{\"index\":2}\n") != NULL);
+	stop(source);
+}
+
+/* ---- the command line --------------------------------------------------------------------- */
+
+static void
+expect_usage(const char *name, const char *argument, int code, const char *message)
+{
+	char path[512], option[2048];
+	struct program *program;
+
+	snprintf(path, sizeof path, "%s", path_of(name));
+	snprintf(option, sizeof option, "%s", argument);
+	program = run((const char *[]){path, option, "--port=0", NULL}, false);
+	expect_text(program, 0, "%s", message);
+	expect_end(program, code);
+}
+
+Test(refresh, a_wrong_command_line_is_one_clear_line)
+{
+	static const char *const refresh[] = {
+		"--nonsense",      "refresh",      "--port=x",       "--port=65536",
+		"--port=",         "--workers=-1", "--workers=1025", "--source=https://127.0.0.1",
+		"--source=nobody", "--source=",    "--forced=1s",    "-f"};
+	static const char *const source[] = {"--nonsense", "--port=65536", "--every=x",
+	                                     "--lose=", "x"};
+	char message[128];
+	size_t i;
+
+	for (i = 0; i < sizeof refresh / sizeof refresh[0]; i++) {
+		snprintf(message, sizeof message, "refresh: %s? It takes --source=", refresh[i]);
+		expect_usage("refresh", refresh[i], 64, message);
+	}
+	for (i = 0; i < sizeof source / sizeof source[0]; i++) {
+		snprintf(message, sizeof message, "source: %s? It takes --port=", source[i]);
+		expect_usage("source", source[i], 64, message);
+	}
+	expect_usage("refresh", "--force=often", 1, "often");
+	expect_usage("refresh", "--pull=", 1, "pull_refresh");
+}
+
+/* ---- make run -------------------------------------------------------------------------------- */
+
+static int
+free_port(void)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t size = sizeof address;
+	int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(bind(descriptor, (struct sockaddr *)&address, sizeof address) == 0);
+	cr_assert(getsockname(descriptor, (struct sockaddr *)&address, &size) == 0);
+	close(descriptor);
+	return ntohs(address.sin_port);
+}
+
+/* make run, or what it runs: both are there, and talk. */
+static struct program *
+run_both(bool by_make)
+{
+	struct program *both;
+	char port[16], build[512];
+
+	clear_environment();
+	snprintf(port, sizeof port, "%d", free_port());
+	setenv("SOURCE_PORT", port, 1);
+	snprintf(port, sizeof port, "%d", free_port());
+	setenv("PORT", port, 1);
+	setenv("EGG_WORKERS", "2", 1);
+	unsetenv("MAKEFLAGS"); /* who runs the tests has his own */
+	unsetenv("MAKELEVEL");
+	snprintf(build, sizeof build, "BUILD=%.*s", (int)(strlen(path_of("")) - 10), path_of(""));
+	if (by_make)
+		both = run((const char *[]){"make", "-s", "run", build, NULL}, true);
+	else
+		both = run((const char *[]){"sh", "examples/run", NULL}, true);
+	expect_text(both, 0, "egg started on http://127.0.0.1:%s ", port);
+	expect_text(both, 0, "source started on http://127.0.0.1:%s ", getenv("SOURCE_PORT"));
+	both->port = atoi(port);
+	expect_all(both, "{\"index\":1,");
+	return both;
+}
+
+/* Returns what became of the shell, or of make. */
+static int
+wait_for_both(struct program *both)
+{
+	expect_text(both, expect_text(both, 0, "[master] exit with code:0"),
+	            "[master] exit with code:0");
+	return wait_for_end(both);
+}
+
+static void
+expect_both_end(struct program *both)
+{
+	int status = wait_for_both(both);
+
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x:\n%s", status,
+	          both->text);
+	free(both);
+}
+
+Test(refresh, ctrl_c_at_make_run_leaves_nobody)
+{
+	struct program *both = run_both(true);
+	int status;
+
+	cr_assert_eq(write(both->output, "\003", 1), 1);
+	status = wait_for_both(both); /* make may say in its own way that it was interrupted */
+	cr_assert(WIFEXITED(status) || WTERMSIG(status) == SIGINT, "status %#x", status);
+	free(both);
+}
+
+Test(refresh, sigterm_to_make_leaves_nobody)
+{
+	struct program *both = run_both(true);
+
+	kill(both->pid, SIGTERM);
+	wait_for_both(both);
+	free(both);
+}
+
+Test(refresh, sigterm_to_the_shell_ends_both)
+{
+	struct program *both = run_both(false);
+
+	kill(both->pid, SIGTERM);
+	expect_both_end(both);
+}
+
+/* When the service ends, for whatever reason, so does its source. */
+Test(refresh, the_service_ends_and_so_does_its_source)
+{
+	struct program *both = run_both(false);
+	const char *at = strstr(both->text, "[master] egg started on");
+
+	at = strstr(at, "or kill ");
+	cr_assert(at != NULL);
+	kill(atoi(at + strlen("or kill ")), SIGTERM);
+	expect_both_end(both);
+}
