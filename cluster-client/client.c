@@ -573,7 +573,7 @@ check_key(const struct cluster_client *client, const char *key)
 }
 
 int
-cluster_client_ready(struct cluster_client *client, cluster_ready callback, void *arg)
+cluster_client_ready(struct cluster_client *client, cluster_ready_callback callback, void *arg)
 {
 	struct waiter **last = &client->waiters;
 	struct waiter *waiter;

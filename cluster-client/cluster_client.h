@@ -94,8 +94,8 @@ struct cluster_error {
 	const char *code, *message;
 };
 
-typedef int (*cluster_ready)(struct cluster_client *client, const struct cluster_error *error,
-                             void *arg);
+typedef int (*cluster_ready_callback)(struct cluster_client *client,
+                                      const struct cluster_error *error, void *arg);
 typedef int (*cluster_listener)(struct cluster_client *client, const char *key, const char *data,
                                 size_t length, void *arg);
 /* With an error there is no data: NULL, 0. */
@@ -169,7 +169,7 @@ void cluster_client_close(struct cluster_client *client);
  * start fails: with the real client's error. It is tried again all the same. ENOMEM,
  * EPIPE (closed).
  * egg: sdk-base ready */
-int cluster_client_ready(struct cluster_client *client, cluster_ready callback, void *arg);
+int cluster_client_ready(struct cluster_client *client, cluster_ready_callback callback, void *arg);
 
 /*
  * Call the listener for each value of the key, and, if there is one already, for
@@ -402,7 +402,7 @@ struct delivery {
 
 struct waiter {
 	struct waiter *next;
-	cluster_ready callback;
+	cluster_ready_callback callback;
 	void *arg;
 };
 
