@@ -37,7 +37,7 @@ contest clutch_unicast, clutch_unicast_turn, clutch_mixed, clutch_broadcast, clu
 	clutch_scale;
 
 /* client.c */
-contest client_invoke, client_fanout;
+contest client_invoke, master_fanout, client_fanout, client_stream;
 
 /* start.c */
 contest floor_fork, clutch_start;

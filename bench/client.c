@@ -1,11 +1,12 @@
 /*
- * cluster-client beside the master: the same exchanges as in clutch.c, over the
- * sockets of a leader and its followers.
+ * cluster-client beside the master: the same exchanges over the sockets of a leader
+ * and its followers, and past them.
  *
  * invoke: the app of slot 0 calls a method of the agent, and waits for the result.
- * fanout: the agent emits values of one key, which all apps subscribe to. It emits
- * a window of them and waits until each app has said that it heard the last, so
- * that nobody falls behind; the master's broadcast needs no such pause.
+ * fanout: the agent tells all apps a value, and waits until each has confirmed it.
+ * fanout-stream: it does not wait for each value, but for each window of them, so
+ * that nobody falls behind. (The master's broadcast, which makes senders wait by
+ * itself, needs no such pause.)
  */
 #include "bench.h"
 
@@ -20,7 +21,7 @@
 #include <unistd.h>
 
 enum {
-	WINDOW = 512 * 1024, /* bytes of values that nobody has confirmed */
+	WINDOW = 2 * 1024 * 1024, /* bytes of values that nobody has confirmed */
 	DATA_MAX = 16384
 };
 
@@ -33,7 +34,7 @@ static double latencies[LATENCIES_MAX];
 static size_t latency_count;
 static int64_t started, sent;
 static uint64_t heard, window, confirmed;
-static double emitted;
+static double told;
 
 static int
 tell_parent(const char *action, double a, double b)
@@ -99,32 +100,60 @@ echo(struct cluster_client *client, struct cluster_call *call, const char *text,
 
 /* -- fanout -- */
 
+static bool by_master;
+
+static int
+tell_all(struct cluster_client *leader)
+{
+	return by_master ? messenger_send_to_app(own, "value", data)
+	                 : cluster_client_emit(leader, "key", data, trial->bytes);
+}
+
 static void
-emit_window(struct cluster_client *leader)
+tell_window(struct cluster_client *leader)
 {
 	uint64_t i;
 
 	confirmed = 0;
+	sent = now_ns();
 	for (i = 0; i < window; i++)
-		if (cluster_client_emit(leader, "key", data, trial->bytes) == -1)
-			fail("emit: %s", strerror(errno));
-	emitted += (double)window;
+		if (tell_all(leader) == -1)
+			fail("fanout: %s", strerror(errno));
+	told += (double)window;
 }
 
 /* An app has heard the whole window. */
 static void
-on_confirmed(struct cluster_client *leader, struct cluster_call *call, const char *text,
-             size_t length, void *arg)
+hear_confirmation(struct cluster_client *leader)
 {
 	int64_t now = now_ns();
 
-	(void)call, (void)text, (void)length, (void)arg;
 	if (++confirmed < (uint64_t)trial->apps)
 		return;
-	if (now - started < trial->duration)
-		emit_window(leader);
+	latencies[latency_count++] = (double)(now - sent) / 1e3;
+	if (latency_count < LATENCIES_MAX && now - started < trial->duration)
+		tell_window(leader);
+	else if (window > 1)
+		tell_parent("result", told * trial->apps * 1e9 / (double)(now - started), 0);
 	else
-		tell_parent("result", emitted * trial->apps * 1e9 / (double)(now - started), 0);
+		tell_parent("result", percentile(latencies, latency_count, 0.50),
+		            percentile(latencies, latency_count, 0.99));
+}
+
+static void
+on_confirmed(struct cluster_client *leader, struct cluster_call *call, const char *text,
+             size_t length, void *arg)
+{
+	(void)call, (void)text, (void)length, (void)arg;
+	hear_confirmation(leader);
+}
+
+static int
+on_confirm_message(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)agent, (void)message;
+	hear_confirmation(arg);
+	return 0;
 }
 
 static int
@@ -132,7 +161,23 @@ on_go_emit(struct messenger *agent, const struct message *message, void *arg)
 {
 	(void)agent, (void)message;
 	started = now_ns();
-	emit_window(arg);
+	tell_window(arg);
+	return 0;
+}
+
+static int
+hear(struct cluster_client *follower, const char *text, size_t length)
+{
+	int result;
+
+	if (length != trial->bytes || (heard % 64 == 0 && memcmp(text, data, length) != 0))
+		fail("another value came");
+	if (++heard % window != 0)
+		return 0;
+	result = by_master ? messenger_send_to_agent(own, "confirm", NULL)
+	                   : cluster_client_invoke_oneway(follower, "confirm", NULL, 0);
+	if (result == -1)
+		fail("confirm: %s", strerror(errno));
 	return 0;
 }
 
@@ -140,12 +185,14 @@ static int
 on_value(struct cluster_client *client, const char *key, const char *text, size_t length, void *arg)
 {
 	(void)key, (void)arg;
-	if (length != trial->bytes || (heard % 64 == 0 && memcmp(text, data, length) != 0))
-		fail("another value came");
-	if (++heard % window == 0 &&
-	    cluster_client_invoke_oneway(client, "confirm", NULL, 0) == -1)
-		fail("confirm: %s", strerror(errno));
-	return 0;
+	return hear(client, text, length);
+}
+
+static int
+on_value_message(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app;
+	return hear(arg, message->data, message->data_length);
 }
 
 /* -- both -- */
@@ -188,7 +235,9 @@ agent(struct messenger *messenger, void *arg)
 
 	(void)arg;
 	own = messenger;
-	return leader == NULL ? -1 : messenger_on(messenger, "go-emit", on_go_emit, leader);
+	if (leader == NULL || messenger_on(messenger, "confirm", on_confirm_message, leader) == -1)
+		return -1;
+	return messenger_on(messenger, "go-emit", on_go_emit, leader);
 }
 
 static int
@@ -199,6 +248,7 @@ app(struct messenger *messenger, void *arg)
 	(void)arg;
 	own = messenger;
 	if (follower == NULL ||
+	    messenger_on(messenger, "value", on_value_message, follower) == -1 ||
 	    cluster_client_subscribe(follower, "key", on_value, NULL) == -1 ||
 	    cluster_client_invoke(follower, "present", NULL, 0, ignore, NULL) == -1)
 		return -1;
@@ -245,8 +295,8 @@ run(const struct trial *what, const char *go, enum role to, struct parent *paren
 	int kept = silence();
 
 	trial = what;
-	window = WINDOW / what->bytes;
 	memset(data, 'x', what->bytes);
+	data[what->bytes] = '\0';
 	*parent = (struct parent){.ready = false};
 	parent->messenger = fork_cluster(&options, &parent->master);
 	dup2(kept, STDOUT_FILENO);
@@ -276,11 +326,39 @@ client_invoke(const struct trial *what, double *figures)
 	pin(false);
 }
 
-void
-client_fanout(const struct trial *what, double *figures)
+static void
+run_fanout(const struct trial *what, bool through_master, double *figures)
 {
 	struct parent parent;
 
+	by_master = through_master;
+	window = 1;
+	pin(true);
+	run(what, "go-emit", ROLE_AGENT, &parent);
+	figures[0] = parent.a;
+	figures[1] = parent.b;
+	pin(false);
+}
+
+void
+master_fanout(const struct trial *what, double *figures)
+{
+	run_fanout(what, true, figures);
+}
+
+void
+client_fanout(const struct trial *what, double *figures)
+{
+	run_fanout(what, false, figures);
+}
+
+void
+client_stream(const struct trial *what, double *figures)
+{
+	struct parent parent;
+
+	by_master = false;
+	window = WINDOW / (what->bytes + 128); /* with the headers */
 	run(what, "go-emit", ROLE_AGENT, &parent);
 	figures[0] = parent.a;
 }

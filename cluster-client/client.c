@@ -214,7 +214,6 @@ client_deliver(struct cluster_client *client, struct topic *topic, struct value 
 	struct listener *listener;
 
 	topic->busy++; /* whatever a listener does, this one stays */
-	value_hold(value);
 	for (listener = topic->listeners; listener != NULL; listener = listener->next) {
 		if (client->closed || listener->removed || (only != NULL && only != listener))
 			continue;
@@ -222,7 +221,6 @@ client_deliver(struct cluster_client *client, struct topic *topic, struct value 
 		check(client, listener->call(client, topic->key, value->data, value->length,
 		                             listener->arg));
 	}
-	value_drop(value);
 	topic->busy--;
 	topic_sweep(client, topic);
 }

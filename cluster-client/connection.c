@@ -204,7 +204,7 @@ is_true(const struct fields *fields, const char *name)
 size_t
 error_encode(char *data, const char *code, const char *message)
 {
-	const char *end = data + ERROR_DATA_MAX - 2;
+	const char *end = data + (ERROR_DATA_MAX - 2);
 	char *to = put_text(data, "{\"code\":");
 
 	to = put_string(to, data + ERROR_DATA_MAX / 2, code != NULL ? code : "");

@@ -90,8 +90,9 @@ on_value(struct cluster_client *client, const struct packet *packet)
 	if (value == NULL)
 		return "sent a value that there is no memory for";
 	value_drop(topic->value);
-	topic->value = value;
+	topic->value = value_hold(value);
 	client_deliver(client, topic, value, NULL);
+	value_drop(value);
 	return NULL;
 }
 

@@ -106,7 +106,7 @@ add_follower(struct topic *topic, struct follower *follower)
 	struct follower **grown;
 
 	if (topic->follower_count == topic->follower_size) {
-		grown = realloc(topic->followers, size * sizeof *grown);
+		grown = realloc(topic->followers, size * sizeof(struct follower *));
 		if (grown == NULL)
 			return false;
 		topic->followers = grown;
@@ -213,8 +213,9 @@ emit_to_one(struct cluster_client *client, struct topic *topic)
 		return 0;
 	}
 	chosen -= topic->follower_count;
-	for (listener = topic->listeners; listener->removed || chosen-- > 0;)
-		listener = listener->next;
+	for (listener = topic->listeners; listener != NULL; listener = listener->next)
+		if (!listener->removed && chosen-- == 0)
+			break;
 	return client_queue_delivery(client, topic, topic->value, listener, false);
 }
 

@@ -87,11 +87,15 @@ get_config(struct cluster_client *client, struct cluster_call *call, const char 
 static int
 on_config(struct messenger *agent, const struct message *message, void *arg)
 {
+	int i;
+
 	(void)agent, (void)arg;
 	if (call_count == 0)
 		return 0;
 	cluster_client_reply(calls[0], message->data, message->data_length);
-	memmove(calls, calls + 1, (size_t)--call_count * sizeof calls[0]);
+	for (i = 1; i < call_count; i++)
+		calls[i - 1] = calls[i];
+	call_count--;
 	return 0;
 }
 
