@@ -78,7 +78,8 @@ find_method(const struct real_client *real, const char *name)
 {
 	const struct real_method *method;
 
-	for (method = real->methods; method != NULL && method->name != NULL; method++)
+	for (method = name != NULL ? real->methods : NULL; method != NULL && method->name != NULL;
+	     method++)
 		if (strcmp(method->name, name) == 0)
 			return method;
 	return NULL;

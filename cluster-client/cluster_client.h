@@ -58,7 +58,7 @@
 
 /* The keys that one process may use at once, subscribed or published. */
 #ifndef CLUSTER_CLIENT_KEYS_MAX
-#define CLUSTER_CLIENT_KEYS_MAX 65536
+#define CLUSTER_CLIENT_KEYS_MAX 16384
 #endif
 
 /* The followers of one leader. */

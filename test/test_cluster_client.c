@@ -89,6 +89,8 @@ real_ready(struct cluster_client *leader, void *arg)
 static void
 real_subscribe(struct cluster_client *leader, const char *key, void *arg)
 {
+	if (strncmp(key, "greedy", 6) == 0)
+		return;
 	report(own, "upstream subscribe %s %s", key, (const char *)arg);
 	if (strcmp(key, "at-once") == 0) /* it has a value in hand */
 		cluster_client_emit(leader, key, "now", 3);
@@ -98,6 +100,8 @@ static void
 real_unsubscribe(struct cluster_client *leader, const char *key, void *arg)
 {
 	(void)leader;
+	if (strncmp(key, "greedy", 6) == 0)
+		return;
 	report(own, "upstream unsubscribe %s %s", key, (const char *)arg);
 }
 
@@ -400,6 +404,21 @@ raw_open(int number)
 	return messenger_watch(own, pair[0], POLLIN, on_raw, &raw[number]);
 }
 
+/* One key more than it may have. */
+static void
+raw_greedy(int number)
+{
+	struct lie packet = {"", 1, 0, 0, 0, 0, NULL};
+	char object[64];
+	int i;
+
+	for (i = 0; i <= CLUSTER_CLIENT_KEYS_MAX; i++) {
+		snprintf(object, sizeof object, "{\"type\":\"subscribe\",\"key\":\"greedy%d\"}", i);
+		packet.object = object;
+		raw_packet(number, &packet);
+	}
+}
+
 static int
 hostile_order(const char *word, const char *rest, int number)
 {
@@ -416,6 +435,8 @@ hostile_order(const char *word, const char *rest, int number)
 		raw_packet(number, &good[1]);
 	else if (strcmp(word, "raw-lie") == 0)
 		raw_packet(number, &lies[number]);
+	else if (strcmp(word, "raw-greedy") == 0)
+		raw_greedy(number);
 	else if (strcmp(word, "raw-deaf") == 0)
 		return messenger_unwatch(own, raw[number]);
 	else if (strcmp(word, "raw-none") == 0)
@@ -1086,6 +1107,7 @@ Test(cluster_client, with_heartbeats_only_the_silent_one_is_cut)
 
 	options.heartbeat_interval = 200 * time_scale();
 	c = start(2);
+	did(c, "AGENT#1", "sub k a"); /* it goes on, whoever is cut */
 	subscribed(c, "APP#1", "sub k a");
 	subscribed(c, "APP#2", "sub k a");
 	mark = cluster_mark(c);
@@ -1210,6 +1232,25 @@ Test(cluster_client, a_follower_that_never_reads_costs_only_its_own_connection)
 	settled(c, "APP#2");
 	cr_expect_eq(cluster_count(c, 0, "its connection is closed"), 1);
 	cr_expect(!MEMORY_COUNTS || process_memory(cluster_pid(c, "AGENT#1")) < 16 * 1024);
+	cluster_stop(c);
+}
+
+Test(cluster_client, a_follower_that_subscribes_to_too_much_costs_only_its_own_connection)
+{
+	struct cluster *c = start(2);
+	size_t mark;
+
+	subscribed(c, "APP#2", "sub k a");
+	did(c, "APP#1", "raw-open 1");
+	did(c, "APP#1", "raw-register 1");
+	mark = cluster_wait(c, 0, "raw 1 hears");
+	order(c, "APP#1", "raw-greedy 1");
+	cluster_wait(c, mark,
+	             "follower 4242 subscribed to too many keys: its connection is closed");
+	cluster_wait(c, mark, ":APP#1 raw 1 is closed");
+	subscribed(c, "APP#2", "sub other a");
+	did(c, "AGENT#1", "emit k v1");
+	cluster_wait(c, mark, ":APP#2 value a k v1");
 	cluster_stop(c);
 }
 
@@ -1378,7 +1419,7 @@ Test(cluster_client, wrong_arguments_change_nothing)
 	char name[CLUSTER_CLIENT_KEY_MAX + 2];
 	struct cluster_client *one, *two;
 	struct messenger *messenger;
-	int pair[2];
+	int i, pair[2];
 
 	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
 	messenger = messenger_open(pair[0], ROLE_APP);
@@ -1414,6 +1455,13 @@ Test(cluster_client, wrong_arguments_change_nothing)
 	        EMSGSIZE);
 	refuses(cluster_client_invoke_oneway(one, "none", "", 0) == -1, ENOSYS);
 	refuses(cluster_client_emit(one, "k", "", 0) == -1, ENOENT);
+	for (i = 0; i < CLUSTER_CLIENT_KEYS_MAX; i++) {
+		snprintf(name, sizeof name, "greedy%d", i);
+		cr_assert_eq(cluster_client_subscribe(one, name, on_value, NULL), 0);
+	}
+	refuses(cluster_client_subscribe(one, "k", on_value, NULL) == -1, ENOBUFS);
+	refuses(cluster_client_publish(one, "k", "", 0) == -1, ENOBUFS);
+	cr_expect_eq(cluster_client_publish(one, name, "", 0), 0);
 	cr_expect_eq(cluster_client_reply(NULL, "", 0), 0);
 	cr_expect_eq(cluster_client_fail(NULL, NULL, NULL), 0);
 	cluster_client_close(NULL);
