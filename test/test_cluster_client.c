@@ -214,6 +214,8 @@ make_client(void)
 	               : cluster_client_follower(own, "test", &real, &options);
 	if (client == NULL)
 		report(own, "no client: %s", strerror(errno));
+	else if (failures > 0)
+		cluster_client_ready(client, on_client_ready, tag("again"));
 	if (second_client)
 		other = leads ? cluster_client_leader(own, "other", &real_other, &options)
 		              : cluster_client_follower(own, "other", &real_other, &options);
@@ -801,8 +803,9 @@ Test(cluster_client, a_call_without_an_answer_times_out)
 	             ":APP#1 error h1 ResponseTimeoutError The leader did not answer "
 	             "within 100 ms.");
 	did(c, "APP#1", "call hold h3");
-	cluster_wait(c, 0, ":APP#1 error h3 "); /* h1 is too old in the leader's eyes, too */
-	cluster_wait(c, 0, "upstream holds h3");
+	cluster_wait(c, 0, ":APP#1 error h3 ");
+	did(c, "APP#1", "call hold h4");
+	cluster_wait(c, 0, ":APP#1 error h4 "); /* h1 is too old in the leader's eyes, too */
 	did(c, "AGENT#1", "release");
 	cluster_wait(c, 0, ":AGENT#1 result h2 2 r2"); /* it asked no leader */
 	cluster_wait(c, 0, "waited longer than its timeout: its call is not answered");
@@ -925,9 +928,8 @@ Test(cluster_client, a_start_that_fails_is_an_error_and_is_tried_again)
 	failures = 3;
 	options.response_timeout = 60000;
 	c = start(1);
-	did(c, "AGENT#1", "ready again");
-	did(c, "APP#1", "ready again");
 	cluster_wait(c, 0, ":APP#1 ready again EREGISTRY");
+	cluster_wait(c, 0, ":AGENT#1 ready again EREGISTRY");
 	end = cluster_wait(c, 0, "upstream start 4 test");
 	cluster_wait(c, end, ":AGENT#1 ready again yes");
 	cluster_wait(c, end, ":APP#1 ready again yes");
