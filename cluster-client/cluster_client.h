@@ -19,7 +19,8 @@
  * until it returns; an int result is 0, or -1 with errno set and nothing changed.
  * No callback is called inside the function that it was given to. A callback's
  * non-zero result is an uncaught exception, as in messenger.h. Data is bytes with
- * a length, JSON text by custom; data[length] is 0 in what you receive.
+ * a length, JSON text by custom: what you pass may be NULL, 0; what you receive has
+ * a 0 at data[length].
  *
  * "egg:" names the JavaScript of npm cluster-client that a function mirrors.
  */
@@ -32,7 +33,7 @@
 /* Limits: each can be set on the compiler's command line, for tiny systems  */
 /* ------------------------------------------------------------------------ */
 
-/* The longest name of a client, key, and method, in bytes. */
+/* The longest name of a client, and the longest key or method, in bytes. */
 #ifndef CLUSTER_CLIENT_NAME_MAX
 #define CLUSTER_CLIENT_NAME_MAX 128
 #endif
@@ -127,6 +128,7 @@ struct real_client {
 	void (*publish)(struct cluster_client *client, const char *key, const char *data,
 	                size_t length, void *arg);
 	const struct real_method *methods; /* NULL: none */
+	/* The last call: `client` is not to be used afterwards. */
 	void (*close)(struct cluster_client *client, void *arg);
 	void *arg;
 };
@@ -216,7 +218,8 @@ int cluster_client_invoke_oneway(struct cluster_client *client, const char *meth
  *   started  it is ready (NULL), or has failed to start: then its `ready` is
  *            called again later. Not after it was ready.
  *   emit     a value of a key, for all its subscribers; nobody: it is dropped.
- *            EMSGSIZE, ENOMEM, ENOENT (nobody).
+ *            ENOENT (nobody), EMSGSIZE, ENOMEM, ENOBUFS (too much in one turn
+ *            for the leader's own listeners).
  *   reply    answer a call. EMSGSIZE, ENOMEM: it is still to be answered.
  *   fail     answer it with an error; long texts are cut.
  * A call may be answered after its follower, or the client, is gone. A follower that
@@ -237,16 +240,15 @@ int cluster_client_fail(struct cluster_call *call, const char *code, const char 
  *
  * A packet: egg's header of 24 bytes, in network byte order, and what it announces.
  *
- *	 0         1         2                   4                             12
- *	+---------+---------+-------------------+-------------------------------+
- *	| version | req/res | reserved          | request id                    |
- *	+---------+---------+-------------------+---------------+---------------+
- *	| timeout, ms                           | length of the | length of the |
- *	|                                       | conn. object  | data          |
- *	+---------------------------------------+---------------+---------------+
- *	 12                                      16              20            24
- *	| connection object: flat JSON ...      | data: the application's ...   |
- *	+---------------------------------------+-------------------------------+
+ *	 0   1   2       4                               12
+ *	+---+---+-------+-------------------------------+
+ *	|ver|r/r|   0   |          request id           |   r/r: 0 request, 1 response
+ *	+---+---+-------+---------------+---------------+
+ *	|  timeout, ms  | object length |  data length  |
+ *	+---------------+---------------+---------------+
+ *	 12              16              20              24
+ *	| connection object: flat JSON  | data          |   with the lengths above
+ *	+-------------------------------+---------------+
  *
  *	follower                                        leader
  *	    | register_channel channelName pid ----------> |
