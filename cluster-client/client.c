@@ -74,7 +74,7 @@ value_drop(struct value *value)
 }
 
 const struct real_method *
-find_method(const struct real_client *real, const char *name)
+client_find_method(const struct real_client *real, const char *name)
 {
 	const struct real_method *method;
 
@@ -323,7 +323,7 @@ client_settle(struct cluster_client *client, struct pending *pending, bool succe
 
 	unlink_pending(client, pending);
 	if (!success)
-		error = error_decode(copy, data, length);
+		error = cluster_error_decode(copy, data, length);
 	if (pending->callback != NULL)
 		check(client,
 		      pending->callback(client, success ? NULL : &error, success ? data : NULL,
@@ -338,7 +338,7 @@ settle_with(struct cluster_client *client, struct pending *pending, const char *
             const char *message)
 {
 	char data[ERROR_DATA_MAX];
-	size_t length = error_encode(data, code, message);
+	size_t length = cluster_error_encode(data, code, message);
 
 	client_settle(client, pending, false, data, length);
 }
@@ -512,7 +512,7 @@ void
 client_not_ready(struct cluster_client *client, const char *data, size_t length)
 {
 	char copy[ERROR_DATA_MAX];
-	struct cluster_error error = error_decode(copy, data, length);
+	struct cluster_error error = cluster_error_decode(copy, data, length);
 	uint64_t last = client->last_id;
 	struct pending *pending;
 
@@ -810,8 +810,9 @@ int
 cluster_client_invoke(struct cluster_client *client, const char *method, const void *data,
                       size_t length, cluster_callback callback, void *arg)
 {
-	struct pending what = {
-		.method = find_method(client->real, method), .callback = callback, .arg = arg};
+	struct pending what = {.method = client_find_method(client->real, method),
+	                       .callback = callback,
+	                       .arg = arg};
 
 	return callback == NULL ? refuse(EINVAL) : call(client, &what, data, length);
 }
@@ -820,7 +821,7 @@ int
 cluster_client_invoke_oneway(struct cluster_client *client, const char *method, const void *data,
                              size_t length)
 {
-	struct pending what = {.method = find_method(client->real, method)};
+	struct pending what = {.method = client_find_method(client->real, method)};
 
 	return call(client, &what, data, length);
 }

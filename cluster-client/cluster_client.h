@@ -280,16 +280,16 @@ enum packet_offset {
 };
 
 enum packet_type {
-	REGISTER_CHANNEL,
-	REGISTER_CHANNEL_RES,
-	SUBSCRIBE,
-	UNSUBSCRIBE,
-	SUBSCRIBE_RESULT,
-	PUBLISH,
-	INVOKE,
-	INVOKE_RESULT,
-	HEARTBEAT,
-	HEARTBEAT_RES,
+	PACKET_REGISTER_CHANNEL,
+	PACKET_REGISTER_CHANNEL_RES,
+	PACKET_SUBSCRIBE,
+	PACKET_UNSUBSCRIBE,
+	PACKET_SUBSCRIBE_RESULT,
+	PACKET_PUBLISH,
+	PACKET_INVOKE,
+	PACKET_INVOKE_RESULT,
+	PACKET_HEARTBEAT,
+	PACKET_HEARTBEAT_RES,
 	PACKET_TYPES
 };
 
@@ -343,8 +343,8 @@ size_t connection_pending(const struct connection *connection);
  * length. And back, by a copy of that size in which the texts then stand; what
  * cannot be read is an error, too. */
 #define ERROR_DATA_MAX 2048
-size_t error_encode(char *data, const char *code, const char *message);
-struct cluster_error error_decode(char *copy, const char *data, size_t length);
+size_t cluster_error_encode(char *data, const char *code, const char *message);
+struct cluster_error cluster_error_decode(char *copy, const char *data, size_t length);
 
 /*
  * client.c: what both sides are to their user.
@@ -506,7 +506,7 @@ int client_beat(struct cluster_client *client, messenger_timer beat);
 void client_log(const struct cluster_client *client, const char *who, const char *what,
                 const char *then);
 
-const struct real_method *find_method(const struct real_client *real, const char *name);
+const struct real_method *client_find_method(const struct real_client *real, const char *name);
 
 /* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. sweep frees
  * it if nothing is left. */

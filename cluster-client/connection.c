@@ -35,16 +35,16 @@ static const struct {
 	const char *name; /* the field that names what it is about, or NULL */
 	int kind;
 } packet_types[PACKET_TYPES] = {
-	[REGISTER_CHANNEL] = {"register_channel", "channelName", REQUEST},
-	[REGISTER_CHANNEL_RES] = {"register_channel_res", NULL, RESPONSE},
-	[SUBSCRIBE] = {"subscribe", "key", REQUEST},
-	[UNSUBSCRIBE] = {"unSubscribe", "key", REQUEST},
-	[SUBSCRIBE_RESULT] = {"subscribe_result", "key", REQUEST},
-	[PUBLISH] = {"publish", "key", REQUEST},
-	[INVOKE] = {"invoke", "method", REQUEST},
-	[INVOKE_RESULT] = {"invoke_result", NULL, RESPONSE},
-	[HEARTBEAT] = {"heartbeat", NULL, REQUEST},
-	[HEARTBEAT_RES] = {"heartbeat_res", NULL, RESPONSE},
+	[PACKET_REGISTER_CHANNEL] = {"register_channel", "channelName", REQUEST},
+	[PACKET_REGISTER_CHANNEL_RES] = {"register_channel_res", NULL, RESPONSE},
+	[PACKET_SUBSCRIBE] = {"subscribe", "key", REQUEST},
+	[PACKET_UNSUBSCRIBE] = {"unSubscribe", "key", REQUEST},
+	[PACKET_SUBSCRIBE_RESULT] = {"subscribe_result", "key", REQUEST},
+	[PACKET_PUBLISH] = {"publish", "key", REQUEST},
+	[PACKET_INVOKE] = {"invoke", "method", REQUEST},
+	[PACKET_INVOKE_RESULT] = {"invoke_result", NULL, RESPONSE},
+	[PACKET_HEARTBEAT] = {"heartbeat", NULL, REQUEST},
+	[PACKET_HEARTBEAT_RES] = {"heartbeat_res", NULL, RESPONSE},
 };
 
 /* ---- flat JSON: what a connection object and an error are ------------------ */
@@ -202,7 +202,7 @@ is_true(const struct fields *fields, const char *name)
 }
 
 size_t
-error_encode(char *data, const char *code, const char *message)
+cluster_error_encode(char *data, const char *code, const char *message)
 {
 	const char *end = data + (ERROR_DATA_MAX - 2);
 	char *to = put_text(data, "{\"code\":");
@@ -215,7 +215,7 @@ error_encode(char *data, const char *code, const char *message)
 }
 
 struct cluster_error
-error_decode(char *copy, const char *data, size_t length)
+cluster_error_decode(char *copy, const char *data, size_t length)
 {
 	struct cluster_error error = {"ClusterErrorUnknown", "an error that cannot be read"};
 	struct fields fields;

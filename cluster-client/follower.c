@@ -43,7 +43,7 @@ register_again(struct messenger *messenger, void *arg)
 	client->retry = 0;
 	client->registration = ++client->last_id;
 	if (client->connection.descriptor == -1 ||
-	    send_packet(client, (struct packet){.type = REGISTER_CHANNEL,
+	    send_packet(client, (struct packet){.type = PACKET_REGISTER_CHANNEL,
 	                                        .id = client->registration,
 	                                        .name = client->name,
 	                                        .pid = (long)getpid()}) == -1)
@@ -58,7 +58,7 @@ beat(struct messenger *messenger, void *arg)
 
 	(void)messenger;
 	if (client->state == CLIENT_READY)
-		send_packet(client, (struct packet){.type = HEARTBEAT});
+		send_packet(client, (struct packet){.type = PACKET_HEARTBEAT});
 	return 0;
 }
 
@@ -103,24 +103,24 @@ heard(struct connection *connection, const struct packet *packet)
 	struct pending *pending;
 
 	switch (packet->type) {
-	case REGISTER_CHANNEL_RES:
+	case PACKET_REGISTER_CHANNEL_RES:
 		return on_registered(client, packet);
-	case SUBSCRIBE_RESULT:
+	case PACKET_SUBSCRIBE_RESULT:
 		return on_value(client, packet);
-	case INVOKE_RESULT:
+	case PACKET_INVOKE_RESULT:
 		pending = client_find_pending(client, packet->id);
 		if (pending != NULL && pending->data == NULL) /* else it has timed out */
 			client_settle(client, pending, packet->success, packet->data,
 			              packet->length);
 		return NULL;
-	case HEARTBEAT_RES:
+	case PACKET_HEARTBEAT_RES:
 		return NULL;
-	case REGISTER_CHANNEL:
-	case SUBSCRIBE:
-	case UNSUBSCRIBE:
-	case PUBLISH:
-	case INVOKE:
-	case HEARTBEAT:
+	case PACKET_REGISTER_CHANNEL:
+	case PACKET_SUBSCRIBE:
+	case PACKET_UNSUBSCRIBE:
+	case PACKET_PUBLISH:
+	case PACKET_INVOKE:
+	case PACKET_HEARTBEAT:
 	case PACKET_TYPES:
 		break;
 	}
@@ -184,7 +184,8 @@ connect_again(struct messenger *messenger, void *arg)
 static int
 subscribe(struct cluster_client *client, struct topic *topic)
 {
-	if (send_packet(client, (struct packet){.type = SUBSCRIBE, .name = topic->key}) == -1)
+	if (send_packet(client, (struct packet){.type = PACKET_SUBSCRIBE, .name = topic->key}) ==
+	    -1)
 		return -1;
 	topic->subscribed = true;
 	return 0;
@@ -196,14 +197,15 @@ unsubscribe(struct cluster_client *client, struct topic *topic)
 	topic->subscribed = false;
 	value_drop(topic->value);
 	topic->value = NULL;
-	if (send_packet(client, (struct packet){.type = UNSUBSCRIBE, .name = topic->key}) == -1)
+	if (send_packet(client, (struct packet){.type = PACKET_UNSUBSCRIBE, .name = topic->key}) ==
+	    -1)
 		connection_doom(&client->connection, "does not read what it is sent");
 }
 
 static int
 publish(struct cluster_client *client, struct topic *topic)
 {
-	return send_packet(client, (struct packet){.type = PUBLISH,
+	return send_packet(client, (struct packet){.type = PACKET_PUBLISH,
 	                                           .name = topic->key,
 	                                           .data = topic->published->data,
 	                                           .length = topic->published->length});
@@ -212,7 +214,7 @@ publish(struct cluster_client *client, struct topic *topic)
 static int
 invoke(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
 {
-	return send_packet(client, (struct packet){.type = INVOKE,
+	return send_packet(client, (struct packet){.type = PACKET_INVOKE,
 	                                           .id = pending->id,
 	                                           .name = pending->method->name,
 	                                           .oneway = pending->callback == NULL,

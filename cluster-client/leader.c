@@ -135,7 +135,7 @@ static void
 tell_value(struct follower *follower, const struct topic *topic)
 {
 	tell(follower,
-	     (struct packet){.type = SUBSCRIBE_RESULT,
+	     (struct packet){.type = PACKET_SUBSCRIBE_RESULT,
 	                     .id = ++follower->connection.client->last_id,
 	                     .name = topic->key,
 	                     .data = topic->value->data,
@@ -310,7 +310,7 @@ static void
 tell_answer(struct follower *follower, uint64_t id, bool success, const void *data, size_t length)
 {
 	tell(follower,
-	     (struct packet){.type = INVOKE_RESULT,
+	     (struct packet){.type = PACKET_INVOKE_RESULT,
 	                     .id = id,
 	                     .success = success,
 	                     .data = data,
@@ -366,13 +366,13 @@ cluster_client_fail(struct cluster_call *call, const char *code, const char *mes
 {
 	char data[ERROR_DATA_MAX];
 
-	return answer(call, false, data, error_encode(data, code, message));
+	return answer(call, false, data, cluster_error_encode(data, code, message));
 }
 
 static const char *
 on_invoke(struct cluster_client *client, struct follower *follower, const struct packet *packet)
 {
-	const struct real_method *method = find_method(client->real, packet->name);
+	const struct real_method *method = client_find_method(client->real, packet->name);
 	struct cluster_call *call = NULL;
 	char data[ERROR_DATA_MAX];
 
@@ -382,9 +382,10 @@ on_invoke(struct cluster_client *client, struct follower *follower, const struct
 		if (follower->calls < CLUSTER_CLIENT_CALLS_MAX && client->orphans < ORPHANS_MAX)
 			call = new_call(client, follower, packet->id, packet->timeout);
 		if (call == NULL) {
-			tell_answer(follower, packet->id, false, data,
-			            error_encode(data, "ClusterCallLimitError",
-			                         "Too many calls wait for the real client."));
+			tell_answer(
+				follower, packet->id, false, data,
+				cluster_error_encode(data, "ClusterCallLimitError",
+			                             "Too many calls wait for the real client."));
 			return NULL;
 		}
 	}
@@ -400,7 +401,7 @@ answer_registration(struct follower *follower, const struct value *error)
 	follower->waiting = false;
 	follower->registered = error == NULL;
 	tell(follower,
-	     (struct packet){.type = REGISTER_CHANNEL_RES,
+	     (struct packet){.type = PACKET_REGISTER_CHANNEL_RES,
 	                     .id = follower->registration,
 	                     .success = error == NULL,
 	                     .data = error != NULL ? error->data : NULL,
@@ -433,34 +434,35 @@ heard(struct connection *connection, const struct packet *packet)
 	struct cluster_client *client = connection->client;
 
 	follower->heard_at = client_now();
-	if (packet->type == REGISTER_CHANNEL)
+	if (packet->type == PACKET_REGISTER_CHANNEL)
 		return on_register(client, follower, packet);
 	if (!follower->registered)
 		return "spoke before it was registered";
 	switch (packet->type) {
-	case SUBSCRIBE:
+	case PACKET_SUBSCRIBE:
 		return on_subscribe(client, follower, packet->name);
-	case UNSUBSCRIBE:
+	case PACKET_UNSUBSCRIBE:
 		on_unsubscribe(client, follower, packet->name);
 		return NULL;
-	case PUBLISH:
+	case PACKET_PUBLISH:
 		if (client->real->publish == NULL)
 			return "published, which is not offered";
 		client->real->publish(client, packet->name, packet->data, packet->length,
 		                      client->real->arg);
 		return NULL;
-	case INVOKE:
+	case PACKET_INVOKE:
 		return on_invoke(client, follower, packet);
-	case HEARTBEAT:
+	case PACKET_HEARTBEAT:
 		tell(follower,
-		     (struct packet){.type = HEARTBEAT_RES, .id = packet->id, .success = true},
+		     (struct packet){
+			     .type = PACKET_HEARTBEAT_RES, .id = packet->id, .success = true},
 		     true);
 		return NULL;
-	case REGISTER_CHANNEL:
-	case REGISTER_CHANNEL_RES:
-	case SUBSCRIBE_RESULT:
-	case INVOKE_RESULT:
-	case HEARTBEAT_RES:
+	case PACKET_REGISTER_CHANNEL:
+	case PACKET_REGISTER_CHANNEL_RES:
+	case PACKET_SUBSCRIBE_RESULT:
+	case PACKET_INVOKE_RESULT:
+	case PACKET_HEARTBEAT_RES:
 	case PACKET_TYPES:
 		break;
 	}
@@ -629,7 +631,7 @@ cluster_client_started(struct cluster_client *client, const struct cluster_error
 	if (error != NULL) {
 		client_log(client, "the real client", "did not start", error->message);
 		client->start_error =
-			value_new(data, error_encode(data, error->code, error->message));
+			value_new(data, cluster_error_encode(data, error->code, error->message));
 		if (client->start_error == NULL) {
 			client_retry(client, start);
 			return;
