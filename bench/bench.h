@@ -3,8 +3,8 @@
  *
  * bench.c is the harness: which contestants run which workload, and the table.
  * A contestant is a function that runs one round and returns its figures; the
- * floors are in floors.c, clutch is in clutch.c, and start.c measures the
- * program tree.c, which is a cluster or a floor of its own.
+ * floors are in floors.c, clutch is in clutch.c, cluster-client in client.c, and
+ * start.c measures the program tree.c, which is a cluster or a floor of its own.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -35,6 +35,9 @@ contest floor_copy, floor_copy_once, floor_copy_best, floor_copy_turn, floor_nai
 /* clutch.c */
 contest clutch_unicast, clutch_unicast_turn, clutch_mixed, clutch_broadcast, clutch_latency,
 	clutch_scale;
+
+/* client.c */
+contest client_invoke, master_fanout, client_fanout, client_stream;
 
 /* start.c */
 contest floor_fork, clutch_start;
