@@ -132,12 +132,16 @@ run: all
 
 # The tests find what they run ($BUILD/examples/hello) by the environment.
 # The last line says it all: N passed, N failed.
-test: all $(TEST_PROGRAMS)
+test: all $(TEST_PROGRAMS) | redis-server
 	@BUILD=$(BUILD) sh test/run $(TEST_PROGRAMS)
 
 # Installs Criterion where it is missing.
 criterion:
 	@sh test/criterion
+
+# And a Redis server, where it can, for the tests that talk to one.
+redis-server:
+	@$(if $(filter test/test_redis.c test/test_bridge.c test/test_ipc.c,$(TESTS)),sh test/redis,:)
 
 # ---- check -----------------------------------------------------------------
 
@@ -249,5 +253,5 @@ bench:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion check sanitize valgrind static warnings objects tidy \
+.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
 	format-check soak fuzz coverage bench clean
