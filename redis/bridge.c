@@ -582,13 +582,14 @@ refuse(struct bridge *bridge, int milliseconds)
 	look_again(bridge, milliseconds);
 }
 
-/* Redis is there: all senders begin with what is not done. */
+/* Redis is there, and this cluster has joined, so that it misses nothing of its own: all
+ * senders begin with what is not done. */
 static void
 announce(struct bridge *bridge)
 {
 	char data[24];
 
-	if (bridge->epoch != 0 || !redis_ready(bridge->commands))
+	if (bridge->epoch != 0 || !bridge->joined || !redis_ready(bridge->commands))
 		return;
 	bridge->last_epoch = now() > bridge->last_epoch ? now() : bridge->last_epoch + 1;
 	snprintf(data, sizeof data, "%lld", (long long)bridge->last_epoch);
@@ -929,6 +930,7 @@ on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
 		return 0;
 	}
 	bridge->joined = bridge->has_joined = bridge->again = true;
+	announce(bridge);
 	read_stream(bridge);
 	return 0;
 }
@@ -1151,7 +1153,8 @@ listen_to_all(struct bridge *bridge)
 static int
 open_connections(struct bridge *bridge, const char *url)
 {
-	struct redis_options options = {.timeout = bridge->timeout, .log = on_line, .arg = bridge};
+	struct redis_options options = {
+		.timeout = bridge->timeout, .drops = true, .log = on_line, .arg = bridge};
 
 	bridge->ear = redis_open(bridge->messenger, url, &options);
 	options.on_change = on_commands_change;

@@ -579,7 +579,7 @@ change(struct redis *redis, bool ready)
 static void
 lose(struct redis *redis, const char *why)
 {
-	bool was_ready = redis->state == READY;
+	bool was_ready = redis->state == READY, all;
 	char text[160];
 
 	disconnect(redis);
@@ -594,8 +594,8 @@ lose(struct redis *redis, const char *why)
 		complain(redis, text, "");
 	redis->complained = true;
 	snprintf(text, sizeof text, "connection lost: %s", why);
-	answer_all(redis, redis->subscriptions != NULL ? redis->count : count_written(redis),
-	           REDIS_NO_REPLY, text);
+	all = redis->options.drops || redis->subscriptions != NULL;
+	answer_all(redis, all ? redis->count : count_written(redis), REDIS_NO_REPLY, text);
 	if (was_ready)
 		change(redis, false);
 }

@@ -125,6 +125,8 @@ typedef int (*redis_callback)(struct redis *redis, const struct redis_reply *rep
 struct redis_options {
 	int timeout;   /* REDIS_TIMEOUT; longer than any command may block in Redis */
 	int retry_max; /* REDIS_RETRY_MAX */
+	bool drops;    /* a lost connection ends all commands, not only those written: for
+	                * who begins anew with each connection, and minds the order */
 	/* The connection is ready (authenticated, its database selected), or it is
 	 * no more and all that was written has heard so. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
