@@ -14,6 +14,7 @@
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
 #	make bench              how fast it is, beside the sockets alone
+#	make bench-bridge       what the bridge between clusters costs
 #	make clean
 #
 # CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours. A tiny system sets its
@@ -250,8 +251,19 @@ coverage:
 bench:
 	bench/run
 
+# What the bridge costs, with a Redis of its own.
+bench-bridge: $(BUILD)/bench/bridge
+	@folder=$$(mktemp -d) || exit 1; \
+	$$(sh test/redis server) --port 0 --unixsocket $$folder/redis --save '' >/dev/null & \
+	$(BUILD)/bench/bridge unix://$$folder/redis; status=$$?; \
+	kill $$!; wait; rm -rf $$folder; exit $$status
+
+$(BUILD)/bench/bridge: $(BUILD)/bench/bridge.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
-	format-check soak fuzz coverage bench clean
+	format-check soak fuzz coverage bench bench-bridge clean

@@ -307,7 +307,7 @@ parse_path(struct redis *redis, const char *at)
 		return -1;
 	if (take(&redis->path, at, length) == -1)
 		return -1;
-	if (strlen(redis->path) < sizeof((struct sockaddr_un *)0)->sun_path)
+	if (redis->path != NULL && strlen(redis->path) < sizeof((struct sockaddr_un *)0)->sun_path)
 		return 0;
 	errno = EINVAL;
 	return -1;
@@ -340,9 +340,13 @@ static int
 parse_url(struct redis *redis, const char *url)
 {
 	const char *at = strstr(url, "://");
-	size_t scheme = at != NULL ? (size_t)(at - url) : 0;
+	size_t scheme = strcspn(url, ":");
 
-	at += at != NULL ? 3 : 0;
+	if (at == NULL) {
+		errno = EINVAL;
+		return -1;
+	}
+	at += strlen("://");
 	if (scheme == 5 && strncmp(url, "redis", 5) == 0) {
 		if (parse_user(redis, &at) == -1 || parse_host(redis, at) == -1)
 			return -1;
@@ -408,21 +412,26 @@ answer_all(struct redis *redis, size_t count, enum redis_type type, const char *
 		answer(redis, &reply);
 }
 
-static int
-grow_commands(struct redis *redis)
+/* A place behind the last command; NULL: no memory. */
+static struct command *
+new_command(struct redis *redis)
 {
 	size_t i, size = redis->size > 0 ? 2 * redis->size : 16;
-	struct command *grown = malloc(size * sizeof *grown);
+	struct command *grown;
 
-	if (grown == NULL)
-		return -1;
-	for (i = 0; i < redis->count; i++)
-		grown[i] = redis->commands[(redis->first + i) % redis->size];
-	free(redis->commands);
-	redis->commands = grown;
-	redis->first = 0;
-	redis->size = size;
-	return 0;
+	if (redis->commands == NULL || redis->count == redis->size) {
+		grown = malloc(size * sizeof *grown);
+		if (grown == NULL)
+			return NULL;
+		for (i = 0; redis->commands != NULL && i < redis->count; i++)
+			grown[i] = redis->commands[(redis->first + i) % redis->size];
+		free(redis->commands);
+		redis->commands = grown;
+		redis->first = 0;
+		redis->size = size;
+	}
+	assert(redis->size > redis->count);
+	return &redis->commands[(redis->first + redis->count++) % redis->size];
 }
 
 /* The messenger must know what this connection waits for. */
@@ -434,6 +443,7 @@ queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
 {
 	size_t size = resp_command(NULL, argc, argv, lengths);
 	uint64_t begin = redis->written + buffered(&redis->out);
+	struct command *command;
 
 	if (size > REDIS_QUEUE_MAX) {
 		errno = EMSGSIZE;
@@ -443,11 +453,11 @@ queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
 		errno = ENOBUFS;
 		return -1;
 	}
-	if (reserve(&redis->out, size) == -1 ||
-	    (redis->count == redis->size && grow_commands(redis) == -1))
+	command = reserve(&redis->out, size) == 0 ? new_command(redis) : NULL;
+	if (command == NULL)
 		return -1;
-	redis->commands[(redis->first + redis->count++) % redis->size] = (struct command){
-		callback, arg, begin, begin + size, now() + redis->options.timeout};
+	*command = (struct command){callback, arg, begin, begin + size,
+	                            now() + redis->options.timeout};
 	redis->out.end += resp_command(redis->out.bytes + redis->out.end, argc, argv, lengths);
 	if (!redis->turning)
 		attend(redis);
@@ -705,17 +715,15 @@ open_tcp(struct redis *redis, const char **why)
 	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found, *address;
 	const char *port = redis->port != NULL ? redis->port : "6379";
 	int result = getaddrinfo(redis->host, port, &hints, &found), saved;
-	size_t count = 0, turn;
+	size_t turn;
 
 	if (result != 0) {
 		*why = gai_strerror(result);
 		return -1;
 	}
-	for (address = found; address != NULL; address = address->ai_next)
-		count++;
 	address = found;
-	for (turn = redis->tries++ % count; turn > 0; turn--)
-		address = address->ai_next;
+	for (turn = redis->tries++ % 64; turn > 0; turn--)
+		address = address->ai_next != NULL ? address->ai_next : found;
 	result = open_socket(address->ai_addr, address->ai_addrlen);
 	saved = errno;
 	freeaddrinfo(found);
@@ -982,7 +990,9 @@ redis_step(struct redis *redis, int timeout)
 	found = poll(&set, set.fd != -1, timeout < 0 || left < timeout ? left : timeout);
 	if (found == -1 && errno != EINTR)
 		return -1;
-	turn(redis, found == 1 ? set.revents : 0);
+	if (found == -1)
+		set.revents = 0;
+	turn(redis, set.revents);
 	if (take_result(redis) == 0)
 		return redis->state == READY;
 	errno = ECANCELED;

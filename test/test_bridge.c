@@ -7,6 +7,8 @@
 #include "../redis/bridge.h"
 #include "../redis/redis.h"
 
+#include <sched.h>
+
 TestSuite(bridge, .timeout = 90);
 
 /* ---- in the processes ---------------------------------------------------------------- */
@@ -73,7 +75,9 @@ static struct server server;
 static struct cluster *
 start_options(const char *name, int workers, const struct bridge_options *options)
 {
-	struct bridge_options *copy = malloc(sizeof *copy); /* as long as the test */
+	static struct bridge_options copies[8]; /* a cluster reads its own when it is forked */
+	static size_t used;
+	struct bridge_options *copy = &copies[used++];
 
 	*copy = *options;
 	copy->cluster = name;
@@ -593,6 +597,123 @@ Test(bridge, a_redis_that_is_full)
 	cr_assert_eq(heard(a, "APP#1", "full 1 from A"), 1);
 	cluster_stop(a);
 	server_end(&server, SIGTERM);
+}
+
+/* ---- hosts in a network ------------------------------------------------------------------------- */
+
+__attribute__((format(printf, 1, 2))) static bool
+run(const char *format, ...)
+{
+	char command[256];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(command, sizeof command, format, arguments);
+	va_end(arguments);
+	return system(command) == 0;
+}
+
+/* Go into the network of that process. */
+static void
+enter(pid_t pid)
+{
+	char path[64];
+	int file;
+
+	snprintf(path, sizeof path, "/proc/%ld/ns/net", (long)pid);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	cr_assert(file != -1 && setns(file, CLONE_NEWNET) == 0, "%s: %s", path, strerror(errno));
+	close(file);
+}
+
+/* A host with a cable to this one: there 10.77.N.2, here 10.77.N.1. It is a process in
+ * a network of its own, which is gone when that is. 0: not here. */
+static pid_t
+plug_in(int number, int home)
+{
+	pid_t pid;
+
+	if (unshare(CLONE_NEWNET) == -1)
+		return 0;
+	pid = fork(); /* it stays where it was made */
+	cr_assert(pid != -1);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	cr_assert(setns(home, CLONE_NEWNET) == 0);
+	if (!run("ip link add cable%d type veth peer name eth0 netns %ld", number, (long)pid) ||
+	    !run("ip address add 10.77.%d.1/24 dev cable%d", number, number) ||
+	    !run("ip link set cable%d up", number))
+		return 0;
+	enter(pid);
+	cr_assert(run("ip link set lo up && ip address add 10.77.%d.2/24 dev eth0 && "
+	              "ip link set eth0 up",
+	              number));
+	cr_assert(setns(home, CLONE_NEWNET) == 0);
+	return pid;
+}
+
+static struct cluster *
+start_on_host(const char *name, int number, pid_t host, int home)
+{
+	char *url = calloc(1, 64);
+	struct cluster *c;
+
+	snprintf(url, 64, "redis://10.77.%d.1", number);
+	enter(host);
+	c = start_options(name, 1, &(struct bridge_options){.url = url});
+	cr_assert(setns(home, CLONE_NEWNET) == 0);
+	cluster_ready(c);
+	free(url); /* the agent has its own */
+	return c;
+}
+
+/* Three hosts: Redis, A and B. A's cable is pulled and plugged in again; B does not
+ * notice, and in the end both have heard all. */
+Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
+{
+	struct cluster *a, *b;
+	pid_t host[2] = {0, 0};
+	char scale[16];
+	int home;
+
+	skip_without_redis();
+	if (unshare(CLONE_NEWNET) == 0) {
+		home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+		host[0] = plug_in(1, home);
+		host[1] = host[0] != 0 ? plug_in(2, home) : 0;
+	}
+	if (host[1] == 0) {
+		fprintf(stderr, "no network namespaces here: the bridge is not tested over them\n");
+		cr_skip_test("no network namespaces");
+	}
+	snprintf(scale, sizeof scale, "%d", 2 * time_scale()); /* packets are sent again */
+	setenv("TEST_TIME_SCALE", scale, 1);
+	server_start(&server, "--port", "6379", "--protected-mode", "no", NULL);
+	a = start_on_host("A", 1, host[0], home);
+	b = start_on_host("B", 2, host[1], home);
+	until_joined(a, 2);
+	order(a, "APP#1", "test-publish", "* one 1");
+	wait_heard(b, "APP#1", "one 1 from A");
+	cr_assert(run("ip link set cable1 down"));
+	order(a, "APP#1", "test-send", "* two 2");
+	order(b, "APP#1", "test-send", "* three 3");
+	wait_heard(b, "APP#1", "three 3 from B");
+	cluster_wait(a, 0, "lost: no reply within ");
+	cr_assert(run("ip link set cable1 up"));
+	wait_heard(a, "APP#1", "three 3 from B");
+	wait_heard(a, "APP#1", "two 2 from A");
+	wait_heard(b, "APP#1", "two 2 from A");
+	cr_assert_eq(cluster_count(b, 0, "[redis]"), 0);
+	cluster_stop(a);
+	cluster_stop(b);
+	server_end(&server, SIGTERM);
+	kill(host[0], SIGKILL);
+	kill(host[1], SIGKILL);
+	waitpid(host[0], NULL, 0);
+	waitpid(host[1], NULL, 0);
 }
 
 /* ---- others who write there --------------------------------------------------------------------- */
