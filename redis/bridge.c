@@ -646,7 +646,7 @@ add(struct bridge *bridge, pid_t sender, const char *id, const char *text, size_
 	memcpy(exact, lengths, sizeof lengths);
 	exact[4] = (size_t)snprintf(most, sizeof most, "%d", BRIDGE_STREAM_MAX);
 	*addition = (struct addition){.bridge = bridge, .sender = sender};
-	snprintf(addition->id, sizeof addition->id, "%s", id);
+	memcpy(addition->id, id, strlen(id) + 1); /* agent_send has looked */
 	if (redis_command_argv(bridge->commands, on_added, addition, 8, argv, exact) == 0)
 		return 0;
 	free(addition);

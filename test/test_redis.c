@@ -812,6 +812,46 @@ Test(redis, a_reply_that_nobody_asked_for_costs_the_connection)
 	redis_close(redis);
 }
 
+static int
+ask_again(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	cr_assert(redis_command(redis, on_reply, tag("late"), "B", (char *)NULL) == 0);
+	return on_reply(redis, reply, arg);
+}
+
+/* What comes before a command was written cannot be its reply. */
+Test(redis, a_reply_that_comes_too_early_costs_the_connection)
+{
+	struct redis *redis = open_client(fake_start("+PONG\r\n", "+OK\r\n+EARLY\r\n"), 0);
+
+	cr_assert(redis_command(redis, ask_again, tag("first"), "A", (char *)NULL) == 0);
+	fake_until(redis, lines, "lost: a reply to no command", 1);
+	fake.answer = "+OK\r\n";
+	fake_until(redis, heard, ";", 2);
+	cr_assert_str_eq(heard, "first=+OK; late=+OK; ");
+	redis_close(redis);
+}
+
+/* With `drops` a lost connection ends also what was not written. */
+Test(redis, a_lost_connection_drops_what_was_not_written)
+{
+	struct redis *redis;
+	const char *url = fake_start("+PONG\r\n", "");
+
+	redis = redis_open(
+		NULL, url,
+		&(struct redis_options){.drops = true, .on_change = on_change, .log = on_line});
+	while (changes == 0)
+		fake_turn(redis);
+	cr_assert(redis_command(redis, on_reply, tag("1"), "A", (char *)NULL) == 0);
+	cr_assert(redis_step(redis, 0) == 1);
+	cr_assert(redis_command(redis, on_reply, tag("2"), "B", (char *)NULL) == 0);
+	fake_hang_up();
+	until_answered(redis);
+	cr_assert_eq(count(heard, "no reply (connection lost: "), 2, "%s", heard);
+	redis_close(redis);
+}
+
 Test(redis, a_greeting_that_is_none)
 {
 	struct redis *redis = open_client(fake_start("*0\r\n", ""), 0);
