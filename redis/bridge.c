@@ -132,10 +132,14 @@ say(struct bridge *bridge, const char *format, ...)
 	char line[sizeof bridge->last_line], out[BRIDGE_NAME_MAX + sizeof line + 16];
 	va_list arguments;
 	int length;
+	char *at;
 
 	va_start(arguments, format);
 	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
+	for (at = line; *at != '\0'; at++)
+		if ((unsigned char)*at < ' ' || *at == 127)
+			*at = '?'; /* Redis's own words may be in it */
 	if (strcmp(line, bridge->last_line) == 0)
 		return;
 	memcpy(bridge->last_line, line, sizeof line);
@@ -1067,7 +1071,7 @@ watch_mark(struct bridge *bridge)
 
 	if (!bridge->marked)
 		return;
-	if (now() - bridge->marked_at < BRIDGE_HEARD_TIMEOUT) {
+	if (now() - bridge->marked_at < 2 * (int64_t)bridge->timeout) {
 		look_again(bridge, LATER);
 		return;
 	}

@@ -44,7 +44,7 @@
  * A cluster has joined from its agent's first connection on: Redis knows its name,
  * and keeps for it what is sent from then on, the last BRIDGE_STREAM_MAX messages.
  * What Redis itself forgets (restarted without appendonly) is gone; then clusters
- * join anew by themselves.
+ * join anew by themselves. Redis 5 or newer.
  */
 #ifndef BRIDGE_H
 #define BRIDGE_H
@@ -57,9 +57,13 @@
 #define BRIDGE_NAME_MAX 100
 #endif
 
-/* The longest data, in bytes. */
+/* The longest data, in bytes: with what stands around it, it must fit in a message. */
 #ifndef BRIDGE_DATA_MAX
+#if MESSAGE_DATA_MAX < 128 * 1024
+#define BRIDGE_DATA_MAX (MESSAGE_DATA_MAX / 2)
+#else
 #define BRIDGE_DATA_MAX (64 * 1024)
+#endif
 #endif
 
 /* So many reliable messages, of so many bytes together, wait at their sender until
@@ -72,13 +76,9 @@
 #endif
 
 /* The agent takes so many from the stream at once; then the apps must have heard
- * them before it takes more. So long it waits for an app that does not say so: what
- * was sent to it stands in its channel. */
+ * them before it takes more. */
 #ifndef BRIDGE_BATCH
 #define BRIDGE_BATCH 32
-#endif
-#ifndef BRIDGE_HEARD_TIMEOUT
-#define BRIDGE_HEARD_TIMEOUT 10000
 #endif
 
 /* Redis keeps about so many messages of a channel's stream. */
@@ -99,7 +99,10 @@ struct bridge_options {
 	const char *url;     /* of Redis, as in redis.h; redis://127.0.0.1 */
 	const char *channel; /* where clusters meet; "bridge" */
 	const char *cluster; /* this one's name, no other's; the host's */
-	int timeout;         /* for Redis to answer; REDIS_TIMEOUT */
+	/* For Redis to answer; REDIS_TIMEOUT. Twice as long an app that does not hear holds up
+	 * the reliable messages for its cluster: then the others go on, and what was sent
+	 * to it waits in its channel. */
+	int timeout;
 };
 
 /* What a listener hears. All of it lives until the listener returns. */

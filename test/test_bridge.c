@@ -82,7 +82,7 @@ start_options(const char *name, int workers, const struct bridge_options *option
 	*copy = *options;
 	copy->cluster = name;
 	if (copy->timeout == 0)
-		copy->timeout = 1000 * time_scale();
+		copy->timeout = 5000 * time_scale();
 	return cluster_start(&(struct options){.agent = start_end,
 	                                       .app = start_app,
 	                                       .workers = workers,
@@ -91,16 +91,22 @@ start_options(const char *name, int workers, const struct bridge_options *option
 }
 
 static struct cluster *
-start(const char *name, int workers)
+start_impatient(const char *name, int workers, int timeout)
 {
-	struct cluster *c =
-		start_options(name, workers, &(struct bridge_options){.url = server.url});
+	struct cluster *c = start_options(
+		name, workers, &(struct bridge_options){.url = server.url, .timeout = timeout});
 	int i;
 
 	cluster_ready(c);
 	for (i = 1; i <= workers; i++)
 		cluster_wait(c, 0, "@agent:-1:AGENT#1 saw bridge-hello:bridge APP#%d ", i);
 	return c;
+}
+
+static struct cluster *
+start(const char *name, int workers)
+{
+	return start_impatient(name, workers, 0);
 }
 
 static void
@@ -273,6 +279,29 @@ Test(bridge, a_message_for_one_cluster_is_for_no_other)
 	server_end(&server, SIGTERM);
 }
 
+/* Who meets elsewhere hears nothing. */
+Test(bridge, channels_do_not_hear_each_other)
+{
+	struct cluster *a, *b;
+
+	skip_without_redis();
+	server_start(&server, NULL);
+	a = start("A", 1);
+	b = start_options("B", 1, &(struct bridge_options){.url = server.url, .channel = "other"});
+	until_joined(a, 1);
+	cluster_wait(b, 0, ":APP#1 saw bridge-ready:other ");
+	order(a, "APP#1", "test-publish", "* one 1");
+	order(a, "APP#1", "test-send", "* two 2");
+	wait_heard(a, "APP#1", "two 2 from A");
+	order(b, "APP#1", "test-send", "* three 3");
+	wait_heard(b, "APP#1", "three 3 from B");
+	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);
+	cr_assert_eq(cluster_count(b, 0, "APP#1 heard"), 1);
+	cluster_stop(a);
+	cluster_stop(b);
+	server_end(&server, SIGTERM);
+}
+
 /* Many at once come in order, each once, over many batches. */
 Test(bridge, a_thousand_reliable_messages_come_in_order)
 {
@@ -438,6 +467,30 @@ Test(bridge, an_app_that_is_stopped_misses_nothing)
 	server_end(&server, SIGTERM);
 }
 
+/* But not for ever: then the others go on, and it hears what waits in its channel. */
+Test(bridge, an_app_that_stays_stopped_holds_nobody_up)
+{
+	struct cluster *a;
+	size_t i;
+
+	skip_without_redis();
+	server_start(&server, NULL);
+	a = start_impatient("A", 2, 1000);
+	until_joined(a, 1);
+	cluster_signal(a, "APP#1", SIGSTOP);
+	order(a, "APP#2", "test-many", "40");
+	wait_heard(a, "APP#2", "many 1 from A");
+	cluster_wait(a, 0, "[bridge] bridge: app APP#1 is slow to hear; the others go on");
+	wait_heard(a, "APP#2", "many 40 from A");
+	cluster_signal(a, "APP#1", SIGCONT);
+	wait_heard(a, "APP#1", "many 40 from A");
+	until_settled(a);
+	for (i = 1; i <= 2; i++)
+		cr_assert_eq(cluster_count(a, 0, ":APP#%zu heard many", i), 40);
+	cluster_stop(a);
+	server_end(&server, SIGTERM);
+}
+
 /* ---- Redis is not there -------------------------------------------------------------------------- */
 
 /* Killed and started again, with what it had written: nothing reliable is lost. */
@@ -565,10 +618,10 @@ Test(bridge, a_redis_that_stops_answering)
 
 	skip_without_redis();
 	server_start(&server, NULL);
-	a = start("A", 1);
+	a = start_impatient("A", 1, 1000);
 	b = start("B", 1);
 	until_joined(a, 2);
-	kill(server.pid, SIGSTOP);
+	kill(server.pid, SIGSTOP); /* for less than B waits */
 	order(a, "APP#1", "test-send", "* stuck 1");
 	cluster_wait(a, 0, "lost: no reply within ");
 	kill(server.pid, SIGCONT);
@@ -663,7 +716,7 @@ start_on_host(const char *name, int number, pid_t host, int home)
 
 	snprintf(url, 64, "redis://10.77.%d.1", number);
 	enter(host);
-	c = start_options(name, 1, &(struct bridge_options){.url = url});
+	c = start_options(name, 1, &(struct bridge_options){.url = url, .timeout = 1000});
 	cr_assert(setns(home, CLONE_NEWNET) == 0);
 	cluster_ready(c);
 	free(url); /* the agent has its own */
