@@ -95,7 +95,7 @@ struct bridge {
 	struct redis *commands, *ear, *reader;
 	int64_t last_epoch;
 	size_t lost; /* of those to be forgotten, since the log had a line */
-	char last_line[400];
+	char last_line[400], last_of_redis[400];
 
 	/* agent: from the stream to the apps */
 	bool joined, reading;
@@ -122,8 +122,7 @@ now(void)
 	return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-/* One line, unless it is the one before again: three connections to one Redis have the
- * same to say, and what goes on failing has nothing new. */
+/* One line, unless it is the one before again: what goes on failing has nothing new. */
 static void say(struct bridge *bridge, const char *format, ...) PRINTF_LIKE(2, 3);
 
 static void
@@ -148,10 +147,16 @@ say(struct bridge *bridge, const char *format, ...)
 		return; /* a line of the log that cannot be written is lost */
 }
 
+/* Three connections to one Redis have the same to say. */
 static void
 on_line(const char *line, void *arg)
 {
-	say(arg, "%s", line);
+	struct bridge *bridge = arg;
+
+	if (strncmp(line, bridge->last_of_redis, sizeof bridge->last_of_redis - 1) == 0)
+		return;
+	snprintf(bridge->last_of_redis, sizeof bridge->last_of_redis, "%s", line);
+	say(bridge, "%s", line);
 }
 
 static bool

@@ -186,6 +186,27 @@ until_settled(struct cluster *c)
 	               "g[6] ~= 0 then return 0 end end return 1");
 }
 
+/* A Redis, and the clusters A and (unless NULL) B, which have met there. */
+static void
+meet(struct cluster **a, int workers_a, struct cluster **b, int workers_b)
+{
+	skip_without_redis();
+	server_start(&server, NULL);
+	*a = start("A", workers_a);
+	if (b != NULL)
+		*b = start("B", workers_b);
+	until_joined(*a, b != NULL ? 2 : 1);
+}
+
+static void
+part(struct cluster *a, struct cluster *b)
+{
+	cluster_stop(a);
+	if (b != NULL)
+		cluster_stop(b);
+	server_end(&server, SIGTERM);
+}
+
 static void
 wait_heard(struct cluster *c, const char *who, const char *what)
 {
@@ -209,11 +230,7 @@ Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
 	struct cluster *a, *b;
 	size_t i, j;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 2);
-	b = start("B", 2);
-	until_joined(a, 2);
+	meet(&a, 2, &b, 2);
 	order(a, "APP#1", "test-publish", "* p1 1");
 	order(a, "APP#2", "test-send", "* s1 2");
 	order(b, "AGENT#1", "test-publish", "* p2 3");
@@ -238,9 +255,7 @@ Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
 			cr_assert_eq(heard(b, apps[i], said[j]), 1, "B %s %s", apps[i], said[j]);
 		}
 	cr_assert_eq(cluster_count(a, 0, "[bridge]"), 0);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* By its name one cluster hears, and nobody else: of three. */
@@ -297,9 +312,7 @@ Test(bridge, channels_do_not_hear_each_other)
 	wait_heard(b, "APP#1", "three 3 from B");
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);
 	cr_assert_eq(cluster_count(b, 0, "APP#1 heard"), 1);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* Many at once come in order, each once, over many batches. */
@@ -309,11 +322,7 @@ Test(bridge, a_thousand_reliable_messages_come_in_order)
 	char what[32];
 	size_t at = 0, i;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 2);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 2);
 	order(a, "APP#1", "test-many", "1000");
 	cluster_wait(a, 0, "APP#1 took 1000, all");
 	for (i = 1; i <= 1000; i++) {
@@ -325,9 +334,7 @@ Test(bridge, a_thousand_reliable_messages_come_in_order)
 	cr_assert_eq(cluster_count(b, 0, ":APP#2 heard many"), 1000);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 1000);
 	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard many"), 1000);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* ---- who was not there ------------------------------------------------------------------------ */
@@ -338,11 +345,7 @@ Test(bridge, a_cluster_that_was_away_hears_what_was_sent_reliably)
 {
 	struct cluster *a, *b;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 1);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 1);
 	cluster_stop(b);
 	order(a, "APP#1", "test-publish", "* gone 1");
 	order(a, "APP#1", "test-send", "* kept 2");
@@ -354,9 +357,7 @@ Test(bridge, a_cluster_that_was_away_hears_what_was_sent_reliably)
 	cr_assert_eq(cluster_count(b, 0, "heard gone"), 0);
 	until_settled(a);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard"), 2);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* What an agent has given to its apps, and one of them has not heard, the next agent
@@ -368,11 +369,7 @@ Test(bridge, an_agent_killed_while_messages_are_pending)
 	char id[64];
 	int i;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 2);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 2);
 	cluster_signal(b, "APP#1", SIGSTOP);
 	order(a, "APP#1", "test-send", "* taken 1");
 	wait_heard(b, "APP#2", "taken 1 from A");
@@ -391,9 +388,7 @@ Test(bridge, an_agent_killed_while_messages_are_pending)
 		cr_assert_eq(cluster_count(b, 0, ":APP#%d heard taken", i), 2);
 		cr_assert_eq(cluster_count(b, 0, ":APP#%d heard meanwhile", i), 1);
 	}
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* What an app has sent, and its agent took to the grave, the app sends again. */
@@ -401,10 +396,7 @@ Test(bridge, an_agent_killed_before_it_has_sent)
 {
 	struct cluster *a;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 2);
-	until_joined(a, 1);
+	meet(&a, 2, NULL, 0);
 	cluster_signal(a, "AGENT#1", SIGSTOP);
 	order(a, "APP#1", "test-send", "* first 1");
 	order(a, "APP#2", "test-many", "100");
@@ -415,8 +407,7 @@ Test(bridge, an_agent_killed_before_it_has_sent)
 	wait_heard(a, "APP#1", "many 100 from A");
 	until_settled(a);
 	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard many"), 100);
-	cluster_stop(a);
-	server_end(&server, SIGTERM);
+	part(a, NULL);
 }
 
 /* An app that is forked later takes part, too. */
@@ -424,20 +415,14 @@ Test(bridge, an_app_that_replaces_another_hears_and_sends)
 {
 	struct cluster *a, *b;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 1);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 1);
 	cluster_signal(b, "APP#1", SIGKILL);
 	cluster_wait(b, 0, "app_worker#2:APP#2 started");
 	order(a, "APP#1", "test-send", "* one 1");
 	wait_heard(b, "APP#2", "one 1 from A");
 	order(b, "APP#2", "test-send", "* two 2");
 	wait_heard(a, "APP#1", "two 2 from B");
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* An app that does not listen now holds up the reliable messages of its cluster, not of
@@ -446,11 +431,7 @@ Test(bridge, an_app_that_is_stopped_misses_nothing)
 {
 	struct cluster *a, *b;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 2);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 2);
 	cluster_signal(b, "APP#1", SIGSTOP);
 	order(a, "APP#1", "test-many", "200");
 	wait_heard(a, "APP#1", "many 200 from A");
@@ -462,9 +443,7 @@ Test(bridge, an_app_that_is_stopped_misses_nothing)
 	until_settled(a);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 200);
 	cr_assert_eq(cluster_count(b, 0, ":APP#2 heard many"), 200);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* But not for ever: then the others go on, and it hears what waits in its channel. */
@@ -487,8 +466,7 @@ Test(bridge, an_app_that_stays_stopped_holds_nobody_up)
 	until_settled(a);
 	for (i = 1; i <= 2; i++)
 		cr_assert_eq(cluster_count(a, 0, ":APP#%zu heard many", i), 40);
-	cluster_stop(a);
-	server_end(&server, SIGTERM);
+	part(a, NULL);
 }
 
 /* ---- Redis is not there -------------------------------------------------------------------------- */
@@ -523,9 +501,7 @@ Test(bridge, redis_killed_and_restarted)
 	until_settled(a);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 50);
 	cr_assert_eq(cluster_count(b, 0, "heard lost"), 0);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* Redis has forgotten the groups and all that was in the stream: the clusters join
@@ -534,11 +510,7 @@ Test(bridge, redis_restarted_without_its_memory)
 {
 	struct cluster *a, *b;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 1);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 1);
 	server_end(&server, SIGKILL);
 	order(a, "APP#1", "test-many", "20");
 	cluster_wait(a, 0, "APP#1 took 20, all");
@@ -550,9 +522,7 @@ Test(bridge, redis_restarted_without_its_memory)
 	order(a, "APP#1", "test-send", "* after 1");
 	wait_heard(b, "APP#1", "after 1 from A");
 	wait_heard(a, "APP#1", "after 1 from A");
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* Before Redis is there a cluster starts, serves, and keeps what is sent, up to a limit. */
@@ -570,8 +540,7 @@ Test(bridge, without_redis_a_full_outbox_refuses)
 	order(a, "APP#1", "test-many", "1");
 	cluster_wait(a, 0, "APP#1 took 1, all");
 	cr_assert_eq(cluster_count(a, 0, "[redis]"), 2, "cannot connect; connected again");
-	cluster_stop(a);
-	server_end(&server, SIGTERM);
+	part(a, NULL);
 }
 
 /* Who leaves while Redis is away says what may be lost. */
@@ -628,9 +597,7 @@ Test(bridge, a_redis_that_stops_answering)
 	wait_heard(a, "APP#1", "stuck 1 from A");
 	wait_heard(b, "APP#1", "stuck 1 from A");
 	cluster_wait(a, 0, "connected again");
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 /* Redis has no memory left: senders wait, and nothing is lost. */
@@ -638,18 +605,14 @@ Test(bridge, a_redis_that_is_full)
 {
 	struct cluster *a;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	until_joined(a, 1);
+	meet(&a, 1, NULL, 0);
 	administrate_argv(4, (const char *const[]){"CONFIG", "SET", "maxmemory", "1"});
 	order(a, "APP#1", "test-send", "* full 1");
 	cluster_wait(a, 0, "[bridge] bridge: Redis does not take messages: OOM ");
 	administrate_argv(4, (const char *const[]){"CONFIG", "SET", "maxmemory", "0"});
 	wait_heard(a, "APP#1", "full 1 from A");
 	cr_assert_eq(heard(a, "APP#1", "full 1 from A"), 1);
-	cluster_stop(a);
-	server_end(&server, SIGTERM);
+	part(a, NULL);
 }
 
 /* ---- hosts in a network ------------------------------------------------------------------------- */
@@ -760,9 +723,7 @@ Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
 	wait_heard(a, "APP#1", "two 2 from A");
 	wait_heard(b, "APP#1", "two 2 from A");
 	cr_assert_eq(cluster_count(b, 0, "[redis]"), 0);
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 	kill(host[0], SIGKILL);
 	kill(host[1], SIGKILL);
 	waitpid(host[0], NULL, 0);
@@ -776,10 +737,7 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 {
 	struct cluster *a;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	until_joined(a, 1);
+	meet(&a, 1, NULL, 0);
 	administrate("return redis.call('publish','clutch:bridge','hello')");
 	cluster_wait(a, 0, "what somebody has published is no message");
 	administrate("redis.call('xadd','clutch:bridge:stream','*','a','b','c','d') "
@@ -789,8 +747,7 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	wait_heard(a, "APP#1", "good 1 from A");
 	until_settled(a);
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
-	cluster_stop(a);
-	server_end(&server, SIGTERM);
+	part(a, NULL);
 }
 
 /* What was cut off the stream before it was heard is said to be lost. */
@@ -798,11 +755,7 @@ Test(bridge, what_the_stream_has_no_more_is_one_line)
 {
 	struct cluster *a, *b;
 
-	skip_without_redis();
-	server_start(&server, NULL);
-	a = start("A", 1);
-	b = start("B", 1);
-	until_joined(a, 2);
+	meet(&a, 1, &b, 1);
 	cluster_signal(b, "APP#1", SIGSTOP);
 	order(a, "APP#1", "test-send", "* cut 1");
 	until_redis(a, "return redis.call('xpending','clutch:bridge:stream','B')[1]");
@@ -813,9 +766,7 @@ Test(bridge, what_the_stream_has_no_more_is_one_line)
 	cluster_signal(b, "APP#1", SIGCONT);
 	cluster_wait(b, 0, "is lost: the stream is too short for how long this cluster was away");
 	until_redis(a, "return 1 - redis.call('xpending','clutch:bridge:stream','B')[1]");
-	cluster_stop(a);
-	cluster_stop(b);
-	server_end(&server, SIGTERM);
+	part(a, b);
 }
 
 Test(bridge, names_and_data_are_checked)
