@@ -645,18 +645,16 @@ static int
 add(struct bridge *bridge, pid_t sender, const char *id, const char *text, size_t length)
 {
 	char most[24];
+	size_t digits = (size_t)snprintf(most, sizeof most, "%d", BRIDGE_STREAM_MAX);
 	const char *const argv[] = {"XADD", bridge->stream, "MAXLEN", "~", most, "*", "m", text};
-	const size_t lengths[] = {4, strlen(bridge->stream), 6, 1, 0, 1, 1, length};
-	size_t exact[sizeof lengths / sizeof lengths[0]];
+	const size_t lengths[] = {4, strlen(bridge->stream), 6, 1, digits, 1, 1, length};
 	struct addition *addition = malloc(sizeof *addition);
 
 	if (addition == NULL)
 		return -1;
-	memcpy(exact, lengths, sizeof lengths);
-	exact[4] = (size_t)snprintf(most, sizeof most, "%d", BRIDGE_STREAM_MAX);
 	*addition = (struct addition){.bridge = bridge, .sender = sender};
 	memcpy(addition->id, id, strlen(id) + 1); /* agent_send has looked */
-	if (redis_command_argv(bridge->commands, on_added, addition, 8, argv, exact) == 0)
+	if (redis_command_argv(bridge->commands, on_added, addition, 8, argv, lengths) == 0)
 		return 0;
 	free(addition);
 	return -1;

@@ -38,7 +38,8 @@
  *	a cluster away   it does not hear            it hears when it is back
  *	each app hears   once, or not                at least once: a repeat has the same id
  *	order            each sender's               the stream's, the same in all clusters;
- *	                                             repeats aside, each sender's
+ *	                                             each sender's, repeats aside, unless
+ *	                                             Redis refuses one and takes the next
  *	own apps         at once, by the agent       through Redis, like all others
  *
  * A cluster has joined from its agent's first connection on: Redis knows its name,
