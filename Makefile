@@ -14,6 +14,7 @@
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
 #	make bench              how fast it is, beside the sockets alone
+#	make bench-bridge       what the bridge between clusters costs
 #	make clean
 #
 # CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours. A tiny system sets its
@@ -132,12 +133,16 @@ run: all
 
 # The tests find what they run ($BUILD/examples/hello) by the environment.
 # The last line says it all: N passed, N failed.
-test: all $(TEST_PROGRAMS)
+test: all $(TEST_PROGRAMS) | redis-server
 	@BUILD=$(BUILD) sh test/run $(TEST_PROGRAMS)
 
 # Installs Criterion where it is missing.
 criterion:
 	@sh test/criterion
+
+# And a Redis server, where it can, for the tests that talk to one.
+redis-server:
+	@$(if $(filter test/test_redis.c test/test_bridge.c test/test_ipc.c,$(TESTS)),sh test/redis,:)
 
 # ---- check -----------------------------------------------------------------
 
@@ -246,8 +251,19 @@ coverage:
 bench:
 	bench/run
 
+# What the bridge costs, with a Redis of its own.
+bench-bridge: $(BUILD)/bench/bridge
+	@folder=$$(mktemp -d) || exit 1; \
+	$$(sh test/redis server) --port 0 --unixsocket $$folder/redis --save '' >/dev/null & \
+	$(BUILD)/bench/bridge unix://$$folder/redis; status=$$?; \
+	kill $$!; wait; rm -rf $$folder; exit $$status
+
+$(BUILD)/bench/bridge: $(BUILD)/bench/bridge.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion check sanitize valgrind static warnings objects tidy \
-	format-check soak fuzz coverage bench clean
+.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
+	format-check soak fuzz coverage bench bench-bridge clean

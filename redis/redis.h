@@ -1,0 +1,204 @@
+/*
+ * A client of Redis (or Valkey) for a program that must not wait: one connection,
+ * many commands on their way, replies in order.
+ *
+ *	static int
+ *	on_value(struct redis *redis, const struct redis_reply *reply, void *arg)
+ *	{
+ *		return reply->type == REDIS_STRING ? puts(reply->text) < 0 : 0;
+ *	}
+ *
+ *	redis = redis_open(messenger, "redis://127.0.0.1:6379", NULL);
+ *	redis_command(redis, on_value, NULL, "GET", "name", (char *)NULL);
+ *
+ * With a messenger it lives in that messenger's loop. With NULL the program turns
+ * it by itself, with redis_step, as it would turn a messenger.
+ *
+ * The connection is made, kept and made again by the client: a command waits for
+ * it, is written once, never twice, and hears one answer: Redis's reply, or
+ * REDIS_NO_REPLY with the reason.
+ *
+ *	command ----> queue ----> written ----> reply: the callback
+ *	                |             |
+ *	                |             `-- connection lost, no reply in time: REDIS_NO_REPLY
+ *	                |                 (Redis may have done it, or not)
+ *	                `-- not written in time: REDIS_NO_REPLY (Redis has not done it)
+ *
+ * As in messenger.h: times are milliseconds; an int result is 0, or -1 with errno
+ * set and nothing changed; what you pass is read during the call and stays yours.
+ */
+#ifndef REDIS_H
+#define REDIS_H
+
+#include "../messenger.h"
+
+/* ------------------------------------------------------------------------ */
+/* Limits: each can be set on the compiler's command line                    */
+/* ------------------------------------------------------------------------ */
+
+/* The longest reply, in bytes, with all that is in it. */
+#ifndef REDIS_REPLY_MAX
+#define REDIS_REPLY_MAX (16 * 1024 * 1024)
+#endif
+
+/* The most elements of one reply, those of its arrays included. */
+#ifndef REDIS_ELEMENTS_MAX
+#define REDIS_ELEMENTS_MAX 262144
+#endif
+
+/* How deep arrays may stand in arrays. */
+#ifndef REDIS_DEPTH_MAX
+#define REDIS_DEPTH_MAX 8
+#endif
+
+/* The longest line of a reply, in bytes: a status, an error, a number. */
+#ifndef REDIS_LINE_MAX
+#define REDIS_LINE_MAX (64 * 1024)
+#endif
+
+/* A command that would leave more bytes to be written is refused. */
+#ifndef REDIS_QUEUE_MAX
+#define REDIS_QUEUE_MAX (4 * 1024 * 1024)
+#endif
+
+/* And so is one that would leave more commands without a reply. */
+#ifndef REDIS_PENDING_MAX
+#define REDIS_PENDING_MAX 16384
+#endif
+
+/* How long connecting may take, and a reply. After three times as long without a
+ * word, a PING asks whether anybody is there. */
+#ifndef REDIS_TIMEOUT
+#define REDIS_TIMEOUT 5000
+#endif
+
+/* The wait before the next try to connect: at first, doubled each time, at most.
+ * A random part, up to half of it, is left out: not all come at once. */
+#ifndef REDIS_RETRY_MIN
+#define REDIS_RETRY_MIN 100
+#endif
+#ifndef REDIS_RETRY_MAX
+#define REDIS_RETRY_MAX 5000
+#endif
+
+/* ------------------------------------------------------------------------ */
+/* Replies                                                                   */
+/* ------------------------------------------------------------------------ */
+
+enum redis_type {
+	REDIS_STATUS,  /* "OK": text */
+	REDIS_ERROR,   /* Redis says no: text, "WRONGTYPE Operation against ..." */
+	REDIS_INTEGER, /* integer */
+	REDIS_STRING,  /* any bytes: text */
+	REDIS_NIL,     /* nothing */
+	REDIS_ARRAY,   /* count of element */
+	REDIS_NO_REPLY /* there is no reply, and none will come: text says why */
+};
+
+/* It lives until the callback returns, with all that is in it. */
+struct redis_reply {
+	enum redis_type type;
+	int64_t integer;
+	const char *text; /* text[length] is 0 */
+	size_t length;
+	const struct redis_reply *element;
+	size_t count;
+};
+
+/* Is it a text (status, error, string) of these very bytes? */
+bool redis_is(const struct redis_reply *reply, const char *text);
+
+/* ------------------------------------------------------------------------ */
+/* A connection                                                              */
+/* ------------------------------------------------------------------------ */
+
+struct redis;
+
+/*
+ * Called once for each command, never inside redis_command. Non-zero is C's
+ * uncaught exception: in a messenger's loop it is the watcher's result; otherwise
+ * redis_step returns -1 with ECANCELED.
+ */
+typedef int (*redis_callback)(struct redis *redis, const struct redis_reply *reply, void *arg);
+
+/* Zero (or NULL) in a field means its default. */
+struct redis_options {
+	int timeout;   /* REDIS_TIMEOUT; longer than any command may block in Redis */
+	int retry_max; /* REDIS_RETRY_MAX */
+	bool drops;    /* a lost connection ends all commands, not only those written: for
+	                * who begins anew with each connection, and minds the order */
+	/* The connection is ready (authenticated, its database selected), or it is
+	 * no more and all that was written has heard so. Non-zero: as above. */
+	int (*on_change)(struct redis *redis, bool ready, void *arg);
+	/* One line, without its end: the connection was lost, cannot be made, is
+	 * refused, is back. Not each try: what changes. NULL: to stderr. */
+	void (*log)(const char *line, void *arg);
+	void *arg; /* handed to both */
+};
+
+/*
+ * Open a connection; it is made later, in the loop. The URL:
+ *
+ *	redis://[user][:password@]host[:port][/database]
+ *	unix://[user][:password@]/path/of/socket[?db=database]
+ *
+ * (redis+unix:// is the same as unix://); %XX in user, password and path is the
+ * byte XX; an IPv6 address stands in brackets. The host is best a numeric
+ * address: a name is looked up at each try to connect, and getaddrinfo(3) waits
+ * for its answer.
+ *
+ * NULL with errno: EINVAL (the URL), ENOMEM. The messenger must outlive it.
+ * redis_close closes and frees, and whoever waits for a reply hears REDIS_NO_REPLY;
+ * what was not written is not written. Not inside a callback of its own; NULL is
+ * ignored.
+ */
+struct redis *redis_open(struct messenger *messenger, const char *url,
+                         const struct redis_options *options);
+void redis_close(struct redis *redis);
+
+/*
+ * Queue a command: up to 64 words as C strings, (char *)NULL behind the last; or
+ * argc of them in argv, of these lengths (NULL: C strings). The callback may be
+ * NULL. Commands queued in one turn of the loop leave in one write. errno: EINVAL
+ * (no word, or too many; or this connection subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX),
+ * ENOBUFS (the queue is full), ENOMEM.
+ */
+#ifdef __GNUC__
+__attribute__((sentinel))
+#endif
+int
+redis_command(struct redis *redis, redis_callback callback, void *arg, const char *word, ...);
+int redis_command_argv(struct redis *redis, redis_callback callback, void *arg, size_t argc,
+                       const char *const argv[], const size_t lengths[]);
+
+/*
+ * Subscribe to a channel, now and each time the connection is made again; from
+ * then on this connection is for subscriptions alone. The callback hears what Redis
+ * says, an array of three: "subscribe", the channel, a number, whenever it begins to
+ * listen (what was published before is lost); and "message", the channel, the text.
+ * errno: EINVAL (no callback, or commands wait), ENOMEM.
+ */
+int redis_subscribe(struct redis *redis, const char *channel, redis_callback callback, void *arg);
+
+/* Is the connection ready? How many commands have heard no reply yet? */
+bool redis_ready(const struct redis *redis);
+size_t redis_pending(const struct redis *redis);
+
+/* What it is connected to, without user and password: for log lines. */
+const char *redis_name(const struct redis *redis);
+
+/*
+ * Without a messenger. step: write what is queued, wait up to `timeout` (-1: as
+ * long as it takes) for something to do, and do it. Returns 1 while the connection
+ * is ready, otherwise 0: it is being made; -1 with EBUSY inside a callback,
+ * ECANCELED as said at redis_callback, or poll(2)'s errno.
+ *
+ * A foreign loop polls what `descriptor` returns (-1: none, for now) for what it
+ * stores in *events, for `timeout` at the longest, and then, whatever happened, calls
+ * redis_step(redis, 0).
+ */
+int redis_step(struct redis *redis, int timeout);
+int redis_descriptor(const struct redis *redis, short *events);
+int redis_timeout(const struct redis *redis);
+
+#endif

@@ -1,0 +1,851 @@
+/*
+ * The bridge: two and three clusters that meet in one Redis; and what becomes of a
+ * message when a cluster, an agent or Redis is not there.
+ */
+#include "redis_server.h"
+
+#include "../redis/bridge.h"
+#include "../redis/redis.h"
+
+#include <sched.h>
+
+TestSuite(bridge, .timeout = 90);
+
+/* ---- in the processes ---------------------------------------------------------------- */
+
+static struct bridge *bridge;
+
+/* "heard ACTION DATA from CLUSTER id ID" */
+static int
+on_bridge(struct bridge *from, const struct bridge_message *message, void *arg)
+{
+	(void)from;
+	report(arg, "heard %s %.64s from %s id %s", message->action,
+	       message->data != NULL ? message->data : "nothing", message->from, message->id);
+	return 0;
+}
+
+/* "CLUSTER ACTION DATA" to publish or to send; CLUSTER is "*" for all. "many N" sends so
+ * many, 1 to N. */
+static int
+on_order(struct messenger *messenger, const struct message *message, void *arg)
+{
+	char to[64], action[64], data[64] = "";
+	int i, many, result;
+
+	(void)arg;
+	if (strcmp(message->action, "test-many") == 0) {
+		for (i = 1, many = atoi(message->data); i <= many; i++) {
+			snprintf(data, sizeof data, "%d", i);
+			if (bridge_send(bridge, NULL, "many", data) == -1)
+				break;
+		}
+		report(messenger, "took %d, %s", i - 1, i > many ? "all" : strerror(errno));
+		return 0;
+	}
+	cr_assert(sscanf(message->data, "%63s %63s %63s", to, action, data) >= 2);
+	result = (strcmp(message->action, "test-send") == 0 ? bridge_send : bridge_publish)(
+		bridge, strcmp(to, "*") == 0 ? NULL : to, action, data[0] != '\0' ? data : NULL);
+	report(messenger, "said %s: %s", action, result == 0 ? "yes" : strerror(errno));
+	return 0;
+}
+
+/* Say "EPOCH CLUSTER" to the agent past the bridge, as if it were a reliable message. */
+static int
+on_forge(struct messenger *messenger, const struct message *message, void *arg)
+{
+	char data[256], cluster[32];
+	long long epoch;
+
+	(void)arg;
+	cr_assert(sscanf(message->data, "%lld %31s", &epoch, cluster) == 2);
+	snprintf(data, sizeof data,
+	         "[%20lld,%20ld,{\"id\":\"x\",\"from\":\"%s\",\"to\":\"\",\"action\":\"forged\"}]",
+	         epoch, (long)messenger_pid(messenger), cluster);
+	return messenger_send_to_agent(messenger, "bridge-send:bridge", data);
+}
+
+static int
+start_end(struct messenger *messenger, void *arg)
+{
+	bridge = bridge_start(messenger, arg);
+	if (bridge == NULL)
+		return -1;
+	observe(messenger);
+	messenger_on(messenger, "test-send", on_order, NULL);
+	messenger_on(messenger, "test-publish", on_order, NULL);
+	messenger_on(messenger, "test-forge", on_forge, NULL);
+	return messenger_on(messenger, "test-many", on_order, NULL);
+}
+
+static int
+start_app(struct messenger *app, void *arg)
+{
+	return start_end(app, arg) == -1 || bridge_on(bridge, NULL, on_bridge, app) == -1;
+}
+
+/* ---- in the test ---------------------------------------------------------------------------- */
+
+static struct server server;
+
+static struct cluster *
+start_options(const char *name, int workers, const struct bridge_options *options)
+{
+	static struct bridge_options copies[8]; /* a cluster reads its own when it is forked */
+	static size_t used;
+	struct bridge_options *copy = &copies[used++];
+
+	*copy = *options;
+	copy->cluster = name;
+	if (copy->timeout == 0)
+		copy->timeout = 5000 * time_scale();
+	return cluster_start(&(struct options){.agent = start_end,
+	                                       .app = start_app,
+	                                       .workers = workers,
+	                                       .arg = copy,
+	                                       .name = name});
+}
+
+static struct cluster *
+start_impatient(const char *name, int workers, int timeout)
+{
+	struct cluster *c = start_options(
+		name, workers, &(struct bridge_options){.url = server.url, .timeout = timeout});
+	int i;
+
+	cluster_ready(c);
+	for (i = 1; i <= workers; i++)
+		cluster_wait(c, 0, "@agent:-1:AGENT#1 saw bridge-hello:bridge APP#%d ", i);
+	return c;
+}
+
+static struct cluster *
+start(const char *name, int workers)
+{
+	return start_impatient(name, workers, 0);
+}
+
+static void
+order(struct cluster *c, const char *who, const char *kind, const char *words)
+{
+	cr_assert(messenger_send_to(c->parent, cluster_pid(c, who), kind, words) == 0);
+	cluster_turn(c);
+}
+
+/* What an administrator asks Redis: its answer as one integer, or -1. */
+static int
+on_integer(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	(void)redis;
+	*(int64_t *)arg = reply->type == REDIS_INTEGER ? reply->integer : -1;
+	return 0;
+}
+
+static int64_t
+administrate_argv(size_t argc, const char *const argv[])
+{
+	struct redis *redis = redis_open(NULL, server.url, NULL);
+	int64_t answer = -2, deadline = clock_now() + time_limit();
+
+	cr_assert_not_null(redis);
+	cr_assert(redis_command_argv(redis, on_integer, &answer, argc, argv, NULL) == 0);
+	while (redis_pending(redis) > 0 && clock_now() < deadline)
+		redis_step(redis, 10);
+	redis_close(redis);
+	return answer;
+}
+
+static int64_t
+administrate(const char *script)
+{
+	return administrate_argv(3, (const char *const[]){"EVAL", script, "0"});
+}
+
+/* Is so in Redis, as its script says? */
+static bool
+redis_says(struct cluster *c, void *arg)
+{
+	(void)c;
+	return administrate(arg) == 1;
+}
+
+static void
+until_redis(struct cluster *c, const char *script)
+{
+	char copy[256];
+
+	snprintf(copy, sizeof copy, "%s", script);
+	cluster_until(c, redis_says, copy, copy);
+}
+
+/* Wait until `count` clusters subscribe, and have a group: then nothing is missed. */
+static void
+until_joined(struct cluster *c, int clusters)
+{
+	char script[256];
+
+	snprintf(script, sizeof script,
+	         "if redis.call('pubsub','numsub','clutch:bridge')[2] == %d and "
+	         "redis.call('exists','clutch:bridge:stream') == 1 and "
+	         "#redis.call('xinfo','groups','clutch:bridge:stream') == %d then return 1 end "
+	         "return 0",
+	         clusters, clusters);
+	until_redis(c, script);
+}
+
+/* Nothing more of what was sent is on its way: each cluster has acknowledged all. */
+static void
+until_settled(struct cluster *c)
+{
+	until_redis(c, "for _, g in ipairs(redis.call('xinfo','groups','clutch:bridge:stream')) do "
+	               "if g[8] ~= redis.call('xinfo','stream','clutch:bridge:stream')[8] or "
+	               "g[6] ~= 0 then return 0 end end return 1");
+}
+
+/* A Redis, and the clusters A and (unless NULL) B, which have met there. */
+static void
+meet(struct cluster **a, int workers_a, struct cluster **b, int workers_b)
+{
+	skip_without_redis();
+	server_start(&server, NULL);
+	*a = start("A", workers_a);
+	if (b != NULL)
+		*b = start("B", workers_b);
+	until_joined(*a, b != NULL ? 2 : 1);
+}
+
+static void
+part(struct cluster *a, struct cluster *b)
+{
+	cluster_stop(a);
+	if (b != NULL)
+		cluster_stop(b);
+	server_end(&server, SIGTERM);
+}
+
+static void
+wait_heard(struct cluster *c, const char *who, const char *what)
+{
+	cluster_wait(c, 0, ":%s heard %s ", who, what);
+}
+
+static size_t
+heard(struct cluster *c, const char *who, const char *what)
+{
+	return cluster_count(c, 0, ":%s heard %s ", who, what);
+}
+
+/* ---- both kinds, to all and to one ---------------------------------------------------------- */
+
+/* Each app of two clusters hears each message once, whoever of them sent it. */
+Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
+{
+	static const char *const apps[] = {"APP#1", "APP#2"};
+	static const char *const said[] = {"p1 1 from A", "s1 2 from A", "p2 3 from B",
+	                                   "s2 nothing from A", "last 5 from B"};
+	struct cluster *a, *b;
+	size_t i, j;
+
+	meet(&a, 2, &b, 2);
+	order(a, "APP#1", "test-publish", "* p1 1");
+	order(a, "APP#2", "test-send", "* s1 2");
+	order(b, "AGENT#1", "test-publish", "* p2 3");
+	order(a, "AGENT#1", "test-send", "* s2");
+	for (i = 0; i < 2; i++)
+		for (j = 0; j < 4; j++) {
+			wait_heard(a, apps[i], said[j]);
+			wait_heard(b, apps[i], said[j]);
+		}
+	order(b, "APP#1", "test-send", "* last 5");
+	order(b, "APP#1", "test-publish", "* over 6");
+	for (i = 0; i < 2; i++) {
+		wait_heard(a, apps[i], said[4]);
+		wait_heard(b, apps[i], said[4]);
+		wait_heard(a, apps[i], "over 6 from B");
+		wait_heard(b, apps[i], "over 6 from B");
+	}
+	until_settled(a);
+	for (i = 0; i < 2; i++)
+		for (j = 0; j < 5; j++) {
+			cr_assert_eq(heard(a, apps[i], said[j]), 1, "A %s %s", apps[i], said[j]);
+			cr_assert_eq(heard(b, apps[i], said[j]), 1, "B %s %s", apps[i], said[j]);
+		}
+	cr_assert_eq(cluster_count(a, 0, "[bridge]"), 0);
+	part(a, b);
+}
+
+/* By its name one cluster hears, and nobody else: of three. */
+Test(bridge, a_message_for_one_cluster_is_for_no_other)
+{
+	struct cluster *a, *b, *c;
+
+	skip_without_redis();
+	server_start(&server, NULL);
+	a = start("A", 1);
+	b = start("B", 1);
+	c = start("C", 1);
+	until_joined(a, 3);
+	order(a, "APP#1", "test-publish", "B one 1");
+	order(a, "APP#1", "test-send", "C two 2");
+	order(a, "APP#1", "test-publish", "A three 3");
+	order(a, "APP#1", "test-send", "A four 4");
+	order(a, "APP#1", "test-publish", "* last 5");
+	order(a, "APP#1", "test-send", "* end 6");
+	wait_heard(a, "APP#1", "last 5 from A");
+	wait_heard(b, "APP#1", "last 5 from A");
+	wait_heard(c, "APP#1", "last 5 from A");
+	wait_heard(a, "APP#1", "end 6 from A");
+	wait_heard(b, "APP#1", "end 6 from A");
+	wait_heard(c, "APP#1", "end 6 from A");
+	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 4);
+	cr_assert_eq(heard(a, "APP#1", "three 3 from A"), 1);
+	cr_assert_eq(heard(a, "APP#1", "four 4 from A"), 1);
+	cr_assert_eq(cluster_count(b, 0, "APP#1 heard"), 3);
+	cr_assert_eq(heard(b, "APP#1", "one 1 from A"), 1);
+	cr_assert_eq(cluster_count(c, 0, "APP#1 heard"), 3);
+	cr_assert_eq(heard(c, "APP#1", "two 2 from A"), 1);
+	cluster_stop(a);
+	cluster_stop(b);
+	cluster_stop(c);
+	server_end(&server, SIGTERM);
+}
+
+/* Who meets elsewhere hears nothing. */
+Test(bridge, channels_do_not_hear_each_other)
+{
+	struct cluster *a, *b;
+
+	skip_without_redis();
+	server_start(&server, NULL);
+	a = start("A", 1);
+	b = start_options("B", 1, &(struct bridge_options){.url = server.url, .channel = "other"});
+	until_joined(a, 1);
+	cluster_wait(b, 0, ":APP#1 saw bridge-ready:other ");
+	order(a, "APP#1", "test-publish", "* one 1");
+	order(a, "APP#1", "test-send", "* two 2");
+	wait_heard(a, "APP#1", "two 2 from A");
+	order(b, "APP#1", "test-send", "* three 3");
+	wait_heard(b, "APP#1", "three 3 from B");
+	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);
+	cr_assert_eq(cluster_count(b, 0, "APP#1 heard"), 1);
+	part(a, b);
+}
+
+/* Many at once come in order, each once, over many batches. */
+Test(bridge, a_thousand_reliable_messages_come_in_order)
+{
+	struct cluster *a, *b;
+	char what[32];
+	size_t at = 0, i;
+
+	meet(&a, 1, &b, 2);
+	order(a, "APP#1", "test-many", "1000");
+	cluster_wait(a, 0, "APP#1 took 1000, all");
+	for (i = 1; i <= 1000; i++) {
+		snprintf(what, sizeof what, ":APP#2 heard many %zu ", i);
+		at = cluster_wait(b, i == 1 ? 0 : at, "%s", what);
+	}
+	wait_heard(a, "APP#1", "many 1000 from A");
+	until_settled(a);
+	cr_assert_eq(cluster_count(b, 0, ":APP#2 heard many"), 1000);
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 1000);
+	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard many"), 1000);
+	part(a, b);
+}
+
+/* ---- who was not there ------------------------------------------------------------------------ */
+
+/* A cluster that is restarted hears what was sent to it meanwhile, and what was to be
+ * forgotten it does not. */
+Test(bridge, a_cluster_that_was_away_hears_what_was_sent_reliably)
+{
+	struct cluster *a, *b;
+
+	meet(&a, 1, &b, 1);
+	cluster_stop(b);
+	order(a, "APP#1", "test-publish", "* gone 1");
+	order(a, "APP#1", "test-send", "* kept 2");
+	order(a, "APP#1", "test-send", "B mine 3");
+	wait_heard(a, "APP#1", "kept 2 from A");
+	b = start("B", 1);
+	wait_heard(b, "APP#1", "kept 2 from A");
+	wait_heard(b, "APP#1", "mine 3 from A");
+	cr_assert_eq(cluster_count(b, 0, "heard gone"), 0);
+	until_settled(a);
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard"), 2);
+	part(a, b);
+}
+
+/* What an agent has given to its apps, and one of them has not heard, the next agent
+ * gives to all of them again, with the same id. */
+Test(bridge, an_agent_killed_while_messages_are_pending)
+{
+	struct cluster *a, *b;
+	const char *line;
+	char id[64];
+	int i;
+
+	meet(&a, 1, &b, 2);
+	cluster_signal(b, "APP#1", SIGSTOP);
+	order(a, "APP#1", "test-send", "* taken 1");
+	wait_heard(b, "APP#2", "taken 1 from A");
+	cluster_signal(b, "AGENT#1", SIGKILL);
+	cluster_wait_end(b, "AGENT#1");
+	order(a, "APP#1", "test-send", "* meanwhile 2");
+	cluster_signal(b, "APP#1", SIGCONT);
+	wait_heard(b, "APP#1", "meanwhile 2 from A");
+	wait_heard(b, "APP#2", "meanwhile 2 from A");
+	until_settled(a);
+	line = cluster_line(b, ":APP#1 heard taken 1 from A id ");
+	cr_assert_not_null(line);
+	snprintf(id, sizeof id, "%s", strstr(line, " id ") + 4);
+	for (i = 1; i <= 2; i++) {
+		cr_assert_eq(cluster_count(b, 0, ":APP#%d heard taken 1 from A id %s", i, id), 2);
+		cr_assert_eq(cluster_count(b, 0, ":APP#%d heard taken", i), 2);
+		cr_assert_eq(cluster_count(b, 0, ":APP#%d heard meanwhile", i), 1);
+	}
+	part(a, b);
+}
+
+/* What an app has sent, and its agent took to the grave, the app sends again. */
+Test(bridge, an_agent_killed_before_it_has_sent)
+{
+	struct cluster *a;
+
+	meet(&a, 2, NULL, 0);
+	cluster_signal(a, "AGENT#1", SIGSTOP);
+	order(a, "APP#1", "test-send", "* first 1");
+	order(a, "APP#2", "test-many", "100");
+	cluster_wait(a, 0, "APP#2 took 100, all");
+	cluster_signal(a, "AGENT#1", SIGKILL);
+	cluster_wait_end(a, "AGENT#1");
+	wait_heard(a, "APP#2", "first 1 from A");
+	wait_heard(a, "APP#1", "many 100 from A");
+	until_settled(a);
+	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard many"), 100);
+	part(a, NULL);
+}
+
+/* An app that is forked later takes part, too. */
+Test(bridge, an_app_that_replaces_another_hears_and_sends)
+{
+	struct cluster *a, *b;
+
+	meet(&a, 1, &b, 1);
+	cluster_signal(b, "APP#1", SIGKILL);
+	cluster_wait(b, 0, "app_worker#2:APP#2 started");
+	order(a, "APP#1", "test-send", "* one 1");
+	wait_heard(b, "APP#2", "one 1 from A");
+	order(b, "APP#2", "test-send", "* two 2");
+	wait_heard(a, "APP#1", "two 2 from B");
+	part(a, b);
+}
+
+/* An app that does not listen now holds up the reliable messages of its cluster, not of
+ * others; when it listens again, nothing is missing. */
+Test(bridge, an_app_that_is_stopped_misses_nothing)
+{
+	struct cluster *a, *b;
+
+	meet(&a, 1, &b, 2);
+	cluster_signal(b, "APP#1", SIGSTOP);
+	order(a, "APP#1", "test-many", "200");
+	wait_heard(a, "APP#1", "many 200 from A");
+	wait_heard(b, "APP#2", "many 1 from A");
+	cr_assert_eq(heard(b, "APP#2", "many 200 from A"), 0);
+	cluster_signal(b, "APP#1", SIGCONT);
+	wait_heard(b, "APP#1", "many 200 from A");
+	wait_heard(b, "APP#2", "many 200 from A");
+	until_settled(a);
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 200);
+	cr_assert_eq(cluster_count(b, 0, ":APP#2 heard many"), 200);
+	part(a, b);
+}
+
+/* But not for ever: then the others go on, and it hears what waits in its channel. */
+Test(bridge, an_app_that_stays_stopped_holds_nobody_up)
+{
+	struct cluster *a;
+	size_t i;
+
+	skip_without_redis();
+	server_start(&server, NULL);
+	a = start_impatient("A", 2, 1000);
+	until_joined(a, 1);
+	cluster_signal(a, "APP#1", SIGSTOP);
+	order(a, "APP#2", "test-many", "40");
+	wait_heard(a, "APP#2", "many 1 from A");
+	cluster_wait(a, 0, "[bridge] bridge: app APP#1 is slow to hear; the others go on");
+	wait_heard(a, "APP#2", "many 40 from A");
+	cluster_signal(a, "APP#1", SIGCONT);
+	wait_heard(a, "APP#1", "many 40 from A");
+	until_settled(a);
+	for (i = 1; i <= 2; i++)
+		cr_assert_eq(cluster_count(a, 0, ":APP#%zu heard many", i), 40);
+	part(a, NULL);
+}
+
+/* ---- Redis is not there -------------------------------------------------------------------------- */
+
+/* Killed and started again, with what it had written: nothing reliable is lost. */
+Test(bridge, redis_killed_and_restarted)
+{
+	struct cluster *a, *b;
+	size_t mark;
+
+	skip_without_redis();
+	server_start(&server, "--appendonly", "yes", "--appendfsync", "always", NULL);
+	a = start("A", 1);
+	b = start("B", 1);
+	until_joined(a, 2);
+	order(a, "APP#1", "test-send", "* before 1");
+	wait_heard(b, "APP#1", "before 1 from A");
+	server_end(&server, SIGKILL);
+	cluster_wait(a, 0, "[bridge] bridge: [redis] unix://");
+	order(a, "APP#1", "test-publish", "* lost 2");
+	order(a, "APP#1", "test-publish", "* lost 3");
+	order(a, "APP#1", "test-many", "50");
+	cluster_wait(a, 0, "[bridge] bridge: messages are being lost: there is no connection");
+	wait_heard(a, "APP#1", "lost 2 from A"); /* own apps need no Redis */
+	wait_heard(a, "APP#1", "lost 3 from A");
+	cr_assert_eq(cluster_count(a, 0, "heard many"), 0);
+	mark = cluster_mark(a);
+	server_start(&server, "--appendonly", "yes", "--appendfsync", "always", NULL);
+	wait_heard(b, "APP#1", "many 50 from A");
+	wait_heard(a, "APP#1", "many 50 from A");
+	cluster_wait(a, mark, "[bridge] bridge: 2 messages were lost");
+	until_settled(a);
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 50);
+	cr_assert_eq(cluster_count(b, 0, "heard lost"), 0);
+	part(a, b);
+}
+
+/* Redis has forgotten the groups and all that was in the stream: the clusters join
+ * again, and what is sent from then on comes, also what comes before they have. */
+Test(bridge, redis_restarted_without_its_memory)
+{
+	struct cluster *a, *b;
+
+	meet(&a, 1, &b, 1);
+	server_end(&server, SIGKILL);
+	order(a, "APP#1", "test-many", "20");
+	cluster_wait(a, 0, "APP#1 took 20, all");
+	server_start(&server, NULL);
+	wait_heard(b, "APP#1", "many 20 from A");
+	wait_heard(a, "APP#1", "many 20 from A");
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 20);
+	cr_assert_eq(administrate("return redis.call('del','clutch:bridge:stream')"), 1);
+	order(a, "APP#1", "test-send", "* after 1");
+	wait_heard(b, "APP#1", "after 1 from A");
+	wait_heard(a, "APP#1", "after 1 from A");
+	part(a, b);
+}
+
+/* Before Redis is there a cluster starts, serves, and keeps what is sent, up to a limit. */
+Test(bridge, without_redis_a_full_outbox_refuses)
+{
+	struct cluster *a;
+
+	skip_without_redis();
+	snprintf(server.url, sizeof server.url, "unix://%s/redis", test_folder());
+	a = start("A", 1);
+	order(a, "APP#1", "test-many", "2000");
+	cluster_wait(a, 0, "APP#1 took 1024, %s", strerror(ENOBUFS));
+	server_start(&server, NULL);
+	wait_heard(a, "APP#1", "many 1024 from A");
+	order(a, "APP#1", "test-many", "1");
+	cluster_wait(a, 0, "APP#1 took 1, all");
+	cr_assert_eq(cluster_count(a, 0, "[redis]"), 2, "cannot connect; connected again");
+	part(a, NULL);
+}
+
+/* Who leaves while Redis is away says what may be lost. */
+Test(bridge, who_leaves_says_what_waits)
+{
+	struct cluster *a;
+
+	skip_without_redis();
+	snprintf(server.url, sizeof server.url, "unix://%s/redis", test_folder());
+	a = start("A", 1);
+	order(a, "APP#1", "test-many", "3");
+	cluster_wait(a, 0, "APP#1 took 3, all");
+	cluster_signal(a, "MASTER", SIGTERM);
+	cluster_wait(a, 0, "[bridge] bridge: 3 messages may not have reached Redis");
+	cluster_ended(a, 0);
+}
+
+Test(bridge, a_wrong_password_is_one_line)
+{
+	struct cluster *a;
+	char url[128];
+
+	skip_without_redis();
+	server_start(&server, "--requirepass", "right", NULL);
+	snprintf(url, sizeof url, "unix://:wrong@%s", server.path);
+	a = start_options("A", 1, &(struct bridge_options){.url = url});
+	cluster_ready(a);
+	cluster_wait(a, 0, "refused (is its URL right?): WRONGPASS");
+	order(a, "APP#1", "test-publish", "* here 1");
+	order(a, "APP#1", "test-send", "* waits 2");
+	wait_heard(a, "APP#1", "here 1 from A");
+	cluster_wait(a, 0, "messages are being lost");
+	cr_assert_eq(cluster_count(a, 0, "refused"), 1);
+	cr_assert_eq(cluster_count(a, 0, "heard waits"), 0);
+	cluster_signal(a, "MASTER", SIGTERM);
+	cluster_ended(a, 0);
+	server_end(&server, SIGTERM);
+}
+
+/* A Redis that accepts, and says nothing: noticed, and when it speaks, all goes on. */
+Test(bridge, a_redis_that_stops_answering)
+{
+	struct cluster *a, *b;
+
+	skip_without_redis();
+	server_start(&server, NULL);
+	a = start_impatient("A", 1, 1000);
+	b = start("B", 1);
+	until_joined(a, 2);
+	kill(server.pid, SIGSTOP); /* for less than B waits */
+	order(a, "APP#1", "test-send", "* stuck 1");
+	cluster_wait(a, 0, "lost: no reply within ");
+	kill(server.pid, SIGCONT);
+	wait_heard(a, "APP#1", "stuck 1 from A");
+	wait_heard(b, "APP#1", "stuck 1 from A");
+	cluster_wait(a, 0, "connected again");
+	part(a, b);
+}
+
+/* Redis has no memory left: senders wait, and nothing is lost. */
+Test(bridge, a_redis_that_is_full)
+{
+	struct cluster *a;
+
+	meet(&a, 1, NULL, 0);
+	administrate_argv(4, (const char *const[]){"CONFIG", "SET", "maxmemory", "1"});
+	order(a, "APP#1", "test-send", "* full 1");
+	cluster_wait(a, 0, "[bridge] bridge: Redis does not take messages: OOM ");
+	administrate_argv(4, (const char *const[]){"CONFIG", "SET", "maxmemory", "0"});
+	wait_heard(a, "APP#1", "full 1 from A");
+	cr_assert_eq(heard(a, "APP#1", "full 1 from A"), 1);
+	part(a, NULL);
+}
+
+/* ---- hosts in a network ------------------------------------------------------------------------- */
+
+__attribute__((format(printf, 1, 2))) static bool
+run(const char *format, ...)
+{
+	char command[256];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(command, sizeof command, format, arguments);
+	va_end(arguments);
+	return system(command) == 0;
+}
+
+/* Go into the network of that process. */
+static void
+enter(pid_t pid)
+{
+	char path[64];
+	int file;
+
+	snprintf(path, sizeof path, "/proc/%ld/ns/net", (long)pid);
+	file = open(path, O_RDONLY | O_CLOEXEC);
+	cr_assert(file != -1 && setns(file, CLONE_NEWNET) == 0, "%s: %s", path, strerror(errno));
+	close(file);
+}
+
+/* A host with a cable to this one: there 10.77.N.2, here 10.77.N.1. It is a process in
+ * a network of its own, which is gone when that is. 0: not here. */
+static pid_t
+plug_in(int number, int home)
+{
+	pid_t pid;
+
+	if (unshare(CLONE_NEWNET) == -1)
+		return 0;
+	pid = fork(); /* it stays where it was made */
+	cr_assert(pid != -1);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	cr_assert(setns(home, CLONE_NEWNET) == 0);
+	if (!run("ip link add cable%d type veth peer name eth0 netns %ld", number, (long)pid) ||
+	    !run("ip address add 10.77.%d.1/24 dev cable%d", number, number) ||
+	    !run("ip link set cable%d up", number))
+		return 0;
+	enter(pid);
+	cr_assert(run("ip link set lo up && ip address add 10.77.%d.2/24 dev eth0 && "
+	              "ip link set eth0 up",
+	              number));
+	cr_assert(setns(home, CLONE_NEWNET) == 0);
+	return pid;
+}
+
+static struct cluster *
+start_on_host(const char *name, int number, pid_t host, int home)
+{
+	char *url = calloc(1, 64);
+	struct cluster *c;
+
+	snprintf(url, 64, "redis://10.77.%d.1", number);
+	enter(host);
+	c = start_options(name, 1, &(struct bridge_options){.url = url, .timeout = 1000});
+	cr_assert(setns(home, CLONE_NEWNET) == 0);
+	cluster_ready(c);
+	free(url); /* the agent has its own */
+	return c;
+}
+
+/* Three hosts: Redis, A and B. A's cable is pulled and plugged in again; B does not
+ * notice, and in the end both have heard all. */
+Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
+{
+	struct cluster *a, *b;
+	pid_t host[2] = {0, 0};
+	char scale[16];
+	int home;
+
+	skip_without_redis();
+	if (unshare(CLONE_NEWNET) == 0) {
+		home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+		host[0] = plug_in(1, home);
+		host[1] = host[0] != 0 ? plug_in(2, home) : 0;
+	}
+	if (host[1] == 0) {
+		fprintf(stderr, "no network namespaces here: the bridge is not tested over them\n");
+		cr_skip_test("no network namespaces");
+	}
+	snprintf(scale, sizeof scale, "%d", 2 * time_scale()); /* packets are sent again */
+	setenv("TEST_TIME_SCALE", scale, 1);
+	server_start(&server, "--port", "6379", "--protected-mode", "no", NULL);
+	a = start_on_host("A", 1, host[0], home);
+	b = start_on_host("B", 2, host[1], home);
+	until_joined(a, 2);
+	order(a, "APP#1", "test-publish", "* one 1");
+	wait_heard(b, "APP#1", "one 1 from A");
+	cr_assert(run("ip link set cable1 down"));
+	order(a, "APP#1", "test-send", "* two 2");
+	order(b, "APP#1", "test-send", "* three 3");
+	wait_heard(b, "APP#1", "three 3 from B");
+	cluster_wait(a, 0, "lost: no reply within ");
+	cr_assert(run("ip link set cable1 up"));
+	wait_heard(a, "APP#1", "three 3 from B");
+	wait_heard(a, "APP#1", "two 2 from A");
+	wait_heard(b, "APP#1", "two 2 from A");
+	cr_assert_eq(cluster_count(b, 0, "[redis]"), 0);
+	part(a, b);
+	kill(host[0], SIGKILL);
+	kill(host[1], SIGKILL);
+	waitpid(host[0], NULL, 0);
+	waitpid(host[1], NULL, 0);
+}
+
+/* ---- others who write there --------------------------------------------------------------------- */
+
+/* What is no message costs a line, and nothing else. */
+Test(bridge, what_a_stranger_writes_is_left_out)
+{
+	struct cluster *a;
+
+	meet(&a, 1, NULL, 0);
+	administrate("return redis.call('publish','clutch:bridge','hello')");
+	cluster_wait(a, 0, "what somebody has published is no message");
+	administrate("redis.call('xadd','clutch:bridge:stream','*','a','b','c','d') "
+	             "redis.call('xadd','clutch:bridge:stream','*','m','{\"id\":\"x\"') return 1");
+	cluster_wait(a, 0, "is no message of a bridge; it is left out");
+	order(a, "APP#1", "test-send", "* good 1");
+	wait_heard(a, "APP#1", "good 1 from A");
+	until_settled(a);
+	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
+	part(a, NULL);
+}
+
+/* A message of an epoch that is over comes again in the next one: it is let go, so that
+ * it does not overtake. And nobody speaks for another cluster. */
+Test(bridge, what_an_app_sends_in_another_epoch_or_name_is_let_go)
+{
+	struct cluster *a;
+
+	meet(&a, 1, NULL, 0);
+	order(a, "APP#1", "test-forge", "1 A");
+	order(a, "APP#1", "test-send", "* one 1");
+	wait_heard(a, "APP#1", "one 1 from A");
+	cr_assert_eq(cluster_count(a, 0, "[bridge]"), 0);
+	order(a, "APP#1", "test-forge", "1 B");
+	cluster_wait(a, 0, "[bridge] bridge: an app has sent what is no message; it is not sent");
+	order(a, "APP#1", "test-send", "* two 2");
+	wait_heard(a, "APP#1", "two 2 from A");
+	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);
+	part(a, NULL);
+}
+
+/* What was cut off the stream before it was heard is said to be lost. */
+Test(bridge, what_the_stream_has_no_more_is_one_line)
+{
+	struct cluster *a, *b;
+
+	meet(&a, 1, &b, 1);
+	cluster_signal(b, "APP#1", SIGSTOP);
+	order(a, "APP#1", "test-send", "* cut 1");
+	until_redis(a, "return redis.call('xpending','clutch:bridge:stream','B')[1]");
+	cluster_signal(b, "AGENT#1", SIGKILL);
+	cluster_wait_end(b, "AGENT#1");
+	cr_assert_eq(administrate("return redis.call('xtrim','clutch:bridge:stream','MAXLEN',0)"),
+	             1);
+	cluster_signal(b, "APP#1", SIGCONT);
+	cluster_wait(b, 0, "is lost: the stream is too short for how long this cluster was away");
+	until_redis(a, "return 1 - redis.call('xpending','clutch:bridge:stream','B')[1]");
+	part(a, b);
+}
+
+Test(bridge, names_and_data_are_checked)
+{
+	struct messenger *parent, *app;
+	struct bridge *end;
+	char long_name[BRIDGE_NAME_MAX + 2], *large = malloc(BRIDGE_DATA_MAX + 2);
+	int ends[2];
+
+	memset(long_name, 'x', sizeof long_name - 1);
+	long_name[sizeof long_name - 1] = '\0';
+	memset(large, '1', BRIDGE_DATA_MAX + 1);
+	large[BRIDGE_DATA_MAX + 1] = '\0';
+	cr_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+	parent = messenger_open(ends[0], ROLE_PARENT);
+	app = messenger_open(ends[1], ROLE_APP);
+	cr_assert_null(bridge_start(parent, &(struct bridge_options){0}));
+	cr_assert_eq(errno, EINVAL);
+	cr_assert_null(bridge_start(app, &(struct bridge_options){.channel = ""}));
+	cr_assert_null(bridge_start(app, &(struct bridge_options){.channel = long_name}));
+	cr_assert_null(bridge_start(app, &(struct bridge_options){.cluster = "a\"b"}));
+	end = bridge_start(app, &(struct bridge_options){.cluster = "A"});
+	cr_assert_not_null(end);
+	cr_assert(bridge_on(end, "a", NULL, NULL) == -1 && errno == EINVAL);
+	cr_assert(bridge_send(end, NULL, "", NULL) == -1 && errno == EINVAL);
+	cr_assert(bridge_send(end, "", "a", NULL) == -1 && errno == EINVAL);
+	cr_assert(bridge_publish(end, "a\\", "a", NULL) == -1 && errno == EINVAL);
+	cr_assert(bridge_publish(end, NULL, "a\n", NULL) == -1 && errno == EINVAL);
+	cr_assert(bridge_publish(end, NULL, long_name, NULL) == -1 && errno == EINVAL);
+	cr_assert(bridge_publish(end, NULL, "a", large) == -1 && errno == EMSGSIZE);
+	cr_assert(bridge_send(end, NULL, "a", large) == -1 && errno == EMSGSIZE);
+	large[BRIDGE_DATA_MAX] = '\0';
+	long_name[BRIDGE_NAME_MAX] = '\0';
+	cr_assert(bridge_publish(end, long_name, long_name, large) == 0);
+	cr_assert(bridge_send(end, long_name, long_name, large) == 0);
+	cr_assert_eq(bridge_waiting(end), 1);
+	free(large);
+}
+
+Test(bridge, a_bad_url_is_a_failed_start)
+{
+	struct cluster *c =
+		start_options("A", 1, &(struct bridge_options){.url = "http://127.0.0.1"});
+
+	cluster_wait(c, 0, "[agent_worker] start error, exiting with code:1");
+	cluster_ended(c, 1);
+}
