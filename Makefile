@@ -24,7 +24,7 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = examples/http.c
+HELPERS  = examples/http.c examples/ipc/rsmq.c
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -72,6 +72,8 @@ $(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(BUILD)/examples/http.o
+
+$(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	@echo "  ld  $@"
