@@ -14,6 +14,7 @@
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
 #	make bench              how fast it is, beside the sockets alone
+#	make bench-ipc          the four ways of examples/ipc, beside each other
 #	make bench-bridge       what the bridge between clusters costs
 #	make clean
 #
@@ -264,8 +265,16 @@ $(BUILD)/bench/bridge: $(BUILD)/bench/bridge.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# The four ways of examples/ipc beside each other: see docs/ipc-four-ways.md.
+bench-ipc:
+	bench/ipc
+
+$(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
-	format-check soak fuzz coverage bench bench-bridge clean
+	format-check soak fuzz coverage bench bench-ipc bench-bridge clean
