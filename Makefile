@@ -14,6 +14,7 @@
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
 #	make bench              how fast it is, beside the sockets alone
+#	make bench-ipc          the four ways of examples/ipc, beside each other
 #	make bench-bridge       what the bridge between clusters costs
 #	make clean
 #
@@ -24,7 +25,7 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = examples/http.c
+HELPERS  = examples/http.c examples/ipc/rsmq.c
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -72,6 +73,8 @@ $(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(BUILD)/examples/http.o
+
+$(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	@echo "  ld  $@"
@@ -262,8 +265,16 @@ $(BUILD)/bench/bridge: $(BUILD)/bench/bridge.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# The four ways of examples/ipc beside each other: see docs/ipc-four-ways.md.
+bench-ipc:
+	bench/ipc
+
+$(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
-	format-check soak fuzz coverage bench bench-bridge clean
+	format-check soak fuzz coverage bench bench-ipc bench-bridge clean

@@ -1,0 +1,456 @@
+/*
+ * The fourth of the four ways: a queue that somebody else keeps, here Redis. Who
+ * sends and who receives need not live at the same time, nor on one machine.
+ *
+ *	producer 1 --.                       .--> worker 1    takes a message, does
+ *	              >-- Redis: rsmq:jobs --+--> worker 2    what it says, and only
+ *	producer 2 --'                       `--> worker 3    then deletes it
+ *
+ * A worker that dies with a message in its hands loses nothing: after the visibility
+ * timeout, a second here, the message comes to another one. And beside it publish
+ * and subscribe, where a message is for those who listen at this moment.
+ *
+ *	build/examples/ipc/queue         with a Redis of its own, gone at the end
+ *	build/examples/ipc/queue URL     redis://[user][:password@]host[:port][/database]
+ *	                                 or unix:///path
+ */
+#include "rsmq.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+	PRODUCERS = 2,
+	JOBS = 3, /* of each producer */
+	WORKERS = 3,
+	PAUSE = 50,       /* milliseconds until one asks again whether there is a message */
+	DEADLINE = 60000, /* milliseconds, for any one step of the story */
+	NO_SERVER = 127   /* exit status: there was nothing to exec */
+};
+
+static const char *url;
+static char name[32], channel[32];
+static int redis_lifeline = -1, work_lifeline = -1; /* main's ends */
+
+static void
+fail(const char *what)
+{
+	fprintf(stderr, "queue: %s: %s\n", what, rsmq_reason());
+	exit(1); /* whoever is left sees the end of its lifeline */
+}
+
+static void
+fail_by_errno(const char *what)
+{
+	fprintf(stderr, "queue: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+/* What a connection says of itself, the result of the call says better. */
+static void
+no_log(const char *line, void *arg)
+{
+	(void)line, (void)arg;
+}
+
+static struct redis *
+open_redis(const char *where)
+{
+	struct redis *redis = redis_open(NULL, where, &(struct redis_options){.log = no_log});
+
+	if (redis != NULL)
+		return redis;
+	fprintf(stderr, "queue: %s: %s\n", where, strerror(errno));
+	exit(errno == EINVAL ? 64 : 1);
+}
+
+/* ---- processes: each ends when the one that it works for does ------------ */
+
+/* A pipe whose writing end one process holds, and never writes to: its end is the
+ * end of that process, however it came. */
+static void
+open_lifeline(int ends[2])
+{
+	if (pipe(ends) == -1)
+		fail_by_errno("pipe");
+}
+
+static bool
+is_over(int lifeline, int milliseconds)
+{
+	struct pollfd wait = {.fd = lifeline, .events = POLLIN};
+
+	return poll(&wait, 1, milliseconds) > 0;
+}
+
+static pid_t
+fork_process(void)
+{
+	pid_t pid;
+
+	fflush(stdout); /* or the child would print it again */
+	pid = fork();
+	if (pid == -1)
+		fail_by_errno("fork");
+	return pid;
+}
+
+/* ---- a Redis of our own -------------------------------------------------- */
+
+/* The only exec of this project: Redis, or Valkey, is not ours. */
+static void
+exec_redis(const char *folder, const char *path)
+{
+	static const char *const servers[] = {"redis-server", "valkey-server"};
+	int i;
+
+	for (i = 0; i < 2; i++)
+		execlp(servers[i], servers[i], "--port", "0", "--unixsocket", path, "--dir", folder,
+		       "--save", "", "--appendonly", "no", "--logfile", "/dev/null", (char *)NULL);
+	fprintf(stderr, "queue: redis-server: %s: install it, or give the URL of a Redis\n",
+	        strerror(errno));
+	_exit(NO_SERVER);
+}
+
+/* Redis's parent: when main is over, or Redis is, nothing of it shall be left. */
+static void
+keep_redis(const char *folder, int lifeline)
+{
+	struct pollfd set[2] = {{.fd = lifeline, .events = POLLIN}, {.events = POLLIN}};
+	char path[128];
+	int ends[2], status = 0;
+	pid_t redis;
+
+	snprintf(path, sizeof path, "%s/redis", folder);
+	signal(SIGINT, SIG_IGN); /* Ctrl-C and the like are for main */
+	signal(SIGHUP, SIG_IGN);
+	signal(SIGTERM, SIG_IGN);
+	open_lifeline(ends); /* this one Redis holds, unknowingly */
+	redis = fork_process();
+	if (redis == 0) {
+		close(lifeline), close(ends[0]);
+		exec_redis(folder, path);
+	}
+	close(ends[1]);
+	set[1].fd = ends[0];
+	while (poll(set, 2, -1) == -1 && errno == EINTR)
+		;
+	kill(redis, SIGKILL); /* it has nothing that is worth saving */
+	while (waitpid(redis, &status, 0) == -1 && errno == EINTR)
+		;
+	if (set[0].revents == 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == NO_SERVER))
+		fprintf(stderr, "queue: redis-server: it has ended, its path was %s\n", path);
+	unlink(path);
+	rmdir(folder);
+	_exit(0);
+}
+
+/* Its URL is then in `url`. */
+static pid_t
+start_redis(void)
+{
+	static char where[128];
+	const char *temp = getenv("TMPDIR");
+	char folder[80]; /* a socket's path may have 104 */
+	int ends[2];
+	pid_t pid;
+
+	temp = temp != NULL ? temp : "/tmp";
+	errno = ENAMETOOLONG;
+	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||
+	    mkdtemp(folder) == NULL)
+		fail_by_errno(temp);
+	snprintf(where, sizeof where, "unix://%s/redis", folder);
+	url = where;
+	open_lifeline(ends);
+	pid = fork_process();
+	if (pid == 0) {
+		close(ends[1]);
+		keep_redis(folder, ends[0]);
+	}
+	close(ends[0]);
+	redis_lifeline = ends[1];
+	return pid;
+}
+
+/* ---- producers and workers ----------------------------------------------- */
+
+static void
+produce(int number)
+{
+	struct redis *redis = open_redis(url);
+	char text[64];
+	int i;
+
+	for (i = 1; i <= JOBS; i++) {
+		snprintf(text, sizeof text, "{\"producer\":%d,\"job\":%d}", number, i);
+		if (rsmq_send_message(redis, name, text, RSMQ_DEFAULT, NULL) == -1)
+			fail("send");
+		printf("producer %d sends      %s\n", number, text);
+	}
+	redis_close(redis);
+}
+
+/* Take, do, delete: in this order, or a death loses what it has in its hands. */
+static void
+handle(struct redis *redis, int number, const struct rsmq_message *message)
+{
+	if (message->rc == 1)
+		printf("worker %d takes        %s, %" PRId64 " ms after it was sent\n", number,
+		       message->message, message->fr - message->sent);
+	else
+		printf("worker %d takes        %s, for the %" PRId64 ". time\n", number,
+		       message->message, message->rc);
+	if (strcmp(message->message, "{\"job\":\"deadly\"}") == 0 && message->rc == 1)
+		raise(SIGKILL);
+	switch (rsmq_delete_message(redis, name, message->id)) {
+	case 1:
+		printf("worker %d deletes      %s\n", number, message->message);
+		break;
+	case 0: /* we took longer than the visibility timeout */
+		printf("worker %d is too late  %s\n", number, message->message);
+		break;
+	default:
+		fail("delete");
+	}
+}
+
+/* RSMQ has no call that waits for a message: one asks again and again. */
+static void
+work(int number, int lifeline)
+{
+	struct redis *redis = open_redis(url);
+	struct rsmq_message message;
+	int received;
+
+	while (!is_over(lifeline, 0)) {
+		received = rsmq_receive_message(redis, name, RSMQ_DEFAULT, &message);
+		if (received == -1)
+			fail("receive");
+		if (received == 1) {
+			handle(redis, number, &message);
+			free(message.message);
+		} else if (is_over(lifeline, PAUSE)) {
+			break;
+		}
+	}
+	redis_close(redis);
+}
+
+/* ---- the queue's story --------------------------------------------------- */
+
+enum { CHILDREN = PRODUCERS + WORKERS };
+
+static pid_t children[CHILDREN];
+
+/* One process, which has its own connection to Redis, and nothing of main's. */
+static void
+start(int child, struct redis *redis, int lifeline)
+{
+	children[child] = fork_process();
+	if (children[child] != 0)
+		return;
+	redis_close(redis);
+	close(redis_lifeline), close(work_lifeline);
+	if (child < PRODUCERS)
+		produce(child + 1);
+	else
+		work(child + 1 - PRODUCERS, lifeline);
+	exit(0);
+}
+
+/* Who has ended meanwhile? */
+static void
+reap(int options)
+{
+	int i, status;
+
+	for (i = 0; i < CHILDREN; i++) {
+		if (children[i] == 0 || waitpid(children[i], &status, options) != children[i])
+			continue;
+		children[i] = 0;
+		if (i >= PRODUCERS && WIFSIGNALED(status))
+			printf("worker %d is dead, killed by signal %d\n", i + 1 - PRODUCERS,
+			       WTERMSIG(status));
+		else if (status != 0)
+			exit(1); /* it has said why */
+	}
+}
+
+/* Until so many were sent, and each was deleted. */
+static void
+wait_until_done(struct redis *redis, int64_t sent)
+{
+	struct rsmq_attributes now;
+	int i;
+
+	for (i = 0; i < DEADLINE / PAUSE; i++) {
+		if (rsmq_get_queue_attributes(redis, name, &now) == -1)
+			fail(name);
+		reap(WNOHANG);
+		if (now.totalsent == sent && now.msgs == 0)
+			return;
+		poll(NULL, 0, PAUSE);
+	}
+	errno = ETIMEDOUT;
+	fail_by_errno("the workers do not come to an end");
+}
+
+static void
+send_and_wait(struct redis *redis, const char *text, int delay, int64_t sent)
+{
+	if (rsmq_send_message(redis, name, text, delay, NULL) == -1)
+		fail("send");
+	printf("main sends            %s, to be seen in %d s\n", text, delay);
+	wait_until_done(redis, sent);
+}
+
+static void
+show_queue(struct redis *redis)
+{
+	struct rsmq_attributes end;
+	int i, lifeline[2];
+
+	if (rsmq_create_queue(redis, name, 1, 0, RSMQ_DEFAULT) == -1)
+		fail(name);
+	open_lifeline(lifeline);
+	work_lifeline = lifeline[1];
+	for (i = 0; i < CHILDREN; i++)
+		start(i, redis, lifeline[0]);
+	close(lifeline[0]);
+	wait_until_done(redis, PRODUCERS * JOBS);
+	send_and_wait(redis, "{\"job\":\"deadly\"}", 0, PRODUCERS * JOBS + 1);
+	send_and_wait(redis, "{\"job\":\"later\"}", 1, PRODUCERS * JOBS + 2);
+	close(work_lifeline);
+	reap(0);
+	if (rsmq_get_queue_attributes(redis, name, &end) == -1 ||
+	    rsmq_delete_queue(redis, name) == -1)
+		fail(name);
+	printf("the queue             %" PRId64 " sent, %" PRId64 " taken, %" PRId64 " left\n",
+	       end.totalsent, end.totalrecv, end.msgs);
+}
+
+/* ---- publish and subscribe: for those who listen now --------------------- */
+
+static bool listening, heard;
+
+static int
+on_channel(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	(void)redis, (void)arg;
+	if (reply->type == REDIS_ARRAY && reply->count == 3) {
+		if (redis_is(&reply->element[0], "subscribe"))
+			listening = true;
+		if (redis_is(&reply->element[0], "message"))
+			heard = true;
+		if (heard)
+			printf("subscriber hears      %s\n", reply->element[2].text);
+	}
+	return 0;
+}
+
+static int
+on_published(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	(void)redis;
+	*(int64_t *)arg = reply->type == REDIS_INTEGER ? reply->integer : -2;
+	return 0;
+}
+
+static void
+publish(struct redis *redis, const char *text)
+{
+	int64_t listeners = -1;
+
+	if (redis_command(redis, on_published, &listeners, "PUBLISH", channel, text,
+	                  (char *)NULL) == -1)
+		fail_by_errno("publish");
+	while (listeners == -1)
+		redis_step(redis, -1);
+	errno = EIO;
+	if (listeners < 0)
+		fail_by_errno("publish");
+	printf("main publishes        %s, and %s\n", text,
+	       listeners > 0 ? "somebody hears it" : "nobody listens: it is lost");
+}
+
+/* Turn the subscriber's loop until it is so. */
+static void
+wait_for(struct redis *subscriber, const bool *is_so)
+{
+	int i;
+
+	for (i = 0; i < DEADLINE / PAUSE && !*is_so; i++)
+		redis_step(subscriber, PAUSE);
+	errno = ETIMEDOUT;
+	if (!*is_so)
+		fail_by_errno("the subscriber");
+}
+
+static void
+show_publish(struct redis *redis)
+{
+	struct redis *subscriber = open_redis(url);
+
+	publish(redis, "\"good morning\"");
+	if (redis_subscribe(subscriber, channel, on_channel, NULL) == -1)
+		fail_by_errno("subscribe");
+	wait_for(subscriber, &listening);
+	printf("subscriber            listens from now on\n");
+	publish(redis, "\"good evening\"");
+	wait_for(subscriber, &heard);
+	redis_close(subscriber);
+}
+
+/* False: our own Redis does not come up, and it has said why. */
+static bool
+wait_for_redis(struct redis *redis, pid_t keeper)
+{
+	while (!redis_ready(redis)) {
+		redis_step(redis, PAUSE);
+		if (waitpid(keeper, NULL, WNOHANG) == keeper)
+			return false;
+	}
+	return true;
+}
+
+static int
+show(void)
+{
+	pid_t keeper = url == NULL ? start_redis() : 0;
+	struct redis *redis = open_redis(url);
+	bool runs = keeper == 0 || wait_for_redis(redis, keeper);
+
+	if (runs) {
+		show_queue(redis);
+		show_publish(redis);
+	}
+	redis_close(redis);
+	close(redis_lifeline);
+	while (runs && keeper != 0 && waitpid(keeper, NULL, 0) == -1 && errno == EINTR)
+		;
+	return runs ? 0 : 1;
+}
+
+int
+main(int argc, char **argv)
+{
+	if (argc > 2 || (argc == 2 && strstr(argv[1], "://") == NULL)) {
+		fprintf(stderr, "usage: queue [redis://[user][:password@]host[:port][/database] "
+		                "or unix:///path]\n");
+		return 64;
+	}
+	url = argv[1];
+	snprintf(name, sizeof name, "jobs-%ld", (long)getpid()); /* so as to disturb nobody's */
+	snprintf(channel, sizeof channel, "news-%ld", (long)getpid());
+	signal(SIGPIPE, SIG_IGN);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	return show();
+}

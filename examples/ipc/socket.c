@@ -1,0 +1,500 @@
+/*
+ * The third of the four ways: a server with a name, for processes that are not
+ * related. Names, messages and manners are those of npm node-ipc, so that its
+ * clients and this server would understand each other.
+ *
+ *	ann --.
+ *	       >-- FOLDER/app.world --.        {"type":"message","data":{"id":"ann",...}}\f
+ *	bob --'                        > world
+ *	cid ----- 127.0.0.1:PORT -----'
+ *
+ * The world is one process, the three clients are another. When the world dies they
+ * are disconnected, and each tries again every 1.5 s, until there is one again.
+ * What is said meanwhile is lost. Who leaves on purpose does not come back.
+ *
+ *	build/examples/ipc/socket [MILLISECONDS between two tries]
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RETRY 1500       /* milliseconds, as node-ipc's examples have it */
+#define DEADLINE 60000   /* milliseconds, for any one step of the story */
+#define CLIENTS_MAX 100  /* as node-ipc's maxConnections */
+#define MESSAGE_MAX 4096 /* bytes of one message, its '\f' too */
+#define DELIMITER '\f'
+
+/* One end of a connection, with what has come of a message so far. */
+struct end {
+	int descriptor; /* -1: not connected */
+	char id[16];
+	char bytes[MESSAGE_MAX];
+	size_t length;
+};
+
+static char folder[80], path[sizeof folder + sizeof "/app.world"]; /* a socket's may have 104 */
+static in_port_t port; /* in network byte order; 0: not known yet */
+
+/* Only functions that a signal handler may call. */
+static void
+clean_up(void)
+{
+	unlink(path);
+	rmdir(folder);
+}
+
+static void
+on_signal(int number)
+{
+	clean_up();
+	_exit(128 + number);
+}
+
+static void
+fail(const char *what)
+{
+	fprintf(stderr, "socket: %s: %s\n", what, strerror(errno));
+	clean_up();
+	exit(1); /* the world sees the end of its lifeline */
+}
+
+static int64_t
+now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+/* ---- both: an address, and one end of a connection ----------------------- */
+
+static socklen_t
+address_of_world(struct sockaddr_storage *address, bool tcp)
+{
+	struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = port};
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+
+	in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	snprintf(un.sun_path, sizeof un.sun_path, "%s", path);
+	memset(address, 0, sizeof *address);
+	if (tcp)
+		memcpy(address, &in, sizeof in);
+	else
+		memcpy(address, &un, sizeof un);
+	return tcp ? sizeof in : sizeof un;
+}
+
+static void
+attach(struct end *end, int descriptor)
+{
+	end->descriptor = descriptor;
+	end->length = 0;
+}
+
+static void
+detach(struct end *end)
+{
+	close(end->descriptor);
+	end->descriptor = -1;
+}
+
+/* Whole or not at all: who does not read soon enough is no client any more; that
+ * is seen as the end of the connection, by both. */
+static void
+emit(const struct end *end, const char *message)
+{
+	char text[MESSAGE_MAX + 1];
+	int length = snprintf(text, sizeof text, "%s%c", message, DELIMITER);
+
+	if (write(end->descriptor, text, (size_t)length) != length)
+		shutdown(end->descriptor, SHUT_RDWR);
+}
+
+/* Read once; false: this is the end, or a message that does not end. */
+static bool
+receive(struct end *end)
+{
+	ssize_t count;
+
+	if (end->length == sizeof end->bytes)
+		return false;
+	count = read(end->descriptor, end->bytes + end->length, sizeof end->bytes - end->length);
+	if (count > 0)
+		end->length += (size_t)count;
+	return count > 0 || (count == -1 && (errno == EAGAIN || errno == EINTR));
+}
+
+/* The first message of those read, if one is complete. */
+static bool
+next(struct end *end, char *message)
+{
+	char *stop = memchr(end->bytes, DELIMITER, end->length);
+	size_t used;
+
+	if (stop == NULL)
+		return false;
+	used = (size_t)(stop + 1 - end->bytes);
+	memcpy(message, end->bytes, used);
+	message[used - 1] = '\0';
+	end->length -= used;
+	memmove(end->bytes, stop + 1, end->length);
+	return true;
+}
+
+/* ---- the world ----------------------------------------------------------- */
+
+static struct end clients[CLIENTS_MAX];
+
+static void
+broadcast(const char *message)
+{
+	int i;
+
+	for (i = 0; i < CLIENTS_MAX; i++)
+		if (clients[i].descriptor != -1)
+			emit(&clients[i], message);
+}
+
+/* {"type":"message"} is answered, {"type":"all"} is for everybody. */
+static void
+hear(struct end *client, const char *message)
+{
+	char answer[128];
+
+	printf("world hears      %s\n", message);
+	if (sscanf(message, "{\"type\":\"message\",\"data\":{\"id\":\"%15[a-z]\"", client->id) ==
+	    1) {
+		snprintf(answer, sizeof answer,
+		         "{\"type\":\"message\",\"data\":{\"id\":\"world\",\"message\":\"hello "
+		         "%s\"}}",
+		         client->id);
+		emit(client, answer);
+	} else if (strncmp(message, "{\"type\":\"all\"", 13) == 0) {
+		broadcast(message);
+	}
+}
+
+static void
+lose(struct end *client)
+{
+	char message[128];
+
+	detach(client);
+	printf("world            is left by %s\n", client->id);
+	snprintf(message, sizeof message,
+	         "{\"type\":\"socket.disconnected\",\"data\":{\"id\":\"%s\"}}", client->id);
+	broadcast(message);
+}
+
+static void
+admit(int listener)
+{
+	int i, descriptor = accept(listener, NULL, NULL);
+
+	for (i = 0; descriptor != -1 && i < CLIENTS_MAX; i++) {
+		if (clients[i].descriptor == -1) {
+			attach(&clients[i], descriptor);
+			fcntl(descriptor, F_SETFL, O_NONBLOCK);
+			snprintf(clients[i].id, sizeof clients[i].id, "?");
+			return;
+		}
+	}
+	if (descriptor != -1)
+		close(descriptor); /* the world is full */
+}
+
+static void
+serve(struct end *client)
+{
+	char message[MESSAGE_MAX];
+	bool alive = receive(client);
+
+	while (next(client, message))
+		hear(client, message);
+	if (!alive)
+		lose(client);
+}
+
+/* Until the lifeline ends: then nobody needs a world any more. */
+static void
+world(int lifeline, const int listeners[2])
+{
+	struct pollfd set[3 + CLIENTS_MAX] = {{.fd = lifeline, .events = POLLIN},
+	                                      {.fd = listeners[0], .events = POLLIN},
+	                                      {.fd = listeners[1], .events = POLLIN}};
+	int i;
+
+	for (i = 0; i < CLIENTS_MAX; i++)
+		clients[i].descriptor = -1;
+	while (set[0].revents == 0) {
+		for (i = 0; i < CLIENTS_MAX; i++) {
+			set[3 + i].fd = clients[i].descriptor; /* -1: poll leaves it out */
+			set[3 + i].events = POLLIN;
+		}
+		if (poll(set, 3 + CLIENTS_MAX, -1) == -1)
+			continue;
+		for (i = 0; i < CLIENTS_MAX; i++)
+			if (set[3 + i].revents != 0)
+				serve(&clients[i]);
+		for (i = 0; i < 2; i++)
+			if (set[1 + i].revents != 0)
+				admit(listeners[i]);
+	}
+}
+
+/* ---- the clients --------------------------------------------------------- */
+
+/* The last thing that happened to a client, as far as the story waits for it. */
+enum news { NOTHING, GREETED, TOLD_ALL, REFUSED, TOLD_LEFT };
+
+static struct client {
+	struct end end;
+	bool tcp;
+	bool explicitly_disconnected; /* it does not come back */
+	int64_t retry_at;
+	enum news news;
+} people[] = {{.end = {.id = "ann"}}, {.end = {.id = "bob"}}, {.end = {.id = "cid"}, .tcp = true}};
+
+enum { ANN, BOB, CID, PEOPLE };
+
+static int retry = RETRY;
+
+static void
+disconnected(struct client *client, const char *why)
+{
+	detach(&client->end);
+	client->retry_at = now() + retry;
+	printf("%s              %s, tries again in %d ms\n", client->end.id, why, retry);
+}
+
+/* Greet, as node-ipc's example does. On one machine connect(2) knows at once; past
+ * it, it would have to be non-blocking, too. */
+static void
+connect_to_world(struct client *client)
+{
+	struct sockaddr_storage address;
+	char message[128];
+	socklen_t size = address_of_world(&address, client->tcp);
+	int descriptor = socket(address.ss_family, SOCK_STREAM, 0);
+
+	if (descriptor == -1)
+		fail("socket");
+	attach(&client->end, descriptor);
+	if (connect(descriptor, (struct sockaddr *)&address, size) == -1) {
+		client->news = REFUSED;
+		disconnected(client, "is refused");
+		return;
+	}
+	fcntl(descriptor, F_SETFL, O_NONBLOCK);
+	printf("%s              is connected by %s\n", client->end.id,
+	       client->tcp ? "TCP" : "the Unix path");
+	snprintf(message, sizeof message,
+	         "{\"type\":\"message\",\"data\":{\"id\":\"%s\",\"message\":\"hello\"}}",
+	         client->end.id);
+	emit(&client->end, message);
+}
+
+static void
+listen_to_world(struct client *client)
+{
+	char message[MESSAGE_MAX];
+	bool alive = receive(&client->end);
+
+	while (next(&client->end, message)) {
+		printf("%s hears        %s\n", client->end.id, message);
+		if (strncmp(message, "{\"type\":\"message\"", 17) == 0)
+			client->news = GREETED;
+		else if (strncmp(message, "{\"type\":\"all\"", 13) == 0)
+			client->news = TOLD_ALL;
+		else
+			client->news = TOLD_LEFT;
+	}
+	if (!alive)
+		disconnected(client, "is disconnected");
+}
+
+static bool
+waits_to_connect(const struct client *client)
+{
+	return client->end.descriptor == -1 && !client->explicitly_disconnected;
+}
+
+/* One turn of the loop: what comes from the world, and whose time it is to try. */
+static void
+turn(void)
+{
+	struct pollfd set[PEOPLE];
+	int64_t left, first = DEADLINE;
+	int i;
+
+	for (i = 0; i < PEOPLE; i++) {
+		set[i].fd = people[i].end.descriptor;
+		set[i].events = POLLIN;
+		left = people[i].retry_at - now();
+		if (waits_to_connect(&people[i]) && left < first)
+			first = left > 0 ? left : 0;
+	}
+	if (poll(set, PEOPLE, (int)first) == -1)
+		return;
+	for (i = 0; i < PEOPLE; i++)
+		if (waits_to_connect(&people[i]) && people[i].retry_at <= now())
+			connect_to_world(&people[i]);
+		else if (set[i].fd != -1 && set[i].revents != 0)
+			listen_to_world(&people[i]);
+}
+
+/* ---- the story ----------------------------------------------------------- */
+
+static void
+everybody(enum news news)
+{
+	int64_t deadline = now() + DEADLINE;
+	int i, count;
+
+	do {
+		turn();
+		for (i = 0, count = 0; i < PEOPLE; i++)
+			count += people[i].news == news || people[i].explicitly_disconnected;
+		errno = ETIMEDOUT;
+		if (now() > deadline)
+			fail("the world does not answer");
+	} while (count < PEOPLE);
+}
+
+/* A world that was killed has left its path behind, and its connections keep the
+ * port busy for a while: hence unlink, and SO_REUSEADDR. */
+static int
+open_listener(bool tcp)
+{
+	struct sockaddr_storage address;
+	socklen_t size = address_of_world(&address, tcp);
+	const int on = 1;
+	int listener = socket(address.ss_family, SOCK_STREAM, 0);
+
+	if (!tcp)
+		unlink(path);
+	if (listener == -1 ||
+	    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
+	    bind(listener, (struct sockaddr *)&address, size) == -1 ||
+	    listen(listener, SOMAXCONN) == -1 || fcntl(listener, F_SETFL, O_NONBLOCK) == -1 ||
+	    getsockname(listener, (struct sockaddr *)&address, &size) == -1)
+		fail(tcp ? "127.0.0.1" : path);
+	if (tcp)
+		port = ((struct sockaddr_in *)&address)->sin_port;
+	return listener;
+}
+
+/* The lifeline is a pipe that we hold, and nobody writes to. */
+static pid_t
+start_world(int *lifeline)
+{
+	/* Open before the fork: who connects from now on will be served. */
+	const int listeners[] = {open_listener(false), open_listener(true)};
+	int ends[2];
+	pid_t pid;
+
+	if (pipe(ends) == -1)
+		fail("pipe");
+	printf("world            listens on %s and 127.0.0.1:%d\n", path, ntohs(port));
+	fflush(stdout);
+	pid = fork();
+	if (pid == -1)
+		fail("fork");
+	if (pid == 0) {
+		signal(SIGINT, SIG_DFL);
+		signal(SIGTERM, SIG_DFL);
+		close(ends[1]);
+		world(ends[0], listeners);
+		clean_up(); /* if we were killed, nobody else does */
+		exit(0);
+	}
+	close(ends[0]), close(listeners[0]), close(listeners[1]);
+	*lifeline = ends[1];
+	return pid;
+}
+
+static int
+end_world(pid_t pid, int lifeline)
+{
+	int status = 0;
+
+	close(lifeline);
+	while (waitpid(pid, &status, 0) == -1 && errno == EINTR)
+		;
+	return status;
+}
+
+static int
+story(void)
+{
+	int lifeline, status, i;
+	pid_t pid;
+
+	pid = start_world(&lifeline);
+	for (i = 0; i < PEOPLE; i++)
+		people[i].end.descriptor = -1; /* its time to try is now */
+	everybody(GREETED);
+	emit(&people[ANN].end,
+	     "{\"type\":\"all\",\"data\":{\"id\":\"ann\",\"message\":\"good morning\"}}");
+	everybody(TOLD_ALL);
+
+	kill(pid, SIGKILL);
+	printf("world            is killed by signal %d\n", WTERMSIG(end_world(pid, lifeline)));
+	everybody(REFUSED);
+
+	pid = start_world(&lifeline);
+	everybody(GREETED);
+	printf("bob              leaves for good\n");
+	people[BOB].explicitly_disconnected = true;
+	detach(&people[BOB].end);
+	everybody(TOLD_LEFT);
+
+	detach(&people[ANN].end);
+	detach(&people[CID].end);
+	status = end_world(pid, lifeline);
+	printf("world            ends with %d\n", WEXITSTATUS(status));
+	return status == 0 ? 0 : 1;
+}
+
+int
+main(int argc, char **argv)
+{
+	const char *temp = getenv("TMPDIR");
+	char *end = NULL;
+	int status;
+
+	if (argc > 1)
+		retry = (int)strtol(argv[1], &end, 10);
+	if (argc > 2 || retry <= 0 || retry > DEADLINE || (end != NULL && *end != '\0')) {
+		fprintf(stderr, "usage: socket [MILLISECONDS between two tries, 1 to %d]\n",
+		        DEADLINE);
+		return 64;
+	}
+	temp = temp != NULL ? temp : "/tmp";
+	errno = ENAMETOOLONG; /* a path of a socket is short: see sys/un.h */
+	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||
+	    mkdtemp(folder) == NULL)
+		fail(temp);
+	snprintf(path, sizeof path, "%s/app.world", folder);
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGINT, on_signal);
+	signal(SIGTERM, on_signal);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	status = story();
+	clean_up();
+	return status;
+}
