@@ -30,7 +30,7 @@ EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
 # Every source that is ours, for the checks.
-SOURCES      = $(filter-out $(TEST_SOURCES),$(wildcard *.c */*.c */*/*.c))
+SOURCES      = $(filter-out $(TEST_SOURCES) build/%,$(wildcard *.c */*.c */*/*.c))
 TEST_SOURCES = $(wildcard test/*.c)
 HEADERS      = $(wildcard *.h */*.h */*/*.h)
 

@@ -718,18 +718,18 @@ static void
 emit(struct messenger *messenger, struct action_listeners *action, const struct message *message)
 {
 	size_t i, count = action->count;
-	struct listener listener;
+	const struct listener *listener;
 
 	for (i = 0; i < count; i++) {
-		listener = action->list[i]; /* a listener may move the list */
-		if (listener.added == messenger->turn)
+		listener = &action->list[i]; /* until a call: a listener may move the list */
+		if (listener->added == messenger->turn)
 			continue; /* and who was removed in this turn is still called */
-		if (listener.once && listener.removed == 0)
+		if (listener->once && listener->removed == 0)
 			remove_at(messenger, action, i);
 		if (trace_on)
 			trace(messenger->role, "delivers", message, "to listener %zu of %zu", i + 1,
 			      count);
-		check(messenger, listener.call(messenger, message, listener.arg), "listener");
+		check(messenger, listener->call(messenger, message, listener->arg), "listener");
 	}
 }
 
@@ -1029,10 +1029,13 @@ messenger_timeout(const struct messenger *messenger)
 static void
 run_timers(struct messenger *messenger)
 {
-	int64_t now = clock_now();
 	struct timer *timer, due;
+	int64_t now;
 	size_t i;
 
+	if (messenger->timer_count == 0)
+		return;
+	now = clock_now();
 	messenger->timing = true;
 	while ((timer = next_timer(messenger)) != NULL && timer->due <= now) {
 		due = *timer;
@@ -1096,6 +1099,8 @@ dispatch(struct messenger *messenger)
 	size_t i, count = messenger->watch_count;
 	struct pollfd ready;
 
+	if ((messenger->set[0].revents & POLLOUT) != 0)
+		channel_flush(&messenger->channel); /* who waited for room finds it */
 	if ((messenger->set[0].revents & ~POLLOUT) != 0)
 		hear(messenger);
 	for (i = 0; i < count; i++) {

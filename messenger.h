@@ -384,6 +384,7 @@ struct channel {
 
 	unsigned char *queue; /* to be written: the bytes from start to end, */
 	size_t queue_start, queue_end, queue_size;
+	int idle;           /* turns since the queue was in use */
 	unsigned char *run; /* and then these, which stand in the read buffer */
 	size_t run_length;
 	bool borrows; /* it is in the list of those with a run */
@@ -421,7 +422,11 @@ int sendmessage(struct channel *channel, const struct message *message);
 size_t message_size(const struct message *message);
 
 /* The bytes that wait to be written. */
-size_t channel_pending(const struct channel *channel);
+static inline size_t
+channel_pending(const struct channel *channel)
+{
+	return channel->queue_end - channel->queue_start + channel->run_length;
+}
 
 /* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. */
 enum peer channel_flush(struct channel *channel);
