@@ -158,6 +158,8 @@ static const int kinds[CALL_COUNT][12] = {
 	[CALL_poll] = {EINTR, EAGAIN, ENOMEM, FAULT_EARLY},
 	[CALL_read] = {EINTR, EAGAIN, FAULT_ONE_BYTE},
 	[CALL_write] = {EINTR, FAULT_ONE_BYTE, EAGAIN, EPIPE, ENOSPC, EIO, ENOBUFS},
+	[CALL_send] = {EINTR, FAULT_ONE_BYTE, FAULT_HALF, EAGAIN, ENOBUFS, ENOMEM, EPIPE,
+                       ECONNRESET},
 	[CALL_sendmsg] = {EINTR, FAULT_ONE_BYTE, FAULT_HALF, EAGAIN, ENOBUFS, ENOMEM, ETOOMANYREFS,
                           EPIPE, ECONNRESET},
 	[CALL_recvmsg] = {EINTR, FAULT_ONE_BYTE, FAULT_HALF, EAGAIN, ENOBUFS, ENOMEM, ECONNRESET,
@@ -207,7 +209,7 @@ fault_is_invisible(const struct site *site, int how)
 {
 	if (how == EINTR || how == FAULT_ONE_BYTE || how == FAULT_HALF || how == FAULT_EARLY)
 		return true;
-	if (site->call == CALL_sendmsg || site->call == CALL_recvmsg)
+	if (site->call == CALL_send || site->call == CALL_sendmsg || site->call == CALL_recvmsg)
 		return how == EAGAIN || how == ENOBUFS || how == ENOMEM || how == ETOOMANYREFS;
 	if (site->call == CALL_poll || site->call == CALL_accept)
 		return true; /* it is asked again */
@@ -536,6 +538,22 @@ __wrap_sendmsg(int descriptor, const struct msghdr *header, int flags)
 		cut(header, part, &shorter, how);
 		return __real_sendmsg(descriptor, &shorter, flags);
 	}
+	if (how == EPIPE || how == ECONNRESET) /* then it is true for the other end, too */
+		shutdown(descriptor, SHUT_RDWR);
+	errno = how;
+	return -1;
+}
+
+ssize_t __real_send(int descriptor, const void *bytes, size_t size, int flags);
+ssize_t __wrap_send(int descriptor, const void *bytes, size_t size, int flags);
+
+ssize_t
+__wrap_send(int descriptor, const void *bytes, size_t size, int flags)
+{
+	int how = fault_at(__builtin_return_address(0), -1);
+
+	if (how == 0 || how == FAULT_ONE_BYTE || how == FAULT_HALF)
+		return __real_send(descriptor, bytes, shortened(size, how), flags);
 	if (how == EPIPE || how == ECONNRESET) /* then it is true for the other end, too */
 		shutdown(descriptor, SHUT_RDWR);
 	errno = how;

@@ -22,6 +22,7 @@
 	X(poll)                                                                                    \
 	X(read)                                                                                    \
 	X(write)                                                                                   \
+	X(send)                                                                                    \
 	X(sendmsg)                                                                                 \
 	X(recvmsg)                                                                                 \
 	X(malloc)                                                                                  \

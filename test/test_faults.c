@@ -1524,6 +1524,7 @@ lasting_fault(const struct site *site, int command)
 	case CALL_calloc:
 	case CALL_realloc:
 		return ENOMEM;
+	case CALL_send:
 	case CALL_sendmsg:
 	case CALL_recvmsg:
 		return ENOBUFS;
@@ -1563,7 +1564,8 @@ list_jobs_of(int site, int place)
 	for (act = 0; act < count; act++)
 		if (all || act == 0 || act == (site + place) % count)
 			add_jobs_of(NULL, site, place, among[act]);
-		else if (sites[site].call == CALL_sendmsg || sites[site].call == CALL_recvmsg)
+		else if (sites[site].call == CALL_send || sites[site].call == CALL_sendmsg ||
+		         sites[site].call == CALL_recvmsg)
 			add_job(NULL, site, place, among[act], ENOBUFS, PERSISTENT);
 }
 
