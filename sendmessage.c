@@ -30,10 +30,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A run of fewer bytes is cheaper copied than written. */
-#ifndef RUN_SHORT
-#define RUN_SHORT 16384
-#endif
+/* A run of fewer bytes is cheaper copied than written: in streams to several
+ * receivers, and where a torn frame stands before a run. */
+#define RUN_SHORT (64 * 1024)
 
 /* The first memory of a queue. */
 #define QUEUE_LEAST 4096

@@ -2422,7 +2422,7 @@ Test(forwarding, long_runs_are_not_copied)
 	struct relay relay;
 
 	relay_open(&relay, 2, true);
-	relay_say_sized(&relay, 10, 20000, 1);
+	relay_say_sized(&relay, 10, 70000, 1);
 	relay_run(&relay);
 	relay_assert(&relay);
 	cr_assert(relay.sink[0].queue == NULL && relay.sink[1].queue == NULL);
@@ -2438,7 +2438,7 @@ Test(forwarding, runs_of_every_kind_keep_their_order)
 	relay_open(&relay, 2, true);
 	for (round = 0; round < 40; round++)
 		for (i = 0; i < 6; i++)
-			relay_say_sized(&relay, 1 + (round + i) % 3, i % 2 == 0 ? 5 : 16340 + round,
+			relay_say_sized(&relay, 1 + (round + i) % 3, i % 2 == 0 ? 5 : 65492 + round,
 			                1);
 	relay_run(&relay);
 	relay_assert(&relay);
@@ -2867,7 +2867,7 @@ Test(forwarding, a_second_run_to_the_dead_fails_with_epipe)
 	int i;
 
 	relay_open(&relay, 1, false);
-	relay_say_sized(&relay, 3, 20000, 0);
+	relay_say_sized(&relay, 3, 70000, 0);
 	close(relay.ear[0]);
 	relay_speak(&relay);
 	cr_assert(channel_read(&relay.source) == PEER_ALIVE);
