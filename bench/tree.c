@@ -2,6 +2,7 @@
  * The program whose start is measured: "tree clutch CHANNEL APPS" is a cluster
  * of an agent and some apps, "tree fork CHANNEL APPS" the least that could do
  * the same: it forks one process and, when that has said one byte, the others;
+ * when all have, each app is told so by one byte, and says since when it knows;
  * it forks again one that dies.
  */
 #include "tree.h"
@@ -59,12 +60,28 @@ app(struct messenger *app, void *arg)
 static struct pollfd children[CHILDREN_MAX];
 static pid_t pids[CHILDREN_MAX];
 
-/* A child says one byte, and lives until its socket ends. */
+/* A child is ready; an app then says when it was told that all are. It lives
+ * until its socket ends. */
+static void
+run_child(int number, int master)
+{
+	struct alive alive = {.pid = getpid()};
+	char byte = 1;
+
+	if (write(master, &byte, 1) != 1)
+		_exit(1);
+	while (read(master, &byte, 1) == 1) {
+		alive.at = now_ns();
+		if (number > 0 && write(master, &alive, sizeof alive) == -1)
+			_exit(1);
+	}
+	_exit(0);
+}
+
 static void
 fork_child(int number)
 {
-	int pair[2];
-	char byte = 1;
+	int i, pair[2];
 
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == -1)
 		fail("socketpair");
@@ -73,33 +90,56 @@ fork_child(int number)
 		fail("fork");
 	if (pids[number] == 0) {
 		close(pair[0]);
-		while (number-- > 0)
-			close(children[number].fd);
-		if (write(pair[1], &byte, 1) == 1 && read(pair[1], &byte, 1) == 0)
-			_exit(0);
-		_exit(1);
+		for (i = 0; i < number; i++)
+			close(children[i].fd);
+		run_child(number, pair[1]);
 	}
 	close(pair[1]);
 	children[number].fd = pair[0];
 	children[number].events = POLLIN;
 }
 
+static void
+tell(int descriptor, const void *what, size_t size)
+{
+	if (write(descriptor, what, size) == -1)
+		fail("write");
+}
+
+/* A child is ready: who waits for that is told, the first time when all are. */
+static void
+on_child_ready(int number, int channel, int apps)
+{
+	const struct alive all_ready = {0, 0};
+	static int ready;
+
+	if (number > 0 && ++ready == apps) {
+		tell(channel, &all_ready, sizeof all_ready);
+		for (number = 0; number <= apps; number++)
+			tell(children[number].fd, "", 1);
+	} else if (ready > apps) {
+		tell(children[number].fd, "", 1);
+	}
+}
+
 /* One child has said something, or died. */
 static void
-hear(int number, int channel)
+hear(int number, int channel, int apps)
 {
-	struct alive alive = {0, pids[number]};
-	char byte;
+	struct alive alive;
 
-	if (read(children[number].fd, &byte, 1) == 1) {
-		alive.at = now_ns();
-		if (number > 0 && write(channel, &alive, sizeof alive) == -1) /* 0: the agent */
-			fail("write");
+	switch (read(children[number].fd, &alive, sizeof alive)) {
+	case 1:
+		on_child_ready(number, channel, apps);
 		return;
+	case sizeof alive:
+		tell(channel, &alive, sizeof alive);
+		return;
+	default:
+		close(children[number].fd);
+		waitpid(pids[number], NULL, 0);
+		fork_child(number);
 	}
-	close(children[number].fd);
-	waitpid(pids[number], NULL, 0);
-	fork_child(number);
 }
 
 static void
@@ -121,14 +161,14 @@ run_fork(int channel, int apps)
 	signal(SIGTERM, on_sigterm);
 	fork_child(0);
 	poll(children, 1, -1);
-	hear(0, channel);
+	hear(0, channel, apps);
 	for (; count <= apps; count++)
 		fork_child(count);
 	for (;;) {
 		poll(children, (nfds_t)count, -1);
 		for (i = 0; i < count; i++)
 			if (children[i].revents != 0)
-				hear(i, channel);
+				hear(i, channel, apps);
 	}
 }
 

@@ -1,5 +1,6 @@
 /*
- * What tree.c says of each app worker that is ready: who, and since when.
+ * What tree.c says of each app worker that was told that it is ready: who, and
+ * since when. Pid 0: all are ready for the first time.
  */
 #ifndef TREE_H
 #define TREE_H
