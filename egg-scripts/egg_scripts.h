@@ -79,9 +79,6 @@ struct command {
 void say(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
 void complain(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
 
-/* Milliseconds on a clock that only goes forward. */
-int64_t milliseconds(void);
-
 /* $HOME/FOLDER/NAMEend, a default: free it. NULL: it complained. */
 char *home_file(const struct command *command, const char *folder, const char *end);
 
