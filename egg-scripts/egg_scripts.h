@@ -61,11 +61,12 @@
  */
 int egg_scripts(int argc, char *const argv[], const struct options *options);
 
+/* A program with options of its own takes them out of argv first (examples/refresh.c). */
+enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
+
 /* ------------------------------------------------------------------------ */
 /* Part two: what the files of egg-scripts share                             */
 /* ------------------------------------------------------------------------ */
-
-enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
 
 /* egg_scripts.c: the command line, understood. */
 struct command {

@@ -21,12 +21,15 @@
  *
  *	build/examples/source &
  *	build/examples/refresh [--source=http://127.0.0.1:7002] [--force=10m] [--pull=10s]
- *	                       [--port=7001] [--workers=N]
  *	curl http://127.0.0.1:7001/      {"index":7,"lastUpdateBy":"push","pid":4711}
+ *
+ * It has egg-scripts' command line, too: refresh start --daemon --port=8080, refresh
+ * status, reload, stop; --help says it all.
  *
  * egg: the example of its documentation's chapter on cluster and IPC
  */
 #include "../egg-schedule/egg_schedule.h"
+#include "../egg-scripts/egg_scripts.h"
 #include "../messenger.h"
 #include "http.h"
 
@@ -41,8 +44,6 @@
 #define RETRY_FIRST 100     /* and twice as long after each failure */
 #define RETRY_MOST 5000
 #define PATIENCE 2000 /* a start without the data: then the app serves without it */
-
-#define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
 
 static const char *source = "http://127.0.0.1:7002";
 static const char *force_interval = "10m";
@@ -381,64 +382,100 @@ connection(struct messenger *app, int descriptor, void *arg)
 
 /* ---- the command line ----------------------------------------------------------- */
 
-/* What stands behind "--NAME=", or NULL: it is another option. */
-static const char *
-value_of(const char *argument, const char *name)
+/* What refresh takes itself; all else is for egg_scripts. */
+static const struct option {
+	const char *name, *value; /* value: as --help calls it */
+	const char **text;
+	const char *help;
+} table[] = {
+	{"source", "URL", &source, "of the data [http://127.0.0.1:7002]"},
+	{"force", "TIME", &force_interval, "after which each app loads the data anew [10m]"},
+	{"pull", "TIME", &pull_interval, "after which one app asks for a change [10s]"},
+};
+
+enum { OPTIONS = sizeof table / sizeof table[0] };
+
+/* The option of "--name=value" or "--name"; value is NULL in the latter. */
+static const struct option *
+find_option(const char *word, const char **value)
 {
-	size_t length = strlen(name);
+	const char *end = word + strcspn(word, "=");
+	size_t i, length;
 
-	return strncmp(argument, name, length) == 0 ? argument + length : NULL;
-}
-
-static bool
-parse_number(const char *text, int most, int *number)
-{
-	size_t digits = strspn(text, "0123456789");
-
-	if (digits == 0 || digits > 5 || text[digits] != 0 || atoi(text) > most)
-		return false;
-	*number = atoi(text);
-	return true;
-}
-
-static bool
-parse_option(const char *argument, struct options *options)
-{
-	const char *value;
-
-	if ((value = value_of(argument, "--force=")) != NULL)
-		force_interval = value;
-	else if ((value = value_of(argument, "--pull=")) != NULL)
-		pull_interval = value;
-	else if ((value = value_of(argument, "--source=")) != NULL) {
-		source = value;
-		return http_is_url(value) && strlen(value) + strlen("/check") < HTTP_URL_MAX;
-	} else if ((value = value_of(argument, "--workers=")) != NULL)
-		return parse_number(value, CLUTCH_WORKERS_MAX, &options->workers);
-	else if ((value = value_of(argument, "--port=")) != NULL) {
-		if (!parse_number(value, 65535, &options->port))
-			return false;
-		options->port = options->port > 0 ? options->port : -1;
+	*value = *end == '=' ? end + 1 : NULL;
+	for (i = 0; i < OPTIONS; i++) {
+		length = strlen(table[i].name);
+		if (strncmp(word, "--", 2) == 0 && (size_t)(end - word) == length + 2 &&
+		    memcmp(word + 2, table[i].name, length) == 0)
+			return &table[i];
 	}
-	return value != NULL;
+	return NULL;
+}
+
+/* Take refresh's own options out of the words. Returns how many are left, the
+ * program's name among them; -1: one is wrong. */
+static int
+take_options(int argc, char *argv[])
+{
+	const struct option *option;
+	const char *value;
+	int i, left = 1;
+
+	for (i = 1; i < argc; i++) {
+		option = find_option(argv[i], &value);
+		if (option == NULL) {
+			argv[left++] = argv[i];
+			continue;
+		}
+		value = value != NULL ? value : argv[++i];
+		if (value == NULL || value[0] == '\0') {
+			fprintf(stderr, "refresh: --%s wants a value\n", option->name);
+			return -1;
+		}
+		*option->text = value;
+	}
+	argv[left] = NULL;
+	return left;
+}
+
+static bool
+asks_for_help(char *argv[])
+{
+	while (*argv != NULL && strcmp(*argv, "--help") != 0)
+		argv++;
+	return *argv != NULL;
+}
+
+static void
+print_help(void)
+{
+	char left[32];
+	size_t i;
+
+	printf("\nrefresh itself:\n");
+	for (i = 0; i < OPTIONS; i++) {
+		snprintf(left, sizeof left, "--%s=%s", table[i].name, table[i].value);
+		printf("  %-20s %s\n", left, table[i].help);
+	}
 }
 
 int
 main(int argc, char *argv[])
 {
 	struct options options = {.agent = agent, .app = app, .connection = connection};
-	int i;
+	int result;
 
-	for (i = 1; i < argc; i++)
-		if (!parse_option(argv[i], &options)) {
-			fprintf(stderr,
-			        "refresh: %s? It takes --source=http://127.0.0.1:7002, "
-			        "--force=10m, "
-			        "--pull=10s, --port=7001 (0: any free one) and --workers=N\n",
-			        argv[i]);
-			return USAGE;
-		}
+	argc = argc > 0 ? take_options(argc, argv) : 0;
+	if (argc == -1)
+		return EXIT_USAGE;
+	if (!http_is_url(source) || strlen(source) + strlen("/check") >= HTTP_URL_MAX) {
+		fprintf(stderr, "refresh: --source=%s: give http://ADDRESS:PORT\n", source);
+		return EXIT_USAGE;
+	}
 	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
 	egg_schedule_log(-1);             /* several lines for each tick; failures are told */
-	return start_cluster(&options);
+	result = egg_scripts(argc, argv, &options);
+	if (asks_for_help(argv))
+		print_help();
+	return result;
 }

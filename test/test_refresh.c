@@ -74,7 +74,7 @@ static struct program *
 run(const char *const arguments[], bool in_terminal)
 {
 	struct program *program = calloc(1, sizeof *program);
-	char *copy[8] = {NULL};
+	char *copy[12] = {NULL};
 	pid_t test = getpid();
 	int ends[2], i;
 
@@ -246,9 +246,9 @@ start_service(int source_port, const char *force, const char *pull)
 	service = run((const char *[]){path, "--port=0", source, force_option, pull_option, workers,
 	                               NULL},
 	              false);
-	expect_text(service, 0, "egg started on http://127.0.0.1:");
+	expect_text(service, 0, "refresh started on http://127.0.0.1:");
 	expect_text(service, 0, "to stop it");
-	service->port = number_behind(service, "egg started on http://127.0.0.1:");
+	service->port = number_behind(service, "refresh started on http://127.0.0.1:");
 	return service;
 }
 
@@ -542,25 +542,102 @@ expect_usage(const char *name, const char *argument, int code, const char *messa
 
 Test(refresh, a_wrong_command_line_is_one_clear_line)
 {
-	static const char *const refresh[] = {
-		"--nonsense",      "refresh",      "--port=x",       "--port=65536",
-		"--port=",         "--workers=-1", "--workers=1025", "--source=https://127.0.0.1",
-		"--source=nobody", "--source=",    "--forced=1s",    "-f"};
+	static const struct {
+		const char *argument, *message;
+	} refresh[] = {
+		{"--nonsense", "unknown option --nonsense (see refresh --help)"},
+		{"--forced=1s", "unknown option --forced=1s (see refresh --help)"},
+		{"-force=1s", "unknown option -force=1s (see refresh --help)"},
+		{"refresh", "unknown command refresh (see refresh --help)"},
+		{"--port=65536", "--port=65536: give a number from 0 to 65535"},
+		{"--source=https://127.0.0.1", "--source=https://127.0.0.1: give http://"},
+		{"--source=nobody", "--source=nobody: give http://"},
+		{"--source=", "--source wants a value"},
+		{"--pull=", "--pull wants a value"},
+	};
 	static const char *const source[] = {"--nonsense", "--port=65536", "--every=x",
 	                                     "--lose=", "x"};
 	char message[128];
 	size_t i;
 
 	for (i = 0; i < sizeof refresh / sizeof refresh[0]; i++) {
-		snprintf(message, sizeof message, "refresh: %s? It takes --source=", refresh[i]);
-		expect_usage("refresh", refresh[i], 64, message);
+		snprintf(message, sizeof message, "refresh: %s", refresh[i].message);
+		expect_usage("refresh", refresh[i].argument, 64, message);
 	}
 	for (i = 0; i < sizeof source / sizeof source[0]; i++) {
 		snprintf(message, sizeof message, "source: %s? It takes --port=", source[i]);
 		expect_usage("source", source[i], 64, message);
 	}
 	expect_usage("refresh", "--force=often", 1, "often");
-	expect_usage("refresh", "--pull=", 1, "pull_refresh");
+	expect_usage("refresh", "--pull=never", 1, "pull_refresh");
+}
+
+Test(refresh, help_has_both_kinds_of_options)
+{
+	struct program *help = run((const char *[]){path_of("refresh"), "--help", NULL}, false);
+	size_t at = expect_text(help, 0, "usage: refresh [start | stop | status | reload]");
+
+	at = expect_text(help, at, "--workers=N");
+	at = expect_text(help, at, "--source=URL");
+	expect_text(help, at, "--pull=TIME");
+	expect_end(help, 0);
+}
+
+/* An option's value may be a word of its own; the last word misses one. */
+Test(refresh, an_option_in_two_words)
+{
+	struct program *program;
+
+	program = run((const char *[]){path_of("refresh"), "--force", "often", "--port", "0", NULL},
+	              false);
+	expect_text(program, 0, "force_refresh");
+	expect_end(program, 1);
+	program = run((const char *[]){path_of("refresh"), "--port=0", "--pull", NULL}, false);
+	expect_text(program, 0, "refresh: --pull wants a value\n");
+	expect_end(program, 64);
+}
+
+/* ---- in the background ------------------------------------------------------------------------ */
+
+/* Run a command to its end. Returns the number behind `text`, which it prints. */
+static int
+command(const char *text, const char *const arguments[])
+{
+	struct program *program = run(arguments, false);
+	int number;
+
+	expect_text(program, 0, "%s", text);
+	while (program->output != -1)
+		read_more(program);
+	number = number_behind(program, text);
+	expect_end(program, 0);
+	return number;
+}
+
+Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
+{
+	struct program *source = start_source(0), service = {.port = 0};
+	char path[512], from[64], pid_file[300], output[300];
+	int leash = test_leash(); /* nobody outlives the test */
+
+	snprintf(path, sizeof path, "%s", path_of("refresh"));
+	snprintf(from, sizeof from, "--source=http://127.0.0.1:%d", source->port);
+	snprintf(pid_file, sizeof pid_file, "--pid-file=%s/pid", test_folder());
+	snprintf(output, sizeof output, "--stdout=%s/log", test_folder());
+	service.port =
+		command("refresh: started on http://127.0.0.1:",
+	                (const char *[]){path, "start", "--daemon", "--workers=2", "--port=0", from,
+	                                 pid_file, output, "--stderr=/dev/null", NULL});
+	cr_assert(ask(&service, "{\"index\":1,\"lastUpdateBy\":\"force\",") > 0);
+	cr_assert_gt(command("\napp       2 ", (const char *[]){path, "status", pid_file, NULL}),
+	             0);
+	cr_assert_eq(command("refresh: reloaded ",
+	                     (const char *[]){path, "reload", from, pid_file, NULL}),
+	             2);
+	cr_assert(ask(&service, "{\"index\":1,\"lastUpdateBy\":\"force\",") > 0);
+	command("refresh: stopped (", (const char *[]){path, "stop", pid_file, NULL});
+	close(leash);
+	stop(source);
 }
 
 /* ---- make run -------------------------------------------------------------------------------- */
@@ -599,7 +676,7 @@ run_both(bool by_make)
 		both = run((const char *[]){"make", "-s", "run", build, NULL}, true);
 	else
 		both = run((const char *[]){"sh", "examples/run", NULL}, true);
-	expect_text(both, 0, "egg started on http://127.0.0.1:%s ", port);
+	expect_text(both, 0, "refresh started on http://127.0.0.1:%s ", port);
 	expect_text(both, 0, "source started on http://127.0.0.1:%s ", getenv("SOURCE_PORT"));
 	both->port = atoi(port);
 	expect_all(both, "{\"index\":1,");
@@ -657,7 +734,7 @@ Test(refresh, sigterm_to_the_shell_ends_both)
 Test(refresh, the_service_ends_and_so_does_its_source)
 {
 	struct program *both = run_both(false);
-	const char *at = strstr(both->text, "[master] egg started on");
+	const char *at = strstr(both->text, "[master] refresh started on");
 
 	at = strstr(at, "or kill ");
 	cr_assert(at != NULL);
