@@ -6,6 +6,7 @@
  * them, so that its end-of-file is "nobody is left".
  */
 #include "harness.h"
+#include "redis_server.h"
 
 #include <criterion/criterion.h>
 
@@ -232,8 +233,10 @@ start_source(int port)
 	return source;
 }
 
+/* redis: an option more, or NULL. */
 static struct program *
-start_service(int source_port, const char *force, const char *pull)
+start_member(int source_port, const char *force, const char *pull, const char *redis,
+             const char *cluster)
 {
 	char path[512], source[64], force_option[32], pull_option[32], workers[32];
 	struct program *service;
@@ -244,12 +247,18 @@ start_service(int source_port, const char *force, const char *pull)
 	snprintf(pull_option, sizeof pull_option, "--pull=%s", pull);
 	snprintf(workers, sizeof workers, "--workers=%d", WORKERS);
 	service = run((const char *[]){path, "--port=0", source, force_option, pull_option, workers,
-	                               NULL},
+	                               redis, cluster, NULL},
 	              false);
 	expect_text(service, 0, "refresh started on http://127.0.0.1:");
 	expect_text(service, 0, "to stop it");
 	service->port = number_behind(service, "refresh started on http://127.0.0.1:");
 	return service;
+}
+
+static struct program *
+start_service(int source_port, const char *force, const char *pull)
+{
+	return start_member(source_port, force, pull, NULL, NULL);
 }
 
 /* ---- HTTP --------------------------------------------------------------------- */
@@ -498,6 +507,145 @@ Test(refresh, the_agent_is_killed)
 	stop(source);
 }
 
+/* ---- two machines ------------------------------------------------------------------------- */
+
+/* Two clusters, each with a source of its own: B's changes quietly, so that whatever
+ * refreshes B has come from A. */
+struct machines {
+	struct server redis;
+	struct program *source_a, *source_b, *a, *b;
+	int index; /* of both sources */
+};
+
+static void
+machines_start(struct machines *machines, const char *pull_of_a)
+{
+	char option[128];
+
+	server_start(&machines->redis, NULL);
+	snprintf(option, sizeof option, "--redis=%s", machines->redis.url);
+	machines->source_a = start_source(0);
+	machines->source_b = start_source(0);
+	machines->a =
+		start_member(machines->source_a->port, "1h", pull_of_a, option, "--cluster=a");
+	machines->b = start_member(machines->source_b->port, "1h", "1h", option, "--cluster=b");
+	machines->index = 1;
+	expect_text(machines->a, 0, "listens to");
+	expect_all(machines->a, "{\"index\":1,\"lastUpdateBy\":\"force\",");
+	expect_all(machines->b, "{\"index\":1,\"lastUpdateBy\":\"force\",");
+}
+
+static void
+machines_change(struct machines *machines, const char *how)
+{
+	change(machines->source_b, "/change?quietly");
+	change(machines->source_a, how);
+	machines->index++;
+}
+
+static void
+machines_expect(struct machines *machines, struct program *service, const char *by)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, "{\"index\":%d,\"lastUpdateBy\":\"%s\",", machines->index, by);
+	expect_all(service, text);
+}
+
+/* Change, and again, until B has heard of it: nobody says when it is connected. */
+static void
+machines_meet(struct machines *machines, const char *how, const char *by)
+{
+	int64_t deadline = clock_now() + 2 * time_limit(), next;
+	char text[64];
+
+	do {
+		cr_assert(clock_now() < deadline, "A:\n%s\nB:\n%s", machines->a->text,
+		          machines->b->text);
+		machines_change(machines, how);
+		snprintf(text, sizeof text, "{\"index\":%d,\"lastUpdateBy\":\"%s\",",
+		         machines->index, by);
+		next = clock_now() + 500;
+		while (ask(machines->b, text) == 0 && clock_now() < next) {
+			read_more(machines->a);
+			read_more(machines->b);
+		}
+	} while (ask(machines->b, text) == 0);
+}
+
+static void
+machines_stop(struct machines *machines)
+{
+	stop(machines->a);
+	stop(machines->b);
+	stop(machines->source_a);
+	stop(machines->source_b);
+}
+
+/* What one machine hears, all apps of both have; and they stay together. */
+static void
+expect_news(const char *pull_of_a, const char *how, const char *by)
+{
+	struct machines machines;
+
+	skip_without_redis();
+	machines_start(&machines, pull_of_a);
+	machines_meet(&machines, how, by);
+	machines_change(&machines, how);
+	machines_expect(&machines, machines.a, by);
+	machines_expect(&machines, machines.b, by);
+	cr_assert_eq(count_text(machines.b, "has changed"), 0, "%s", machines.b->text);
+	machines_stop(&machines);
+	server_end(&machines.redis, SIGTERM);
+}
+
+Test(refresh, a_push_to_one_machine_refreshes_the_other)
+{
+	expect_news("1h", "/change", "push");
+}
+
+Test(refresh, a_pull_by_one_machine_refreshes_the_other)
+{
+	expect_news("100ms", "/change?quietly", "pull");
+}
+
+/* Each goes on alone, and they find each other again. */
+Test(refresh, redis_is_killed_and_restarted)
+{
+	struct machines machines;
+
+	skip_without_redis();
+	machines_start(&machines, "1h");
+	machines_meet(&machines, "/change", "push");
+	server_end(&machines.redis, SIGKILL);
+	expect_text(machines.a, 0, "[bridge] refresh: ");
+	machines_change(&machines, "/change");
+	machines_expect(&machines, machines.a, "push");
+	machines.index--;
+	machines_expect(&machines, machines.b, "push"); /* still the old one */
+	machines.index++;
+	server_start(&machines.redis, NULL);
+	machines_meet(&machines, "/change", "push");
+	machines_expect(&machines, machines.b, "push");
+	machines_stop(&machines);
+	server_end(&machines.redis, SIGTERM);
+}
+
+/* There is no Redis yet, or never will be: the service is there. */
+Test(refresh, redis_is_not_there)
+{
+	struct program *source = start_source(0), *service;
+	char option[300];
+
+	snprintf(option, sizeof option, "--redis=unix://%s/nobody", test_folder());
+	service = start_member(source->port, "1h", "1h", option, NULL);
+	expect_text(service, 0, "listens to");
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
+	stop(service);
+	stop(source);
+}
+
 /* ---- the source -------------------------------------------------------------------------- */
 
 Test(refresh, the_source_changes_by_itself_and_loses_every_second_notice)
@@ -554,6 +702,7 @@ Test(refresh, a_wrong_command_line_is_one_clear_line)
 		{"--source=nobody", "--source=nobody: give http://"},
 		{"--source=", "--source wants a value"},
 		{"--pull=", "--pull wants a value"},
+		{"--redis=", "--redis wants a value"},
 	};
 	static const char *const source[] = {"--nonsense", "--port=65536", "--every=x",
 	                                     "--lose=", "x"};
@@ -570,6 +719,7 @@ Test(refresh, a_wrong_command_line_is_one_clear_line)
 	}
 	expect_usage("refresh", "--force=often", 1, "often");
 	expect_usage("refresh", "--pull=never", 1, "pull_refresh");
+	expect_usage("refresh", "--redis=http://127.0.0.1", 1, "refresh: --redis wants redis://");
 }
 
 Test(refresh, help_has_both_kinds_of_options)
