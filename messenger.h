@@ -316,15 +316,25 @@ bool messenger_closing(const struct messenger *messenger);
  */
 void messenger_graceful_exit(struct messenger *messenger);
 
-/* ------------------------------------------------------------------------ */
-/* Part two: what the files of clutch share                                  */
-/* ------------------------------------------------------------------------ */
+/* Milliseconds on a clock that only goes forward: what deadlines are made of. */
+int64_t clock_now(void);
 
 #ifdef __GNUC__
 #define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
 #else
 #define PRINTF_LIKE(text, first)
 #endif
+
+/*
+ * A line for the log, in one write(2), so that those of several processes do not mix.
+ * The new line at its end is added. The loop does not wait for who reads the log: past
+ * 1023 bytes a line is cut, and after 10 ms it is lost. errno may change.
+ */
+void print_line(int descriptor, const char *format, ...) PRINTF_LIKE(2, 3);
+
+/* ------------------------------------------------------------------------ */
+/* Part two: what the files of clutch share                                  */
+/* ------------------------------------------------------------------------ */
 
 /*
  * sendmessage.c: one message, one channel.
@@ -448,12 +458,6 @@ void channel_disown(void);
 
 /* The last resort: wait up to `timeout` for the socket to take what is queued. */
 enum peer channel_drain(struct channel *channel, int timeout);
-
-/* Milliseconds on a clock that only goes forward. */
-int64_t clock_now(void);
-
-/* One line, in one write(2); what does not fit or cannot be written is lost. */
-void print_line(int descriptor, const char *format, ...) PRINTF_LIKE(2, 3);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE is "1". */
 extern bool trace_on;

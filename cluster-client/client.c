@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Those of this process that are not closed. */
@@ -18,30 +17,10 @@ static struct cluster_client *clients;
 
 /* ---- small things ------------------------------------------------------------ */
 
-int64_t
-client_now(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* In one write, and only if somebody takes it: the process must not wait. */
 void
 client_log(const struct cluster_client *client, const char *who, const char *what, const char *then)
 {
-	struct pollfd log = {.fd = STDERR_FILENO, .events = POLLOUT};
-	char line[512];
-	int length = snprintf(line, sizeof line, "[cluster-client] %s: %s %s: %s\n", client->name,
-	                      who, what, then);
-
-	if (length >= (int)sizeof line) {
-		length = (int)sizeof line - 1;
-		line[length - 1] = '\n';
-	}
-	if (poll(&log, 1, 0) == 1 && write(log.fd, line, (size_t)length) == -1)
-		return; /* what cannot be logged is lost */
+	print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
 }
 
 struct value *
@@ -733,7 +712,7 @@ watch_expiry(struct cluster_client *client)
 
 	if (client->pending == NULL || client->expiry != 0 || !client->side->calls_expire)
 		return;
-	left = client->pending->deadline - client_now();
+	left = client->pending->deadline - clock_now();
 	id = messenger_set_timeout(client->messenger, left > 0 ? (int)left : 0, on_expiry, client);
 	client->expiry = id > 0 ? id : 0;
 }
@@ -742,7 +721,7 @@ static int
 on_expiry(struct messenger *messenger, void *arg)
 {
 	struct cluster_client *client = arg;
-	int64_t now = client_now();
+	int64_t now = clock_now();
 	char message[64];
 
 	(void)messenger;
@@ -789,7 +768,7 @@ call(struct cluster_client *client, const struct pending *what, const void *data
 		return -1;
 	*pending = *what;
 	pending->id = ++client->last_id;
-	pending->deadline = client_now() + client->options.response_timeout;
+	pending->deadline = clock_now() + client->options.response_timeout;
 	*client->last_pending = pending;
 	client->last_pending = &pending->next;
 	client->pending_count++;

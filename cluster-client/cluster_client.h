@@ -520,7 +520,4 @@ struct value *value_new(const void *data, size_t length);
 struct value *value_hold(struct value *value);
 void value_drop(struct value *value);
 
-/* Milliseconds on a clock that only goes forward. */
-int64_t client_now(void);
-
 #endif

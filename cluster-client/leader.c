@@ -279,7 +279,7 @@ new_call(struct cluster_client *client, struct follower *follower, uint64_t id, 
 	call->own = follower == NULL;
 	call->id = id;
 	call->timeout = timeout;
-	call->since = client_now();
+	call->since = clock_now();
 	call->link = &client->calls;
 	call->next = client->calls;
 	if (call->next != NULL)
@@ -322,7 +322,7 @@ tell_answer(struct follower *follower, uint64_t id, bool success, const void *da
 static bool
 is_too_late(const struct cluster_call *call)
 {
-	return call->timeout > 0 && client_now() - call->since > (int64_t)call->timeout;
+	return call->timeout > 0 && clock_now() - call->since > (int64_t)call->timeout;
 }
 
 static int
@@ -433,7 +433,7 @@ heard(struct connection *connection, const struct packet *packet)
 	struct follower *follower = follower_of(connection);
 	struct cluster_client *client = connection->client;
 
-	follower->heard_at = client_now();
+	follower->heard_at = clock_now();
 	if (packet->type == PACKET_REGISTER_CHANNEL)
 		return on_register(client, follower, packet);
 	if (!follower->registered)
@@ -544,7 +544,7 @@ on_connection(struct messenger *agent, const struct message *message, void *arg)
 	follower->connection.heard = heard;
 	follower->connection.gone = gone;
 	follower->connection.client = client;
-	follower->heard_at = client_now();
+	follower->heard_at = clock_now();
 	if (connection_open(&follower->connection, agent, descriptor) == -1) {
 		close(descriptor);
 		free(follower);
@@ -561,7 +561,7 @@ static int
 check_heartbeats(struct messenger *agent, void *arg)
 {
 	struct cluster_client *client = arg;
-	int64_t oldest = client_now() - 3 * (int64_t)client->options.heartbeat_interval;
+	int64_t oldest = clock_now() - 3 * (int64_t)client->options.heartbeat_interval;
 	struct follower *follower;
 
 	(void)agent;
@@ -749,7 +749,7 @@ cluster_client_leader(struct messenger *agent, const char *name, const struct re
 
 	if (client == NULL)
 		return NULL;
-	client->random = (uint64_t)getpid() * 2654435761U ^ (uint64_t)client_now();
+	client->random = (uint64_t)getpid() * 2654435761U ^ (uint64_t)clock_now();
 	client->random |= 1;
 	if (messenger_on(agent, client->action, on_connection, client) == -1) {
 		client_free(client);

@@ -13,62 +13,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- the log ------------------------------------------------------------- */
 
-static int log_descriptor = STDOUT_FILENO;
+int schedule_log = STDOUT_FILENO;
 
 void
 egg_schedule_log(int descriptor)
 {
-	log_descriptor = descriptor;
-}
-
-static void
-log_line(int descriptor, const char *format, va_list arguments)
-{
-	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
-	char line[1024];
-	int length = vsnprintf(line, sizeof line - 1, format, arguments);
-
-	if (descriptor < 0 || length < 0)
-		return;
-	if (length > (int)sizeof line - 2)
-		length = (int)sizeof line - 2;
-	line[length++] = '\n';
-	if (poll(&log, 1, 0) == 1)
-		while (write(descriptor, line, (size_t)length) == -1 && errno == EINTR)
-			;
-}
-
-void
-log_info(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	log_line(log_descriptor, format, arguments);
-	va_end(arguments);
-}
-
-void
-log_warn(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	log_line(STDERR_FILENO, format, arguments);
-	va_end(arguments);
-}
-
-int64_t
-milliseconds(clockid_t clock)
-{
-	struct timespec now;
-
-	clock_gettime(clock, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+	schedule_log = descriptor;
 }
 
 /* ---- the jobs ------------------------------------------------------------ */

@@ -149,11 +149,21 @@ on_report(struct messenger *agent, const struct message *message, void *arg)
 
 /* ---- lib/strategy/base.js ------------------------------------------------ */
 
+/* Milliseconds by the clock on the wall. */
+static int64_t
+wall_clock(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 static uint64_t
 random_number(void)
 {
 	if (scheduler.random == 0)
-		scheduler.random = (uint64_t)milliseconds(CLOCK_REALTIME) * 2654435761U + 1;
+		scheduler.random = (uint64_t)wall_clock() * 2654435761U + 1;
 	scheduler.random ^= scheduler.random << 13;
 	scheduler.random ^= scheduler.random >> 7;
 	scheduler.random ^= scheduler.random << 17;
@@ -169,9 +179,8 @@ make_info(struct job *job, struct run_info *info)
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	*info = (struct run_info){.worker_id = 0};
 	snprintf(info->key, sizeof info->key, "%s", job->schedule->name);
-	snprintf(info->id, sizeof info->id, "%lld%lld%ld%u",
-	         (long long)milliseconds(CLOCK_REALTIME), (long long)now.tv_sec, now.tv_nsec,
-	         ++scheduler.ticks);
+	snprintf(info->id, sizeof info->id, "%lld%lld%ld%u", (long long)wall_clock(),
+	         (long long)now.tv_sec, now.tv_nsec, ++scheduler.ticks);
 }
 
 /* egg: sendOne. The agent itself chooses the worker, to know who it is. */
@@ -240,7 +249,7 @@ static int on_timer(struct messenger *agent, void *arg);
 static int64_t
 job_now(const struct job *job)
 {
-	return milliseconds(job->interval != 0 ? CLOCK_MONOTONIC : CLOCK_REALTIME);
+	return job->interval != 0 ? clock_now() : wall_clock();
 }
 
 static void
@@ -289,7 +298,7 @@ next_due(struct job *job, int64_t now)
 static void
 schedule_next(struct job *job)
 {
-	int64_t now = job_now(job), wall = milliseconds(CLOCK_REALTIME);
+	int64_t now = job_now(job), wall = wall_clock();
 	char date[64];
 
 	if (!next_due(job, now) || wall + (job->due - now) > job->end) {

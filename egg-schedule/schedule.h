@@ -8,6 +8,8 @@
 #include "cron.h"
 #include "egg_schedule.h"
 
+#include <unistd.h>
+
 /* A run's id, and all that a message about it takes, in bytes. */
 #define RUN_ID_SIZE 96
 #define RUN_JSON_SIZE (SCHEDULE_NAME_MAX + RUN_ID_SIZE + 128)
@@ -58,12 +60,10 @@ struct run_info {
 void run_info_print(const struct run_info *info, char *json, size_t size);
 bool run_info_parse(struct run_info *info, const struct message *message);
 
-/* CLOCK_REALTIME or CLOCK_MONOTONIC in milliseconds. */
-int64_t milliseconds(clockid_t clock);
-
-/* One line: of everyday work, or of what went wrong. It is lost rather than waited
- * for. */
-void log_info(const char *format, ...) PRINTF_LIKE(1, 2);
-void log_warn(const char *format, ...) PRINTF_LIKE(1, 2);
+/* One line: of everyday work (where to, egg_schedule_log says), or of what went
+ * wrong. */
+extern int schedule_log;
+#define log_info(...) (schedule_log >= 0 ? print_line(schedule_log, __VA_ARGS__) : (void)0)
+#define log_warn(...) print_line(STDERR_FILENO, __VA_ARGS__)
 
 #endif

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* The commands, as bits: an option says which of them take it. */
 enum { START = 1, STOP = 2, STATUS = 4, RELOAD = 8, ALL = 15 };
@@ -94,15 +93,6 @@ complain(const struct command *command, const char *format, ...)
 	va_start(arguments, format);
 	print(stderr, command, format, arguments);
 	va_end(arguments);
-}
-
-int64_t
-milliseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 char *

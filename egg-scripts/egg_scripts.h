@@ -61,11 +61,12 @@
  */
 int egg_scripts(int argc, char *const argv[], const struct options *options);
 
+/* A program with options of its own takes them out of argv first (examples/refresh.c). */
+enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
+
 /* ------------------------------------------------------------------------ */
 /* Part two: what the files of egg-scripts share                             */
 /* ------------------------------------------------------------------------ */
-
-enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
 
 /* egg_scripts.c: the command line, understood. */
 struct command {
@@ -78,9 +79,6 @@ struct command {
 /* One line on stdout, or on stderr; it begins with the program's name. */
 void say(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
 void complain(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
-
-/* Milliseconds on a clock that only goes forward. */
-int64_t milliseconds(void);
 
 /* $HOME/FOLDER/NAMEend, a default: free it. NULL: it complained. */
 char *home_file(const struct command *command, const char *folder, const char *end);

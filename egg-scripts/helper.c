@@ -87,19 +87,19 @@ cluster_is_gone(const struct cluster_found *cluster)
 static void
 wait_for_reaping(pid_t master)
 {
-	int64_t deadline = milliseconds() + REAP_TIMEOUT;
+	int64_t deadline = clock_now() + REAP_TIMEOUT;
 
-	while (master > 0 && kill(master, 0) == 0 && milliseconds() < deadline)
+	while (master > 0 && kill(master, 0) == 0 && clock_now() < deadline)
 		poll(NULL, 0, LOOK_AGAIN);
 }
 
 bool
 cluster_wait_gone(const struct cluster_found *cluster, int64_t timeout)
 {
-	int64_t deadline = milliseconds() + timeout;
+	int64_t deadline = clock_now() + timeout;
 
 	while (!cluster_is_gone(cluster)) {
-		if (milliseconds() >= deadline)
+		if (clock_now() >= deadline)
 			return false;
 		poll(NULL, 0, LOOK_AGAIN);
 	}
@@ -127,13 +127,13 @@ kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 int
 cluster_kill(const struct cluster_found *cluster)
 {
-	int64_t deadline = milliseconds() + KILL_TIMEOUT;
+	int64_t deadline = clock_now() + KILL_TIMEOUT;
 
 	do {
 		kill_between(cluster, 0, INT_MAX);
 		if (cluster_wait_gone(cluster, 5 * LOOK_AGAIN))
 			return 0;
-	} while (milliseconds() < deadline);
+	} while (clock_now() < deadline);
 	return -1;
 }
 
@@ -154,7 +154,7 @@ read_file(const char *path)
 char *
 cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 {
-	int64_t deadline = milliseconds() + timeout;
+	int64_t deadline = clock_now() + timeout;
 	char path[PATH_MAX + 16], *table;
 	off_t byte;
 
@@ -167,7 +167,7 @@ cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 		if (owner(cluster->descriptor, 0, 1, &byte) != cluster->master)
 			return NULL;
 		errno = ETIMEDOUT;
-		if (milliseconds() >= deadline)
+		if (clock_now() >= deadline)
 			return NULL;
 		poll(NULL, 0, LOOK_AGAIN);
 	}

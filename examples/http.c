@@ -36,7 +36,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Bytes. */
@@ -88,15 +87,6 @@ struct connection {
 /* The process's open connections. */
 static struct connection *connections;
 static bool before_close_is_set;
-
-static int64_t
-clock_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static const char *
 reason(int status)
@@ -695,7 +685,7 @@ set_deadline(struct connection *connection)
 	connection->wait = wait;
 	if (wait_limit(wait) == 0)
 		return true;
-	now = clock_ms();
+	now = clock_now();
 	connection->deadline = now + wait_limit(wait);
 	if (connection->timer != 0 && connection->due <= connection->deadline)
 		return true;
@@ -800,7 +790,7 @@ static int
 on_timer(struct messenger *app, void *arg)
 {
 	struct connection *connection = arg;
-	int64_t now = clock_ms();
+	int64_t now = clock_now();
 
 	(void)app;
 	connection->timer = 0;

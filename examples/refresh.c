@@ -15,25 +15,35 @@
  *	  |                     |    "push"      |    "push"        |
  *	  | <---------------------------------------- GET /data --- |
  *
+ * With --redis=URL a change that one machine finds out refreshes the apps of all of
+ * them: push and pull tell it through Redis (docs/scaling.md). Without Redis, or while
+ * it is away, each machine goes on by itself.
+ *
  * Push is quick, but a notice can get lost. Pull finds that within seconds, with one
  * small question for all apps. Force is right whatever went wrong before. While the
  * source is down its last data is served, and who has failed to load it tries again.
  *
  *	build/examples/source &
  *	build/examples/refresh [--source=http://127.0.0.1:7002] [--force=10m] [--pull=10s]
- *	                       [--port=7001] [--workers=N]
+ *	                       [--redis=redis://127.0.0.1]
  *	curl http://127.0.0.1:7001/      {"index":7,"lastUpdateBy":"push","pid":4711}
+ *
+ * It has egg-scripts' command line, too: refresh start --daemon --port=8080, refresh
+ * status, reload, stop; --help says it all.
  *
  * egg: the example of its documentation's chapter on cluster and IPC
  */
 #include "../egg-schedule/egg_schedule.h"
+#include "../egg-scripts/egg_scripts.h"
 #include "../messenger.h"
+#include "../redis/bridge.h"
 #include "http.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Milliseconds. */
 #define ANSWER_TIMEOUT 3000 /* for the source to answer */
@@ -42,11 +52,11 @@
 #define RETRY_MOST 5000
 #define PATIENCE 2000 /* a start without the data: then the app serves without it */
 
-#define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
-
 static const char *source = "http://127.0.0.1:7002";
 static const char *force_interval = "10m";
 static const char *pull_interval = "10s";
+static const char *redis; /* NULL: there is no other machine */
+static const char *cluster;
 
 /* {"index":7}, or something else. */
 static bool
@@ -70,6 +80,38 @@ make_url(char url[HTTP_URL_MAX], const char *page)
 	if (source[length - 1] == '/')
 		length--;
 	snprintf(url, HTTP_URL_MAX, "%.*s%s", length, source, page);
+}
+
+/* ---- the other machines ----------------------------------------------------- */
+
+static struct bridge *bridge; /* NULL: there are none */
+
+/* In the agent and in each app. A wrong URL is a failed start; a Redis that does not
+ * answer is not. The URL is not printed: there may be a password in it. */
+static int
+join_others(struct messenger *messenger)
+{
+	if (redis == NULL)
+		return 0;
+	bridge = bridge_start(
+		messenger,
+		&(struct bridge_options){.url = redis, .channel = "refresh", .cluster = cluster});
+	if (bridge != NULL)
+		return 0;
+	print_line(STDERR_FILENO,
+	           "refresh: --redis wants redis://ADDRESS:PORT or unix://PATH, and "
+	           "--cluster a name of at most %d bytes: %s",
+	           BRIDGE_NAME_MAX, strerror(errno));
+	return -1;
+}
+
+/* Tell all apps, here and elsewhere, that the data has changed. */
+static int
+tell_all(struct messenger *messenger, const char *by)
+{
+	if (bridge != NULL)
+		return bridge_publish(bridge, NULL, "refresh", by);
+	return messenger_send_to_app(messenger, "refresh", by);
 }
 
 /* ---- the cache: one in each app worker ------------------------------------- */
@@ -179,6 +221,14 @@ on_refresh(struct messenger *app, const struct message *message, void *arg)
 	return message->data != NULL ? cache_refresh(app, which_way(message->data)) : 0;
 }
 
+/* The same through Redis, from this cluster or another one. */
+static int
+on_bridge_refresh(struct bridge *from, const struct bridge_message *message, void *app)
+{
+	(void)from;
+	return message->data != NULL ? cache_refresh(app, which_way(message->data)) : 0;
+}
+
 static int
 on_cache_wanted(struct messenger *app, const struct message *message, void *arg)
 {
@@ -223,7 +273,7 @@ on_check(struct messenger *app, int status, const char *text, void *arg)
 	if (status == 200 && parse_index(text, &index) &&
 	    (cache.by == NULL || index != cache.index)) {
 		printf("app %ld: the source has changed (pull)\n", (long)messenger_pid(app));
-		result = messenger_send_to_app(app, "refresh", "\"pull\"");
+		result = tell_all(app, "\"pull\"");
 	}
 	schedule_done(run, result);
 	return 0;
@@ -276,7 +326,9 @@ app(struct messenger *app, void *arg)
 	    messenger_on(app, "cache-wanted", on_cache_wanted, arg) == -1 ||
 	    messenger_on(app, "cache", on_cache, arg) == -1 ||
 	    messenger_set_timeout(app, PATIENCE, on_patience, arg) == -1 ||
-	    egg_schedule_app(app, schedules(), 2) == -1)
+	    egg_schedule_app(app, schedules(), 2) == -1 || join_others(app) == -1)
+		return -1;
+	if (bridge != NULL && bridge_on(bridge, "refresh", on_bridge_refresh, app) == -1)
 		return -1;
 	return cache_refresh(app, "force");
 }
@@ -330,7 +382,7 @@ on_line(struct messenger *agent, int status, const char *text, void *arg)
 	if (!is_new)
 		return 0;
 	printf("agent %ld: the source has changed (push)\n", (long)messenger_pid(agent));
-	return messenger_send_to_app(agent, "refresh", "\"push\"");
+	return tell_all(agent, "\"push\"");
 }
 
 static int
@@ -348,7 +400,7 @@ static int
 agent(struct messenger *agent, void *arg)
 {
 	push.retry = RETRY_FIRST;
-	if (egg_schedule_agent(agent, schedules(), 2) == -1)
+	if (egg_schedule_agent(agent, schedules(), 2) == -1 || join_others(agent) == -1)
 		return -1;
 	return subscribe(agent, arg);
 }
@@ -381,64 +433,131 @@ connection(struct messenger *app, int descriptor, void *arg)
 
 /* ---- the command line ----------------------------------------------------------- */
 
-/* What stands behind "--NAME=", or NULL: it is another option. */
-static const char *
-value_of(const char *argument, const char *name)
+/* What refresh takes itself; all else is for egg_scripts. */
+static const struct option {
+	const char *name, *value; /* value: as --help calls it */
+	const char **text;
+	const char *help;
+} table[] = {
+	{"source", "URL", &source, "of the data [http://127.0.0.1:7002]"},
+	{"force", "TIME", &force_interval, "after which each app loads the data anew [10m]"},
+	{"pull", "TIME", &pull_interval, "after which one app asks for a change [10s]"},
+	{"redis", "URL", &redis, "where all machines meet [there is one machine]"},
+	{"cluster", "NAME", &cluster, "there, and no other one's [HOSTNAME-PORT]"},
+};
+
+enum { OPTIONS = sizeof table / sizeof table[0] };
+
+/* The option of "--name=value" or "--name"; value is NULL in the latter. */
+static const struct option *
+find_option(const char *word, const char **value)
 {
-	size_t length = strlen(name);
+	const char *end = word + strcspn(word, "=");
+	size_t i, length;
 
-	return strncmp(argument, name, length) == 0 ? argument + length : NULL;
-}
-
-static bool
-parse_number(const char *text, int most, int *number)
-{
-	size_t digits = strspn(text, "0123456789");
-
-	if (digits == 0 || digits > 5 || text[digits] != 0 || atoi(text) > most)
-		return false;
-	*number = atoi(text);
-	return true;
-}
-
-static bool
-parse_option(const char *argument, struct options *options)
-{
-	const char *value;
-
-	if ((value = value_of(argument, "--force=")) != NULL)
-		force_interval = value;
-	else if ((value = value_of(argument, "--pull=")) != NULL)
-		pull_interval = value;
-	else if ((value = value_of(argument, "--source=")) != NULL) {
-		source = value;
-		return http_is_url(value) && strlen(value) + strlen("/check") < HTTP_URL_MAX;
-	} else if ((value = value_of(argument, "--workers=")) != NULL)
-		return parse_number(value, CLUTCH_WORKERS_MAX, &options->workers);
-	else if ((value = value_of(argument, "--port=")) != NULL) {
-		if (!parse_number(value, 65535, &options->port))
-			return false;
-		options->port = options->port > 0 ? options->port : -1;
+	*value = *end == '=' ? end + 1 : NULL;
+	for (i = 0; i < OPTIONS; i++) {
+		length = strlen(table[i].name);
+		if (strncmp(word, "--", 2) == 0 && (size_t)(end - word) == length + 2 &&
+		    memcmp(word + 2, table[i].name, length) == 0)
+			return &table[i];
 	}
-	return value != NULL;
+	return NULL;
+}
+
+/* Take refresh's own options out of the words. Returns how many are left, the
+ * program's name among them; -1: one is wrong. */
+static int
+take_options(int argc, char *argv[])
+{
+	const struct option *option;
+	const char *value;
+	int i, left = 1;
+
+	for (i = 1; i < argc; i++) {
+		option = find_option(argv[i], &value);
+		if (option == NULL) {
+			argv[left++] = argv[i];
+			continue;
+		}
+		value = value != NULL ? value : argv[++i];
+		if (value == NULL || value[0] == '\0') {
+			fprintf(stderr, "refresh: --%s wants a value\n", option->name);
+			return -1;
+		}
+		*option->text = value;
+	}
+	argv[left] = NULL;
+	return left;
+}
+
+/* What stands behind --port; that it is right is egg_scripts' business. */
+static const char *
+find_port(char *argv[])
+{
+	const char *port = getenv("PORT");
+
+	for (; *argv != NULL; argv++)
+		if (strncmp(*argv, "--port=", strlen("--port=")) == 0)
+			port = *argv + strlen("--port=");
+		else if (strcmp(*argv, "--port") == 0 && argv[1] != NULL)
+			port = argv[1];
+	return port != NULL ? port : "7001";
+}
+
+/* Two clusters of one name do not hear each other. A machine's name and a port are no
+ * other's, and are the same after a restart. */
+static void
+name_cluster(char *argv[])
+{
+	static char name[BRIDGE_NAME_MAX + 1];
+	char host[64] = "";
+
+	gethostname(host, sizeof host - 1);
+	snprintf(name, sizeof name, "%s-%s", host, find_port(argv));
+	cluster = name;
+}
+
+static bool
+asks_for_help(char *argv[])
+{
+	while (*argv != NULL && strcmp(*argv, "--help") != 0)
+		argv++;
+	return *argv != NULL;
+}
+
+static void
+print_help(void)
+{
+	char left[32];
+	size_t i;
+
+	printf("\nrefresh itself:\n");
+	for (i = 0; i < OPTIONS; i++) {
+		snprintf(left, sizeof left, "--%s=%s", table[i].name, table[i].value);
+		printf("  %-20s %s\n", left, table[i].help);
+	}
 }
 
 int
 main(int argc, char *argv[])
 {
 	struct options options = {.agent = agent, .app = app, .connection = connection};
-	int i;
+	int result;
 
-	for (i = 1; i < argc; i++)
-		if (!parse_option(argv[i], &options)) {
-			fprintf(stderr,
-			        "refresh: %s? It takes --source=http://127.0.0.1:7002, "
-			        "--force=10m, "
-			        "--pull=10s, --port=7001 (0: any free one) and --workers=N\n",
-			        argv[i]);
-			return USAGE;
-		}
+	argc = argc > 0 ? take_options(argc, argv) : 0;
+	if (argc == -1)
+		return EXIT_USAGE;
+	if (!http_is_url(source) || strlen(source) + strlen("/check") >= HTTP_URL_MAX) {
+		fprintf(stderr, "refresh: --source=%s: give http://ADDRESS:PORT\n", source);
+		return EXIT_USAGE;
+	}
+	if (cluster == NULL)
+		name_cluster(argv);
 	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
 	egg_schedule_log(-1);             /* several lines for each tick; failures are told */
-	return start_cluster(&options);
+	result = egg_scripts(argc, argv, &options);
+	if (asks_for_help(argv))
+		print_help();
+	return result;
 }

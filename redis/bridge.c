@@ -113,25 +113,14 @@ struct bridge {
 
 /* ---- odds and ends ----------------------------------------------------------------- */
 
-static int64_t
-now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
-}
-
 /* One line, unless it is the one before again: what goes on failing has nothing new. */
 static void say(struct bridge *bridge, const char *format, ...) PRINTF_LIKE(2, 3);
 
 static void
 say(struct bridge *bridge, const char *format, ...)
 {
-	char line[sizeof bridge->last_line], out[BRIDGE_NAME_MAX + sizeof line + 16];
+	char line[sizeof bridge->last_line], *at;
 	va_list arguments;
-	int length;
-	char *at;
 
 	va_start(arguments, format);
 	vsnprintf(line, sizeof line, format, arguments);
@@ -142,9 +131,7 @@ say(struct bridge *bridge, const char *format, ...)
 	if (strcmp(line, bridge->last_line) == 0)
 		return;
 	memcpy(bridge->last_line, line, sizeof line);
-	length = snprintf(out, sizeof out, "[bridge] %s: %s\n", bridge->channel, line);
-	if (write(STDERR_FILENO, out, (size_t)length) == -1)
-		return; /* a line of the log that cannot be written is lost */
+	print_line(STDERR_FILENO, "[bridge] %s: %s", bridge->channel, line);
 }
 
 /* Three connections to one Redis have the same to say. */
@@ -186,7 +173,7 @@ static int retry(struct messenger *messenger, void *arg);
 static void
 look_again(struct bridge *bridge, int milliseconds)
 {
-	int64_t due = now() + milliseconds;
+	int64_t due = clock_now() + milliseconds;
 	int id;
 
 	if (bridge->timer != 0 && bridge->timer_due <= due)
@@ -596,11 +583,12 @@ refuse(struct bridge *bridge, int milliseconds)
 static void
 announce(struct bridge *bridge)
 {
+	int64_t now = clock_now();
 	char data[24];
 
 	if (bridge->epoch != 0 || !bridge->joined || !redis_ready(bridge->commands))
 		return;
-	bridge->last_epoch = now() > bridge->last_epoch ? now() : bridge->last_epoch + 1;
+	bridge->last_epoch = now > bridge->last_epoch ? now : bridge->last_epoch + 1;
 	snprintf(data, sizeof data, "%lld", (long long)bridge->last_epoch);
 	if (messenger_send_to_app(bridge->messenger, action_of(bridge, "ready"), data) == -1)
 		look_again(bridge, SOON);
@@ -809,7 +797,7 @@ ask_apps(struct bridge *bridge)
 	bridge->mark++;
 	bridge->marked = true;
 	bridge->heard = false;
-	bridge->marked_at = now();
+	bridge->marked_at = clock_now();
 	for (i = 0; i < bridge->member_count; i++)
 		bridge->members[i].owes = bridge->members[i].listening;
 	look_again(bridge, LATER);
@@ -1074,7 +1062,7 @@ watch_mark(struct bridge *bridge)
 
 	if (!bridge->marked)
 		return;
-	if (now() - bridge->marked_at < 2 * (int64_t)bridge->timeout) {
+	if (clock_now() - bridge->marked_at < 2 * (int64_t)bridge->timeout) {
 		look_again(bridge, LATER);
 		return;
 	}
@@ -1117,12 +1105,12 @@ retry(struct messenger *messenger, void *arg)
 static int
 on_leave(struct messenger *messenger, void *arg)
 {
-	int64_t left, deadline = now() + BRIDGE_LEAVE_TIMEOUT;
+	int64_t left, deadline = clock_now() + BRIDGE_LEAVE_TIMEOUT;
 	struct bridge *bridge = arg;
 
 	while ((bridge->waiting > 0 ||
 	        (bridge->commands != NULL && redis_pending(bridge->commands) > 0)) &&
-	       (left = deadline - now()) > 0)
+	       (left = deadline - clock_now()) > 0)
 		if (messenger_step(messenger, (int)left) != 1)
 			break;
 	if (bridge->waiting > 0)
@@ -1241,7 +1229,7 @@ bridge_start(struct messenger *messenger, const struct bridge_options *options)
 	snprintf(bridge->key, sizeof bridge->key, "clutch:%s", channel);
 	snprintf(bridge->stream, sizeof bridge->stream, "clutch:%s:stream", channel);
 	make_token(bridge->token);
-	bridge->mark = (uint64_t)now() << 16; /* not those of the agent before */
+	bridge->mark = (uint64_t)clock_now() << 16; /* not those of the agent before */
 	bridge->data = malloc(BRIDGE_DATA_MAX + ENVELOPE_MAX);
 	if (bridge->data == NULL || (role == ROLE_AGENT && open_connections(bridge, url) == -1) ||
 	    listen_to_all(bridge) == -1 ||

@@ -24,7 +24,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 /* So much is read at once. */
@@ -97,15 +96,6 @@ struct redis {
 
 /* ---- odds and ends --------------------------------------------------------- */
 
-static int64_t
-now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
-}
-
 /* xorshift64: nobody's secret, only not the same in two processes. */
 static int
 below(struct redis *redis, int limit)
@@ -172,21 +162,15 @@ static void
 complain(const struct redis *redis, const char *what, const char *why)
 {
 	char line[512], *at;
-	int length;
 
-	length = snprintf(line, sizeof line - 1, "[redis] %s: %s%s", redis->name, what, why);
-	if (length > (int)sizeof line - 2)
-		length = (int)sizeof line - 2;
+	snprintf(line, sizeof line, "[redis] %s: %s%s", redis->name, what, why);
 	for (at = line; *at != '\0'; at++)
 		if ((unsigned char)*at < ' ' || *at == 127)
 			*at = '?';
-	if (redis->options.log != NULL) {
+	if (redis->options.log != NULL)
 		redis->options.log(line, redis->options.arg);
-		return;
-	}
-	line[length] = '\n';
-	if (write(STDERR_FILENO, line, (size_t)length + 1) == -1)
-		return; /* a line of the log that cannot be written is lost */
+	else
+		print_line(STDERR_FILENO, "%s", line);
 }
 
 bool
@@ -457,7 +441,7 @@ queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
 	if (command == NULL)
 		return -1;
 	*command = (struct command){callback, arg, begin, begin + size,
-	                            now() + redis->options.timeout};
+	                            clock_now() + redis->options.timeout};
 	redis->out.end += resp_command(redis->out.bytes + redis->out.end, argc, argv, lengths);
 	if (!redis->turning)
 		attend(redis);
@@ -550,7 +534,7 @@ disconnect(struct redis *redis)
 static int64_t
 next_try(struct redis *redis)
 {
-	int64_t time = now();
+	int64_t time = clock_now();
 
 	if (redis->state == READY && time - redis->since >= redis->wait)
 		redis->wait = 0;
@@ -671,7 +655,7 @@ become_ready(struct redis *redis)
 			return;
 		}
 	redis->state = READY;
-	redis->since = now();
+	redis->since = clock_now();
 	if (redis->complained)
 		complain(redis, "connected again", "");
 	redis->complained = false;
@@ -743,7 +727,7 @@ begin_connecting(struct redis *redis)
 		return;
 	}
 	redis->state = CONNECTING;
-	redis->deadline = now() + redis->options.timeout;
+	redis->deadline = clock_now() + redis->options.timeout;
 }
 
 static void
@@ -845,7 +829,7 @@ receive(struct redis *redis)
 		lose(redis, length == 0 ? "closed by Redis" : strerror(errno));
 		return;
 	}
-	redis->heard = now();
+	redis->heard = clock_now();
 	redis->in.end += (size_t)length;
 	while (redis->descriptor != -1 && (reply = next_reply(redis)) != NULL) {
 		used = redis->scan.at;
@@ -884,7 +868,7 @@ static void
 watch_clock(struct redis *redis)
 {
 	const struct command *first = head(redis);
-	int64_t time = now();
+	int64_t time = clock_now();
 	char text[64];
 
 	snprintf(text, sizeof text, "no reply within %d ms", redis->options.timeout);
@@ -908,7 +892,7 @@ static void
 turn(struct redis *redis, short revents)
 {
 	redis->turning = true;
-	if (redis->state == WAITING && redis->deadline <= now())
+	if (redis->state == WAITING && redis->deadline <= clock_now())
 		begin_connecting(redis);
 	else if (redis->state == CONNECTING && revents != 0)
 		finish_connecting(redis);
@@ -965,7 +949,7 @@ due(const struct redis *redis)
 static int
 milliseconds_until(int64_t time)
 {
-	int64_t left = time - now();
+	int64_t left = time - clock_now();
 
 	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
@@ -1057,7 +1041,7 @@ on_timer(struct messenger *messenger, void *arg)
 	struct redis *redis = arg;
 
 	redis->timer = messenger_set_timeout(messenger, REDIS_RETRY_MIN, on_timer, redis);
-	redis->timer_due = now() + REDIS_RETRY_MIN;
+	redis->timer_due = clock_now() + REDIS_RETRY_MIN;
 	turn(redis, 0);
 	return take_result(redis);
 }
@@ -1105,7 +1089,7 @@ redis_open(struct messenger *messenger, const char *url, const struct redis_opti
 	if (redis->options.retry_max <= 0)
 		redis->options.retry_max = REDIS_RETRY_MAX;
 	redis->descriptor = -1;
-	redis->deadline = now();
+	redis->deadline = clock_now();
 	redis->random =
 		((uint64_t)getpid() << 32 ^ (uint64_t)redis->deadline ^ (uintptr_t)redis) | 1;
 	redis->messenger = messenger;

@@ -6,6 +6,7 @@
  * them, so that its end-of-file is "nobody is left".
  */
 #include "harness.h"
+#include "redis_server.h"
 
 #include <criterion/criterion.h>
 
@@ -74,7 +75,7 @@ static struct program *
 run(const char *const arguments[], bool in_terminal)
 {
 	struct program *program = calloc(1, sizeof *program);
-	char *copy[8] = {NULL};
+	char *copy[12] = {NULL};
 	pid_t test = getpid();
 	int ends[2], i;
 
@@ -232,8 +233,10 @@ start_source(int port)
 	return source;
 }
 
+/* redis: an option more, or NULL. */
 static struct program *
-start_service(int source_port, const char *force, const char *pull)
+start_member(int source_port, const char *force, const char *pull, const char *redis,
+             const char *cluster)
 {
 	char path[512], source[64], force_option[32], pull_option[32], workers[32];
 	struct program *service;
@@ -244,12 +247,18 @@ start_service(int source_port, const char *force, const char *pull)
 	snprintf(pull_option, sizeof pull_option, "--pull=%s", pull);
 	snprintf(workers, sizeof workers, "--workers=%d", WORKERS);
 	service = run((const char *[]){path, "--port=0", source, force_option, pull_option, workers,
-	                               NULL},
+	                               redis, cluster, NULL},
 	              false);
-	expect_text(service, 0, "egg started on http://127.0.0.1:");
+	expect_text(service, 0, "refresh started on http://127.0.0.1:");
 	expect_text(service, 0, "to stop it");
-	service->port = number_behind(service, "egg started on http://127.0.0.1:");
+	service->port = number_behind(service, "refresh started on http://127.0.0.1:");
 	return service;
+}
+
+static struct program *
+start_service(int source_port, const char *force, const char *pull)
+{
+	return start_member(source_port, force, pull, NULL, NULL);
 }
 
 /* ---- HTTP --------------------------------------------------------------------- */
@@ -498,6 +507,145 @@ Test(refresh, the_agent_is_killed)
 	stop(source);
 }
 
+/* ---- two machines ------------------------------------------------------------------------- */
+
+/* Two clusters, each with a source of its own: B's changes quietly, so that whatever
+ * refreshes B has come from A. */
+struct machines {
+	struct server redis;
+	struct program *source_a, *source_b, *a, *b;
+	int index; /* of both sources */
+};
+
+static void
+machines_start(struct machines *machines, const char *pull_of_a)
+{
+	char option[128];
+
+	server_start(&machines->redis, NULL);
+	snprintf(option, sizeof option, "--redis=%s", machines->redis.url);
+	machines->source_a = start_source(0);
+	machines->source_b = start_source(0);
+	machines->a =
+		start_member(machines->source_a->port, "1h", pull_of_a, option, "--cluster=a");
+	machines->b = start_member(machines->source_b->port, "1h", "1h", option, "--cluster=b");
+	machines->index = 1;
+	expect_text(machines->a, 0, "listens to");
+	expect_all(machines->a, "{\"index\":1,\"lastUpdateBy\":\"force\",");
+	expect_all(machines->b, "{\"index\":1,\"lastUpdateBy\":\"force\",");
+}
+
+static void
+machines_change(struct machines *machines, const char *how)
+{
+	change(machines->source_b, "/change?quietly");
+	change(machines->source_a, how);
+	machines->index++;
+}
+
+static void
+machines_expect(struct machines *machines, struct program *service, const char *by)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, "{\"index\":%d,\"lastUpdateBy\":\"%s\",", machines->index, by);
+	expect_all(service, text);
+}
+
+/* Change, and again, until B has heard of it: nobody says when it is connected. */
+static void
+machines_meet(struct machines *machines, const char *how, const char *by)
+{
+	int64_t deadline = clock_now() + 2 * time_limit(), next;
+	char text[64];
+
+	do {
+		cr_assert(clock_now() < deadline, "A:\n%s\nB:\n%s", machines->a->text,
+		          machines->b->text);
+		machines_change(machines, how);
+		snprintf(text, sizeof text, "{\"index\":%d,\"lastUpdateBy\":\"%s\",",
+		         machines->index, by);
+		next = clock_now() + 500;
+		while (ask(machines->b, text) == 0 && clock_now() < next) {
+			read_more(machines->a);
+			read_more(machines->b);
+		}
+	} while (ask(machines->b, text) == 0);
+}
+
+static void
+machines_stop(struct machines *machines)
+{
+	stop(machines->a);
+	stop(machines->b);
+	stop(machines->source_a);
+	stop(machines->source_b);
+}
+
+/* What one machine hears, all apps of both have; and they stay together. */
+static void
+expect_news(const char *pull_of_a, const char *how, const char *by)
+{
+	struct machines machines;
+
+	skip_without_redis();
+	machines_start(&machines, pull_of_a);
+	machines_meet(&machines, how, by);
+	machines_change(&machines, how);
+	machines_expect(&machines, machines.a, by);
+	machines_expect(&machines, machines.b, by);
+	cr_assert_eq(count_text(machines.b, "has changed"), 0, "%s", machines.b->text);
+	machines_stop(&machines);
+	server_end(&machines.redis, SIGTERM);
+}
+
+Test(refresh, a_push_to_one_machine_refreshes_the_other)
+{
+	expect_news("1h", "/change", "push");
+}
+
+Test(refresh, a_pull_by_one_machine_refreshes_the_other)
+{
+	expect_news("100ms", "/change?quietly", "pull");
+}
+
+/* Each goes on alone, and they find each other again. */
+Test(refresh, redis_is_killed_and_restarted)
+{
+	struct machines machines;
+
+	skip_without_redis();
+	machines_start(&machines, "1h");
+	machines_meet(&machines, "/change", "push");
+	server_end(&machines.redis, SIGKILL);
+	expect_text(machines.a, 0, "[bridge] refresh: ");
+	machines_change(&machines, "/change");
+	machines_expect(&machines, machines.a, "push");
+	machines.index--;
+	machines_expect(&machines, machines.b, "push"); /* still the old one */
+	machines.index++;
+	server_start(&machines.redis, NULL);
+	machines_meet(&machines, "/change", "push");
+	machines_expect(&machines, machines.b, "push");
+	machines_stop(&machines);
+	server_end(&machines.redis, SIGTERM);
+}
+
+/* There is no Redis yet, or never will be: the service is there. */
+Test(refresh, redis_is_not_there)
+{
+	struct program *source = start_source(0), *service;
+	char option[300];
+
+	snprintf(option, sizeof option, "--redis=unix://%s/nobody", test_folder());
+	service = start_member(source->port, "1h", "1h", option, NULL);
+	expect_text(service, 0, "listens to");
+	change(source, "/change");
+	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
+	stop(service);
+	stop(source);
+}
+
 /* ---- the source -------------------------------------------------------------------------- */
 
 Test(refresh, the_source_changes_by_itself_and_loses_every_second_notice)
@@ -542,25 +690,104 @@ expect_usage(const char *name, const char *argument, int code, const char *messa
 
 Test(refresh, a_wrong_command_line_is_one_clear_line)
 {
-	static const char *const refresh[] = {
-		"--nonsense",      "refresh",      "--port=x",       "--port=65536",
-		"--port=",         "--workers=-1", "--workers=1025", "--source=https://127.0.0.1",
-		"--source=nobody", "--source=",    "--forced=1s",    "-f"};
+	static const struct {
+		const char *argument, *message;
+	} refresh[] = {
+		{"--nonsense", "unknown option --nonsense (see refresh --help)"},
+		{"--forced=1s", "unknown option --forced=1s (see refresh --help)"},
+		{"-force=1s", "unknown option -force=1s (see refresh --help)"},
+		{"refresh", "unknown command refresh (see refresh --help)"},
+		{"--port=65536", "--port=65536: give a number from 0 to 65535"},
+		{"--source=https://127.0.0.1", "--source=https://127.0.0.1: give http://"},
+		{"--source=nobody", "--source=nobody: give http://"},
+		{"--source=", "--source wants a value"},
+		{"--pull=", "--pull wants a value"},
+		{"--redis=", "--redis wants a value"},
+	};
 	static const char *const source[] = {"--nonsense", "--port=65536", "--every=x",
 	                                     "--lose=", "x"};
 	char message[128];
 	size_t i;
 
 	for (i = 0; i < sizeof refresh / sizeof refresh[0]; i++) {
-		snprintf(message, sizeof message, "refresh: %s? It takes --source=", refresh[i]);
-		expect_usage("refresh", refresh[i], 64, message);
+		snprintf(message, sizeof message, "refresh: %s", refresh[i].message);
+		expect_usage("refresh", refresh[i].argument, 64, message);
 	}
 	for (i = 0; i < sizeof source / sizeof source[0]; i++) {
 		snprintf(message, sizeof message, "source: %s? It takes --port=", source[i]);
 		expect_usage("source", source[i], 64, message);
 	}
 	expect_usage("refresh", "--force=often", 1, "often");
-	expect_usage("refresh", "--pull=", 1, "pull_refresh");
+	expect_usage("refresh", "--pull=never", 1, "pull_refresh");
+	expect_usage("refresh", "--redis=http://127.0.0.1", 1, "refresh: --redis wants redis://");
+}
+
+Test(refresh, help_has_both_kinds_of_options)
+{
+	struct program *help = run((const char *[]){path_of("refresh"), "--help", NULL}, false);
+	size_t at = expect_text(help, 0, "usage: refresh [start | stop | status | reload]");
+
+	at = expect_text(help, at, "--workers=N");
+	at = expect_text(help, at, "--source=URL");
+	expect_text(help, at, "--pull=TIME");
+	expect_end(help, 0);
+}
+
+/* An option's value may be a word of its own; the last word misses one. */
+Test(refresh, an_option_in_two_words)
+{
+	struct program *program;
+
+	program = run((const char *[]){path_of("refresh"), "--force", "often", "--port", "0", NULL},
+	              false);
+	expect_text(program, 0, "force_refresh");
+	expect_end(program, 1);
+	program = run((const char *[]){path_of("refresh"), "--port=0", "--pull", NULL}, false);
+	expect_text(program, 0, "refresh: --pull wants a value\n");
+	expect_end(program, 64);
+}
+
+/* ---- in the background ------------------------------------------------------------------------ */
+
+/* Run a command to its end. Returns the number behind `text`, which it prints. */
+static int
+command(const char *text, const char *const arguments[])
+{
+	struct program *program = run(arguments, false);
+	int number;
+
+	expect_text(program, 0, "%s", text);
+	while (program->output != -1)
+		read_more(program);
+	number = number_behind(program, text);
+	expect_end(program, 0);
+	return number;
+}
+
+Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
+{
+	struct program *source = start_source(0), service = {.port = 0};
+	char path[512], from[64], pid_file[300], output[300];
+	int leash = test_leash(); /* nobody outlives the test */
+
+	snprintf(path, sizeof path, "%s", path_of("refresh"));
+	snprintf(from, sizeof from, "--source=http://127.0.0.1:%d", source->port);
+	snprintf(pid_file, sizeof pid_file, "--pid-file=%s/pid", test_folder());
+	snprintf(output, sizeof output, "--stdout=%s/log", test_folder());
+	service.port =
+		command("refresh: started on http://127.0.0.1:",
+	                (const char *[]){path, "start", "--daemon", "--workers=2", "--port=0", from,
+	                                 pid_file, output, "--stderr=/dev/null", NULL});
+	cr_assert(ask(&service, "{\"index\":1,\"lastUpdateBy\":\"force\",") > 0);
+	cr_assert_gt(command("\napp       2 ", (const char *[]){path, "status", pid_file, NULL}),
+	             0);
+	cr_assert_eq(command("refresh: reloaded ",
+	                     (const char *[]){path, "reload", from, pid_file, NULL}),
+	             2);
+	cr_assert(ask(&service, "{\"index\":1,\"lastUpdateBy\":\"force\",") > 0);
+	command("refresh: stopped (", (const char *[]){path, "stop", pid_file, NULL});
+	close(leash);
+	stop(source);
 }
 
 /* ---- make run -------------------------------------------------------------------------------- */
@@ -599,7 +826,7 @@ run_both(bool by_make)
 		both = run((const char *[]){"make", "-s", "run", build, NULL}, true);
 	else
 		both = run((const char *[]){"sh", "examples/run", NULL}, true);
-	expect_text(both, 0, "egg started on http://127.0.0.1:%s ", port);
+	expect_text(both, 0, "refresh started on http://127.0.0.1:%s ", port);
 	expect_text(both, 0, "source started on http://127.0.0.1:%s ", getenv("SOURCE_PORT"));
 	both->port = atoi(port);
 	expect_all(both, "{\"index\":1,");
@@ -657,7 +884,7 @@ Test(refresh, sigterm_to_the_shell_ends_both)
 Test(refresh, the_service_ends_and_so_does_its_source)
 {
 	struct program *both = run_both(false);
-	const char *at = strstr(both->text, "[master] egg started on");
+	const char *at = strstr(both->text, "[master] refresh started on");
 
 	at = strstr(at, "or kill ");
 	cr_assert(at != NULL);
