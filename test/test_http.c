@@ -561,9 +561,8 @@ reply_now(struct cluster *c)
 Test(http, an_answer_whose_client_has_gone)
 {
 	struct cluster *c = start();
-	int client = cluster_connect(c), count;
+	int count = process_descriptors(cluster_pid(c, "APP#1")), client = cluster_connect(c);
 
-	count = process_descriptors(cluster_pid(c, "APP#1"));
 	put(client, "GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
 	cluster_wait(c, 0, "keeps a request");
 	expect_descriptors(c, count + 1);
