@@ -1375,11 +1375,14 @@ Test(cluster_client, closing_the_leader_makes_followers_wait_for_the_next)
 	options.response_timeout = 60000;
 	c = start(1);
 	subscribed(c, "APP#1", "sub k a");
+	did(c, "APP#1", "call hold h2");
+	cluster_wait(c, 0, "upstream holds h2");
 	did(c, "AGENT#1", "call hold h1");
 	did(c, "AGENT#1", "ready never");
 	did(c, "AGENT#1", "close");
 	cluster_wait(c, 0, ":AGENT#1 error h1 ClusterClientCloseError");
 	cluster_wait(c, 0, "upstream close test");
+	cluster_wait(c, 0, ":APP#1 error h2 SocketCloseError"); /* it has noticed */
 	did(c, "AGENT#1", "release"); /* a call that outlived its client */
 	did(c, "APP#1", "call echo x");
 	did(c, "AGENT#1", "make");

@@ -452,19 +452,22 @@ Test(lifecycle, s03e_kill_9_of_a_worker_in_env_local)
 	stop_all(c, "MASTER AGENT#1 APP#1");
 }
 
-/* Its replacement has been forked `wait` after the death of the one before, not
- * sooner, and dies while it loads. */
+/* The one before is told to exit while it loads; `wait` after its death, and not sooner,
+ * the n-th is forked. */
 static void
 expect_backoff(struct cluster *c, int n, int wait)
 {
 	char who[16], before[16];
-	int64_t now = clock_now();
+	int64_t now;
 
 	snprintf(before, sizeof before, "APP#%d", n - 1);
 	snprintf(who, sizeof who, "APP#%d", n);
+	cluster_pid(c, before);
+	now = clock_now();
+	order(c, before, "exit 1");
 	cr_assert_str_eq(cluster_wait_end(c, before), EXIT_1);
 	cluster_pid(c, who);
-	cr_assert(clock_now() - now >= wait - 100, "%s came after %lld ms, not %d", who,
+	cr_assert(clock_now() - now >= wait, "%s came after %lld ms, not %d", who,
 	          (long long)(clock_now() - now), wait);
 	cr_assert(clock_now() - now < wait + 900 * time_scale(), "%s came after %lld ms, not %d",
 	          who, (long long)(clock_now() - now), wait);
@@ -483,9 +486,7 @@ Test(lifecycle, s03f_a_replacement_that_exits_while_loading_is_replaced)
 	settle(c, "AGENT#1 APP#1 APP#2");
 	mark = cluster_mark(c);
 	cluster_signal(c, "APP#2", SIGKILL);
-	order(c, "APP#3", "exit 1");
 	expect_backoff(c, 4, 1000);
-	order(c, "APP#4", "exit 1");
 	expect_backoff(c, 5, 2000);
 	order(c, "APP#5", "ready 0");
 	cluster_wait_saw(c, "APP#5", NEWCOMER);
@@ -517,7 +518,7 @@ Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
 	cluster_wait(c, 0, "app_worker#3:APP#3 started");
 	now = clock_now();
 	order(c, "APP#3", "exit 1");
-	order(c, "APP#4", "exit 1");
+	cluster_pid(c, "APP#4");
 	cr_assert(clock_now() - now < 900, "that was not at once");
 	expect_backoff(c, 5, 1000);
 	cluster_stop(c);

@@ -2004,13 +2004,28 @@ let_pass(int milliseconds)
 		poll(NULL, 0, (int)(until - clock_now()));
 }
 
+static void
+let_timers_end(void)
+{
+	while (messenger_timeout(child) != -1)
+		turn();
+	calls[0] = '\0';
+}
+
+/* Set within 5 ms, or another order would be right. */
 Test(loop, timers_are_called_in_order_of_being_due)
 {
-	after(30, e);
-	after(10, c);
-	after(20, d);
-	after(0, a);
-	after(5, b);
+	int64_t start;
+
+	do {
+		let_timers_end();
+		start = clock_now();
+		after(30, e);
+		after(10, c);
+		after(20, d);
+		after(0, a);
+		after(5, b);
+	} while (clock_now() - start >= 5);
 	let_pass(31);
 	turn();
 	expect_calls("abcde");
@@ -2025,10 +2040,7 @@ Test(loop, timers_due_at_the_same_time_are_called_in_order_of_setting)
 	int64_t start;
 
 	do {
-		while (messenger_timeout(child) != -1) {
-			turn();
-			calls[0] = '\0';
-		}
+		let_timers_end();
 		start = clock_now();
 		id = after(2, e);
 		after(2, a);
