@@ -3,7 +3,7 @@
  *
  * egg: egg-scripts/lib/command.js
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -76,7 +76,7 @@ print(FILE *file, const struct command *command, const char *format, va_list arg
 }
 
 void
-say(const struct command *command, const char *format, ...)
+scripts_say(const struct command *command, const char *format, ...)
 {
 	va_list arguments;
 
@@ -86,7 +86,7 @@ say(const struct command *command, const char *format, ...)
 }
 
 void
-complain(const struct command *command, const char *format, ...)
+scripts_complain(const struct command *command, const char *format, ...)
 {
 	va_list arguments;
 
@@ -96,21 +96,22 @@ complain(const struct command *command, const char *format, ...)
 }
 
 char *
-home_file(const struct command *command, const char *folder, const char *end)
+scripts_home_file(const struct command *command, const char *folder, const char *end)
 {
 	const char *home = getenv("HOME"), *name = command->options.name;
 	size_t size;
 	char *path;
 
 	if (home == NULL || home[0] == '\0') {
-		complain(command, "HOME is not set: give --pid-file, and for a daemon --stdout "
-		                  "and --stderr");
+		scripts_complain(command,
+		                 "HOME is not set: give --pid-file, and for a daemon --stdout "
+		                 "and --stderr");
 		return NULL;
 	}
 	size = strlen(home) + strlen(folder) + strlen(name) + strlen(end) + 3;
 	path = malloc(size);
 	if (path == NULL)
-		complain(command, "no memory left");
+		scripts_complain(command, "no memory left");
 	else
 		snprintf(path, size, "%s/%s/%s%s", home, folder, name, end);
 	return path;
@@ -151,7 +152,7 @@ refuse(const struct command *command, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
-	complain(command, "%s (see %s --help)", line, command->options.name);
+	scripts_complain(command, "%s (see %s --help)", line, command->options.name);
 	return EXIT_USAGE;
 }
 
@@ -308,13 +309,13 @@ run(const struct command *command, int bit)
 {
 	switch (bit) {
 	case STOP:
-		return stop_command(command);
+		return scripts_stop(command);
 	case STATUS:
-		return status_command(command);
+		return scripts_status(command);
 	case RELOAD:
-		return reload_command(command);
+		return scripts_reload(command);
 	default:
-		return start_command(command);
+		return scripts_start(command);
 	}
 }
 
@@ -341,7 +342,7 @@ egg_scripts(int argc, char *const argv[], const struct options *options)
 	if (result != 0)
 		return result;
 	if (command.options.pid_file == NULL && (chosen != -1 || command.daemon)) {
-		pid_file = home_file(&command, "run", ".pid");
+		pid_file = scripts_home_file(&command, "run", ".pid");
 		if (pid_file == NULL)
 			return 1;
 		command.options.pid_file = pid_file;

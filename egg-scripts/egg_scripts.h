@@ -28,10 +28,6 @@
 #define CLUTCH_VERSION "1.0.0"
 #endif
 
-/* ------------------------------------------------------------------------ */
-/* Part one: the application                                                 */
-/* ------------------------------------------------------------------------ */
-
 /*
  * Do what the command line says, and return what main shall return: call it in
  * place of start_cluster. The options are the program's own defaults; the command
@@ -63,64 +59,5 @@ int egg_scripts(int argc, char *const argv[], const struct options *options);
 
 /* A program with options of its own takes them out of argv first (examples/refresh.c). */
 enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
-
-/* ------------------------------------------------------------------------ */
-/* Part two: what the files of egg-scripts share                             */
-/* ------------------------------------------------------------------------ */
-
-/* egg_scripts.c: the command line, understood. */
-struct command {
-	struct options options; /* for the master */
-	int timeout;            /* seconds; 0: not given */
-	bool daemon;
-	const char *standard_output, *standard_error; /* the daemon's files, or NULL */
-};
-
-/* One line on stdout, or on stderr; it begins with the program's name. */
-void say(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
-void complain(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
-
-/* $HOME/FOLDER/NAMEend, a default: free it. NULL: it complained. */
-char *home_file(const struct command *command, const char *folder, const char *end);
-
-/*
- * helper.c: a cluster as it is seen from outside.
- *
- * find opens the pid file. Returns 1 if a master holds its lock; 0 if nobody
- * does, or there is no such file; -1: it complained. In any case: close it.
- * is_gone: nobody of the cluster is left, neither master nor child.
- */
-struct cluster_found {
-	const char *pid_file;
-	int descriptor; /* -1: there is no such file */
-	pid_t master;
-};
-
-int cluster_find(const struct command *command, struct cluster_found *cluster);
-void cluster_close(struct cluster_found *cluster);
-bool cluster_is_gone(const struct cluster_found *cluster);
-
-/* Wait until nobody is left, `timeout` milliseconds at most; true: nobody is. */
-bool cluster_wait_gone(const struct cluster_found *cluster, int64_t timeout);
-
-/* SIGKILL to master, children and grandchildren, until nobody is left. -1: somebody
- * is, whom no signal reaches. */
-int cluster_kill(const struct cluster_found *cluster);
-
-/*
- * The master's table, fresh: `number` (SIGUSR1 or SIGUSR2) is the order that makes
- * the master write it. NULL if it does not within `timeout` milliseconds, or ends
- * (errno ETIMEDOUT, ESRCH), or cannot be told (kill(2)'s). The caller frees it.
- */
-char *cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout);
-
-/* The milliseconds that the master itself may take to stop. */
-int64_t cluster_patience(const struct command *command, const char *table);
-
-/* The commands. Each returns what egg_scripts shall return. */
-int start_command(const struct command *command);
-int stop_command(const struct command *command);
-int status_command(const struct command *command);
-int reload_command(const struct command *command);
 
 #endif

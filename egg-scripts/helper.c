@@ -10,7 +10,7 @@
  *
  * egg: egg-scripts/lib/helper.js, which reads the list of all processes
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +43,7 @@ owner(int descriptor, off_t start, off_t length, off_t *byte)
 }
 
 int
-cluster_find(const struct command *command, struct cluster_found *cluster)
+scripts_find(const struct command *command, struct cluster_found *cluster)
 {
 	off_t byte;
 
@@ -53,21 +53,21 @@ cluster_find(const struct command *command, struct cluster_found *cluster)
 	if (cluster->descriptor == -1 && (errno == ENOENT || errno == ENOTDIR))
 		return 0;
 	if (cluster->descriptor == -1) {
-		complain(command, "pid file %s: %s", cluster->pid_file, strerror(errno));
+		scripts_complain(command, "pid file %s: %s", cluster->pid_file, strerror(errno));
 		return -1;
 	}
 	fcntl(cluster->descriptor, F_SETFD, FD_CLOEXEC);
 	cluster->master = owner(cluster->descriptor, 0, 1, &byte);
 	if (cluster->master < 0) { /* a file system that several machines share */
-		complain(command, "pid file %s: its master is on another machine",
-		         cluster->pid_file);
+		scripts_complain(command, "pid file %s: its master is on another machine",
+		                 cluster->pid_file);
 		return -1;
 	}
 	return cluster->master != 0;
 }
 
 void
-cluster_close(struct cluster_found *cluster)
+scripts_close(struct cluster_found *cluster)
 {
 	if (cluster->descriptor != -1)
 		close(cluster->descriptor);
@@ -75,7 +75,7 @@ cluster_close(struct cluster_found *cluster)
 }
 
 bool
-cluster_is_gone(const struct cluster_found *cluster)
+scripts_is_gone(const struct cluster_found *cluster)
 {
 	off_t byte;
 
@@ -94,11 +94,11 @@ wait_for_reaping(pid_t master)
 }
 
 bool
-cluster_wait_gone(const struct cluster_found *cluster, int64_t timeout)
+scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout)
 {
 	int64_t deadline = clock_now() + timeout;
 
-	while (!cluster_is_gone(cluster)) {
+	while (!scripts_is_gone(cluster)) {
 		if (clock_now() >= deadline)
 			return false;
 		poll(NULL, 0, LOOK_AGAIN);
@@ -125,13 +125,13 @@ kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 }
 
 int
-cluster_kill(const struct cluster_found *cluster)
+scripts_kill(const struct cluster_found *cluster)
 {
 	int64_t deadline = clock_now() + KILL_TIMEOUT;
 
 	do {
 		kill_between(cluster, 0, INT_MAX);
-		if (cluster_wait_gone(cluster, 5 * LOOK_AGAIN))
+		if (scripts_wait_gone(cluster, 5 * LOOK_AGAIN))
 			return 0;
 	} while (clock_now() < deadline);
 	return -1;
@@ -152,7 +152,7 @@ read_file(const char *path)
 }
 
 char *
-cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout)
+scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 {
 	int64_t deadline = clock_now() + timeout;
 	char path[PATH_MAX + 16], *table;
@@ -175,7 +175,7 @@ cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 }
 
 int64_t
-cluster_patience(const struct command *command, const char *table)
+scripts_patience(const struct command *command, const char *table)
 {
 	const char *at = table != NULL ? strstr(table, "stops within ") : NULL;
 	long patience = at != NULL ? strtol(at + strlen("stops within "), NULL, 10) : 0;

@@ -4,7 +4,7 @@
  *
  * egg: egg-scripts/lib/cmd/start.js
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -87,8 +87,8 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 	if (!launcher->command->daemon) /* the master has said it */
 		return 0;
 	at = at != NULL ? at + strlen("\"address\":\"") : "";
-	say(launcher->command, "started%s%.*s, pid %ld", *at != '\0' ? " on " : "",
-	    (int)strcspn(at, "\""), at, (long)launcher->master);
+	scripts_say(launcher->command, "started%s%.*s, pid %ld", *at != '\0' ? " on " : "",
+	            (int)strcspn(at, "\""), at, (long)launcher->master);
 	return 0;
 }
 
@@ -154,7 +154,7 @@ open_log(const struct command *command, const char *path)
 		flags |= rotate(path) == 0 ? O_CREAT | O_EXCL : 0;
 	descriptor = open(path, flags, 0600);
 	if (descriptor == -1)
-		complain(command, "cannot open %s: %s", path, strerror(errno));
+		scripts_complain(command, "cannot open %s: %s", path, strerror(errno));
 	else
 		fcntl(descriptor, F_SETFD, FD_CLOEXEC);
 	return descriptor;
@@ -170,8 +170,8 @@ open_files(struct launcher *launcher)
 	int i;
 
 	for (i = 0; i < 2; i++) {
-		launcher->paths[i] =
-			given[i] != NULL ? strdup(given[i]) : home_file(command, "logs", ends[i]);
+		launcher->paths[i] = given[i] != NULL ? strdup(given[i])
+		                                      : scripts_home_file(command, "logs", ends[i]);
 		if (launcher->paths[i] == NULL)
 			return -1;
 		if (i == 1 && strcmp(launcher->paths[0], launcher->paths[1]) == 0)
@@ -231,7 +231,8 @@ be_master(struct launcher *launcher, int channel)
 	close(signal_pipe[0]);
 	close(signal_pipe[1]);
 	if (launcher->command->daemon && leave_terminal(launcher->files) == -1) {
-		complain(launcher->command, "cannot leave the terminal: %s", strerror(errno));
+		scripts_complain(launcher->command, "cannot leave the terminal: %s",
+		                 strerror(errno));
 		exit(1);
 	}
 	options.parent = channel;
@@ -318,16 +319,16 @@ give_up(struct launcher *launcher)
 	struct command plain = *command;
 
 	if (launcher->late)
-		complain(command, "not ready within %d s, stopping it",
-		         command->timeout > 0 ? command->timeout : START_TIMEOUT);
+		scripts_complain(command, "not ready within %d s, stopping it",
+		                 command->timeout > 0 ? command->timeout : START_TIMEOUT);
 	else
-		complain(command, "interrupted, stopping it");
+		scripts_complain(command, "interrupted, stopping it");
 	plain.timeout = 0;
 	kill(launcher->master, SIGTERM);
-	if (cluster_find(command, &cluster) == 1 && cluster.master == launcher->master &&
-	    !cluster_wait_gone(&cluster, cluster_patience(&plain, NULL)))
-		cluster_kill(&cluster);
-	cluster_close(&cluster);
+	if (scripts_find(command, &cluster) == 1 && cluster.master == launcher->master &&
+	    !scripts_wait_gone(&cluster, scripts_patience(&plain, NULL)))
+		scripts_kill(&cluster);
+	scripts_close(&cluster);
 	while (waitpid(launcher->master, &launcher->status, 0) == -1 && errno == EINTR)
 		;
 }
@@ -342,7 +343,7 @@ finish_daemon(struct launcher *launcher)
 	if (!launcher->ended)
 		give_up(launcher);
 	print_tail(launcher->files[1]);
-	complain(launcher->command, "start failed, see %s", launcher->paths[1]);
+	scripts_complain(launcher->command, "start failed, see %s", launcher->paths[1]);
 	return 1;
 }
 
@@ -358,13 +359,13 @@ static int
 is_running(const struct command *command)
 {
 	struct cluster_found cluster;
-	int found = command->options.pid_file != NULL ? cluster_find(command, &cluster) : 0;
+	int found = command->options.pid_file != NULL ? scripts_find(command, &cluster) : 0;
 
 	if (found == 1)
-		complain(command, "is already running, pid %ld (pid file %s)", (long)cluster.master,
-		         cluster.pid_file);
+		scripts_complain(command, "is already running, pid %ld (pid file %s)",
+		                 (long)cluster.master, cluster.pid_file);
 	if (command->options.pid_file != NULL)
-		cluster_close(&cluster);
+		scripts_close(&cluster);
 	return found;
 }
 
@@ -376,7 +377,7 @@ start(struct launcher *launcher)
 	if (is_running(command) != 0 || (command->daemon && open_files(launcher) == -1))
 		return 1;
 	if (launch(launcher) == -1) {
-		complain(command, "cannot start: %s", strerror(errno));
+		scripts_complain(command, "cannot start: %s", strerror(errno));
 		return 1;
 	}
 	while (!is_over(launcher))
@@ -386,7 +387,7 @@ start(struct launcher *launcher)
 }
 
 int
-start_command(const struct command *command)
+scripts_start(const struct command *command)
 {
 	struct launcher launcher = {.command = command, .files = {-1, -1}};
 	int result;

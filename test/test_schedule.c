@@ -151,7 +151,7 @@ Test(schedule, intervals_are_those_of_humanize_ms)
 	int rows = 0;
 
 	for (next_row(file, 2); (row = next_row(file, 2)) != NULL; rows++)
-		cr_expect_eq(interval_parse(row[0]),
+		cr_expect_eq(cron_parse_interval(row[0]),
 		             strcmp(row[1], "ERROR") == 0 ? -1 : atoll(row[1]), "\"%s\"", row[0]);
 	cr_assert_eq(rows, 51);
 	fclose(file);
@@ -178,11 +178,11 @@ Test(schedule, dates)
 	size_t i;
 
 	use_zone("Europe/Berlin");
-	cr_expect_eq(date_parse("2027-07-01"), local_time("2027-07-01 00:00:00"));
-	cr_expect_eq(date_parse("2027-01-31 23:59"), local_time("2027-01-31 23:59:00"));
-	cr_expect_eq(date_parse("2028-02-29T12:34:56"), local_time("2028-02-29 12:34:56"));
+	cr_expect_eq(cron_parse_date("2027-07-01"), local_time("2027-07-01 00:00:00"));
+	cr_expect_eq(cron_parse_date("2027-01-31 23:59"), local_time("2027-01-31 23:59:00"));
+	cr_expect_eq(cron_parse_date("2028-02-29T12:34:56"), local_time("2028-02-29 12:34:56"));
 	for (i = 0; i < COUNT(bad); i++)
-		cr_expect_eq(date_parse(bad[i]), -1, "\"%s\"", bad[i]);
+		cr_expect_eq(cron_parse_date(bad[i]), -1, "\"%s\"", bad[i]);
 }
 
 /* D40. cron-parser: on every day of that June. */
@@ -232,7 +232,7 @@ Test(schedule, what_means_nothing_is_refused)
 	for (i = 0; i < COUNT(crons); i++)
 		cr_expect_str_eq(times_after(crons[i], 0, 1), "ERROR", "%s", crons[i]);
 	for (i = 0; i < COUNT(intervals); i++)
-		cr_expect_eq(interval_parse(intervals[i]), -1, "%s", intervals[i]);
+		cr_expect_eq(cron_parse_interval(intervals[i]), -1, "%s", intervals[i]);
 }
 
 /* D43. cron-parser: who looks within the hour is told of 2:30 once more; and on Lord
