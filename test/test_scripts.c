@@ -37,6 +37,7 @@ TestSuite(scripts, .timeout = 120);
 /* What the cluster's processes do, as the test wants it before it starts them. */
 static struct {
 	bool app_fails, app_is_never_ready, app_forks;
+	bool fork_is_stubborn;  /* it ignores SIGTERM, and says so */
 	bool hang;              /* soon after they are ready, both roles, for good */
 	const char *fails_if;   /* a file: as long as it is there, an app does not start */
 	const char *app_prints; /* on stderr */
@@ -60,6 +61,17 @@ agent(struct messenger *messenger, void *arg)
 	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
 }
 
+static void
+be_forked(void)
+{
+	if (manners.fork_is_stubborn) {
+		signal(SIGTERM, SIG_IGN);
+		fprintf(stderr, "stubborn\n");
+	}
+	for (;;)
+		pause();
+}
+
 static int
 app(struct messenger *messenger, void *arg)
 {
@@ -76,8 +88,7 @@ app(struct messenger *messenger, void *arg)
 		return 1;
 	}
 	if (manners.app_forks && fork() == 0)
-		for (;;)
-			pause();
+		be_forked();
 	if (manners.app_is_never_ready)
 		messenger_ready_later(messenger);
 	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
@@ -818,19 +829,49 @@ start_hanging(int close_timeout)
 	wait_file("logs/egg-stderr.log", "hangs", 3);
 }
 
-/* D31: egg waits 5 s, whatever the master needs. The master here needs 1.4 s: stop
- * learns it from the master, and nobody is killed before. */
+/* D31: egg waits 5 s, whatever the master needs. The first one here needs 6 s: stop
+ * learns it from the master, and nobody is killed before. The second one is to need
+ * 1.4 s, and is stopped itself: stop does not wait its 30 s for it. */
 Test(scripts, stop_waits_as_long_as_the_master_may_take)
 {
+	static struct run slow, stuck;
+	char line[300];
 	int64_t begin;
 
-	start_hanging(700);
+	start_hanging(3000);
+	program.app_close_timeout = program.agent_close_timeout = 700;
+	snprintf(line, sizeof line, "start --daemon --pid-file=%s", path_of("run/stuck.pid"));
+	command(line, 0, "egg: started, pid ");
+	wait_file("logs/stuck-stderr.log", "hangs", 3);
 	begin = clock_now();
-	command("stop", 0, "egg: stopped (");
-	cr_assert_geq(clock_now() - begin, 1400);
+	start(&slow, "stop");
+	snprintf(line, sizeof line, "stop --pid-file=%s", path_of("run/stuck.pid"));
+	start(&stuck, line);
+	wait_file("logs/stuck-stdout.log", "signal SIGTERM, closing", 1);
+	kill((pid_t)atol(content_of(path_of("run/stuck.pid"))), SIGSTOP);
+	cr_assert_eq(end(&stuck), 0, "%s", stuck.text);
+	cr_assert(strstr(stuck.text, "egg: not stopped within 3 s: SIGKILL to all") != NULL, "%s",
+	          stuck.text);
+	cr_assert_lt(clock_now() - begin, 30000);
+	cr_assert_eq(end(&slow), 0, "%s", slow.text);
+	cr_assert(strstr(slow.text, "egg: stopped (") == slow.text, "%s", slow.text);
+	cr_assert_geq(clock_now() - begin, 6000);
 	cr_assert(is_nobody_left(NULL));
 	wait_file("logs/egg-stdout.log", "[master] exit with code:0", 1);
 	cr_assert_eq(access(path_of("run/egg.pid"), F_OK), -1);
+	nobody_is_left();
+}
+
+/* The apps obey and are dead, what they have forked does not: the master waits for it,
+ * and no lock tells of it. */
+Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
+{
+	home();
+	manners.app_forks = manners.fork_is_stubborn = true;
+	program.app_close_timeout = 60000;
+	command("start --daemon", 0, "egg: started, pid ");
+	wait_file("logs/egg-stderr.log", "stubborn", 2);
+	command("stop --timeout=1", 0, "egg: not stopped within 1 s: SIGKILL to all that are left");
 	nobody_is_left();
 }
 
