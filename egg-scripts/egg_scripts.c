@@ -6,6 +6,7 @@
 #include "scripts.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -34,18 +35,18 @@ static const struct option {
 	{"host", "H", FIELD(options.host), TEXT, START, 0, 0,
          "a numeric address, or localhost [HOST, or 127.0.0.1]"},
 	{"env", "E", FIELD(options.env), TEXT, START, 0, 0,
-         "prod, or local: no worker is replaced [EGG_SERVER_ENV, or prod]"},
-	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
-         "says which cluster [~/run/NAME.pid]"},
-	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
-         "seconds; stop: then SIGKILL [start, reload: 300; status: 5]"},
+         "prod; local, unittest: no worker is replaced [EGG_SERVER_ENV, or prod]"},
 	{"daemon", NULL, FIELD(daemon), FLAG, START, 0, 0, "run in the background"},
 	{"stdout", "FILE", FIELD(standard_output), TEXT, START, 0, 0,
-         "of the daemon [~/logs/NAME-stdout.log]"},
+         "of the daemon [~/logs/NAME-stdout.log, NAME as the pid file]"},
 	{"stderr", "FILE", FIELD(standard_error), TEXT, START, 0, 0,
          "of the daemon [~/logs/NAME-stderr.log]"},
 	{"end-with-parent", NULL, FIELD(options.end_with_parent), FLAG, START, 0, 0,
          "the cluster stops when the launcher is gone"},
+	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
+         "says which cluster [~/run/NAME.pid]"},
+	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
+         "seconds; stop: then SIGKILL [start, reload: 300; status: 5]"},
 };
 
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -98,8 +99,8 @@ scripts_complain(const struct command *command, const char *format, ...)
 char *
 scripts_home_file(const struct command *command, const char *folder, const char *end)
 {
-	const char *home = getenv("HOME"), *name = command->options.name;
-	size_t size;
+	const char *home = getenv("HOME"), *name = command->options.name, *slash;
+	size_t length = strlen(name), size;
 	char *path;
 
 	if (home == NULL || home[0] == '\0') {
@@ -108,12 +109,18 @@ scripts_home_file(const struct command *command, const char *folder, const char 
 		                 "and --stderr");
 		return NULL;
 	}
-	size = strlen(home) + strlen(folder) + strlen(name) + strlen(end) + 3;
+	if (command->options.pid_file != NULL) {
+		slash = strrchr(command->options.pid_file, '/');
+		name = slash != NULL ? slash + 1 : command->options.pid_file;
+		length = strlen(name);
+		length -= length > 4 && strcmp(name + length - 4, ".pid") == 0 ? 4 : 0;
+	}
+	size = strlen(home) + strlen(folder) + length + strlen(end) + 3;
 	path = malloc(size);
 	if (path == NULL)
 		scripts_complain(command, "no memory left");
 	else
-		snprintf(path, size, "%s/%s/%s%s", home, folder, name, end);
+		snprintf(path, size, "%s/%s/%.*s%s", home, folder, (int)length, name, end);
 	return path;
 }
 
@@ -165,6 +172,13 @@ is_address(const char *host)
 	       inet_pton(AF_INET6, host, &any) == 1;
 }
 
+static bool
+is_environment(const char *env)
+{
+	return strcmp(env, "prod") == 0 || strcmp(env, "local") == 0 ||
+	       strcmp(env, "unittest") == 0;
+}
+
 static void *
 field(struct command *command, const struct option *option)
 {
@@ -180,8 +194,8 @@ set_number(struct command *command, const struct option *option, const char *val
 
 	errno = 0;
 	wanted = strtol(value, &end, 10);
-	if (errno != 0 || end == value || *end != '\0' || wanted < option->least ||
-	    wanted > option->most)
+	if (!isdigit((unsigned char)value[0]) || errno != 0 || *end != '\0' ||
+	    wanted < option->least || wanted > option->most)
 		return refuse(command, "--%s=%s: give a number from %d to %d", option->name, value,
 		              option->least, option->most);
 	*number = (int)wanted;
@@ -199,6 +213,8 @@ set_text(struct command *command, const struct option *option, const char *value
 		return refuse(command, "--%s wants a value", option->name);
 	if (text == &command->options.host && !is_address(value))
 		return refuse(command, "--host=%s: give a numeric address or localhost", value);
+	if (text == &command->options.env && !is_environment(value))
+		return refuse(command, "--env=%s: give prod, local or unittest", value);
 	*text = value;
 	return 0;
 }
@@ -267,6 +283,8 @@ check_given(const struct command *command, int chosen, const bool given[OPTIONS]
 			              table[i].name);
 	if (command->daemon && command->options.end_with_parent)
 		return refuse(command, "--daemon has no parent for --end-with-parent");
+	if (!command->daemon && (command->standard_output || command->standard_error))
+		return refuse(command, "--stdout and --stderr are a daemon's: add --daemon");
 	return 0;
 }
 

@@ -19,7 +19,9 @@ struct command {
 void scripts_say(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
 void scripts_complain(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
 
-/* $HOME/FOLDER/NAMEend, a default: free it. NULL: it complained. */
+/* $HOME/FOLDER/NAMEend, a default: free it. NAME is the pid file's without its .pid
+ * where there is one, so that two clusters of one program do not share logs, and the
+ * program's otherwise. NULL: it complained. */
 char *scripts_home_file(const struct command *command, const char *folder, const char *end);
 
 /*

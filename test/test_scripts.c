@@ -149,6 +149,7 @@ become(char *line)
 		execv(words[1], words + 1);
 		_exit(127);
 	}
+	fcntl(leash, F_SETFD, FD_CLOEXEC); /* or a daemon closes it */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	exit(egg_scripts(count, words, &program));
 }
@@ -272,7 +273,11 @@ hello(const char *words)
 	static char line[1024];
 	const char *build = getenv("BUILD");
 
+	home();
 	snprintf(line, sizeof line, "%s/examples/hello %s", build != NULL ? build : "build", words);
+	if (strstr(words, "--daemon") != NULL) /* it keeps the leash as its stderr */
+		snprintf(line + strlen(line), sizeof line - strlen(line), " --stderr=/dev/fd/%d",
+		         leash);
 	return line;
 }
 
@@ -404,9 +409,12 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"--workers --daemon", "egg: --workers=--daemon: give "},
 		{"start --port=65536", "egg: --port=65536: give a number from 0 to 65535 "},
 		{"start --port=-1", "egg: --port=-1: give "},
+		{"start --port=+0", "egg: --port=+0: give "},
+		{"start --port=\t0", "egg: --port=\t0: give "},
 		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address or "},
 		{"start --host=", "egg: --host wants a value "},
 		{"start --env=", "egg: --env wants a value "},
+		{"start --env=production", "egg: --env=production: give prod, local or unittest "},
 		{"start --pid-file=", "egg: --pid-file wants a value "},
 		{"start --pid-file", "egg: --pid-file wants a value "},
 		{"start --stdout=", "egg: --stdout wants a value "},
@@ -415,6 +423,8 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"stop --timeout=soon", "egg: --timeout=soon: give "},
 		{"start --daemon=yes", "egg: --daemon takes no value "},
 		{"start --daemon --end-with-parent", "egg: --daemon has no parent for "},
+		{"start --stdout=x", "egg: --stdout and --stderr are a daemon's: add --daemon "},
+		{"--stderr x", "egg: --stdout and --stderr are a daemon's: add --daemon "},
 		{"start --wrokers=2", "egg: unknown option --wrokers=2 "},
 		{"start --work=2", "egg: unknown option --work=2 "},
 		{"start --=2", "egg: unknown option --=2 "},
@@ -441,9 +451,10 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 Test(scripts, help_and_version)
 {
 	static const char *const words[] = {
-		"--workers=N", "--port=P",  "--host=H",  "--env=E",          "--pid-file=",
-		"--timeout=S", "--daemon",  "--stdout=", "--stderr=",        "  start ",
-		"  stop ",     "  status ", "  reload ", "--end-with-parent"};
+		"--workers=N", "--port=P",          "--host=H",   "--env=E",
+		"--pid-file=", "--timeout=S",       "--daemon",   "--stdout=",
+		"--stderr=",   "  start ",          "  stop ",    "  status ",
+		"  reload ",   "--end-with-parent", "\nstart:\n", "\nall:\n"};
 	const char *text = command("stop --help", 0, "usage: egg [start | stop | status | reload]");
 	size_t i;
 
@@ -662,6 +673,91 @@ Test(scripts, a_daemons_life)
 	nobody_is_left();
 }
 
+/* Of many starts at once one is the first, and nobody renames its files. */
+Test(scripts, daemons_that_start_at_once_leave_the_firsts_files_alone)
+{
+	enum { STARTS = 6 };
+	static struct run runs[STARTS];
+	char target[256];
+	int i, started = 0;
+
+	for (i = 0; i < STARTS; i++)
+		start(&runs[i], "start --daemon");
+	for (i = 0; i < STARTS; i++)
+		started += end(&runs[i]) == 0;
+	cr_assert_eq(started, 1);
+	for (i = 0; i < STARTS; i++)
+		cr_assert(strstr(runs[i].text, "egg: started, pid ") != NULL ||
+		                  strstr(runs[i].text, "egg: is already running, pid ") != NULL ||
+		                  strstr(runs[i].text, "egg: is being started already") != NULL,
+		          "%s", runs[i].text);
+	cr_assert_str_eq(field_of(master_pid(), "fd/1", target, sizeof target),
+	                 path_of("logs/egg-stdout.log"));
+	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
+	cr_assert_eq(count_files(path_of("run"), "egg.pid.start"), 0);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* Two clusters of one program: the pid file's name says whose a log is. */
+Test(scripts, clusters_with_two_pid_files_have_logs_of_their_own)
+{
+	char line[300], target[256];
+	pid_t master;
+
+	home();
+	command("start --daemon", 0, "egg: started, pid ");
+	master = master_pid();
+	snprintf(line, sizeof line, "start --daemon --pid-file=%s", path_of("two.pid"));
+	command(line, 0, "egg: started, pid ");
+	cr_assert_str_eq(field_of(master, "fd/1", target, sizeof target),
+	                 path_of("logs/egg-stdout.log"));
+	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
+	wait_file("logs/two-stdout.log", "[master] egg started", 1);
+	snprintf(line, sizeof line, "stop --pid-file=%s", path_of("two.pid"));
+	command(line, 0, "egg: stopped (");
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* Who waits for the end of what he has handed to the launcher does not wait for the
+ * daemon's. */
+Test(scripts, a_daemon_closes_what_it_has_inherited)
+{
+	int ends[2];
+	struct pollfd set = {.events = POLLIN};
+	char byte;
+
+	home();
+	cr_assert_eq(pipe(ends), 0);
+	fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+	command(hello("start --daemon --port=0 --workers=1"), 0, "started on ");
+	close(ends[1]);
+	set.fd = ends[0];
+	cr_assert_eq(poll(&set, 1, time_limit()), 1, "the daemon holds it");
+	cr_assert_eq(read(ends[0], &byte, 1), 0);
+	close(ends[0]);
+	command(hello("status"), 0, "\nrunning, ");
+	command(hello("stop"), 0, "hello: stopped (");
+	nobody_is_left();
+}
+
+/* start --daemon | true */
+Test(scripts, nobody_reads_that_a_daemon_has_started)
+{
+	static struct run run;
+	int status;
+
+	home();
+	signal(SIGPIPE, SIG_DFL);
+	start(&run, "start --daemon");
+	close(run.output);
+	cr_assert_eq(waitpid(run.pid, &status, 0), run.pid);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %d", status);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
 Test(scripts, a_daemons_files_can_be_chosen)
 {
 	char line[1024];
@@ -677,7 +773,7 @@ Test(scripts, a_daemons_files_can_be_chosen)
 	command(line, 0, "egg: stopped (");
 	nobody_is_left();
 	snprintf(line, sizeof line, "start --daemon --stdout=/dev/null --stderr=%s",
-	         path_of("no/such/folder/x"));
+	         path_of("out/both/x"));
 	command(line, 1, "egg: cannot open ");
 	command("start --daemon --stdout=/dev/null --stderr=/dev/null", 0, "egg: started, pid ");
 	command("stop", 0, "egg: stopped (");
