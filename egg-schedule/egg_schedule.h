@@ -85,7 +85,8 @@ struct schedule {
 	const char *cron;
 
 	/* No tick after this local time: "2027-01-31", "2027-01-31 23:59" or
-	 * "2027-01-31T23:59:59". egg: cronOptions.endDate */
+	 * "2027-01-31T23:59:59"; but the first one of immediate comes anyway, as in
+	 * egg. egg: cronOptions.endDate */
 	const char *end_date;
 
 	bool immediate; /* a tick at once, at egg-ready; the next as interval or cron say */

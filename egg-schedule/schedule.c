@@ -259,8 +259,23 @@ arm(struct job *job)
 	int64_t most = job->interval != 0 ? INT_MAX : LOOK_AGAIN;
 
 	wait = wait < 0 ? 0 : wait > most ? most : wait;
-	if (messenger_set_timeout(job->agent, (int)wait, on_timer, job) == -1)
-		schedule_log_warn("[Timer] %s stops: %s", job->schedule->name, strerror(errno));
+	job->has_no_timer = messenger_set_timeout(job->agent, (int)wait, on_timer, job) == -1;
+	if (job->has_no_timer)
+		schedule_log_warn("[Timer] %s waits for a timer: %s", job->schedule->name,
+		                  strerror(errno));
+}
+
+/* Each minute: who could not be given a timer is given one now. */
+static int
+on_look(struct messenger *agent, void *arg)
+{
+	size_t i;
+
+	(void)arg;
+	for (i = 0; i < scheduler.jobs.count && !messenger_closing(agent); i++)
+		if (scheduler.jobs.job[i].has_no_timer)
+			arm(&scheduler.jobs.job[i]);
+	return 0;
 }
 
 /* egg: utility.logDate */
@@ -364,7 +379,8 @@ egg_schedule_agent(struct messenger *agent, const struct schedule *jobs, size_t 
 {
 	if (schedule_load(&scheduler.jobs, jobs, count) == -1 ||
 	    messenger_on(agent, "egg-schedule", on_report, NULL) == -1 ||
-	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1)
+	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1 ||
+	    messenger_set_interval(agent, LOOK_AGAIN, on_look, NULL) == -1)
 		return -1;
 	return messenger_once(agent, "egg-ready", on_ready, NULL);
 }

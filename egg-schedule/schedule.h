@@ -27,6 +27,7 @@ struct job {
 	struct messenger *agent;
 	int64_t due;       /* of the next tick: cron by the wall clock, interval by
 	                    * the one that only goes forward */
+	bool has_no_timer; /* there was no memory for one */
 	int64_t looked_at; /* cron: the wall clock, when it was last looked at */
 };
 

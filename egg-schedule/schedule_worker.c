@@ -189,16 +189,16 @@ egg_schedule_run(struct messenger *app, const char *name)
 
 /* ---- what the agent says ------------------------------------------------- */
 
-/* A tick that cannot be kept has failed: the agent may be waiting for it. */
+/* A tick that cannot be kept has failed, with this errno: the agent may be waiting for
+ * it (skip_while_running). */
 static void
-refuse_tick(struct messenger *app, const struct run_info *tick)
+refuse_tick(struct messenger *app, const struct run_info *tick, int error, const char *why)
 {
 	struct run_info info = *tick;
 
-	schedule_log_warn("[Job#%s] %s execute failed: %s", tick->id, tick->key,
-	                  errno == EAGAIN ? "too many of its runs go on" : strerror(errno));
+	schedule_log_warn("[Job#%s] %s %s", tick->id, tick->key, why);
 	info.ended = true;
-	info.why = errno;
+	info.why = error;
 	info.worker_id = messenger_pid(app);
 	tell_agent(app, &info);
 }
@@ -219,13 +219,14 @@ on_tick(struct messenger *app, const struct message *message, void *arg)
 	}
 	job = schedule_find_job(&worker.jobs, tick.key);
 	if (job == NULL || job->schedule->disable) {
-		schedule_log_warn("[Job#%s] %s %s", tick.id, tick.key,
-		                  job == NULL ? "unknown task" : "disable");
+		refuse_tick(app, &tick, ENOENT, job == NULL ? "unknown task" : "disable");
 		return 0;
 	}
 	run = run_create(app, job, tick.id);
 	if (run == NULL)
-		refuse_tick(app, &tick);
+		refuse_tick(app, &tick, errno,
+		            errno == EAGAIN ? "execute failed: too many of its runs go on"
+		                            : "execute failed: no memory left");
 	else if (worker.ready)
 		run_begin(run);
 	return 0;
