@@ -51,7 +51,11 @@
  * In the foreground the caller is the master's parent, and returns the master's
  * exit status. It hands SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 on to the
  * master; with --daemon the first three end a start that is not done. It owns
- * these and SIGCHLD from then on.
+ * these and SIGCHLD from then on, and ignores SIGPIPE.
+ *
+ * A daemon closes the descriptors from 3 on that are not close-on-exec: they are
+ * whoever's who has started it. What the program opens before, for itself, it marks
+ * with FD_CLOEXEC. Two clusters of one program need two pid files.
  *
  * docs/egg-scripts.md has the options, the files, and what they are by default.
  */

@@ -492,6 +492,31 @@ Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 	nobody_is_left();
 }
 
+/* A program that links the library may have functions of any other name. */
+Test(scripts, every_public_symbol_has_the_packages_name)
+{
+	static const char *const prefixes[] = {"egg_s", "scripts_", "schedule_", "cron_", "_"};
+	const char *build = getenv("BUILD") != NULL ? getenv("BUILD") : "build";
+	char line[512], name[256], kind;
+	int count = 0;
+	size_t i;
+	FILE *symbols;
+
+	snprintf(line, sizeof line, "nm -P -g %s/egg-scripts/*.o %s/egg-schedule/*.o", build,
+	         build);
+	symbols = popen(line, "r");
+	cr_assert_not_null(symbols);
+	while (fgets(line, sizeof line, symbols) != NULL) {
+		if (sscanf(line, "%255s %c", name, &kind) != 2 || strchr("TDBC", kind) == NULL)
+			continue;
+		for (i = 0; i < 5 && strncmp(name, prefixes[i], strlen(prefixes[i])) != 0; i++)
+			;
+		cr_expect_lt(i, 5, "%s", name);
+		count++;
+	}
+	cr_assert(pclose(symbols) == 0 && count > 20, "%d symbols", count);
+}
+
 /* ---- in the foreground --------------------------------------------------------------------- */
 
 static void
