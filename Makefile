@@ -85,6 +85,8 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
 
+$(BUILD)/test/test_schedule: override LDFLAGS += -Wl,--wrap=messenger_set_timeout
+
 # Failing system calls: the core once more, with small limits and with each call
 # of the list in test/faults.h wrapped; not optimized, so that a call in the source
 # is one call in the program. The wrappers are there before a sanitizer is.

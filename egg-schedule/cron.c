@@ -422,7 +422,7 @@ unit_size(const char *unit)
 }
 
 int64_t
-interval_parse(const char *text)
+cron_parse_interval(const char *text)
 {
 	double number = 0, scale = 1, result;
 	bool digit = false; /* the last one was */
@@ -445,7 +445,7 @@ interval_parse(const char *text)
 }
 
 time_t
-date_parse(const char *text)
+cron_parse_date(const char *text)
 {
 	struct tm date = {.tm_isdst = -1}, asked;
 	int length[3] = {0, 0, 0}, used;

@@ -39,10 +39,10 @@ time_t cron_next(const struct cron *cron, time_t after);
 
 /* "1.5h" in milliseconds, rounded down; -1 with EINVAL: it is none, or is not
  * positive, or beyond 10,000 years. */
-int64_t interval_parse(const char *text);
+int64_t cron_parse_interval(const char *text);
 
 /* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time; -1 with
  * EINVAL: it is none. */
-time_t date_parse(const char *text);
+time_t cron_parse_date(const char *text);
 
 #endif

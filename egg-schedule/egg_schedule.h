@@ -85,7 +85,8 @@ struct schedule {
 	const char *cron;
 
 	/* No tick after this local time: "2027-01-31", "2027-01-31 23:59" or
-	 * "2027-01-31T23:59:59". egg: cronOptions.endDate */
+	 * "2027-01-31T23:59:59"; but the first one of immediate comes anyway, as in
+	 * egg. egg: cronOptions.endDate */
 	const char *end_date;
 
 	bool immediate; /* a tick at once, at egg-ready; the next as interval or cron say */
@@ -132,8 +133,8 @@ void schedule_done(struct schedule_run *run, int status);
 /*
  * Where the lines of everyday work go (next tick, executing, succeed): to stdout,
  * unless another descriptor is given, or -1 for nowhere. It is read as long as the
- * process lives; set it before start_cluster, and all inherit it. What went wrong
- * goes to stderr, always.
+ * process lives; set it before start_cluster, and all inherit it (egg_scripts' daemon
+ * does if it is close-on-exec). What went wrong goes to stderr, always.
  * egg: config.customLogger.scheduleLogger
  */
 void egg_schedule_log(int descriptor);

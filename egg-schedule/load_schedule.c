@@ -58,7 +58,8 @@ refuse(const struct schedule *schedule, const char *field, const char *format, .
 	va_start(arguments, format);
 	vsnprintf(why, sizeof why, format, arguments);
 	va_end(arguments);
-	log_warn("[egg-schedule] job %.*s: %s: %s", SCHEDULE_NAME_MAX, schedule->name, field, why);
+	schedule_log_warn("[egg-schedule] job %.*s: %s: %s", SCHEDULE_NAME_MAX, schedule->name,
+	                  field, why);
 	errno = EINVAL;
 	return -1;
 }
@@ -74,7 +75,7 @@ check_times(struct job *job)
 	if (!is_given(schedule->interval) && !is_given(schedule->cron) && !schedule->immediate)
 		return refuse(schedule, "interval, cron, immediate", "one of them must be given");
 	if (is_given(schedule->interval) &&
-	    (job->interval = interval_parse(schedule->interval)) == -1)
+	    (job->interval = cron_parse_interval(schedule->interval)) == -1)
 		return refuse(schedule, "interval",
 		              "\"%.64s\" is none; write \"10s\", \"5m\" or "
 		              "a number of milliseconds",
@@ -83,7 +84,7 @@ check_times(struct job *job)
 	if (job->has_cron && cron_parse(&job->cron, schedule->cron, why, sizeof why) == -1)
 		return refuse(schedule, "cron", "\"%.64s\": %s", schedule->cron, why);
 	if (is_given(schedule->end_date)) {
-		end = date_parse(schedule->end_date);
+		end = cron_parse_date(schedule->end_date);
 		if (end == -1)
 			return refuse(schedule, "end_date",
 			              "\"%.64s\" is none; write \"2027-12-31 23:59:59\"",
@@ -112,7 +113,7 @@ check(struct job *job)
 }
 
 struct job *
-find_job(const struct jobs *jobs, const char *name)
+schedule_find_job(const struct jobs *jobs, const char *name)
 {
 	size_t i;
 
@@ -128,13 +129,14 @@ add_job(struct jobs *jobs, const struct schedule *schedule)
 	struct job *job = &jobs->job[jobs->count];
 
 	if (!name_is_valid(schedule->name)) {
-		log_warn("[egg-schedule] job %zu: name: it has 1 to %d bytes, no quotation mark, "
-		         "backslash or control character",
-		         jobs->count, SCHEDULE_NAME_MAX);
+		schedule_log_warn(
+			"[egg-schedule] job %zu: name: it has 1 to %d bytes, no quotation mark, "
+			"backslash or control character",
+			jobs->count, SCHEDULE_NAME_MAX);
 		errno = EINVAL;
 		return -1;
 	}
-	if (find_job(jobs, schedule->name) != NULL)
+	if (schedule_find_job(jobs, schedule->name) != NULL)
 		return refuse(schedule, "name", "there is another job of that name");
 	*job = (struct job){.schedule = schedule, .end = INT64_MAX};
 	if (check(job) == -1)
@@ -144,13 +146,14 @@ add_job(struct jobs *jobs, const struct schedule *schedule)
 }
 
 int
-load_schedule(struct jobs *jobs, const struct schedule *schedules, size_t count)
+schedule_load(struct jobs *jobs, const struct schedule *schedules, size_t count)
 {
 	size_t i;
 	int error;
 
 	if (jobs->job != NULL) {
-		log_warn("[egg-schedule] there are jobs already: they are given once in a process");
+		schedule_log_warn(
+			"[egg-schedule] there are jobs already: they are given once in a process");
 		errno = EALREADY;
 		return -1;
 	}
@@ -172,7 +175,7 @@ load_schedule(struct jobs *jobs, const struct schedule *schedules, size_t count)
 /* ---- the messages -------------------------------------------------------- */
 
 void
-run_info_print(const struct run_info *info, char *json, size_t size)
+schedule_info_print(const struct run_info *info, char *json, size_t size)
 {
 	int used = snprintf(json, size, "{\"key\":\"%s\",\"id\":\"%s\",\"args\":[]", info->key,
 	                    info->id);
@@ -191,7 +194,7 @@ run_info_print(const struct run_info *info, char *json, size_t size)
 	snprintf(json + used, size - (size_t)used, "}");
 }
 
-/* Where the value of a member stands, or NULL: a flat object, as run_info_print
+/* Where the value of a member stands, or NULL: a flat object, as schedule_info_print
  * writes it, and JSON.stringify does. */
 static const char *
 member(const char *json, const char *name)
@@ -221,7 +224,7 @@ copy_string(const char *value, char *copy, size_t size)
 }
 
 bool
-run_info_parse(struct run_info *info, const struct message *message)
+schedule_info_parse(struct run_info *info, const struct message *message)
 {
 	const char *json = message->data != NULL ? message->data : "";
 	const char *success = member(json, "success"), *worker = member(json, "workerId");

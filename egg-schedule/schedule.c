@@ -117,8 +117,8 @@ on_pids(struct messenger *agent, const struct message *message, void *arg)
 		run = &scheduler.runs[i];
 		if (is_listening(agent, run->worker_id))
 			continue;
-		log_warn("[Job#%s] %s execute failed, worker %ld died", run->id,
-		         run->job->schedule->name, (long)run->worker_id);
+		schedule_log_warn("[Job#%s] %s execute failed, worker %ld died", run->id,
+		                  run->job->schedule->name, (long)run->worker_id);
 		runs_remove(run);
 	}
 	return 0;
@@ -134,13 +134,13 @@ on_report(struct messenger *agent, const struct message *message, void *arg)
 	struct job *job;
 
 	(void)arg;
-	if (!run_info_parse(&info, message))
+	if (!schedule_info_parse(&info, message))
 		return 0;
 	run = runs_find(info.id, info.worker_id);
 	if (info.ended && run != NULL) {
 		runs_remove(run);
 	} else if (!info.ended && run == NULL) {
-		job = find_job(&scheduler.jobs, info.key);
+		job = schedule_find_job(&scheduler.jobs, info.key);
 		if (job != NULL && is_listening(agent, info.worker_id) && runs_reserve(job, 1))
 			runs_add(job, info.id, info.worker_id);
 	}
@@ -224,21 +224,21 @@ tick(struct job *job)
 	int result;
 
 	if (job->schedule->skip_while_running && job->running > 0) { /* D38 */
-		log_info("[Timer] %s skip: %zu of its runs go on", job->schedule->name,
-		         job->running);
+		schedule_log_info("[Timer] %s skip: %zu of its runs go on", job->schedule->name,
+		                  job->running);
 		return;
 	}
 	make_info(job, &info);
-	run_info_print(&info, json, sizeof json);
+	schedule_info_print(&info, json, sizeof json);
 	if (strcmp(job->schedule->type, "all") == 0)
 		result = send_all(job->agent, job, &info, json);
 	else
 		result = send_one(job->agent, job, &info, json);
 	if (result == -1)
-		log_warn("[Job#%s] %s not sent: %s", info.id, info.key,
-		         errno == ESRCH    ? "no worker is listening"
-		         : errno == EAGAIN ? "too many of its runs go on"
-		                           : strerror(errno));
+		schedule_log_warn("[Job#%s] %s not sent: %s", info.id, info.key,
+		                  errno == ESRCH    ? "no worker is listening"
+		                  : errno == EAGAIN ? "too many of its runs go on"
+		                                    : strerror(errno));
 }
 
 /* ---- lib/strategy/timer.js ----------------------------------------------- */
@@ -259,8 +259,23 @@ arm(struct job *job)
 	int64_t most = job->interval != 0 ? INT_MAX : LOOK_AGAIN;
 
 	wait = wait < 0 ? 0 : wait > most ? most : wait;
-	if (messenger_set_timeout(job->agent, (int)wait, on_timer, job) == -1)
-		log_warn("[Timer] %s stops: %s", job->schedule->name, strerror(errno));
+	job->has_no_timer = messenger_set_timeout(job->agent, (int)wait, on_timer, job) == -1;
+	if (job->has_no_timer)
+		schedule_log_warn("[Timer] %s waits for a timer: %s", job->schedule->name,
+		                  strerror(errno));
+}
+
+/* Each minute: who could not be given a timer is given one now. */
+static int
+on_look(struct messenger *agent, void *arg)
+{
+	size_t i;
+
+	(void)arg;
+	for (i = 0; i < scheduler.jobs.count && !messenger_closing(agent); i++)
+		if (scheduler.jobs.job[i].has_no_timer)
+			arm(&scheduler.jobs.job[i]);
+	return 0;
 }
 
 /* egg: utility.logDate */
@@ -302,12 +317,12 @@ schedule_next(struct job *job)
 	char date[64];
 
 	if (!next_due(job, now) || wall + (job->due - now) > job->end) {
-		log_info("[Timer] %s reach endDate, will stop", job->schedule->name);
+		schedule_log_info("[Timer] %s reach endDate, will stop", job->schedule->name);
 		return;
 	}
 	print_date(date, sizeof date, wall + (job->due - now));
-	log_info("[Timer] %s next time will execute after %lldms at %s", job->schedule->name,
-	         (long long)(job->due - now), date);
+	schedule_log_info("[Timer] %s next time will execute after %lldms at %s",
+	                  job->schedule->name, (long long)(job->due - now), date);
 	arm(job);
 }
 
@@ -349,8 +364,8 @@ on_ready(struct messenger *agent, const struct message *message, void *arg)
 		if (job->schedule->disable)
 			continue;
 		if (job->schedule->immediate) {
-			log_info("[Timer] %s next time will execute immediate",
-			         job->schedule->name);
+			schedule_log_info("[Timer] %s next time will execute immediate",
+			                  job->schedule->name);
 			arm(job);
 		} else {
 			schedule_next(job);
@@ -362,9 +377,10 @@ on_ready(struct messenger *agent, const struct message *message, void *arg)
 int
 egg_schedule_agent(struct messenger *agent, const struct schedule *jobs, size_t count)
 {
-	if (load_schedule(&scheduler.jobs, jobs, count) == -1 ||
+	if (schedule_load(&scheduler.jobs, jobs, count) == -1 ||
 	    messenger_on(agent, "egg-schedule", on_report, NULL) == -1 ||
-	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1)
+	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1 ||
+	    messenger_set_interval(agent, LOOK_AGAIN, on_look, NULL) == -1)
 		return -1;
 	return messenger_once(agent, "egg-ready", on_ready, NULL);
 }

@@ -14,7 +14,7 @@
 #define RUN_ID_SIZE 96
 #define RUN_JSON_SIZE (SCHEDULE_NAME_MAX + RUN_ID_SIZE + 128)
 
-/* A job, and what load_schedule has made of it. */
+/* A job, and what schedule_load has made of it. */
 struct job {
 	const struct schedule *schedule;
 	int64_t interval; /* milliseconds; 0: there is cron, or neither */
@@ -27,6 +27,7 @@ struct job {
 	struct messenger *agent;
 	int64_t due;       /* of the next tick: cron by the wall clock, interval by
 	                    * the one that only goes forward */
+	bool has_no_timer; /* there was no memory for one */
 	int64_t looked_at; /* cron: the wall clock, when it was last looked at */
 };
 
@@ -40,10 +41,10 @@ struct jobs {
  * stderr said so (EINVAL); there are some already (EALREADY); or ENOMEM.
  * egg: egg-schedule/lib/load_schedule.js, the asserts of lib/strategy/timer.js
  */
-int load_schedule(struct jobs *jobs, const struct schedule *schedules, size_t count);
+int schedule_load(struct jobs *jobs, const struct schedule *schedules, size_t count);
 
 /* NULL: there is none of that name. */
-struct job *find_job(const struct jobs *jobs, const char *name);
+struct job *schedule_find_job(const struct jobs *jobs, const char *name);
 
 /* One run, as the messages about it tell. */
 struct run_info {
@@ -57,13 +58,13 @@ struct run_info {
 };
 
 /* To JSON, as egg has it, and back; false: that is no such message. */
-void run_info_print(const struct run_info *info, char *json, size_t size);
-bool run_info_parse(struct run_info *info, const struct message *message);
+void schedule_info_print(const struct run_info *info, char *json, size_t size);
+bool schedule_info_parse(struct run_info *info, const struct message *message);
 
 /* One line: of everyday work (where to, egg_schedule_log says), or of what went
  * wrong. */
 extern int schedule_log;
-#define log_info(...) (schedule_log >= 0 ? print_line(schedule_log, __VA_ARGS__) : (void)0)
-#define log_warn(...) print_line(STDERR_FILENO, __VA_ARGS__)
+#define schedule_log_info(...) (schedule_log >= 0 ? print_line(schedule_log, __VA_ARGS__) : (void)0)
+#define schedule_log_warn(...) print_line(STDERR_FILENO, __VA_ARGS__)
 
 #endif

@@ -82,7 +82,7 @@ tell_agent(struct messenger *app, const struct run_info *info)
 {
 	char json[RUN_JSON_SIZE];
 
-	run_info_print(info, json, sizeof json);
+	schedule_info_print(info, json, sizeof json);
 	return messenger_send_to_agent(app, "egg-schedule", json);
 }
 
@@ -127,11 +127,11 @@ run_end(struct schedule_run *run, int status)
 	info->why = status;
 	info->rt = clock_now() - run->start;
 	if (info->success)
-		log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
-		         (long long)info->rt);
+		schedule_log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
+		                  (long long)info->rt);
 	else
-		log_warn("[Job#%s] %s execute failed, used %lldms. The task returned %d", info->id,
-		         info->key, (long long)info->rt, status);
+		schedule_log_warn("[Job#%s] %s execute failed, used %lldms. The task returned %d",
+		                  info->id, info->key, (long long)info->rt, status);
 	run_tell(run);
 }
 
@@ -140,7 +140,7 @@ run_begin(struct schedule_run *run)
 {
 	int status;
 
-	log_info("[Job#%s] %s executing by app", run->info.id, run->info.key);
+	schedule_log_info("[Job#%s] %s executing by app", run->info.id, run->info.key);
 	run->begun = true;
 	run->start = clock_now();
 	run->in_task = true;
@@ -172,7 +172,7 @@ schedule_done(struct schedule_run *run, int status)
 int
 egg_schedule_run(struct messenger *app, const char *name)
 {
-	struct job *job = find_job(&worker.jobs, name);
+	struct job *job = schedule_find_job(&worker.jobs, name);
 	struct schedule_run *run;
 
 	if (job == NULL) {
@@ -189,16 +189,16 @@ egg_schedule_run(struct messenger *app, const char *name)
 
 /* ---- what the agent says ------------------------------------------------- */
 
-/* A tick that cannot be kept has failed: the agent may be waiting for it. */
+/* A tick that cannot be kept has failed, with this errno: the agent may be waiting for
+ * it (skip_while_running). */
 static void
-refuse_tick(struct messenger *app, const struct run_info *tick)
+refuse_tick(struct messenger *app, const struct run_info *tick, int error, const char *why)
 {
 	struct run_info info = *tick;
 
-	log_warn("[Job#%s] %s execute failed: %s", tick->id, tick->key,
-	         errno == EAGAIN ? "too many of its runs go on" : strerror(errno));
+	schedule_log_warn("[Job#%s] %s %s", tick->id, tick->key, why);
 	info.ended = true;
-	info.why = errno;
+	info.why = error;
 	info.worker_id = messenger_pid(app);
 	tell_agent(app, &info);
 }
@@ -212,20 +212,21 @@ on_tick(struct messenger *app, const struct message *message, void *arg)
 	struct schedule_run *run;
 
 	(void)arg;
-	if (!run_info_parse(&tick, message)) {
-		log_warn("[egg-schedule] a message that is no tick: %.100s",
-		         message->data != NULL ? message->data : "undefined");
+	if (!schedule_info_parse(&tick, message)) {
+		schedule_log_warn("[egg-schedule] a message that is no tick: %.100s",
+		                  message->data != NULL ? message->data : "undefined");
 		return 0;
 	}
-	job = find_job(&worker.jobs, tick.key);
+	job = schedule_find_job(&worker.jobs, tick.key);
 	if (job == NULL || job->schedule->disable) {
-		log_warn("[Job#%s] %s %s", tick.id, tick.key,
-		         job == NULL ? "unknown task" : "disable");
+		refuse_tick(app, &tick, ENOENT, job == NULL ? "unknown task" : "disable");
 		return 0;
 	}
 	run = run_create(app, job, tick.id);
 	if (run == NULL)
-		refuse_tick(app, &tick);
+		refuse_tick(app, &tick, errno,
+		            errno == EAGAIN ? "execute failed: too many of its runs go on"
+		                            : "execute failed: no memory left");
 	else if (worker.ready)
 		run_begin(run);
 	return 0;
@@ -280,11 +281,11 @@ egg_schedule_app(struct messenger *app, const struct schedule *jobs, size_t coun
 {
 	size_t i;
 
-	if (load_schedule(&worker.jobs, jobs, count) == -1)
+	if (schedule_load(&worker.jobs, jobs, count) == -1)
 		return -1;
 	for (i = 0; i < count; i++)
 		if (!jobs[i].disable)
-			log_info("[egg-schedule]: register schedule %s", jobs[i].name);
+			schedule_log_info("[egg-schedule]: register schedule %s", jobs[i].name);
 	if (messenger_on(app, "egg-schedule", on_tick, NULL) == -1 ||
 	    messenger_on(app, "egg-pids", on_pids, NULL) == -1)
 		return -1;

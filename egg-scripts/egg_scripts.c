@@ -3,9 +3,10 @@
  *
  * egg: egg-scripts/lib/command.js
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -34,18 +35,18 @@ static const struct option {
 	{"host", "H", FIELD(options.host), TEXT, START, 0, 0,
          "a numeric address, or localhost [HOST, or 127.0.0.1]"},
 	{"env", "E", FIELD(options.env), TEXT, START, 0, 0,
-         "prod, or local: no worker is replaced [EGG_SERVER_ENV, or prod]"},
-	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
-         "says which cluster [~/run/NAME.pid]"},
-	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
-         "seconds; stop: then SIGKILL [start, reload: 300; status: 5]"},
+         "prod; local, unittest: no worker is replaced [EGG_SERVER_ENV, or prod]"},
 	{"daemon", NULL, FIELD(daemon), FLAG, START, 0, 0, "run in the background"},
 	{"stdout", "FILE", FIELD(standard_output), TEXT, START, 0, 0,
-         "of the daemon [~/logs/NAME-stdout.log]"},
+         "of the daemon [~/logs/NAME-stdout.log, NAME as the pid file]"},
 	{"stderr", "FILE", FIELD(standard_error), TEXT, START, 0, 0,
          "of the daemon [~/logs/NAME-stderr.log]"},
 	{"end-with-parent", NULL, FIELD(options.end_with_parent), FLAG, START, 0, 0,
          "the cluster stops when the launcher is gone"},
+	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
+         "says which cluster [~/run/NAME.pid]"},
+	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
+         "seconds; stop: then SIGKILL [start, reload: 300; status: 5]"},
 };
 
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -76,7 +77,7 @@ print(FILE *file, const struct command *command, const char *format, va_list arg
 }
 
 void
-say(const struct command *command, const char *format, ...)
+scripts_say(const struct command *command, const char *format, ...)
 {
 	va_list arguments;
 
@@ -86,7 +87,7 @@ say(const struct command *command, const char *format, ...)
 }
 
 void
-complain(const struct command *command, const char *format, ...)
+scripts_complain(const struct command *command, const char *format, ...)
 {
 	va_list arguments;
 
@@ -96,23 +97,30 @@ complain(const struct command *command, const char *format, ...)
 }
 
 char *
-home_file(const struct command *command, const char *folder, const char *end)
+scripts_home_file(const struct command *command, const char *folder, const char *end)
 {
-	const char *home = getenv("HOME"), *name = command->options.name;
-	size_t size;
+	const char *home = getenv("HOME"), *name = command->options.name, *slash;
+	size_t length = strlen(name), size;
 	char *path;
 
 	if (home == NULL || home[0] == '\0') {
-		complain(command, "HOME is not set: give --pid-file, and for a daemon --stdout "
-		                  "and --stderr");
+		scripts_complain(command,
+		                 "HOME is not set: give --pid-file, and for a daemon --stdout "
+		                 "and --stderr");
 		return NULL;
 	}
-	size = strlen(home) + strlen(folder) + strlen(name) + strlen(end) + 3;
+	if (command->options.pid_file != NULL) {
+		slash = strrchr(command->options.pid_file, '/');
+		name = slash != NULL ? slash + 1 : command->options.pid_file;
+		length = strlen(name);
+		length -= length > 4 && strcmp(name + length - 4, ".pid") == 0 ? 4 : 0;
+	}
+	size = strlen(home) + strlen(folder) + length + strlen(end) + 3;
 	path = malloc(size);
 	if (path == NULL)
-		complain(command, "no memory left");
+		scripts_complain(command, "no memory left");
 	else
-		snprintf(path, size, "%s/%s/%s%s", home, folder, name, end);
+		snprintf(path, size, "%s/%s/%.*s%s", home, folder, (int)length, name, end);
 	return path;
 }
 
@@ -151,7 +159,7 @@ refuse(const struct command *command, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
-	complain(command, "%s (see %s --help)", line, command->options.name);
+	scripts_complain(command, "%s (see %s --help)", line, command->options.name);
 	return EXIT_USAGE;
 }
 
@@ -162,6 +170,13 @@ is_address(const char *host)
 
 	return strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &any) == 1 ||
 	       inet_pton(AF_INET6, host, &any) == 1;
+}
+
+static bool
+is_environment(const char *env)
+{
+	return strcmp(env, "prod") == 0 || strcmp(env, "local") == 0 ||
+	       strcmp(env, "unittest") == 0;
 }
 
 static void *
@@ -179,8 +194,8 @@ set_number(struct command *command, const struct option *option, const char *val
 
 	errno = 0;
 	wanted = strtol(value, &end, 10);
-	if (errno != 0 || end == value || *end != '\0' || wanted < option->least ||
-	    wanted > option->most)
+	if (!isdigit((unsigned char)value[0]) || errno != 0 || *end != '\0' ||
+	    wanted < option->least || wanted > option->most)
 		return refuse(command, "--%s=%s: give a number from %d to %d", option->name, value,
 		              option->least, option->most);
 	*number = (int)wanted;
@@ -198,6 +213,8 @@ set_text(struct command *command, const struct option *option, const char *value
 		return refuse(command, "--%s wants a value", option->name);
 	if (text == &command->options.host && !is_address(value))
 		return refuse(command, "--host=%s: give a numeric address or localhost", value);
+	if (text == &command->options.env && !is_environment(value))
+		return refuse(command, "--env=%s: give prod, local or unittest", value);
 	*text = value;
 	return 0;
 }
@@ -266,6 +283,8 @@ check_given(const struct command *command, int chosen, const bool given[OPTIONS]
 			              table[i].name);
 	if (command->daemon && command->options.end_with_parent)
 		return refuse(command, "--daemon has no parent for --end-with-parent");
+	if (!command->daemon && (command->standard_output || command->standard_error))
+		return refuse(command, "--stdout and --stderr are a daemon's: add --daemon");
 	return 0;
 }
 
@@ -308,13 +327,13 @@ run(const struct command *command, int bit)
 {
 	switch (bit) {
 	case STOP:
-		return stop_command(command);
+		return scripts_stop(command);
 	case STATUS:
-		return status_command(command);
+		return scripts_status(command);
 	case RELOAD:
-		return reload_command(command);
+		return scripts_reload(command);
 	default:
-		return start_command(command);
+		return scripts_start(command);
 	}
 }
 
@@ -341,7 +360,7 @@ egg_scripts(int argc, char *const argv[], const struct options *options)
 	if (result != 0)
 		return result;
 	if (command.options.pid_file == NULL && (chosen != -1 || command.daemon)) {
-		pid_file = home_file(&command, "run", ".pid");
+		pid_file = scripts_home_file(&command, "run", ".pid");
 		if (pid_file == NULL)
 			return 1;
 		command.options.pid_file = pid_file;

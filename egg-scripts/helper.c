@@ -10,7 +10,7 @@
  *
  * egg: egg-scripts/lib/helper.js, which reads the list of all processes
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +26,7 @@
 
 #define KILL_TIMEOUT 10000 /* a killed process may be busy in the kernel for so long */
 #define REAP_TIMEOUT 100   /* so long its parent may take to reap the dead master */
+#define ASK_LAST 1000      /* so long the master may take to say who is left */
 
 #define TABLE_MAX (CLUTCH_WORKERS_MAX * 256 + 4096) /* bytes */
 
@@ -43,7 +44,7 @@ owner(int descriptor, off_t start, off_t length, off_t *byte)
 }
 
 int
-cluster_find(const struct command *command, struct cluster_found *cluster)
+scripts_find(const struct command *command, struct cluster_found *cluster)
 {
 	off_t byte;
 
@@ -53,21 +54,21 @@ cluster_find(const struct command *command, struct cluster_found *cluster)
 	if (cluster->descriptor == -1 && (errno == ENOENT || errno == ENOTDIR))
 		return 0;
 	if (cluster->descriptor == -1) {
-		complain(command, "pid file %s: %s", cluster->pid_file, strerror(errno));
+		scripts_complain(command, "pid file %s: %s", cluster->pid_file, strerror(errno));
 		return -1;
 	}
 	fcntl(cluster->descriptor, F_SETFD, FD_CLOEXEC);
 	cluster->master = owner(cluster->descriptor, 0, 1, &byte);
 	if (cluster->master < 0) { /* a file system that several machines share */
-		complain(command, "pid file %s: its master is on another machine",
-		         cluster->pid_file);
+		scripts_complain(command, "pid file %s: its master is on another machine",
+		                 cluster->pid_file);
 		return -1;
 	}
 	return cluster->master != 0;
 }
 
 void
-cluster_close(struct cluster_found *cluster)
+scripts_close(struct cluster_found *cluster)
 {
 	if (cluster->descriptor != -1)
 		close(cluster->descriptor);
@@ -75,7 +76,7 @@ cluster_close(struct cluster_found *cluster)
 }
 
 bool
-cluster_is_gone(const struct cluster_found *cluster)
+scripts_is_gone(const struct cluster_found *cluster)
 {
 	off_t byte;
 
@@ -94,11 +95,11 @@ wait_for_reaping(pid_t master)
 }
 
 bool
-cluster_wait_gone(const struct cluster_found *cluster, int64_t timeout)
+scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout)
 {
 	int64_t deadline = clock_now() + timeout;
 
-	while (!cluster_is_gone(cluster)) {
+	while (!scripts_is_gone(cluster)) {
 		if (clock_now() >= deadline)
 			return false;
 		poll(NULL, 0, LOOK_AGAIN);
@@ -124,19 +125,6 @@ kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 	kill_between(cluster, byte + 1, end);
 }
 
-int
-cluster_kill(const struct cluster_found *cluster)
-{
-	int64_t deadline = clock_now() + KILL_TIMEOUT;
-
-	do {
-		kill_between(cluster, 0, INT_MAX);
-		if (cluster_wait_gone(cluster, 5 * LOOK_AGAIN))
-			return 0;
-	} while (clock_now() < deadline);
-	return -1;
-}
-
 /* All of a file; NULL if it is not there. */
 static char *
 read_file(const char *path)
@@ -151,20 +139,29 @@ read_file(const char *path)
 	return text;
 }
 
+/* Is it still the master? Its number may be a stranger's by now. */
+static bool
+is_master(const struct cluster_found *cluster)
+{
+	off_t byte;
+
+	return cluster->master != 0 && owner(cluster->descriptor, 0, 1, &byte) == cluster->master;
+}
+
 char *
-cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout)
+scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 {
 	int64_t deadline = clock_now() + timeout;
 	char path[PATH_MAX + 16], *table;
-	off_t byte;
 
 	snprintf(path, sizeof path, "%s.status", cluster->pid_file);
 	unlink(path); /* what is there after the order is fresh */
-	if (kill(cluster->master, number) == -1)
+	errno = ESRCH;
+	if (!is_master(cluster) || kill(cluster->master, number) == -1)
 		return NULL;
 	while ((table = read_file(path)) == NULL) {
 		errno = ESRCH;
-		if (owner(cluster->descriptor, 0, 1, &byte) != cluster->master)
+		if (!is_master(cluster))
 			return NULL;
 		errno = ETIMEDOUT;
 		if (clock_now() >= deadline)
@@ -174,8 +171,43 @@ cluster_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 	return table;
 }
 
+/* SIGKILL to the groups of the table's rows: a child that is dead holds no lock any
+ * more, but its own children may be alive, and then the master waits for them. It would
+ * do the same itself at its deadline. */
+static void
+kill_groups(const char *table)
+{
+	char role[8];
+	long pid;
+
+	for (; table != NULL; table = strchr(table, '\n')) {
+		table += *table == '\n';
+		if (sscanf(table, "%7s %*d %ld", role, &pid) == 2 && pid > 1 &&
+		    (strcmp(role, "app") == 0 || strcmp(role, "agent") == 0))
+			kill(-(pid_t)pid, SIGKILL);
+	}
+}
+
+/* The table is asked for now: one from before the wait has numbers in it that may be
+ * anybody's. A master that hangs does not answer: then there are the locks alone. */
+int
+scripts_kill(const struct cluster_found *cluster)
+{
+	char *table = scripts_ask(cluster, SIGUSR1, ASK_LAST);
+	int64_t deadline = clock_now() + KILL_TIMEOUT;
+
+	kill_groups(table);
+	free(table);
+	do {
+		kill_between(cluster, 0, INT_MAX);
+		if (scripts_wait_gone(cluster, 5 * LOOK_AGAIN))
+			return 0;
+	} while (clock_now() < deadline);
+	return -1;
+}
+
 int64_t
-cluster_patience(const struct command *command, const char *table)
+scripts_patience(const struct command *command, const char *table)
 {
 	const char *at = table != NULL ? strstr(table, "stops within ") : NULL;
 	long patience = at != NULL ? strtol(at + strlen("stops within "), NULL, 10) : 0;

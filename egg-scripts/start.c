@@ -4,7 +4,7 @@
  *
  * egg: egg-scripts/lib/cmd/start.js
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +20,7 @@
 
 #define START_TIMEOUT 300 /* seconds; start.js:59 */
 #define TAIL 4096         /* bytes of the daemon's stderr that are shown */
+#define DESCRIPTORS 65536 /* those below are closed in a daemon, where the limit is higher */
 
 /* Handed on to the master; the launcher is told of its end by SIGCHLD. */
 static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGCHLD};
@@ -28,8 +29,10 @@ enum { CAUGHT = sizeof caught / sizeof caught[0] };
 struct launcher {
 	const struct command *command;
 	struct messenger *parent;
-	char *paths[2]; /* the daemon's stdout and stderr */
-	int files[2];   /* the same, open; or -1 */
+	char *paths[2];  /* the daemon's stdout and stderr */
+	int files[2];    /* the same, open; or -1 */
+	char *lock_path; /* the lock of a daemon's start, and its file */
+	int lock;        /* -1: there is none */
 	pid_t master;
 	int status; /* of the master, once it has ended */
 	bool ended, ready, late;
@@ -87,8 +90,8 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 	if (!launcher->command->daemon) /* the master has said it */
 		return 0;
 	at = at != NULL ? at + strlen("\"address\":\"") : "";
-	say(launcher->command, "started%s%.*s, pid %ld", *at != '\0' ? " on " : "",
-	    (int)strcspn(at, "\""), at, (long)launcher->master);
+	scripts_say(launcher->command, "started%s%.*s, pid %ld", *at != '\0' ? " on " : "",
+	            (int)strcspn(at, "\""), at, (long)launcher->master);
 	return 0;
 }
 
@@ -126,17 +129,85 @@ rotate(const char *path)
 	return result;
 }
 
-/* The folder of a file, if it is missing. */
+/* The folders of a file, where they are missing. */
 static void
-make_folder(const char *path)
+make_folders(const char *path)
 {
-	char *folder = strdup(path), *slash = folder != NULL ? strrchr(folder, '/') : NULL;
+	char *copy = strdup(path), *slash = copy;
 
-	if (slash != NULL && slash != folder) {
+	while (slash != NULL && (slash = strchr(slash + 1, '/')) != NULL) {
 		*slash = '\0';
-		mkdir(folder, 0777); /* if that fails, so does open(2) */
+		mkdir(copy, 0777); /* if that fails, so does open(2) */
+		*slash = '/';
 	}
-	free(folder);
+	free(copy);
+}
+
+/* Is that descriptor's file still the one of that name? */
+static bool
+is_named(int descriptor, const char *path)
+{
+	struct stat own, named;
+
+	return fstat(descriptor, &own) == 0 && stat(path, &named) == 0 &&
+	       own.st_ino == named.st_ino && own.st_dev == named.st_dev;
+}
+
+/* Open and lock a file; as with D16, somebody may unlink it in between. -1: errno. */
+static int
+open_locked(const char *path)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+	int descriptor, error;
+
+	while ((descriptor = open(path, O_RDWR | O_CREAT, 0600)) != -1) {
+		if (fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 ||
+		    fcntl(descriptor, F_SETLK, &lock) == -1)
+			break;
+		if (is_named(descriptor, path))
+			return descriptor;
+		close(descriptor);
+	}
+	error = errno;
+	if (descriptor != -1)
+		close(descriptor);
+	errno = descriptor != -1 && error == EACCES ? EAGAIN : error; /* POSIX has both */
+	return -1;
+}
+
+/* One start of a daemon at a time: a second one would find no master yet, and rename
+ * the first one's logs. Until a start is over, it has PID_FILE.start locked. */
+static int
+lock_start(struct launcher *launcher)
+{
+	const struct command *command = launcher->command;
+	size_t size = strlen(command->options.pid_file) + sizeof ".start";
+
+	launcher->lock_path = malloc(size);
+	if (launcher->lock_path != NULL) {
+		snprintf(launcher->lock_path, size, "%s.start", command->options.pid_file);
+		make_folders(launcher->lock_path);
+		launcher->lock = open_locked(launcher->lock_path);
+	}
+	if (launcher->lock != -1)
+		return 0;
+	if (errno == EAGAIN)
+		scripts_complain(command, "is being started already (pid file %s)",
+		                 command->options.pid_file);
+	else
+		scripts_complain(command, "cannot lock the start (pid file %s): %s",
+		                 command->options.pid_file, strerror(errno));
+	return -1;
+}
+
+static void
+unlock_start(struct launcher *launcher)
+{
+	if (launcher->lock != -1) {
+		unlink(launcher->lock_path);
+		close(launcher->lock);
+	}
+	free(launcher->lock_path);
 }
 
 /* Nobody else reads it: there is no telling what an application logs. What is not
@@ -147,14 +218,14 @@ open_log(const struct command *command, const char *path)
 	int descriptor, flags = O_RDWR | O_APPEND | O_NOCTTY;
 	struct stat there;
 
-	make_folder(path);
+	make_folders(path);
 	if (stat(path, &there) == -1)
 		flags |= O_CREAT | O_EXCL;
 	else if (S_ISREG(there.st_mode))
 		flags |= rotate(path) == 0 ? O_CREAT | O_EXCL : 0;
 	descriptor = open(path, flags, 0600);
 	if (descriptor == -1)
-		complain(command, "cannot open %s: %s", path, strerror(errno));
+		scripts_complain(command, "cannot open %s: %s", path, strerror(errno));
 	else
 		fcntl(descriptor, F_SETFD, FD_CLOEXEC);
 	return descriptor;
@@ -170,8 +241,8 @@ open_files(struct launcher *launcher)
 	int i;
 
 	for (i = 0; i < 2; i++) {
-		launcher->paths[i] =
-			given[i] != NULL ? strdup(given[i]) : home_file(command, "logs", ends[i]);
+		launcher->paths[i] = given[i] != NULL ? strdup(given[i])
+		                                      : scripts_home_file(command, "logs", ends[i]);
 		if (launcher->paths[i] == NULL)
 			return -1;
 		if (i == 1 && strcmp(launcher->paths[0], launcher->paths[1]) == 0)
@@ -206,6 +277,23 @@ print_tail(int descriptor)
 
 /* ---- the master ------------------------------------------------------------------ */
 
+/* What has come through exec(3) is not close-on-exec: it is whoever's who called the
+ * launcher, and waits for its end, perhaps. What is, the program has opened itself. */
+static void
+close_inherited(void)
+{
+	long limit = sysconf(_SC_OPEN_MAX);
+	int descriptor, flags;
+
+	if (limit == -1 || limit > DESCRIPTORS)
+		limit = DESCRIPTORS;
+	for (descriptor = 3; descriptor < limit; descriptor++) {
+		flags = fcntl(descriptor, F_GETFD);
+		if (flags != -1 && (flags & FD_CLOEXEC) == 0)
+			close(descriptor);
+	}
+}
+
 /* In the child: out of reach of the terminal. Its folder stays what it was. */
 static int
 leave_terminal(const int files[2])
@@ -218,6 +306,7 @@ leave_terminal(const int files[2])
 	close(null);
 	close(files[0]);
 	close(files[1]);
+	close_inherited();
 	return 0;
 }
 
@@ -230,8 +319,11 @@ be_master(struct launcher *launcher, int channel)
 	messenger_close(launcher->parent);
 	close(signal_pipe[0]);
 	close(signal_pipe[1]);
+	if (launcher->lock != -1)
+		close(launcher->lock);
 	if (launcher->command->daemon && leave_terminal(launcher->files) == -1) {
-		complain(launcher->command, "cannot leave the terminal: %s", strerror(errno));
+		scripts_complain(launcher->command, "cannot leave the terminal: %s",
+		                 strerror(errno));
 		exit(1);
 	}
 	options.parent = channel;
@@ -280,7 +372,7 @@ static int
 launch(struct launcher *launcher)
 {
 	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-	sigset_t set, before;
+	sigset_t set;
 	int channel, i;
 
 	if (prepare(launcher, &channel) == -1)
@@ -289,13 +381,14 @@ launch(struct launcher *launcher)
 	for (i = 0; i < CAUGHT; i++)
 		sigaddset(&set, caught[i]);
 	fflush(NULL); /* or the child would print it again */
-	sigprocmask(SIG_BLOCK, &set, &before);
+	sigprocmask(SIG_BLOCK, &set, NULL);
 	launcher->master = fork();
 	if (launcher->master == 0)
 		be_master(launcher, channel);
 	sigemptyset(&action.sa_mask);
 	for (i = 0; i < CAUGHT; i++)
 		sigaction(caught[i], &action, NULL);
+	signal(SIGPIPE, SIG_IGN); /* nobody may be there to read that it has started */
 	sigprocmask(SIG_UNBLOCK, &set, NULL);
 	close(channel);
 	return launcher->master == -1 ? -1 : 0;
@@ -318,16 +411,16 @@ give_up(struct launcher *launcher)
 	struct command plain = *command;
 
 	if (launcher->late)
-		complain(command, "not ready within %d s, stopping it",
-		         command->timeout > 0 ? command->timeout : START_TIMEOUT);
+		scripts_complain(command, "not ready within %d s, stopping it",
+		                 command->timeout > 0 ? command->timeout : START_TIMEOUT);
 	else
-		complain(command, "interrupted, stopping it");
+		scripts_complain(command, "interrupted, stopping it");
 	plain.timeout = 0;
 	kill(launcher->master, SIGTERM);
-	if (cluster_find(command, &cluster) == 1 && cluster.master == launcher->master &&
-	    !cluster_wait_gone(&cluster, cluster_patience(&plain, NULL)))
-		cluster_kill(&cluster);
-	cluster_close(&cluster);
+	if (scripts_find(command, &cluster) == 1 && cluster.master == launcher->master &&
+	    !scripts_wait_gone(&cluster, scripts_patience(&plain, NULL)))
+		scripts_kill(&cluster);
+	scripts_close(&cluster);
 	while (waitpid(launcher->master, &launcher->status, 0) == -1 && errno == EINTR)
 		;
 }
@@ -342,7 +435,7 @@ finish_daemon(struct launcher *launcher)
 	if (!launcher->ended)
 		give_up(launcher);
 	print_tail(launcher->files[1]);
-	complain(launcher->command, "start failed, see %s", launcher->paths[1]);
+	scripts_complain(launcher->command, "start failed, see %s", launcher->paths[1]);
 	return 1;
 }
 
@@ -358,13 +451,13 @@ static int
 is_running(const struct command *command)
 {
 	struct cluster_found cluster;
-	int found = command->options.pid_file != NULL ? cluster_find(command, &cluster) : 0;
+	int found = command->options.pid_file != NULL ? scripts_find(command, &cluster) : 0;
 
 	if (found == 1)
-		complain(command, "is already running, pid %ld (pid file %s)", (long)cluster.master,
-		         cluster.pid_file);
+		scripts_complain(command, "is already running, pid %ld (pid file %s)",
+		                 (long)cluster.master, cluster.pid_file);
 	if (command->options.pid_file != NULL)
-		cluster_close(&cluster);
+		scripts_close(&cluster);
 	return found;
 }
 
@@ -373,10 +466,11 @@ start(struct launcher *launcher)
 {
 	const struct command *command = launcher->command;
 
-	if (is_running(command) != 0 || (command->daemon && open_files(launcher) == -1))
+	if ((command->daemon && lock_start(launcher) == -1) || is_running(command) != 0 ||
+	    (command->daemon && open_files(launcher) == -1))
 		return 1;
 	if (launch(launcher) == -1) {
-		complain(command, "cannot start: %s", strerror(errno));
+		scripts_complain(command, "cannot start: %s", strerror(errno));
 		return 1;
 	}
 	while (!is_over(launcher))
@@ -386,13 +480,14 @@ start(struct launcher *launcher)
 }
 
 int
-start_command(const struct command *command)
+scripts_start(const struct command *command)
 {
-	struct launcher launcher = {.command = command, .files = {-1, -1}};
+	struct launcher launcher = {.command = command, .files = {-1, -1}, .lock = -1};
 	int result;
 
 	fill_standard_descriptors();
 	result = start(&launcher);
+	unlock_start(&launcher);
 	free(launcher.paths[0]);
 	free(launcher.paths[1]);
 	return result;

@@ -3,7 +3,7 @@
  *
  * egg: egg-scripts/lib/cmd/stop.js; cluster-reload
  */
-#include "egg_scripts.h"
+#include "scripts.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -22,12 +22,12 @@
 static int64_t
 order_to_stop(const struct command *command, const struct cluster_found *cluster)
 {
-	char *table = cluster->master != 0 ? cluster_ask(cluster, SIGUSR1, ASK_FIRST) : NULL;
-	int64_t patience = cluster_patience(command, table);
+	char *table = cluster->master != 0 ? scripts_ask(cluster, SIGUSR1, ASK_FIRST) : NULL;
+	int64_t patience = scripts_patience(command, table);
 
 	free(table);
 	if (cluster->master != 0 && kill(cluster->master, SIGTERM) == -1 && errno == EPERM) {
-		complain(command, "pid %ld is another user's", (long)cluster->master);
+		scripts_complain(command, "pid %ld is another user's", (long)cluster->master);
 		return -1;
 	}
 	return patience;
@@ -40,29 +40,29 @@ stop(const struct command *command, const struct cluster_found *cluster)
 
 	if (patience == -1)
 		return 1;
-	if (!cluster_wait_gone(cluster, patience)) {
-		complain(command, "not stopped within %lld s: SIGKILL to all that are left",
-		         (long long)patience / 1000);
-		if (cluster_kill(cluster) == -1) {
-			complain(command, "somebody is left whom SIGKILL does not end");
+	if (!scripts_wait_gone(cluster, patience)) {
+		scripts_complain(command, "not stopped within %lld s: SIGKILL to all that are left",
+		                 (long long)patience / 1000);
+		if (scripts_kill(cluster) == -1) {
+			scripts_complain(command, "somebody is left whom SIGKILL does not end");
 			return 1;
 		}
 	}
-	say(command, "stopped (%lldms)", (long long)(clock_now() - begin));
+	scripts_say(command, "stopped (%lldms)", (long long)(clock_now() - begin));
 	return 0;
 }
 
 int
-stop_command(const struct command *command)
+scripts_stop(const struct command *command)
 {
 	struct cluster_found cluster;
-	int result = cluster_find(command, &cluster) == -1;
+	int result = scripts_find(command, &cluster) == -1;
 
-	if (result == 0 && (cluster.descriptor == -1 || cluster_is_gone(&cluster)))
-		complain(command, "warning: not running (pid file %s)", cluster.pid_file);
+	if (result == 0 && (cluster.descriptor == -1 || scripts_is_gone(&cluster)))
+		scripts_complain(command, "warning: not running (pid file %s)", cluster.pid_file);
 	else if (result == 0)
 		result = stop(command, &cluster);
-	cluster_close(&cluster);
+	scripts_close(&cluster);
 	return result;
 }
 
@@ -73,14 +73,14 @@ report_silence(const struct command *command, const struct cluster_found *cluste
 {
 	switch (errno) {
 	case ESRCH:
-		say(command, "not running (pid file %s)", cluster->pid_file);
+		scripts_say(command, "not running (pid file %s)", cluster->pid_file);
 		return EXIT_NOT_RUNNING;
 	case EPERM:
-		complain(command, "pid %ld is another user's", (long)cluster->master);
+		scripts_complain(command, "pid %ld is another user's", (long)cluster->master);
 		return 1;
 	default:
-		complain(command, "pid %ld has not answered within %lld s: see its log",
-		         (long)cluster->master, (long long)timeout / 1000);
+		scripts_complain(command, "pid %ld has not answered within %lld s: see its log",
+		                 (long)cluster->master, (long long)timeout / 1000);
 		return 1;
 	}
 }
@@ -95,7 +95,7 @@ static int
 status(const struct command *command, const struct cluster_found *cluster)
 {
 	int64_t timeout = timeout_of(command, ASK_TIMEOUT);
-	char *table = cluster_ask(cluster, SIGUSR1, timeout);
+	char *table = scripts_ask(cluster, SIGUSR1, timeout);
 
 	if (table == NULL)
 		return report_silence(command, cluster, timeout);
@@ -110,19 +110,19 @@ with_master(const struct command *command,
             int (*call)(const struct command *command, const struct cluster_found *cluster))
 {
 	struct cluster_found cluster;
-	int found = cluster_find(command, &cluster), result = 1;
+	int found = scripts_find(command, &cluster), result = 1;
 
 	errno = ESRCH;
 	if (found == 1)
 		result = call(command, &cluster);
 	else if (found == 0)
 		result = report_silence(command, &cluster, 0);
-	cluster_close(&cluster);
+	scripts_close(&cluster);
 	return result;
 }
 
 int
-status_command(const struct command *command)
+scripts_status(const struct command *command)
 {
 	return with_master(command, status);
 }
@@ -210,7 +210,7 @@ watch_reload(const struct command *command, const struct cluster_found *cluster,
 	char *table;
 
 	for (now = begin; renewed < count && !given_up; now = clock_now()) {
-		table = cluster_ask(cluster, SIGUSR2, begin + timeout - now);
+		table = scripts_ask(cluster, SIGUSR2, begin + timeout - now);
 		if (table == NULL)
 			return report_silence(command, cluster, timeout);
 		count = count_slots(before, table, &renewed);
@@ -218,26 +218,26 @@ watch_reload(const struct command *command, const struct cluster_found *cluster,
 		free(table);
 	}
 	if (given_up) {
-		complain(command,
-		         "reload given up: a new app worker did not start; %d of %d are "
-		         "new, the others stay",
-		         renewed, count);
+		scripts_complain(command,
+		                 "reload given up: a new app worker did not start; %d of %d are "
+		                 "new, the others stay",
+		                 renewed, count);
 		return 1;
 	}
-	say(command, "reloaded %d app workers (%lldms)", count, (long long)(now - begin));
+	scripts_say(command, "reloaded %d app workers (%lldms)", count, (long long)(now - begin));
 	return 0;
 }
 
 static int
 reload(const struct command *command, const struct cluster_found *cluster)
 {
-	char *before = cluster_ask(cluster, SIGUSR1, ASK_TIMEOUT);
+	char *before = scripts_ask(cluster, SIGUSR1, ASK_TIMEOUT);
 	int result = 1;
 
 	if (before == NULL)
 		return report_silence(command, cluster, ASK_TIMEOUT);
 	if (strstr(before, "\nrunning, ") == NULL)
-		complain(command, "cannot reload: not yet ready, or already stopping");
+		scripts_complain(command, "cannot reload: not yet ready, or already stopping");
 	else
 		result = watch_reload(command, cluster, before);
 	free(before);
@@ -245,7 +245,7 @@ reload(const struct command *command, const struct cluster_found *cluster)
 }
 
 int
-reload_command(const struct command *command)
+scripts_reload(const struct command *command)
 {
 	return with_master(command, reload);
 }

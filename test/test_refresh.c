@@ -767,17 +767,17 @@ command(const char *text, const char *const arguments[])
 Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
 {
 	struct program *source = start_source(0), service = {.port = 0};
-	char path[512], from[64], pid_file[300], output[300];
+	char path[512], from[64], pid_file[300], output[300], leashed[32];
 	int leash = test_leash(); /* nobody outlives the test */
 
 	snprintf(path, sizeof path, "%s", path_of("refresh"));
 	snprintf(from, sizeof from, "--source=http://127.0.0.1:%d", source->port);
 	snprintf(pid_file, sizeof pid_file, "--pid-file=%s/pid", test_folder());
 	snprintf(output, sizeof output, "--stdout=%s/log", test_folder());
-	service.port =
-		command("refresh: started on http://127.0.0.1:",
-	                (const char *[]){path, "start", "--daemon", "--workers=2", "--port=0", from,
-	                                 pid_file, output, "--stderr=/dev/null", NULL});
+	snprintf(leashed, sizeof leashed, "--stderr=/dev/fd/%d", leash); /* a daemon keeps it so */
+	service.port = command("refresh: started on http://127.0.0.1:",
+	                       (const char *[]){path, "start", "--daemon", "--workers=2",
+	                                        "--port=0", from, pid_file, output, leashed, NULL});
 	cr_assert(ask(&service, "{\"index\":1,\"lastUpdateBy\":\"force\",") > 0);
 	cr_assert_gt(command("\napp       2 ", (const char *[]){path, "status", pid_file, NULL}),
 	             0);

@@ -43,6 +43,23 @@ clock_gettime(clockid_t clock, struct timespec *now)
 	return 0;
 }
 
+static int timers_to_fail; /* in this process */
+
+int __real_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
+int __wrap_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
+
+/* Instead of the loop's, for who links it. */
+int
+__wrap_messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
+                             void *arg)
+{
+	if (timers_to_fail == 0)
+		return __real_messenger_set_timeout(messenger, milliseconds, timer, arg);
+	timers_to_fail--;
+	errno = ENOMEM;
+	return -1;
+}
+
 /* "2027-03-28 02:30:00", local. */
 static time_t
 local_time(const char *text)
@@ -151,7 +168,7 @@ Test(schedule, intervals_are_those_of_humanize_ms)
 	int rows = 0;
 
 	for (next_row(file, 2); (row = next_row(file, 2)) != NULL; rows++)
-		cr_expect_eq(interval_parse(row[0]),
+		cr_expect_eq(cron_parse_interval(row[0]),
 		             strcmp(row[1], "ERROR") == 0 ? -1 : atoll(row[1]), "\"%s\"", row[0]);
 	cr_assert_eq(rows, 51);
 	fclose(file);
@@ -178,11 +195,11 @@ Test(schedule, dates)
 	size_t i;
 
 	use_zone("Europe/Berlin");
-	cr_expect_eq(date_parse("2027-07-01"), local_time("2027-07-01 00:00:00"));
-	cr_expect_eq(date_parse("2027-01-31 23:59"), local_time("2027-01-31 23:59:00"));
-	cr_expect_eq(date_parse("2028-02-29T12:34:56"), local_time("2028-02-29 12:34:56"));
+	cr_expect_eq(cron_parse_date("2027-07-01"), local_time("2027-07-01 00:00:00"));
+	cr_expect_eq(cron_parse_date("2027-01-31 23:59"), local_time("2027-01-31 23:59:00"));
+	cr_expect_eq(cron_parse_date("2028-02-29T12:34:56"), local_time("2028-02-29 12:34:56"));
 	for (i = 0; i < COUNT(bad); i++)
-		cr_expect_eq(date_parse(bad[i]), -1, "\"%s\"", bad[i]);
+		cr_expect_eq(cron_parse_date(bad[i]), -1, "\"%s\"", bad[i]);
 }
 
 /* D40. cron-parser: on every day of that June. */
@@ -232,7 +249,7 @@ Test(schedule, what_means_nothing_is_refused)
 	for (i = 0; i < COUNT(crons); i++)
 		cr_expect_str_eq(times_after(crons[i], 0, 1), "ERROR", "%s", crons[i]);
 	for (i = 0; i < COUNT(intervals); i++)
-		cr_expect_eq(interval_parse(intervals[i]), -1, "%s", intervals[i]);
+		cr_expect_eq(cron_parse_interval(intervals[i]), -1, "%s", intervals[i]);
 }
 
 /* D43. cron-parser: who looks within the hour is told of 2:30 once more; and on Lord
@@ -312,6 +329,8 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 		advance_clocks(messenger, atoll(rest));
 	} else if (strncmp(message->data, "wall ", 5) == 0) {
 		wall = (int64_t)local_time(rest) * 1000;
+	} else if (strncmp(message->data, "fail ", 5) == 0) {
+		timers_to_fail = atoi(rest);
 	} else if (strncmp(message->data, "settle ", 7) == 0) {
 		return messenger_send_to_app(messenger, "test-settle", rest);
 	} else if (strncmp(message->data, "done ", 5) == 0) {
@@ -552,7 +571,7 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 	cluster_wait(c, 0, "[Job#1] off disable");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 1, "of job on alone");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2, "on, and that refusal");
 	cluster_stop(c);
 }
 
@@ -590,6 +609,24 @@ Test(schedule, an_interval_that_is_too_long_for_a_timer)
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
 	pass(c, "AGENT#1", 1, 1);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	cluster_stop(c);
+}
+
+Test(schedule, a_timer_that_cannot_be_set_is_set_later)
+{
+	static const struct schedule list[] = {
+		{.name = "tick", .type = "worker", .interval = "10s", .task = task, .arg = ok}};
+	struct cluster *c = started(list, 1, 1);
+	size_t at;
+
+	order(c, "AGENT#1", "fail 1");
+	pass(c, "AGENT#1", 1, 10000);
+	at = cluster_wait(c, 0, "[Timer] tick waits for a timer: Cannot allocate memory");
+	pass(c, "AGENT#1", 1, 49999);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	pass(c, "AGENT#1", 1, 1);
+	cluster_wait(c, at, "ran ok");
+	cluster_wait(c, at, "[Timer] tick next time will execute after 10000ms");
 	cluster_stop(c);
 }
 
@@ -675,8 +712,15 @@ Test(schedule, no_tick_after_the_end_date)
 	         .task = task,
 	         .arg = dies,
 	         .end_date = "2027-05-31"},
+		{.name = "once",
+	         .type = "worker",
+	         .immediate = true,
+	         .interval = "1s",
+	         .task = task,
+	         .arg = by_cron,
+	         .end_date = "2027-05-31"},
 	};
-	struct cluster *c = started(list, 3, 1);
+	struct cluster *c = started(list, 4, 1);
 	int i;
 
 	for (i = 0; i < 5; i++)
@@ -687,6 +731,8 @@ Test(schedule, no_tick_after_the_end_date)
 	cluster_wait(c, 0, "[Timer] cron reach endDate, will stop");
 	cluster_wait(c, 0, "[Timer] interval reach endDate, will stop");
 	cluster_wait(c, 0, "[Timer] past reach endDate, will stop");
+	cr_expect_eq(cluster_count(c, 0, "ran cron"), 1, "immediate comes anyway, as in egg");
+	cluster_wait(c, 0, "[Timer] once reach endDate, will stop");
 	cluster_stop(c);
 }
 
@@ -928,6 +974,30 @@ Test(schedule, what_an_app_does_not_know)
 	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
+	cluster_stop(c);
+}
+
+/* The agent that waits for a run's end is told that there is none: each tick comes. */
+Test(schedule, a_job_that_the_app_does_not_know_is_not_waited_for)
+{
+	static const struct schedule list[] = {{.name = "new",
+	                                        .type = "all",
+	                                        .interval = "1m",
+	                                        .task = task,
+	                                        .arg = ok,
+	                                        .skip_while_running = true}};
+	struct cluster *c;
+
+	jobs = list;
+	job_count = 1;
+	app_job_count = 0;
+	c = cluster_start(&(struct options){.agent = agent, .app = app});
+	cluster_ready(c);
+	cluster_wait(c, 0, "[Timer] ");
+	pass(c, "AGENT#1", 1, 60000);
+	pass(c, "AGENT#1", 1, 60000);
+	cr_expect_eq(cluster_count(c, 0, "] new unknown task"), 2);
+	cr_expect_eq(cluster_count(c, 0, "skip"), 0);
 	cluster_stop(c);
 }
 

@@ -37,6 +37,7 @@ TestSuite(scripts, .timeout = 120);
 /* What the cluster's processes do, as the test wants it before it starts them. */
 static struct {
 	bool app_fails, app_is_never_ready, app_forks;
+	bool fork_is_stubborn;  /* it ignores SIGTERM, and says so */
 	bool hang;              /* soon after they are ready, both roles, for good */
 	const char *fails_if;   /* a file: as long as it is there, an app does not start */
 	const char *app_prints; /* on stderr */
@@ -60,6 +61,17 @@ agent(struct messenger *messenger, void *arg)
 	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
 }
 
+static void
+be_forked(void)
+{
+	if (manners.fork_is_stubborn) {
+		signal(SIGTERM, SIG_IGN);
+		fprintf(stderr, "stubborn\n");
+	}
+	for (;;)
+		pause();
+}
+
 static int
 app(struct messenger *messenger, void *arg)
 {
@@ -76,8 +88,7 @@ app(struct messenger *messenger, void *arg)
 		return 1;
 	}
 	if (manners.app_forks && fork() == 0)
-		for (;;)
-			pause();
+		be_forked();
 	if (manners.app_is_never_ready)
 		messenger_ready_later(messenger);
 	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
@@ -138,6 +149,7 @@ become(char *line)
 		execv(words[1], words + 1);
 		_exit(127);
 	}
+	fcntl(leash, F_SETFD, FD_CLOEXEC); /* or a daemon closes it */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	exit(egg_scripts(count, words, &program));
 }
@@ -261,7 +273,11 @@ hello(const char *words)
 	static char line[1024];
 	const char *build = getenv("BUILD");
 
+	home();
 	snprintf(line, sizeof line, "%s/examples/hello %s", build != NULL ? build : "build", words);
+	if (strstr(words, "--daemon") != NULL) /* it keeps the leash as its stderr */
+		snprintf(line + strlen(line), sizeof line - strlen(line), " --stderr=/dev/fd/%d",
+		         leash);
 	return line;
 }
 
@@ -393,9 +409,12 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"--workers --daemon", "egg: --workers=--daemon: give "},
 		{"start --port=65536", "egg: --port=65536: give a number from 0 to 65535 "},
 		{"start --port=-1", "egg: --port=-1: give "},
+		{"start --port=+0", "egg: --port=+0: give "},
+		{"start --port=\t0", "egg: --port=\t0: give "},
 		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address or "},
 		{"start --host=", "egg: --host wants a value "},
 		{"start --env=", "egg: --env wants a value "},
+		{"start --env=production", "egg: --env=production: give prod, local or unittest "},
 		{"start --pid-file=", "egg: --pid-file wants a value "},
 		{"start --pid-file", "egg: --pid-file wants a value "},
 		{"start --stdout=", "egg: --stdout wants a value "},
@@ -404,6 +423,8 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"stop --timeout=soon", "egg: --timeout=soon: give "},
 		{"start --daemon=yes", "egg: --daemon takes no value "},
 		{"start --daemon --end-with-parent", "egg: --daemon has no parent for "},
+		{"start --stdout=x", "egg: --stdout and --stderr are a daemon's: add --daemon "},
+		{"--stderr x", "egg: --stdout and --stderr are a daemon's: add --daemon "},
 		{"start --wrokers=2", "egg: unknown option --wrokers=2 "},
 		{"start --work=2", "egg: unknown option --work=2 "},
 		{"start --=2", "egg: unknown option --=2 "},
@@ -430,9 +451,10 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 Test(scripts, help_and_version)
 {
 	static const char *const words[] = {
-		"--workers=N", "--port=P",  "--host=H",  "--env=E",          "--pid-file=",
-		"--timeout=S", "--daemon",  "--stdout=", "--stderr=",        "  start ",
-		"  stop ",     "  status ", "  reload ", "--end-with-parent"};
+		"--workers=N", "--port=P",          "--host=H",   "--env=E",
+		"--pid-file=", "--timeout=S",       "--daemon",   "--stdout=",
+		"--stderr=",   "  start ",          "  stop ",    "  status ",
+		"  reload ",   "--end-with-parent", "\nstart:\n", "\nall:\n"};
 	const char *text = command("stop --help", 0, "usage: egg [start | stop | status | reload]");
 	size_t i;
 
@@ -468,6 +490,31 @@ Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 	kill(run.pid, SIGTERM);
 	cr_assert_eq(end(&run), 0, "%s", run.text);
 	nobody_is_left();
+}
+
+/* A program that links the library may have functions of any other name. */
+Test(scripts, every_public_symbol_has_the_packages_name)
+{
+	static const char *const prefixes[] = {"egg_s", "scripts_", "schedule_", "cron_", "_"};
+	const char *build = getenv("BUILD") != NULL ? getenv("BUILD") : "build";
+	char line[512], name[256], kind;
+	int count = 0;
+	size_t i;
+	FILE *symbols;
+
+	snprintf(line, sizeof line, "nm -P -g %s/egg-scripts/*.o %s/egg-schedule/*.o", build,
+	         build);
+	symbols = popen(line, "r");
+	cr_assert_not_null(symbols);
+	while (fgets(line, sizeof line, symbols) != NULL) {
+		if (sscanf(line, "%255s %c", name, &kind) != 2 || strchr("TDBC", kind) == NULL)
+			continue;
+		for (i = 0; i < 5 && strncmp(name, prefixes[i], strlen(prefixes[i])) != 0; i++)
+			;
+		cr_expect_lt(i, 5, "%s", name);
+		count++;
+	}
+	cr_assert(pclose(symbols) == 0 && count > 20, "%d symbols", count);
 }
 
 /* ---- in the foreground --------------------------------------------------------------------- */
@@ -651,6 +698,91 @@ Test(scripts, a_daemons_life)
 	nobody_is_left();
 }
 
+/* Of many starts at once one is the first, and nobody renames its files. */
+Test(scripts, daemons_that_start_at_once_leave_the_firsts_files_alone)
+{
+	enum { STARTS = 6 };
+	static struct run runs[STARTS];
+	char target[256];
+	int i, started = 0;
+
+	for (i = 0; i < STARTS; i++)
+		start(&runs[i], "start --daemon");
+	for (i = 0; i < STARTS; i++)
+		started += end(&runs[i]) == 0;
+	cr_assert_eq(started, 1);
+	for (i = 0; i < STARTS; i++)
+		cr_assert(strstr(runs[i].text, "egg: started, pid ") != NULL ||
+		                  strstr(runs[i].text, "egg: is already running, pid ") != NULL ||
+		                  strstr(runs[i].text, "egg: is being started already") != NULL,
+		          "%s", runs[i].text);
+	cr_assert_str_eq(field_of(master_pid(), "fd/1", target, sizeof target),
+	                 path_of("logs/egg-stdout.log"));
+	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
+	cr_assert_eq(count_files(path_of("run"), "egg.pid.start"), 0);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* Two clusters of one program: the pid file's name says whose a log is. */
+Test(scripts, clusters_with_two_pid_files_have_logs_of_their_own)
+{
+	char line[300], target[256];
+	pid_t master;
+
+	home();
+	command("start --daemon", 0, "egg: started, pid ");
+	master = master_pid();
+	snprintf(line, sizeof line, "start --daemon --pid-file=%s", path_of("two.pid"));
+	command(line, 0, "egg: started, pid ");
+	cr_assert_str_eq(field_of(master, "fd/1", target, sizeof target),
+	                 path_of("logs/egg-stdout.log"));
+	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
+	wait_file("logs/two-stdout.log", "[master] egg started", 1);
+	snprintf(line, sizeof line, "stop --pid-file=%s", path_of("two.pid"));
+	command(line, 0, "egg: stopped (");
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* Who waits for the end of what he has handed to the launcher does not wait for the
+ * daemon's. */
+Test(scripts, a_daemon_closes_what_it_has_inherited)
+{
+	int ends[2];
+	struct pollfd set = {.events = POLLIN};
+	char byte;
+
+	home();
+	cr_assert_eq(pipe(ends), 0);
+	fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+	command(hello("start --daemon --port=0 --workers=1"), 0, "started on ");
+	close(ends[1]);
+	set.fd = ends[0];
+	cr_assert_eq(poll(&set, 1, time_limit()), 1, "the daemon holds it");
+	cr_assert_eq(read(ends[0], &byte, 1), 0);
+	close(ends[0]);
+	command(hello("status"), 0, "\nrunning, ");
+	command(hello("stop"), 0, "hello: stopped (");
+	nobody_is_left();
+}
+
+/* start --daemon | true */
+Test(scripts, nobody_reads_that_a_daemon_has_started)
+{
+	static struct run run;
+	int status;
+
+	home();
+	signal(SIGPIPE, SIG_DFL);
+	start(&run, "start --daemon");
+	close(run.output);
+	cr_assert_eq(waitpid(run.pid, &status, 0), run.pid);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %d", status);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
 Test(scripts, a_daemons_files_can_be_chosen)
 {
 	char line[1024];
@@ -666,7 +798,7 @@ Test(scripts, a_daemons_files_can_be_chosen)
 	command(line, 0, "egg: stopped (");
 	nobody_is_left();
 	snprintf(line, sizeof line, "start --daemon --stdout=/dev/null --stderr=%s",
-	         path_of("no/such/folder/x"));
+	         path_of("out/both/x"));
 	command(line, 1, "egg: cannot open ");
 	command("start --daemon --stdout=/dev/null --stderr=/dev/null", 0, "egg: started, pid ");
 	command("stop", 0, "egg: stopped (");
@@ -818,19 +950,49 @@ start_hanging(int close_timeout)
 	wait_file("logs/egg-stderr.log", "hangs", 3);
 }
 
-/* D31: egg waits 5 s, whatever the master needs. The master here needs 1.4 s: stop
- * learns it from the master, and nobody is killed before. */
+/* D31: egg waits 5 s, whatever the master needs. The first one here needs 6 s: stop
+ * learns it from the master, and nobody is killed before. The second one is to need
+ * 1.4 s, and is stopped itself: stop does not wait its 30 s for it. */
 Test(scripts, stop_waits_as_long_as_the_master_may_take)
 {
+	static struct run slow, stuck;
+	char line[300];
 	int64_t begin;
 
-	start_hanging(700);
+	start_hanging(3000);
+	program.app_close_timeout = program.agent_close_timeout = 700;
+	snprintf(line, sizeof line, "start --daemon --pid-file=%s", path_of("run/stuck.pid"));
+	command(line, 0, "egg: started, pid ");
+	wait_file("logs/stuck-stderr.log", "hangs", 3);
 	begin = clock_now();
-	command("stop", 0, "egg: stopped (");
-	cr_assert_geq(clock_now() - begin, 1400);
+	start(&slow, "stop");
+	snprintf(line, sizeof line, "stop --pid-file=%s", path_of("run/stuck.pid"));
+	start(&stuck, line);
+	wait_file("logs/stuck-stdout.log", "signal SIGTERM, closing", 1);
+	kill((pid_t)atol(content_of(path_of("run/stuck.pid"))), SIGSTOP);
+	cr_assert_eq(end(&stuck), 0, "%s", stuck.text);
+	cr_assert(strstr(stuck.text, "egg: not stopped within 3 s: SIGKILL to all") != NULL, "%s",
+	          stuck.text);
+	cr_assert_lt(clock_now() - begin, 30000);
+	cr_assert_eq(end(&slow), 0, "%s", slow.text);
+	cr_assert(strstr(slow.text, "egg: stopped (") == slow.text, "%s", slow.text);
+	cr_assert_geq(clock_now() - begin, 6000);
 	cr_assert(is_nobody_left(NULL));
 	wait_file("logs/egg-stdout.log", "[master] exit with code:0", 1);
 	cr_assert_eq(access(path_of("run/egg.pid"), F_OK), -1);
+	nobody_is_left();
+}
+
+/* The apps obey and are dead, what they have forked does not: the master waits for it,
+ * and no lock tells of it. */
+Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
+{
+	home();
+	manners.app_forks = manners.fork_is_stubborn = true;
+	program.app_close_timeout = 60000;
+	command("start --daemon", 0, "egg: started, pid ");
+	wait_file("logs/egg-stderr.log", "stubborn", 2);
+	command("stop --timeout=1", 0, "egg: not stopped within 1 s: SIGKILL to all that are left");
 	nobody_is_left();
 }
 
