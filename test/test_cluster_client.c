@@ -1525,3 +1525,42 @@ Test(cluster_client, the_registry_example_ends_by_itself)
 	cr_expect_eq(steps, 3);
 	cr_expect_geq(lists, 7); /* three see all, one comes back, three see all again */
 }
+
+/* The shell execs it: what popen starts is killed, and the end of the pipe is the end
+ * of all who hold it. */
+Test(cluster_client, the_registry_example_ends_with_its_parent)
+{
+	const char *build = getenv("BUILD");
+	char command[512], line[512];
+	FILE *output;
+	long pid = 0;
+
+	snprintf(command, sizeof command, "echo $$; exec %s/examples/registry 2>&1",
+	         build != NULL ? build : "build");
+	clear_environment();
+	output = popen(command, "r");
+	cr_assert_not_null(output);
+	cr_assert(fgets(line, sizeof line, output) != NULL && sscanf(line, "%ld", &pid) == 1);
+	while (fgets(line, sizeof line, output) != NULL)
+		if (strstr(line, "has connected") != NULL)
+			kill((pid_t)pid, SIGKILL);
+	cr_expect(WIFSIGNALED(pclose(output)));
+}
+
+Test(cluster_client, the_registry_example_has_no_arguments)
+{
+	const char *build = getenv("BUILD");
+	char command[512], line[512];
+	FILE *output;
+	int status;
+
+	snprintf(command, sizeof command, "exec %s/examples/registry x 2>&1",
+	         build != NULL ? build : "build");
+	output = popen(command, "r");
+	cr_assert_not_null(output);
+	cr_assert_not_null(fgets(line, sizeof line, output));
+	cr_expect_eq(strncmp(line, "usage: registry", 15), 0, "%s", line);
+	cr_expect_null(fgets(line, sizeof line, output));
+	status = pclose(output);
+	cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 64);
+}
