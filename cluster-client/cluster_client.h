@@ -204,8 +204,9 @@ int cluster_client_publish(struct cluster_client *client, const char *key, const
  * or with an error. Many calls may wait, and are answered in any order. Before the
  * client is ready a call waits. Its response timeout begins now; in the leader
  * there is none, as in egg. A one-way call (no callback) has no answer, and is
- * forgotten if it could not be sent within the response timeout. errno: ENOSYS (no such
- * method), EMSGSIZE, ENOBUFS (too many calls, or a full queue), ENOMEM, EPIPE.
+ * forgotten if it could not be sent within the response timeout. errno: EINVAL (invoke:
+ * no callback), ENOSYS (no such method), EMSGSIZE, ENOBUFS (too many calls, or a full
+ * queue), ENOMEM, EPIPE.
  * egg: WrapperBase invoke
  */
 int cluster_client_invoke(struct cluster_client *client, const char *method, const void *data,
