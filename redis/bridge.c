@@ -857,12 +857,10 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 
 	for (i = 0; fits && i < entries->count && bridge->batch < BRIDGE_BATCH; i++)
 		fits = take_entry(bridge, &entries->element[i], &sent) == 0;
-	if (entries->count == 0)
-		bridge->again = false; /* all that was read once is done */
-	else if (!fits)
+	if (!fits)
 		bridge->again = true;
 	else if (bridge->batch == 0)
-		bridge->again = false; /* what has no id cannot be acknowledged */
+		bridge->again = false; /* nothing is left that could be acknowledged */
 	if (sent)
 		ask_apps(bridge);
 	else if (bridge->batch > 0)
