@@ -18,13 +18,14 @@ static struct cluster_client *clients;
 /* ---- small things ------------------------------------------------------------ */
 
 void
-client_log(const struct cluster_client *client, const char *who, const char *what, const char *then)
+cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
+                 const char *then)
 {
 	print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
 }
 
 struct value *
-value_new(const void *data, size_t length)
+cluster_value_new(const void *data, size_t length)
 {
 	struct value *value = malloc(sizeof *value + length + 1);
 
@@ -39,21 +40,21 @@ value_new(const void *data, size_t length)
 }
 
 struct value *
-value_hold(struct value *value)
+cluster_value_hold(struct value *value)
 {
 	value->holders++;
 	return value;
 }
 
 void
-value_drop(struct value *value)
+cluster_value_drop(struct value *value)
 {
 	if (value != NULL && --value->holders == 0)
 		free(value);
 }
 
 const struct real_method *
-client_find_method(const struct real_client *real, const char *name)
+cluster_base_find_method(const struct real_client *real, const char *name)
 {
 	const struct real_method *method;
 
@@ -65,7 +66,7 @@ client_find_method(const struct real_client *real, const char *name)
 }
 
 int
-client_result(struct cluster_client *client)
+cluster_base_result(struct cluster_client *client)
 {
 	int result = client->result;
 
@@ -95,7 +96,7 @@ hash_key(const char *key)
 }
 
 struct topic *
-topic_find(struct cluster_client *client, const char *key)
+cluster_topic_find(struct cluster_client *client, const char *key)
 {
 	uint32_t hash = hash_key(key);
 	struct topic *topic = client->topics[hash % CLIENT_BUCKETS];
@@ -106,9 +107,9 @@ topic_find(struct cluster_client *client, const char *key)
 }
 
 struct topic *
-topic_make(struct cluster_client *client, const char *key)
+cluster_topic_make(struct cluster_client *client, const char *key)
 {
-	struct topic *topic = topic_find(client, key);
+	struct topic *topic = cluster_topic_find(client, key);
 	size_t length = strlen(key);
 
 	if (topic != NULL)
@@ -137,8 +138,8 @@ free_topic(struct topic *topic)
 		topic->listeners = listener->next;
 		free(listener);
 	}
-	value_drop(topic->value);
-	value_drop(topic->published);
+	cluster_value_drop(topic->value);
+	cluster_value_drop(topic->published);
 	free(topic->followers);
 	free(topic);
 }
@@ -159,7 +160,7 @@ sweep_listeners(struct topic *topic)
 }
 
 void
-topic_sweep(struct cluster_client *client, struct topic *topic)
+cluster_topic_sweep(struct cluster_client *client, struct topic *topic)
 {
 	struct topic **link = &client->topics[topic->hash % CLIENT_BUCKETS];
 
@@ -176,7 +177,7 @@ topic_sweep(struct cluster_client *client, struct topic *topic)
 }
 
 bool
-topic_has_listeners(const struct topic *topic)
+cluster_topic_has_listeners(const struct topic *topic)
 {
 	const struct listener *listener = topic->listeners;
 
@@ -188,8 +189,8 @@ topic_has_listeners(const struct topic *topic)
 /* ---- calling back --------------------------------------------------------------- */
 
 void
-client_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
-               struct listener *only)
+cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
+                     struct listener *only)
 {
 	struct listener *listener;
 
@@ -202,23 +203,23 @@ client_deliver(struct cluster_client *client, struct topic *topic, struct value 
 		                             listener->arg));
 	}
 	topic->busy--;
-	topic_sweep(client, topic);
+	cluster_topic_sweep(client, topic);
 }
 
 int
-client_queue_delivery(struct cluster_client *client, struct topic *topic, struct value *value,
-                      struct listener *only, bool owed)
+cluster_base_queue_delivery(struct cluster_client *client, struct topic *topic, struct value *value,
+                            struct listener *only, bool owed)
 {
 	struct delivery *delivery = malloc(sizeof *delivery);
 
 	if (delivery == NULL)
 		return -1;
-	*delivery = (struct delivery){NULL, topic, value_hold(value), only, owed};
+	*delivery = (struct delivery){NULL, topic, cluster_value_hold(value), only, owed};
 	topic->busy++;
 	*client->last_delivery = delivery;
 	client->last_delivery = &delivery->next;
 	client->delivery_bytes += sizeof *delivery + value->length;
-	client_tick(client);
+	cluster_base_tick(client);
 	return 0;
 }
 
@@ -247,10 +248,10 @@ run_deliveries(struct cluster_client *client)
 		value = delivery->value;
 		/* the late one may have heard something newer meanwhile */
 		if (!delivery->owed || delivery->only->late)
-			client_deliver(client, delivery->topic, value, delivery->only);
+			cluster_base_deliver(client, delivery->topic, value, delivery->only);
 		else
-			topic_sweep(client, delivery->topic);
-		value_drop(value);
+			cluster_topic_sweep(client, delivery->topic);
+		cluster_value_drop(value);
 		free(delivery);
 	}
 }
@@ -269,7 +270,7 @@ call_waiters(struct cluster_client *client, const struct cluster_error *error)
 }
 
 struct pending *
-client_find_pending(struct cluster_client *client, uint64_t id)
+cluster_base_find_pending(struct cluster_client *client, uint64_t id)
 {
 	struct pending *pending = client->pending;
 
@@ -294,8 +295,8 @@ unlink_pending(struct cluster_client *client, struct pending *pending)
 }
 
 void
-client_settle(struct cluster_client *client, struct pending *pending, bool success,
-              const char *data, size_t length)
+cluster_base_settle(struct cluster_client *client, struct pending *pending, bool success,
+                    const char *data, size_t length)
 {
 	char copy[ERROR_DATA_MAX];
 	struct cluster_error error = {NULL, NULL};
@@ -307,8 +308,8 @@ client_settle(struct cluster_client *client, struct pending *pending, bool succe
 		check(client,
 		      pending->callback(client, success ? NULL : &error, success ? data : NULL,
 		                        success ? length : 0, pending->arg));
-	value_drop(pending->data);
-	value_drop(pending->answer);
+	cluster_value_drop(pending->data);
+	cluster_value_drop(pending->answer);
 	free(pending);
 }
 
@@ -319,7 +320,7 @@ settle_with(struct cluster_client *client, struct pending *pending, const char *
 	char data[ERROR_DATA_MAX];
 	size_t length = cluster_error_encode(data, code, message);
 
-	client_settle(client, pending, false, data, length);
+	cluster_base_settle(client, pending, false, data, length);
 }
 
 static void
@@ -347,8 +348,8 @@ settle_answered(struct cluster_client *client)
 			pending = pending->next;
 			continue;
 		}
-		client_settle(client, pending, pending->success, pending->answer->data,
-		              pending->answer->length);
+		cluster_base_settle(client, pending, pending->success, pending->answer->data,
+		                    pending->answer->length);
 		pending = client->pending;
 	}
 }
@@ -361,7 +362,7 @@ on_tick(struct messenger *messenger, void *arg)
 	(void)messenger;
 	client->tick = 0;
 	if (client->closed) {
-		client_free(client);
+		cluster_base_free(client);
 		return 0;
 	}
 	run_deliveries(client);
@@ -371,11 +372,11 @@ on_tick(struct messenger *messenger, void *arg)
 		call_waiters(client, NULL);
 	if (!client->closed)
 		client->side->flush(client);
-	return client_result(client);
+	return cluster_base_result(client);
 }
 
 void
-client_tick(struct cluster_client *client)
+cluster_base_tick(struct cluster_client *client)
 {
 	int id;
 
@@ -388,7 +389,7 @@ client_tick(struct cluster_client *client)
 /* ---- ready, and ready again --------------------------------------------------------- */
 
 void
-client_retry(struct cluster_client *client, messenger_timer again)
+cluster_base_retry(struct cluster_client *client, messenger_timer again)
 {
 	int id;
 
@@ -403,7 +404,7 @@ client_retry(struct cluster_client *client, messenger_timer again)
 static int
 say_topic(struct cluster_client *client, struct topic *topic)
 {
-	if (!topic->subscribed && topic_has_listeners(topic) &&
+	if (!topic->subscribed && cluster_topic_has_listeners(topic) &&
 	    client->side->subscribe(client, topic) == -1)
 		return -1;
 	if (topic->published == NULL || topic->said)
@@ -427,7 +428,7 @@ say_topics(struct cluster_client *client)
 			result = client->closed ? 0 : say_topic(client, topic);
 			next = topic->next;
 			topic->busy--;
-			topic_sweep(client, topic);
+			cluster_topic_sweep(client, topic);
 		}
 	return result;
 }
@@ -450,16 +451,16 @@ say_calls(struct cluster_client *client)
 	int result = 0;
 
 	while (result == 0 && (pending = first_waiting(client)) != NULL) {
-		data = value_hold(pending->data);
+		data = cluster_value_hold(pending->data);
 		result = client->side->invoke(client, pending, data->data, data->length);
 		if (result == 0 && !client->closed) {
 			client->waiting_bytes -= data->length;
-			value_drop(pending->data);
+			cluster_value_drop(pending->data);
 			pending->data = NULL;
 			if (pending->callback == NULL) /* it is said, and that is all */
-				client_settle(client, pending, true, NULL, 0);
+				cluster_base_settle(client, pending, true, NULL, 0);
 		}
-		value_drop(data);
+		cluster_value_drop(data);
 	}
 	return result;
 }
@@ -472,23 +473,23 @@ say_again(struct messenger *messenger, void *arg)
 	(void)messenger;
 	client->retry = 0;
 	if (client->state == CLIENT_READY)
-		client_ready(client);
-	return client_result(client);
+		cluster_base_ready(client);
+	return cluster_base_result(client);
 }
 
 void
-client_ready(struct cluster_client *client)
+cluster_base_ready(struct cluster_client *client)
 {
 	client->state = CLIENT_READY;
 	client->delay = CLUSTER_CLIENT_RETRY_MIN;
 	client->catching_up = say_topics(client) == -1 || say_calls(client) == -1;
 	if (client->catching_up) /* the queue is full: the rest is said later */
-		client_retry(client, say_again);
-	client_tick(client); /* who waits for ready is called then */
+		cluster_base_retry(client, say_again);
+	cluster_base_tick(client); /* who waits for ready is called then */
 }
 
 void
-client_not_ready(struct cluster_client *client, const char *data, size_t length)
+cluster_base_not_ready(struct cluster_client *client, const char *data, size_t length)
 {
 	char copy[ERROR_DATA_MAX];
 	struct cluster_error error = cluster_error_decode(copy, data, length);
@@ -498,7 +499,7 @@ client_not_ready(struct cluster_client *client, const char *data, size_t length)
 	client->state = CLIENT_FAILED;
 	call_waiters(client, &error);
 	while (!client->closed && (pending = first_waiting(client)) != NULL && pending->id <= last)
-		client_settle(client, pending, false, data, length);
+		cluster_base_settle(client, pending, false, data, length);
 }
 
 static void
@@ -510,7 +511,7 @@ clear_timer(struct cluster_client *client, int *timer)
 }
 
 void
-client_lost(struct cluster_client *client)
+cluster_base_lost(struct cluster_client *client)
 {
 	struct topic *topic;
 	size_t i;
@@ -566,7 +567,7 @@ cluster_client_ready(struct cluster_client *client, cluster_ready_callback callb
 		last = &(*last)->next;
 	*last = waiter;
 	if (client->state == CLIENT_READY)
-		client_tick(client);
+		cluster_base_tick(client);
 	return 0;
 }
 
@@ -595,7 +596,7 @@ begin_listening(struct cluster_client *client, struct topic *topic, struct liste
 	if (topic->value == NULL || !client->side->tells_late(client))
 		return 0;
 	listener->late = true;
-	return client_queue_delivery(client, topic, topic->value, listener, true);
+	return cluster_base_queue_delivery(client, topic, topic->value, listener, true);
 }
 
 int
@@ -612,7 +613,7 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 		return refuse(EINVAL);
 	if (client->real->subscribe == NULL)
 		return refuse(ENOSYS);
-	topic = topic_make(client, key);
+	topic = cluster_topic_make(client, key);
 	if (topic == NULL)
 		return -1;
 	topic->busy++;
@@ -622,7 +623,7 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 	if (result == -1 && listener != NULL)
 		listener->removed = true;
 	topic->busy--;
-	topic_sweep(client, topic);
+	cluster_topic_sweep(client, topic);
 	return result;
 }
 
@@ -648,7 +649,7 @@ cluster_client_unsubscribe(struct cluster_client *client, const char *key, clust
 
 	if (check_key(client, key) == -1)
 		return -1;
-	topic = topic_find(client, key);
+	topic = cluster_topic_find(client, key);
 	listener = topic != NULL ? find_listener(topic, call, arg) : NULL;
 	if (listener == NULL)
 		return refuse(ENOENT);
@@ -657,10 +658,10 @@ cluster_client_unsubscribe(struct cluster_client *client, const char *key, clust
 	     listener = listener->next)
 		listener->removed = true;
 	topic->busy++;
-	if (topic->subscribed && !topic_has_listeners(topic))
+	if (topic->subscribed && !cluster_topic_has_listeners(topic))
 		client->side->unsubscribe(client, topic);
 	topic->busy--;
-	topic_sweep(client, topic);
+	cluster_topic_sweep(client, topic);
 	return 0;
 }
 
@@ -678,10 +679,10 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 		return refuse(ENOSYS);
 	if (length > CLUSTER_CLIENT_DATA_MAX)
 		return refuse(EMSGSIZE);
-	value = value_new(data, length);
-	topic = value != NULL ? topic_make(client, key) : NULL;
+	value = cluster_value_new(data, length);
+	topic = value != NULL ? cluster_topic_make(client, key) : NULL;
 	if (topic == NULL) {
-		value_drop(value);
+		cluster_value_drop(value);
 		return -1;
 	}
 	old = topic->published;
@@ -692,9 +693,9 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 	topic->said = can_speak(client);
 	if (result == -1)
 		topic->published = old;
-	value_drop(result == -1 ? value : old);
+	cluster_value_drop(result == -1 ? value : old);
 	topic->busy--;
-	topic_sweep(client, topic);
+	cluster_topic_sweep(client, topic);
 	return result;
 }
 
@@ -732,7 +733,7 @@ on_expiry(struct messenger *messenger, void *arg)
 		settle_with(client, client->pending, "ResponseTimeoutError", message);
 	if (!client->closed)
 		watch_expiry(client);
-	return client_result(client);
+	return cluster_base_result(client);
 }
 
 /* Speak now, or keep it until there is somebody to speak to. */
@@ -743,7 +744,7 @@ say_or_keep(struct cluster_client *client, struct pending *pending, const void *
 		return client->side->invoke(client, pending, data, length);
 	if (client->waiting_bytes + length > CLUSTER_CLIENT_QUEUE_MAX)
 		return refuse(ENOBUFS);
-	pending->data = value_new(data, length);
+	pending->data = cluster_value_new(data, length);
 	if (pending->data == NULL)
 		return -1;
 	client->waiting_bytes += length;
@@ -780,7 +781,7 @@ call(struct cluster_client *client, const struct pending *what, const void *data
 	if (client->closed) /* by the real client: it has been settled */
 		return 0;
 	if (pending->callback == NULL && pending->data == NULL)
-		client_settle(client, pending, true, NULL, 0);
+		cluster_base_settle(client, pending, true, NULL, 0);
 	watch_expiry(client);
 	return 0;
 }
@@ -789,7 +790,7 @@ int
 cluster_client_invoke(struct cluster_client *client, const char *method, const void *data,
                       size_t length, cluster_callback callback, void *arg)
 {
-	struct pending what = {.method = client_find_method(client->real, method),
+	struct pending what = {.method = cluster_base_find_method(client->real, method),
 	                       .callback = callback,
 	                       .arg = arg};
 
@@ -800,7 +801,7 @@ int
 cluster_client_invoke_oneway(struct cluster_client *client, const char *method, const void *data,
                              size_t length)
 {
-	struct pending what = {.method = client_find_method(client->real, method)};
+	struct pending what = {.method = cluster_base_find_method(client->real, method)};
 
 	return call(client, &what, data, length);
 }
@@ -849,8 +850,8 @@ set_options(struct cluster_client *client, const struct cluster_client_options *
 }
 
 struct cluster_client *
-client_new(struct messenger *messenger, const char *name, const struct real_client *real,
-           const struct cluster_client_options *options, const struct client_side *side)
+cluster_base_new(struct messenger *messenger, const char *name, const struct real_client *real,
+                 const struct cluster_client_options *options, const struct client_side *side)
 {
 	struct cluster_client *client;
 
@@ -887,7 +888,7 @@ client_new(struct messenger *messenger, const char *name, const struct real_clie
 
 /* D37: without the option nobody sends heartbeats, nor waits for any. */
 int
-client_beat(struct cluster_client *client, messenger_timer beat)
+cluster_base_beat(struct cluster_client *client, messenger_timer beat)
 {
 	int interval = client->options.heartbeat_interval;
 
@@ -925,11 +926,11 @@ cluster_client_close(struct cluster_client *client)
 		settle_with(client, client->pending, error.code, error.message);
 	call_waiters(client, &error);
 	client->side->close(client);
-	client_tick(client); /* whoever stands in it now has left it by then */
+	cluster_base_tick(client); /* whoever stands in it now has left it by then */
 }
 
 void
-client_free(struct cluster_client *client)
+cluster_base_free(struct cluster_client *client)
 {
 	struct delivery *delivery;
 	struct topic *topic;
@@ -938,7 +939,7 @@ client_free(struct cluster_client *client)
 
 	unlist(client);
 	while ((delivery = take_delivery(client)) != NULL) {
-		value_drop(delivery->value);
+		cluster_value_drop(delivery->value);
 		free(delivery);
 	}
 	for (i = 0; i < CLIENT_BUCKETS; i++)
@@ -947,7 +948,7 @@ client_free(struct cluster_client *client)
 			free_topic(topic);
 		}
 	client->side->free(client);
-	value_drop(client->start_error);
+	cluster_value_drop(client->start_error);
 	free(client);
 	errno = saved;
 }

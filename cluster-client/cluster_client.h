@@ -204,8 +204,9 @@ int cluster_client_publish(struct cluster_client *client, const char *key, const
  * or with an error. Many calls may wait, and are answered in any order. Before the
  * client is ready a call waits. Its response timeout begins now; in the leader
  * there is none, as in egg. A one-way call (no callback) has no answer, and is
- * forgotten if it could not be sent within the response timeout. errno: ENOSYS (no such
- * method), EMSGSIZE, ENOBUFS (too many calls, or a full queue), ENOMEM, EPIPE.
+ * forgotten if it could not be sent within the response timeout. errno: EINVAL (invoke:
+ * no callback), ENOSYS (no such method), EMSGSIZE, ENOBUFS (too many calls, or a full
+ * queue), ENOMEM, EPIPE.
  * egg: WrapperBase invoke
  */
 int cluster_client_invoke(struct cluster_client *client, const char *method, const void *data,
@@ -234,6 +235,10 @@ int cluster_client_fail(struct cluster_call *call, const char *code, const char 
 /* ------------------------------------------------------------------------ */
 /* Part two: what the files of cluster-client share                          */
 /* ------------------------------------------------------------------------ */
+
+/* The linker shows these names to the application, which has its own of such words:
+ * hence cluster_connection_, cluster_topic_, cluster_value_, and cluster_base_ for what
+ * both sides have. */
 
 /*
  * connection.c: one packet, one connection.
@@ -332,12 +337,14 @@ struct connection {
  * and writes it, otherwise flush does. ENOBUFS, ENOMEM: nothing was queued. What
  * is sent to a dead end is lost: it shows at the next read. doom: let it end.
  */
-int connection_open(struct connection *connection, struct messenger *messenger, int descriptor);
-void connection_close(struct connection *connection);
-int connection_send(struct connection *connection, const struct packet *packet, bool at_once);
-void connection_flush(struct connection *connection);
-void connection_doom(struct connection *connection, const char *why);
-size_t connection_pending(const struct connection *connection);
+int cluster_connection_open(struct connection *connection, struct messenger *messenger,
+                            int descriptor);
+void cluster_connection_close(struct connection *connection);
+int cluster_connection_send(struct connection *connection, const struct packet *packet,
+                            bool at_once);
+void cluster_connection_flush(struct connection *connection);
+void cluster_connection_doom(struct connection *connection, const char *why);
+size_t cluster_connection_pending(const struct connection *connection);
 
 /* An error as data, ERROR_DATA_MAX bytes at most: long texts are cut. Returns the
  * length. And back, by a copy of that size in which the texts then stand; what
@@ -468,56 +475,57 @@ struct cluster_client {
 };
 
 /* A client of that side, listed and without a connection; free undoes it. */
-struct cluster_client *client_new(struct messenger *messenger, const char *name,
-                                  const struct real_client *real,
-                                  const struct cluster_client_options *options,
-                                  const struct client_side *side);
-void client_free(struct cluster_client *client);
+struct cluster_client *cluster_base_new(struct messenger *messenger, const char *name,
+                                        const struct real_client *real,
+                                        const struct cluster_client_options *options,
+                                        const struct client_side *side);
+void cluster_base_free(struct cluster_client *client);
 
 /* ready: subscribe, publish and call all that waits. not_ready: those who wait hear
  * this error. lost: what was sent fails, all the rest is to be said again. retry: try
  * again, by a timer with this callback, after a delay that grows. */
-void client_ready(struct cluster_client *client);
-void client_not_ready(struct cluster_client *client, const char *data, size_t length);
-void client_lost(struct cluster_client *client);
-void client_retry(struct cluster_client *client, messenger_timer again);
+void cluster_base_ready(struct cluster_client *client);
+void cluster_base_not_ready(struct cluster_client *client, const char *data, size_t length);
+void cluster_base_lost(struct cluster_client *client);
+void cluster_base_retry(struct cluster_client *client, messenger_timer again);
 
 /* At the end of this turn, call who is owed something, and flush. */
-void client_tick(struct cluster_client *client);
+void cluster_base_tick(struct cluster_client *client);
 
-/* A value for a listener, or all, of this process: now, or in client_tick. ENOMEM. */
-void client_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
-                    struct listener *only);
-int client_queue_delivery(struct cluster_client *client, struct topic *topic, struct value *value,
-                          struct listener *only, bool owed);
+/* A value for a listener, or all, of this process: now, or in cluster_base_tick. ENOMEM. */
+void cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
+                          struct listener *only);
+int cluster_base_queue_delivery(struct cluster_client *client, struct topic *topic,
+                                struct value *value, struct listener *only, bool owed);
 
 /* A call is answered: call back, and forget it. */
-void client_settle(struct cluster_client *client, struct pending *pending, bool success,
-                   const char *data, size_t length);
-struct pending *client_find_pending(struct cluster_client *client, uint64_t id);
+void cluster_base_settle(struct cluster_client *client, struct pending *pending, bool success,
+                         const char *data, size_t length);
+struct pending *cluster_base_find_pending(struct cluster_client *client, uint64_t id);
 
 /* What the callbacks of this turn returned, for the loop; it begins anew. */
-int client_result(struct cluster_client *client);
+int cluster_base_result(struct cluster_client *client);
 
 /* Every options.heartbeat_interval, if there is one. -1: ENOMEM, EINVAL. */
-int client_beat(struct cluster_client *client, messenger_timer beat);
+int cluster_base_beat(struct cluster_client *client, messenger_timer beat);
 
 /* One line on stderr: who did what, and what is done about it. */
-void client_log(const struct cluster_client *client, const char *who, const char *what,
-                const char *then);
+void cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
+                      const char *then);
 
-const struct real_method *client_find_method(const struct real_client *real, const char *name);
+const struct real_method *cluster_base_find_method(const struct real_client *real,
+                                                   const char *name);
 
 /* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. sweep frees
  * it if nothing is left. */
-struct topic *topic_find(struct cluster_client *client, const char *key);
-struct topic *topic_make(struct cluster_client *client, const char *key);
-void topic_sweep(struct cluster_client *client, struct topic *topic);
-bool topic_has_listeners(const struct topic *topic);
+struct topic *cluster_topic_find(struct cluster_client *client, const char *key);
+struct topic *cluster_topic_make(struct cluster_client *client, const char *key);
+void cluster_topic_sweep(struct cluster_client *client, struct topic *topic);
+bool cluster_topic_has_listeners(const struct topic *topic);
 
 /* A copy with one holder, or NULL: ENOMEM. drop: NULL is ignored. */
-struct value *value_new(const void *data, size_t length);
-struct value *value_hold(struct value *value);
-void value_drop(struct value *value);
+struct value *cluster_value_new(const void *data, size_t length);
+struct value *cluster_value_hold(struct value *value);
+void cluster_value_drop(struct value *value);
 
 #endif

@@ -362,7 +362,7 @@ packet_decode(struct packet *packet, char *from)
 /* ---- writing ---------------------------------------------------------------- */
 
 size_t
-connection_pending(const struct connection *connection)
+cluster_connection_pending(const struct connection *connection)
 {
 	return connection->out_end - connection->out_start;
 }
@@ -373,7 +373,7 @@ static int on_event(struct messenger *messenger, int descriptor, short revents, 
 static void
 watch(struct connection *connection)
 {
-	short events = connection_pending(connection) > 0 ? POLLIN | POLLOUT : POLLIN;
+	short events = cluster_connection_pending(connection) > 0 ? POLLIN | POLLOUT : POLLIN;
 
 	if (events != connection->events)
 		messenger_watch(connection->messenger, connection->descriptor, events, on_event,
@@ -393,15 +393,15 @@ forget_written(struct connection *connection)
 }
 
 void
-connection_flush(struct connection *connection)
+cluster_connection_flush(struct connection *connection)
 {
 	ssize_t count;
 
 	if (connection->descriptor == -1)
 		return;
-	while (connection_pending(connection) > 0) {
+	while (cluster_connection_pending(connection) > 0) {
 		count = send(connection->descriptor, connection->out + connection->out_start,
-		             connection_pending(connection), MSG_NOSIGNAL | MSG_DONTWAIT);
+		             cluster_connection_pending(connection), MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (count == -1 && errno == EINTR)
 			continue;
 		if (count == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
@@ -411,7 +411,7 @@ connection_flush(struct connection *connection)
 		else
 			connection->out_start += (size_t)count;
 	}
-	if (connection_pending(connection) == 0)
+	if (cluster_connection_pending(connection) == 0)
 		forget_written(connection);
 	watch(connection);
 }
@@ -420,7 +420,7 @@ connection_flush(struct connection *connection)
 static char *
 reserve(struct connection *connection, size_t size)
 {
-	size_t pending = connection_pending(connection), wanted = connection->out_size;
+	size_t pending = cluster_connection_pending(connection), wanted = connection->out_size;
 	char *grown;
 
 	if (connection->out_size - connection->out_end >= size)
@@ -442,17 +442,17 @@ reserve(struct connection *connection, size_t size)
 }
 
 int
-connection_send(struct connection *connection, const struct packet *packet, bool at_once)
+cluster_connection_send(struct connection *connection, const struct packet *packet, bool at_once)
 {
 	size_t most = PACKET_HEADER + PACKET_OBJECT_MAX + packet->length;
-	size_t pending = connection_pending(connection);
+	size_t pending = cluster_connection_pending(connection);
 	char *room;
 
 	if (connection->descriptor == -1 || connection->doom != NULL)
 		return 0; /* as if it died a little later */
 	if (pending > 0 && pending + most > CLUSTER_CLIENT_QUEUE_MAX) {
-		connection_flush(connection);
-		if (connection_pending(connection) + most > CLUSTER_CLIENT_QUEUE_MAX) {
+		cluster_connection_flush(connection);
+		if (cluster_connection_pending(connection) + most > CLUSTER_CLIENT_QUEUE_MAX) {
 			errno = ENOBUFS;
 			return -1;
 		}
@@ -463,8 +463,9 @@ connection_send(struct connection *connection, const struct packet *packet, bool
 	connection->out_end += packet_encode(room, packet);
 	/* not at every packet while the socket is full: each would be in vain */
 	if ((connection->events & POLLOUT) == 0 &&
-	    ((at_once && !connection->reading) || connection_pending(connection) >= FLUSH_SIZE))
-		connection_flush(connection);
+	    ((at_once && !connection->reading) ||
+	     cluster_connection_pending(connection) >= FLUSH_SIZE))
+		cluster_connection_flush(connection);
 	return 0;
 }
 
@@ -559,20 +560,20 @@ on_event(struct messenger *messenger, int descriptor, short revents, void *arg)
 		connection->reading = false;
 	}
 	if (connection->descriptor == -1)
-		return client_result(client);
+		return cluster_base_result(client);
 	if (alive) {
-		connection_flush(connection);
+		cluster_connection_flush(connection);
 	} else {
-		connection_close(connection);
+		cluster_connection_close(connection);
 		connection->gone(connection, why);
 	}
-	return client_result(client);
+	return cluster_base_result(client);
 }
 
 /* ---- one end ------------------------------------------------------------------ */
 
 int
-connection_open(struct connection *connection, struct messenger *messenger, int descriptor)
+cluster_connection_open(struct connection *connection, struct messenger *messenger, int descriptor)
 {
 	if (fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
 	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 ||
@@ -585,7 +586,7 @@ connection_open(struct connection *connection, struct messenger *messenger, int 
 }
 
 void
-connection_close(struct connection *connection)
+cluster_connection_close(struct connection *connection)
 {
 	if (connection->descriptor != -1) {
 		messenger_unwatch(connection->messenger, connection->descriptor);
@@ -604,7 +605,7 @@ connection_close(struct connection *connection)
 }
 
 void
-connection_doom(struct connection *connection, const char *why)
+cluster_connection_doom(struct connection *connection, const char *why)
 {
 	if (connection->descriptor == -1 || connection->doom != NULL)
 		return;

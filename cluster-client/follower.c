@@ -29,7 +29,7 @@ send_packet(struct cluster_client *client, struct packet packet)
 	packet.timeout = (uint32_t)client->options.response_timeout;
 	if (packet.id == 0)
 		packet.id = ++client->last_id;
-	return connection_send(&client->connection, &packet, true);
+	return cluster_connection_send(&client->connection, &packet, true);
 }
 
 /* ---- what the leader says ------------------------------------------------------ */
@@ -47,8 +47,8 @@ register_again(struct messenger *messenger, void *arg)
 	                                        .id = client->registration,
 	                                        .name = client->name,
 	                                        .pid = (long)getpid()}) == -1)
-		client_retry(client, register_again);
-	return client_result(client);
+		cluster_base_retry(client, register_again);
+	return cluster_base_result(client);
 }
 
 static int
@@ -69,11 +69,11 @@ on_registered(struct cluster_client *client, const struct packet *packet)
 		return "gave an answer that nobody asked for";
 	client->registration = 0;
 	if (packet->success) {
-		client_ready(client);
+		cluster_base_ready(client);
 		return NULL;
 	}
-	client_not_ready(client, packet->data, packet->length);
-	client_retry(client, register_again); /* D36: without an end */
+	cluster_base_not_ready(client, packet->data, packet->length);
+	cluster_base_retry(client, register_again); /* D36: without an end */
 	return NULL;
 }
 
@@ -81,18 +81,18 @@ on_registered(struct cluster_client *client, const struct packet *packet)
 static const char *
 on_value(struct cluster_client *client, const struct packet *packet)
 {
-	struct topic *topic = topic_find(client, packet->name);
+	struct topic *topic = cluster_topic_find(client, packet->name);
 	struct value *value;
 
 	if (topic == NULL || !topic->subscribed)
 		return NULL;
-	value = value_new(packet->data, packet->length);
+	value = cluster_value_new(packet->data, packet->length);
 	if (value == NULL)
 		return "sent a value that there is no memory for";
-	value_drop(topic->value);
-	topic->value = value_hold(value);
-	client_deliver(client, topic, value, NULL);
-	value_drop(value);
+	cluster_value_drop(topic->value);
+	topic->value = cluster_value_hold(value);
+	cluster_base_deliver(client, topic, value, NULL);
+	cluster_value_drop(value);
 	return NULL;
 }
 
@@ -108,10 +108,10 @@ heard(struct connection *connection, const struct packet *packet)
 	case PACKET_SUBSCRIBE_RESULT:
 		return on_value(client, packet);
 	case PACKET_INVOKE_RESULT:
-		pending = client_find_pending(client, packet->id);
+		pending = cluster_base_find_pending(client, packet->id);
 		if (pending != NULL && pending->data == NULL) /* else it has timed out */
-			client_settle(client, pending, packet->success, packet->data,
-			              packet->length);
+			cluster_base_settle(client, pending, packet->success, packet->data,
+			                    packet->length);
 		return NULL;
 	case PACKET_HEARTBEAT_RES:
 		return NULL;
@@ -135,9 +135,9 @@ gone(struct connection *connection, const char *why)
 	struct cluster_client *client = connection->client;
 
 	if (why != NULL)
-		client_log(client, "the leader", why, "connecting again");
-	client_lost(client);
-	client_retry(client, connect_again);
+		cluster_base_log(client, "the leader", why, "connecting again");
+	cluster_base_lost(client);
+	cluster_base_retry(client, connect_again);
 }
 
 /* One end for us, one as the handle of a message to the agent. D33: nobody else
@@ -150,7 +150,7 @@ make_pair(struct cluster_client *client)
 
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == -1)
 		return -1;
-	if (connection_open(&client->connection, client->messenger, pair[0]) == -1) {
+	if (cluster_connection_open(&client->connection, client->messenger, pair[0]) == -1) {
 		saved = errno;
 		close(pair[0]);
 		close(pair[1]);
@@ -161,7 +161,7 @@ make_pair(struct cluster_client *client)
 	result = messenger_send_message(client->messenger, &message);
 	close(pair[1]);
 	if (result == -1)
-		connection_close(&client->connection);
+		cluster_connection_close(&client->connection);
 	return result;
 }
 
@@ -173,7 +173,7 @@ connect_again(struct messenger *messenger, void *arg)
 
 	client->retry = 0;
 	if (make_pair(client) == -1) {
-		client_retry(client, connect_again);
+		cluster_base_retry(client, connect_again);
 		return 0;
 	}
 	return register_again(messenger, arg);
@@ -195,11 +195,11 @@ static void
 unsubscribe(struct cluster_client *client, struct topic *topic)
 {
 	topic->subscribed = false;
-	value_drop(topic->value);
+	cluster_value_drop(topic->value);
 	topic->value = NULL;
 	if (send_packet(client, (struct packet){.type = PACKET_UNSUBSCRIBE, .name = topic->key}) ==
 	    -1)
-		connection_doom(&client->connection, "does not read what it is sent");
+		cluster_connection_doom(&client->connection, "does not read what it is sent");
 }
 
 static int
@@ -225,14 +225,14 @@ invoke(struct cluster_client *client, struct pending *pending, const void *data,
 static void
 flush(struct cluster_client *client)
 {
-	connection_flush(&client->connection);
+	cluster_connection_flush(&client->connection);
 }
 
 static void
 close_follower(struct cluster_client *client)
 {
-	connection_flush(&client->connection); /* a one-way call may just have been made */
-	connection_close(&client->connection);
+	cluster_connection_flush(&client->connection); /* a one-way call may just have been made */
+	cluster_connection_close(&client->connection);
 }
 
 /* What a follower has heard last is true, even if not everybody hears everything. */
@@ -258,14 +258,14 @@ struct cluster_client *
 cluster_client_follower(struct messenger *app, const char *name, const struct real_client *real,
                         const struct cluster_client_options *options)
 {
-	struct cluster_client *client = client_new(app, name, real, options, &follower_side);
+	struct cluster_client *client = cluster_base_new(app, name, real, options, &follower_side);
 
 	if (client == NULL)
 		return NULL;
 	client->connection.heard = heard;
 	client->connection.gone = gone;
-	if (client_beat(client, beat) == -1) {
-		client_free(client);
+	if (cluster_base_beat(client, beat) == -1) {
+		cluster_base_free(client);
 		return NULL;
 	}
 	connect_again(app, client);

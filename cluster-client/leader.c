@@ -53,17 +53,18 @@ complain(const struct follower *follower, const char *what, const char *then)
 
 	if (follower->pid > 0)
 		snprintf(who, sizeof who, "follower %ld", follower->pid);
-	client_log(follower->connection.client, who, what, then);
+	cluster_base_log(follower->connection.client, who, what, then);
 }
 
 /* To a follower that does not take it, nothing more is said. */
 static void
 tell(struct follower *follower, struct packet packet, bool at_once)
 {
-	if (connection_send(&follower->connection, &packet, at_once) == -1)
-		connection_doom(&follower->connection,
-		                errno == ENOBUFS ? "does not read what it is sent"
-		                                 : "was to be sent more than there is memory for");
+	if (cluster_connection_send(&follower->connection, &packet, at_once) == -1)
+		cluster_connection_doom(&follower->connection,
+		                        errno == ENOBUFS
+		                                ? "does not read what it is sent"
+		                                : "was to be sent more than there is memory for");
 }
 
 /* ---- subscriptions --------------------------------------------------------------- */
@@ -80,10 +81,10 @@ subscribe_upstream(struct cluster_client *client, struct topic *topic)
 static void
 unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
 {
-	if (!topic->subscribed || topic->follower_count > 0 || topic_has_listeners(topic))
+	if (!topic->subscribed || topic->follower_count > 0 || cluster_topic_has_listeners(topic))
 		return;
 	topic->subscribed = false;
-	value_drop(topic->value);
+	cluster_value_drop(topic->value);
 	topic->value = NULL;
 	if (client->real->unsubscribe != NULL)
 		client->real->unsubscribe(client, topic->key, client->real->arg);
@@ -152,14 +153,14 @@ on_subscribe(struct cluster_client *client, struct follower *follower, const cha
 		return "subscribed, which is not offered";
 	if (follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
 		return "subscribed to too many keys";
-	topic = topic_make(client, key);
+	topic = cluster_topic_make(client, key);
 	if (topic == NULL)
 		return "subscribed to more than there is memory for";
 	topic->busy++;
 	if (find_follower(topic, follower) == topic->follower_count &&
 	    !add_follower(topic, follower)) {
 		topic->busy--;
-		topic_sweep(client, topic);
+		cluster_topic_sweep(client, topic);
 		return "subscribed to more than there is memory for";
 	}
 	if (!topic->subscribed)
@@ -167,20 +168,20 @@ on_subscribe(struct cluster_client *client, struct follower *follower, const cha
 	else if (topic->value != NULL && !client->options.no_broadcast)
 		tell_value(follower, topic);
 	topic->busy--;
-	topic_sweep(client, topic);
-	client_tick(client);
+	cluster_topic_sweep(client, topic);
+	cluster_base_tick(client);
 	return NULL;
 }
 
 static void
 on_unsubscribe(struct cluster_client *client, struct follower *follower, const char *key)
 {
-	struct topic *topic = topic_find(client, key);
+	struct topic *topic = cluster_topic_find(client, key);
 
 	if (topic == NULL)
 		return;
 	remove_follower(client, topic, follower);
-	topic_sweep(client, topic);
+	cluster_topic_sweep(client, topic);
 }
 
 /* xorshift64*: uniform enough for a choice among a few. */
@@ -216,7 +217,7 @@ emit_to_one(struct cluster_client *client, struct topic *topic)
 	for (listener = topic->listeners; listener != NULL; listener = listener->next)
 		if (!listener->removed && chosen-- == 0)
 			break;
-	return client_queue_delivery(client, topic, topic->value, listener, false);
+	return cluster_base_queue_delivery(client, topic, topic->value, listener, false);
 }
 
 static int
@@ -224,8 +225,8 @@ emit_to_all(struct cluster_client *client, struct topic *topic)
 {
 	size_t i;
 
-	if (topic_has_listeners(topic) &&
-	    client_queue_delivery(client, topic, topic->value, NULL, false) == -1)
+	if (cluster_topic_has_listeners(topic) &&
+	    cluster_base_queue_delivery(client, topic, topic->value, NULL, false) == -1)
 		return -1;
 	for (i = 0; i < topic->follower_count; i++)
 		tell_value(topic->followers[i], topic);
@@ -235,7 +236,7 @@ emit_to_all(struct cluster_client *client, struct topic *topic)
 int
 cluster_client_emit(struct cluster_client *client, const char *key, const void *data, size_t length)
 {
-	struct topic *topic = client->closed ? NULL : topic_find(client, key);
+	struct topic *topic = client->closed ? NULL : cluster_topic_find(client, key);
 	struct value *value, *old;
 	int result;
 
@@ -251,7 +252,7 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 		errno = ENOBUFS;
 		return -1;
 	}
-	value = value_new(data, length);
+	value = cluster_value_new(data, length);
 	if (value == NULL)
 		return -1;
 	old = topic->value;
@@ -260,8 +261,8 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 	                                      : emit_to_all(client, topic);
 	if (result == -1)
 		topic->value = old;
-	value_drop(result == -1 ? value : old);
-	client_tick(client);
+	cluster_value_drop(result == -1 ? value : old);
+	cluster_base_tick(client);
 	return result;
 }
 
@@ -337,13 +338,13 @@ answer(struct cluster_call *call, bool success, const void *data, size_t length)
 		return -1;
 	}
 	if (call->own && call->client != NULL) {
-		pending = client_find_pending(call->client, call->id);
+		pending = cluster_base_find_pending(call->client, call->id);
 		if (pending != NULL) { /* in a later turn, as everywhere */
-			pending->answer = value_new(data, length);
+			pending->answer = cluster_value_new(data, length);
 			if (pending->answer == NULL)
 				return -1;
 			pending->success = success;
-			client_tick(call->client);
+			cluster_base_tick(call->client);
 		}
 	} else if (call->follower != NULL && is_too_late(call)) {
 		complain(call->follower, "waited longer than its timeout",
@@ -372,7 +373,7 @@ cluster_client_fail(struct cluster_call *call, const char *code, const char *mes
 static const char *
 on_invoke(struct cluster_client *client, struct follower *follower, const struct packet *packet)
 {
-	const struct real_method *method = client_find_method(client->real, packet->name);
+	const struct real_method *method = cluster_base_find_method(client->real, packet->name);
 	struct cluster_call *call = NULL;
 	char data[ERROR_DATA_MAX];
 
@@ -503,7 +504,7 @@ gone(struct connection *connection, const char *why)
 			remove_follower(client, topic, follower);
 			next = topic->next;
 			topic->busy--;
-			topic_sweep(client, topic);
+			cluster_topic_sweep(client, topic);
 		}
 	free(follower);
 }
@@ -532,7 +533,8 @@ on_connection(struct messenger *agent, const struct message *message, void *arg)
 	if (client->closed || message->handle == -1)
 		return 0;
 	if (client->follower_count >= CLUSTER_CLIENT_FOLLOWERS_MAX) {
-		client_log(client, "a follower", "is one too many", "its connection is closed");
+		cluster_base_log(client, "a follower", "is one too many",
+		                 "its connection is closed");
 		return 0;
 	}
 	follower = calloc(1, sizeof *follower);
@@ -545,7 +547,7 @@ on_connection(struct messenger *agent, const struct message *message, void *arg)
 	follower->connection.gone = gone;
 	follower->connection.client = client;
 	follower->heard_at = clock_now();
-	if (connection_open(&follower->connection, agent, descriptor) == -1) {
+	if (cluster_connection_open(&follower->connection, agent, descriptor) == -1) {
 		close(descriptor);
 		free(follower);
 		return 0;
@@ -567,7 +569,8 @@ check_heartbeats(struct messenger *agent, void *arg)
 	(void)agent;
 	for (follower = client->followers; follower != NULL; follower = follower->next)
 		if (follower->heard_at < oldest)
-			connection_doom(&follower->connection, "was silent for three heartbeats");
+			cluster_connection_doom(&follower->connection,
+			                        "was silent for three heartbeats");
 	return 0;
 }
 
@@ -586,7 +589,7 @@ start(struct messenger *agent, void *arg)
 		client->real->ready(client, client->real->arg);
 	else
 		cluster_client_started(client, NULL);
-	return client_result(client);
+	return cluster_base_result(client);
 }
 
 static void
@@ -610,12 +613,13 @@ tell_started(struct messenger *agent, void *arg)
 	client->retry = 0;
 	answer_registrations(client);
 	if (client->start_error == NULL) {
-		client_ready(client);
+		cluster_base_ready(client);
 	} else {
-		client_not_ready(client, client->start_error->data, client->start_error->length);
-		client_retry(client, start);
+		cluster_base_not_ready(client, client->start_error->data,
+		                       client->start_error->length);
+		cluster_base_retry(client, start);
 	}
-	return client_result(client);
+	return cluster_base_result(client);
 }
 
 void
@@ -626,20 +630,20 @@ cluster_client_started(struct cluster_client *client, const struct cluster_error
 
 	if (client->closed || client->state != CLIENT_STARTING || client->retry != 0)
 		return;
-	value_drop(client->start_error);
+	cluster_value_drop(client->start_error);
 	client->start_error = NULL;
 	if (error != NULL) {
-		client_log(client, "the real client", "did not start", error->message);
-		client->start_error =
-			value_new(data, cluster_error_encode(data, error->code, error->message));
+		cluster_base_log(client, "the real client", "did not start", error->message);
+		client->start_error = cluster_value_new(
+			data, cluster_error_encode(data, error->code, error->message));
 		if (client->start_error == NULL) {
-			client_retry(client, start);
+			cluster_base_retry(client, start);
 			return;
 		}
 	}
 	id = messenger_set_timeout(client->messenger, 0, tell_started, client);
 	if (id == -1)
-		client_retry(client, start);
+		cluster_base_retry(client, start);
 	else
 		client->retry = id;
 }
@@ -656,10 +660,10 @@ subscribe(struct cluster_client *client, struct topic *topic)
 static int
 publish(struct cluster_client *client, struct topic *topic)
 {
-	struct value *value = value_hold(topic->published);
+	struct value *value = cluster_value_hold(topic->published);
 
 	client->real->publish(client, topic->key, value->data, value->length, client->real->arg);
-	value_drop(value);
+	cluster_value_drop(value);
 	return 0;
 }
 
@@ -667,17 +671,17 @@ static int
 invoke(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
 {
 	const struct real_method *method = pending->method;
-	struct value *copy = value_new(data, length);
+	struct value *copy = cluster_value_new(data, length);
 	struct cluster_call *call = NULL;
 
 	if (copy != NULL && pending->callback != NULL)
 		call = new_call(client, NULL, pending->id, 0);
 	if (copy == NULL || (call == NULL && pending->callback != NULL)) {
-		value_drop(copy);
+		cluster_value_drop(copy);
 		return -1;
 	}
 	method->invoke(client, call, copy->data, copy->length, client->real->arg);
-	value_drop(copy);
+	cluster_value_drop(copy);
 	return 0;
 }
 
@@ -688,8 +692,8 @@ flush(struct cluster_client *client)
 	struct follower *follower;
 
 	for (follower = client->followers; follower != NULL; follower = follower->next)
-		if (connection_pending(&follower->connection) > 0)
-			connection_flush(&follower->connection);
+		if (cluster_connection_pending(&follower->connection) > 0)
+			cluster_connection_flush(&follower->connection);
 }
 
 static void
@@ -701,7 +705,7 @@ close_leader(struct cluster_client *client)
 	messenger_remove_listener(client->messenger, client->action, on_connection, client);
 	flush(client);
 	for (follower = client->followers; follower != NULL; follower = follower->next)
-		connection_close(&follower->connection);
+		cluster_connection_close(&follower->connection);
 	for (call = client->calls; call != NULL; call = call->next) {
 		call->client = NULL; /* who answers it now, answers nobody */
 		call->follower = NULL;
@@ -718,7 +722,7 @@ free_leader(struct cluster_client *client)
 
 	while ((follower = client->followers) != NULL) {
 		client->followers = follower->next;
-		connection_close(&follower->connection);
+		cluster_connection_close(&follower->connection);
 		free(follower);
 	}
 }
@@ -745,19 +749,19 @@ struct cluster_client *
 cluster_client_leader(struct messenger *agent, const char *name, const struct real_client *real,
                       const struct cluster_client_options *options)
 {
-	struct cluster_client *client = client_new(agent, name, real, options, &leader_side);
+	struct cluster_client *client = cluster_base_new(agent, name, real, options, &leader_side);
 
 	if (client == NULL)
 		return NULL;
 	client->random = (uint64_t)getpid() * 2654435761U ^ (uint64_t)clock_now();
 	client->random |= 1;
 	if (messenger_on(agent, client->action, on_connection, client) == -1) {
-		client_free(client);
+		cluster_base_free(client);
 		return NULL;
 	}
-	if (client_beat(client, check_heartbeats) == -1) {
+	if (cluster_base_beat(client, check_heartbeats) == -1) {
 		messenger_remove_listener(agent, client->action, on_connection, client);
-		client_free(client);
+		cluster_base_free(client);
 		return NULL;
 	}
 	start(agent, client);

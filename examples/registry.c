@@ -80,8 +80,8 @@ get_config(struct cluster_client *client, struct cluster_call *call, const char 
 		cluster_client_fail(call, "EBUSY", "the registry has enough to do");
 	else if (messenger_send(agent_messenger, "registry-get", data, ROLE_PARENT) == -1)
 		cluster_client_fail(call, "EREGISTRY", "no registry");
-	else if (call != NULL)
-		calls[call_count++] = call;
+	else
+		calls[call_count++] = call; /* NULL: one-way, but the registry answers it */
 }
 
 static int
@@ -317,14 +317,20 @@ listen_to_all(struct messenger *parent)
 }
 
 int
-main(void)
+main(int argc, char **argv)
 {
+	struct options options = {
+		.agent = agent, .app = app, .workers = APPS, .end_with_parent = true};
 	struct messenger *parent;
 	int status = 0;
 
+	(void)argv;
+	if (argc > 1) {
+		fprintf(stderr, "usage: registry (it has no arguments)\n");
+		return 64;
+	}
 	setvbuf(stdout, NULL, _IOLBF, 0); /* before the fork: nothing is printed twice */
-	parent = fork_cluster(&(struct options){.agent = agent, .app = app, .workers = APPS},
-	                      &master);
+	parent = fork_cluster(&options, &master);
 	if (parent == NULL || !listen_to_all(parent)) {
 		perror("registry");
 		return 1;

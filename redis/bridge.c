@@ -50,6 +50,9 @@
 
 #define ID_MAX 40
 
+/* An entry's id in a stream: two numbers of 64 bits, a dash, and the '\0'. */
+#define STREAM_ID_MAX 48
+
 /* A reliable message that Redis is not known to have. */
 struct outgoing {
 	struct outgoing *next;
@@ -102,7 +105,7 @@ struct bridge {
 	bool has_joined; /* ever */
 	bool again;      /* first what was read, and not acknowledged */
 	int timeout;
-	char ids[BRIDGE_BATCH][32]; /* sent to the apps, to be acknowledged */
+	char ids[BRIDGE_BATCH][STREAM_ID_MAX]; /* sent to the apps, to be acknowledged */
 	size_t batch;
 	uint64_t mark;
 	bool marked, heard; /* the apps were asked; one has heard */
@@ -684,9 +687,8 @@ on_commands_change(struct redis *redis, bool ready, void *arg)
 {
 	struct bridge *bridge = arg;
 
-	(void)redis;
+	(void)redis, (void)ready; /* announce looks itself */
 	bridge->epoch = 0;
-	(void)ready;
 	count_losses(bridge);
 	announce(bridge);
 	return 0;
@@ -804,31 +806,45 @@ ask_apps(struct bridge *bridge)
 	end_mark(bridge);
 }
 
-/* One entry, [id, [field, message]], to the apps. -1: it does not fit now. */
+/* An entry is [id, [field, message]], or [id, nil] if the stream has only its id left. */
+static bool
+is_message(const struct redis_reply *entry, struct envelope *envelope)
+{
+	const struct redis_reply *fields = &entry->element[1], *text;
+
+	if (fields->type != REDIS_ARRAY || fields->count != 2)
+		return false;
+	text = &fields->element[1];
+	return text->type == REDIS_STRING && memchr(text->text, '\0', text->length) == NULL &&
+	       read_envelope(envelope, text->text, text->length);
+}
+
+/* One entry to the apps; it stands in the batch then, so that it is acknowledged, be it
+ * a message or not. -1: it does not fit now. */
 static int
 take_entry(struct bridge *bridge, const struct redis_reply *entry, bool *sent)
 {
-	const struct redis_reply *text;
 	struct envelope envelope;
+	const char *id;
 
 	if (entry->type != REDIS_ARRAY || entry->count != 2 ||
-	    entry->element[0].length >= sizeof bridge->ids[0])
+	    entry->element[0].type != REDIS_STRING || entry->element[0].length >= STREAM_ID_MAX) {
+		say(bridge, "Redis gives an entry without an id; it is left out");
 		return 0;
-	text = entry->element[1].count == 2 ? &entry->element[1].element[1] : NULL;
-	if (text == NULL)
+	}
+	id = entry->element[0].text;
+	if (entry->element[1].type == REDIS_NIL)
 		say(bridge,
-		    "%s is lost: the stream is too short for how long this cluster was away",
-		    entry->element[0].text);
-	else if (memchr(text->text, '\0', text->length) != NULL ||
-	         !read_envelope(&envelope, text->text, text->length))
-		say(bridge, "%s is no message of a bridge; it is left out", entry->element[0].text);
+		    "%s is lost: the stream is too short for how long this cluster was away", id);
+	else if (!is_message(entry, &envelope))
+		say(bridge, "%s is no message of a bridge; it is left out", id);
 	else if (is_for_us(bridge, &envelope)) {
 		if (messenger_send_to_app(bridge->messenger, action_of(bridge, "message"),
-		                          text->text) == -1)
+		                          entry->element[1].element[1].text) == -1)
 			return -1;
 		*sent = true;
 	}
-	snprintf(bridge->ids[bridge->batch++], sizeof bridge->ids[0], "%s", entry->element[0].text);
+	snprintf(bridge->ids[bridge->batch++], STREAM_ID_MAX, "%s", id);
 	return 0;
 }
 
@@ -841,10 +857,10 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 
 	for (i = 0; fits && i < entries->count && bridge->batch < BRIDGE_BATCH; i++)
 		fits = take_entry(bridge, &entries->element[i], &sent) == 0;
-	if (entries->count == 0)
-		bridge->again = false; /* all that was read once is done */
-	else if (!fits)
+	if (!fits)
 		bridge->again = true;
+	else if (bridge->batch == 0)
+		bridge->again = false; /* nothing is left that could be acknowledged */
 	if (sent)
 		ask_apps(bridge);
 	else if (bridge->batch > 0)

@@ -644,6 +644,18 @@ prepare_greeting(struct redis *redis)
 	return greet(redis, 1, (const char *const[]){"PING"});
 }
 
+/* Their time begins now: what was spent without a connection is not Redis's, and
+ * costs it nothing. */
+static void
+restart_clocks(struct redis *redis)
+{
+	int64_t deadline = clock_now() + redis->options.timeout;
+	size_t i;
+
+	for (i = 0; i < redis->count; i++)
+		redis->commands[(redis->first + i) % redis->size].deadline = deadline;
+}
+
 static void
 become_ready(struct redis *redis)
 {
@@ -654,6 +666,7 @@ become_ready(struct redis *redis)
 			lose(redis, strerror(errno));
 			return;
 		}
+	restart_clocks(redis);
 	redis->state = READY;
 	redis->since = clock_now();
 	if (redis->complained)

@@ -66,8 +66,9 @@
 #define REDIS_PENDING_MAX 16384
 #endif
 
-/* How long connecting may take, and a reply. After three times as long without a
- * word, a PING asks whether anybody is there. */
+/* How long connecting may take, and a reply. A command waits so long for a connection;
+ * once there is one, its time begins anew. After three times as long without a word, a
+ * PING asks whether anybody is there. */
 #ifndef REDIS_TIMEOUT
 #define REDIS_TIMEOUT 5000
 #endif

@@ -759,10 +759,16 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	administrate("redis.call('xadd','clutch:bridge:stream','*','a','b','c','d') "
 	             "redis.call('xadd','clutch:bridge:stream','*','m','{\"id\":\"x\"') return 1");
 	cluster_wait(a, 0, "is no message of a bridge; it is left out");
+	/* No id is longer than this one, and what comes after it has none shorter. */
+	administrate("return redis.call('xadd','clutch:bridge:stream',"
+	             "'18446744073709551000-10000000000000000000','a','b')");
+	cluster_wait(a, 0, "18446744073709551000-10000000000000000000 is no message of a bridge");
 	order(a, "APP#1", "test-send", "* good 1");
 	wait_heard(a, "APP#1", "good 1 from A");
 	until_settled(a);
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
+	cr_assert_eq(cluster_count(a, 0, "is no message of a bridge"), 3);
+	cr_assert_eq(cluster_count(a, 0, "is too short"), 0);
 	part(a, NULL);
 }
 

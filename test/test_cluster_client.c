@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 TestSuite(cluster_client, .timeout = 120);
@@ -1527,4 +1528,74 @@ Test(cluster_client, the_registry_example_ends_by_itself)
 	cr_expect_eq(pclose(output), 0);
 	cr_expect_eq(steps, 3);
 	cr_expect_geq(lists, 7); /* three see all, one comes back, three see all again */
+}
+
+/* In a process group of its own, which an alarm kills: nothing outlives a failed test. */
+static pid_t registry;
+static volatile sig_atomic_t late;
+
+static void
+on_alarm(int number)
+{
+	(void)number;
+	late = 1;
+	kill(-registry, SIGKILL);
+}
+
+/* What it and its cluster print can be read from there. */
+static FILE *
+start_registry(const char *argument)
+{
+	const char *build = getenv("BUILD");
+	char path[512];
+	int ends[2];
+
+	snprintf(path, sizeof path, "%s/examples/registry", build != NULL ? build : "build");
+	clear_environment();
+	cr_assert(pipe(ends) == 0);
+	registry = fork();
+	cr_assert(registry != -1);
+	if (registry == 0) {
+		setpgid(0, 0);
+		dup2(ends[1], STDOUT_FILENO);
+		dup2(ends[1], STDERR_FILENO);
+		close(ends[0]), close(ends[1]);
+		execl(path, path, argument, (char *)NULL);
+		_exit(127);
+	}
+	setpgid(registry, registry);
+	close(ends[1]);
+	signal(SIGALRM, on_alarm);
+	alarm((unsigned)time_limit() / 1000 + 1);
+	return fdopen(ends[0], "r");
+}
+
+/* The end of the pipe is the end of all who hold it. */
+Test(cluster_client, the_registry_example_ends_with_its_parent)
+{
+	FILE *output = start_registry(NULL);
+	char line[512];
+	int status;
+
+	while (fgets(line, sizeof line, output) != NULL)
+		if (strstr(line, "has connected") != NULL)
+			kill(registry, SIGKILL);
+	cr_expect(!late, "its cluster runs on");
+	cr_expect_eq(waitpid(registry, &status, 0), registry);
+	cr_expect(WIFSIGNALED(status));
+	fclose(output);
+}
+
+Test(cluster_client, the_registry_example_has_no_arguments)
+{
+	FILE *output = start_registry("x");
+	char line[512] = "";
+	int status;
+
+	cr_expect_not_null(fgets(line, sizeof line, output));
+	cr_expect_eq(strncmp(line, "usage: registry", 15), 0, "%s", line);
+	cr_expect_null(fgets(line, sizeof line, output));
+	cr_expect_eq(waitpid(registry, &status, 0), registry);
+	cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 64);
+	fclose(output);
 }

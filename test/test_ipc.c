@@ -494,6 +494,61 @@ Test(ipc, queue_killed_leaves_nothing)
 	free(program);
 }
 
+/* A child of the program that is no other's: the first that it forked. */
+static pid_t
+first_child(const struct program *program)
+{
+	char name[64], line[64] = "";
+	FILE *children;
+
+	snprintf(name, sizeof name, "/proc/%ld/task/%ld/children", (long)program->pid,
+	         (long)program->pid);
+	children = fopen(name, "r");
+	cr_assert_not_null(children);
+	cr_assert_not_null(fgets(line, sizeof line, children));
+	fclose(children);
+	return (pid_t)atol(line);
+}
+
+/* Redis holds the pipe of its output, too: end() waits for it. */
+Test(ipc, queue_its_keeper_killed_leaves_nothing)
+{
+	struct program *program;
+
+	skip_without_redis();
+	program = START("queue", NULL);
+	wait_for_line(program, "main sends            {\"job\":\"deadly\"}");
+	kill(first_child(program), SIGKILL);
+	end(program);
+	cr_expect(left(program, 1), "status 0x%x:\n%s", (unsigned)program->status, program->text);
+	cr_expect(count_of(program, "queue: the keeper of redis-server was killed by signal 9\n") ==
+	          1);
+	cr_expect(files_left() == 0);
+	free(program);
+}
+
+/* The whole group gets it, as from a terminal. */
+static void
+expect_end_by(const char *name, const char *line, int number)
+{
+	struct program *program = START(name, NULL);
+
+	wait_for_line(program, line);
+	kill(-program->pid, number);
+	end(program);
+	cr_expect(files_left() == 0, "%s, signal %d", name, number);
+	free(program);
+}
+
+Test(ipc, a_signal_to_all_leaves_no_folder)
+{
+	expect_end_by("socket", "is connected by", SIGHUP);
+	expect_end_by("socket", "is connected by", SIGQUIT);
+	skip_without_redis();
+	expect_end_by("queue", "producer 1 sends", SIGHUP);
+	expect_end_by("queue", "producer 1 sends", SIGQUIT);
+}
+
 Test(ipc, queue_without_redis_is_one_line)
 {
 	setenv("PATH", "/nonexistent", 1);

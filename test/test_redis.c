@@ -897,6 +897,23 @@ Test(redis, a_server_that_accepts_and_says_nothing)
 	redis_close(redis);
 }
 
+/* The fresh connection is not given up for what a command has waited without one. */
+Test(redis, a_command_s_time_begins_with_the_connection)
+{
+	const int timeout = 3 * time_limit(), waited = 1000; /* and nobody is so slow */
+	struct redis *redis = open_client(fake_start("", "+OK\r\n"), timeout);
+
+	cr_assert(redis_command(redis, on_reply, NULL, "GET", "a", (char *)NULL) == 0);
+	while (fake.times == 0 || redis_timeout(redis) > timeout - waited)
+		fake_turn(redis);
+	fake_say(redis, "+PONG\r\n");
+	while (!redis_ready(redis))
+		cr_assert(redis_step(redis, time_limit()) >= 0);
+	cr_assert_gt(redis_timeout(redis), timeout - waited);
+	fake_until(redis, heard, "+OK; ", 1);
+	redis_close(redis);
+}
+
 /* What has been written is not written again; what has not, is. */
 Test(redis, a_command_is_written_once)
 {

@@ -38,6 +38,8 @@ enum {
 static const char *url;
 static char name[32], channel[32];
 static int redis_lifeline = -1, work_lifeline = -1; /* main's ends */
+static pid_t owner, keeper; /* main, and the parent of our own Redis; 0: none */
+static char folder[80], path[sizeof folder + sizeof "/redis"]; /* a socket's may have 104 */
 
 static void
 fail(const char *what)
@@ -106,7 +108,7 @@ fork_process(void)
 
 /* The only exec of this project: Redis, or Valkey, is not ours. */
 static void
-exec_redis(const char *folder, const char *path)
+exec_redis(void)
 {
 	static const char *const servers[] = {"redis-server", "valkey-server"};
 	int i;
@@ -121,22 +123,21 @@ exec_redis(const char *folder, const char *path)
 
 /* Redis's parent: when main is over, or Redis is, nothing of it shall be left. */
 static void
-keep_redis(const char *folder, int lifeline)
+keep_redis(int lifeline)
 {
 	struct pollfd set[2] = {{.fd = lifeline, .events = POLLIN}, {.events = POLLIN}};
-	char path[128];
 	int ends[2], status = 0;
 	pid_t redis;
 
-	snprintf(path, sizeof path, "%s/redis", folder);
 	signal(SIGINT, SIG_IGN); /* Ctrl-C and the like are for main */
+	signal(SIGQUIT, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
 	signal(SIGTERM, SIG_IGN);
 	open_lifeline(ends); /* this one Redis holds, unknowingly */
 	redis = fork_process();
 	if (redis == 0) {
 		close(lifeline), close(ends[0]);
-		exec_redis(folder, path);
+		exec_redis();
 	}
 	close(ends[1]);
 	set[1].fd = ends[0];
@@ -152,32 +153,76 @@ keep_redis(const char *folder, int lifeline)
 	_exit(0);
 }
 
+static int
+on_shutdown(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	(void)redis, (void)reply;
+	*(bool *)arg = true; /* the answer is that there is none */
+	return 0;
+}
+
+/* The keeper was killed, and cannot do it: main ends its Redis. */
+static void
+shut_down(void)
+{
+	struct redis *redis = open_redis(url);
+	bool over =
+		redis_command(redis, on_shutdown, &over, "SHUTDOWN", "NOSAVE", (char *)NULL) == -1;
+
+	while (!over)
+		redis_step(redis, -1);
+	redis_close(redis);
+	unlink(path);
+	rmdir(folder);
+}
+
+/* However main exits; its children, which inherit this, do nothing. */
+static void
+end_redis(void)
+{
+	int status = 0;
+
+	if (keeper == 0 || getpid() != owner)
+		return;
+	close(redis_lifeline);
+	while (waitpid(keeper, &status, 0) == -1 && errno == EINTR)
+		;
+	keeper = 0;
+	if (!WIFSIGNALED(status))
+		return;
+	fprintf(stderr, "queue: the keeper of redis-server was killed by signal %d\n",
+	        WTERMSIG(status));
+	shut_down();
+	fflush(stdout);
+	_exit(1);
+}
+
 /* Its URL is then in `url`. */
-static pid_t
+static void
 start_redis(void)
 {
-	static char where[128];
+	static char where[sizeof path + sizeof "unix://"];
 	const char *temp = getenv("TMPDIR");
-	char folder[80]; /* a socket's path may have 104 */
 	int ends[2];
-	pid_t pid;
 
 	temp = temp != NULL ? temp : "/tmp";
 	errno = ENAMETOOLONG;
 	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||
 	    mkdtemp(folder) == NULL)
 		fail_by_errno(temp);
-	snprintf(where, sizeof where, "unix://%s/redis", folder);
+	snprintf(path, sizeof path, "%s/redis", folder);
+	snprintf(where, sizeof where, "unix://%s", path);
 	url = where;
 	open_lifeline(ends);
-	pid = fork_process();
-	if (pid == 0) {
+	keeper = fork_process();
+	if (keeper == 0) {
 		close(ends[1]);
-		keep_redis(folder, ends[0]);
+		keep_redis(ends[0]);
 	}
 	close(ends[0]);
 	redis_lifeline = ends[1];
-	return pid;
+	owner = getpid();
+	atexit(end_redis);
 }
 
 /* ---- producers and workers ----------------------------------------------- */
@@ -279,8 +324,11 @@ reap(int options)
 		if (i >= PRODUCERS && WIFSIGNALED(status))
 			printf("worker %d is dead, killed by signal %d\n", i + 1 - PRODUCERS,
 			       WTERMSIG(status));
-		else if (status != 0)
-			exit(1); /* it has said why */
+		else if (WIFSIGNALED(status))
+			fprintf(stderr, "queue: producer %d was killed by signal %d\n", i + 1,
+			        WTERMSIG(status));
+		if (status != 0 && (i < PRODUCERS || WIFEXITED(status)))
+			exit(1); /* it has said why, or we have */
 	}
 }
 
@@ -411,12 +459,15 @@ show_publish(struct redis *redis)
 
 /* False: our own Redis does not come up, and it has said why. */
 static bool
-wait_for_redis(struct redis *redis, pid_t keeper)
+wait_for_redis(struct redis *redis)
 {
+	siginfo_t ended = {.si_pid = 0};
+
 	while (!redis_ready(redis)) {
 		redis_step(redis, PAUSE);
-		if (waitpid(keeper, NULL, WNOHANG) == keeper)
-			return false;
+		waitid(P_PID, (id_t)keeper, &ended, WEXITED | WNOHANG | WNOWAIT);
+		if (ended.si_pid == keeper)
+			return false; /* end_redis reaps it */
 	}
 	return true;
 }
@@ -424,18 +475,18 @@ wait_for_redis(struct redis *redis, pid_t keeper)
 static int
 show(void)
 {
-	pid_t keeper = url == NULL ? start_redis() : 0;
-	struct redis *redis = open_redis(url);
-	bool runs = keeper == 0 || wait_for_redis(redis, keeper);
+	struct redis *redis;
+	bool runs;
 
+	if (url == NULL)
+		start_redis();
+	redis = open_redis(url);
+	runs = keeper == 0 || wait_for_redis(redis);
 	if (runs) {
 		show_queue(redis);
 		show_publish(redis);
 	}
 	redis_close(redis);
-	close(redis_lifeline);
-	while (runs && keeper != 0 && waitpid(keeper, NULL, 0) == -1 && errno == EINTR)
-		;
 	return runs ? 0 : 1;
 }
 

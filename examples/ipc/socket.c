@@ -64,6 +64,16 @@ on_signal(int number)
 }
 
 static void
+catch_endings(void (*handler)(int))
+{
+	static const int endings[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+	size_t i;
+
+	for (i = 0; i < sizeof endings / sizeof endings[0]; i++)
+		signal(endings[i], handler);
+}
+
+static void
 fail(const char *what)
 {
 	fprintf(stderr, "socket: %s: %s\n", what, strerror(errno));
@@ -415,8 +425,7 @@ start_world(int *lifeline)
 	if (pid == -1)
 		fail("fork");
 	if (pid == 0) {
-		signal(SIGINT, SIG_DFL);
-		signal(SIGTERM, SIG_DFL);
+		catch_endings(SIG_DFL);
 		close(ends[1]);
 		world(ends[0], listeners);
 		clean_up(); /* if we were killed, nobody else does */
@@ -491,8 +500,7 @@ main(int argc, char **argv)
 		fail(temp);
 	snprintf(path, sizeof path, "%s/app.world", folder);
 	signal(SIGPIPE, SIG_IGN);
-	signal(SIGINT, on_signal);
-	signal(SIGTERM, on_signal);
+	catch_endings(on_signal);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	status = story();
 	clean_up();
