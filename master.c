@@ -44,6 +44,7 @@
 #define BACKOFF_DOUBLINGS 5
 #define FORK_RETRY 1000 /* fork failed: no process or memory left */
 #define KILL_RETRY 1000 /* kill failed */
+#define KILL_TIME 200   /* in which SIGKILL has ended a process */
 #define GROUP_CHECK 50  /* how soon a process group's end is noticed */
 
 /* The signals that are the master's while it runs. */
@@ -99,6 +100,7 @@ struct master {
 	struct pollfd *set;
 	struct process **speakers; /* whose descriptor stands there in the set */
 	size_t set_size;
+	bool rests; /* an empty queue keeps memory: that is given back soon */
 };
 
 static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
@@ -907,6 +909,16 @@ group_lives(const struct process *process)
 	return kill(-process->worker_id, 0) == 0 || errno == EPERM;
 }
 
+/* A dead process's children were sent SIGKILL: their end takes a moment, and is
+ * waited for, but not for long: an init may not reap what it adopts. */
+static void
+await_group(struct master *master, struct process *process)
+{
+	if (!process->group_killed)
+		process->deadline = master->now + KILL_TIME;
+	process->group_killed = true;
+}
+
 /* A process is dead: its last words, then the end of its channel, then its end.
  * Its own children must not outlive it: while closing they have until the
  * deadline, as the process had (egg: killChildren). */
@@ -929,6 +941,8 @@ on_exit(struct master *master, struct process *process, int status)
 	if (master->phase == PHASE_FAILING)
 		kill(-process->worker_id, SIGTERM);
 	process->state = STATE_DEAD;
+	if (master->phase != PHASE_RUNNING && process->deadline == 0)
+		await_group(master, process);
 	if (process->role == ROLE_AGENT)
 		on_agent_exit(master, status);
 	else
@@ -993,6 +1007,8 @@ on_deadline(struct master *master, struct process *process)
 		process->killed_for = "did not leave in time";
 	if (kill(-process->worker_id, SIGKILL) == -1 && process->state != STATE_DEAD) /* D3 */
 		process->deadline = master->now + KILL_RETRY;
+	if (process->state == STATE_DEAD)
+		await_group(master, process);
 }
 
 /* Is nothing left of it (D27)? While closing, its children count too. */
@@ -1246,7 +1262,7 @@ watch_queue(struct master *master, struct process *process)
 static void
 flush(struct process *process)
 {
-	if (channel_pending(&process->channel) > 0)
+	if (channel_pending(&process->channel) > 0 || channel_rests(&process->channel))
 		channel_flush(&process->channel);
 }
 
@@ -1290,6 +1306,7 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 		entry->events |= POLLIN;
 	if (channel_pending(&process->channel) > 0)
 		entry->events |= POLLOUT;
+	master->rests = master->rests || channel_rests(&process->channel);
 	if (entry->events == 0) { /* or its hangup would be reported again and again */
 		if (process->state == STATE_DISCONNECTED)
 			channel_close(&process->channel);
@@ -1306,6 +1323,7 @@ prepare_all(struct master *master, bool starved)
 
 	master->set[0].fd = master->wake;
 	master->set[0].events = POLLIN;
+	master->rests = false;
 	/* All queues first: a sender is heard again when the last of them is short. */
 	flush(&master->parent);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
@@ -1331,7 +1349,7 @@ loop(struct master *master)
 		starved = channel_starved(); /* then: a pause, and try again */
 		count = prepare_all(master, starved);
 		timeout = clock_timeout(master);
-		if (starved && (timeout < 0 || timeout > 10))
+		if ((starved || master->rests) && (timeout < 0 || timeout > 10))
 			timeout = 10;
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */

@@ -438,8 +438,11 @@ channel_pending(const struct channel *channel)
 	return channel->queue_end - channel->queue_start + channel->run_length;
 }
 
-/* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. */
+/* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. An empty
+ * queue that keeps memory for the next burst (channel_rests) gives it back after
+ * some flushes: turn the loop soon again. */
 enum peer channel_flush(struct channel *channel);
+bool channel_rests(const struct channel *channel);
 
 /*
  * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take out the
@@ -488,6 +491,7 @@ struct process {
 	bool is_dev_reload;     /* an order replaces it: its death is no news */
 	bool terminated;        /* it was sent SIGTERM */
 	bool refused;           /* a refused action of it has been logged */
+	bool group_killed;      /* it is dead, and its children were sent SIGKILL */
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 

@@ -370,11 +370,17 @@ write_advance(struct channel *channel, size_t count)
 		channel->queue_start = channel->queue_end = 0;
 }
 
+bool
+channel_rests(const struct channel *channel)
+{
+	return channel->queue_size > QUEUE_KEEP && channel_pending(channel) == 0;
+}
+
 /* A turn without anything to write. */
 static void
 queue_rest(struct channel *channel)
 {
-	if (channel->queue_size <= QUEUE_KEEP || ++channel->idle < QUEUE_IDLE)
+	if (!channel_rests(channel) || ++channel->idle < QUEUE_IDLE)
 		return;
 	free(channel->queue);
 	channel->queue = NULL;

@@ -629,6 +629,7 @@ static struct {
 	int starts, stops, zombies, orphans, complaints;
 	struct counts counts;
 	long descriptors[2], memory[2]; /* in the first and the second pause */
+	int64_t paused_at;
 
 	char lines[LOG_LINES][256]; /* the master's last ones */
 	int line_count;
@@ -1083,11 +1084,21 @@ walk_children(pid_t parent, int *zombies, int number)
 	return children;
 }
 
+/* The master gives its empty queues' memory back when they have been idle for a
+ * moment. */
+static bool
+has_rested(void)
+{
+	return clock_now() - soak.paused_at >= 2000;
+}
+
 static void
 look_at_master(int pause)
 {
 	int children, zombies;
 
+	soak.paused_at = clock_now();
+	wait_until(has_rested, 5000);
 	soak.descriptors[pause] = count_descriptors(soak.master);
 	soak.memory[pause] = memory_of(soak.master);
 	children = walk_children(soak.master, &zombies, 0);
