@@ -892,6 +892,7 @@ hear(struct master *master, struct process *process)
 	while ((found = channel_next(&process->channel, &message)) == 1) {
 		handle = message.handle;
 		on_message(master, process, &message);
+		channel_follow(&process->channel);
 		if (handle != -1)
 			close(handle);
 	}

@@ -23,6 +23,10 @@
 /* The same before a parent's messenger_close returns. */
 #define CLOSE_FLUSH_TIMEOUT 1000
 
+/* Who speaks in each turn and never waits looks around in each so-many-th: a look
+ * costs as much as a message. */
+#define BLIND_TURNS 8
+
 /* Memory is short for what must not be lost: it is asked for again this long. */
 #define STARVED_TIMEOUT 1000
 
@@ -790,7 +794,8 @@ deliver(struct messenger *messenger, const struct message *message)
 	else if (trace_on)
 		trace(messenger->role, "receives", message, "without a listener for its action");
 	in_listener = messenger->delivering = false;
-	sweep(messenger);
+	if (messenger->unswept != NULL)
+		sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);
 }
@@ -1115,17 +1120,26 @@ dispatch(struct messenger *messenger)
 	run_timers(messenger);
 }
 
-int
-messenger_step(struct messenger *messenger, int timeout)
+/* A turn begins: what was queued leaves. */
+static int
+begin_turn(struct messenger *messenger)
 {
-	int due = messenger_timeout(messenger);
-
 	if (messenger->stepping || in_listener) {
 		errno = EBUSY;
 		return -1;
 	}
 	channel_flush(&messenger->channel);
 	messenger->flush_at = channel_pending(&messenger->channel) + CHANNEL_FLUSH_SIZE;
+	return 0;
+}
+
+/* And goes on: wait, and do what there is to do; without a look, only what the
+ * clock says. */
+static int
+end_turn(struct messenger *messenger, int timeout, bool look)
+{
+	int due = messenger_timeout(messenger);
+
 	prepare(messenger, &messenger->set[0]);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
@@ -1133,7 +1147,8 @@ messenger_step(struct messenger *messenger, int timeout)
 		messenger->set[0].fd = -1;
 		timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
 	}
-	if (poll(messenger->set, messenger->watch_count + 1, timeout) == -1 && errno != EINTR)
+	if (look && poll(messenger->set, messenger->watch_count + 1, timeout) == -1 &&
+	    errno != EINTR)
 		return -1;
 	messenger->stepping = true;
 	dispatch(messenger);
@@ -1146,6 +1161,34 @@ messenger_step(struct messenger *messenger, int timeout)
 		return -1;
 	}
 	return messenger->channel.descriptor != -1;
+}
+
+int
+messenger_step(struct messenger *messenger, int timeout)
+{
+	bool spoke = channel_pending(&messenger->channel) > 0, look;
+
+	if (begin_turn(messenger) == -1)
+		return -1;
+	look = timeout != 0 || !spoke || channel_pending(&messenger->channel) > 0 ||
+	       ++messenger->blind_turns == BLIND_TURNS;
+	if (look)
+		messenger->blind_turns = 0;
+	return end_turn(messenger, timeout, look);
+}
+
+int
+messenger_drain(struct messenger *messenger, size_t pending)
+{
+	int result = 1;
+
+	while (result == 1 && channel_pending(&messenger->channel) > pending) {
+		if (begin_turn(messenger) == -1)
+			return -1;
+		if (channel_pending(&messenger->channel) > pending)
+			result = end_turn(messenger, -1, true);
+	}
+	return result;
 }
 
 /* ---- starting and leaving ------------------------------------------------ */

@@ -280,6 +280,7 @@ int messenger_set_interval(struct messenger *messenger, int milliseconds, messen
                            void *arg);
 int messenger_clear_timeout(struct messenger *messenger, int id);
 int messenger_step(struct messenger *messenger, int timeout);
+int messenger_drain(struct messenger *messenger, size_t pending);
 size_t messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size);
 int messenger_timeout(const struct messenger *messenger);
 
@@ -455,6 +456,7 @@ bool channel_rests(const struct channel *channel);
 enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
 bool channel_starved(void);
+size_t channel_follow(struct channel *channel);
 
 /* In a forked child: what its parent has read, and not heard, is the parent's. */
 void channel_disown(void);
@@ -560,6 +562,7 @@ struct messenger {
 	size_t timer_count, timer_size;
 	int timer_id;
 	bool timing; /* timers are being called */
+	int blind_turns; /* in a row */
 	bool stepping, canceled, broken;
 
 	/* set by the roles */

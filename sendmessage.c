@@ -55,6 +55,8 @@ typedef char pid_fits_its_field[sizeof(pid_t) <= sizeof(uint32_t) ? 1 : -1];
 static struct {
 	size_t next, end; /* what the reader has not taken yet */
 	struct channel *reader;
+	unsigned char *taken;                   /* the frame that was taken last, if it only made runs */
+	unsigned char claimed[2];               /* its from and to, as they came */
 	unsigned char *spent;                   /* a torn frame that was completed and taken */
 	struct channel *borrowers;              /* whose runs point into bytes or spent */
 	bool starved;                           /* memory was short a moment ago */
@@ -96,7 +98,7 @@ frame_size(const unsigned char *frame)
 }
 
 /* Can a frame hold it? Its action aside. */
-static bool
+static inline bool
 message_valid(const struct message *message)
 {
 	if ((unsigned)message->from > ROLE_APP || (unsigned)message->to > ROLE_APP ||
@@ -127,7 +129,7 @@ message_size(const struct message *message)
 
 /* A valid message as a frame, where there is room for the longest action: that
  * is measured while it is copied. Returns the frame's size; 0: EMSGSIZE. */
-static size_t
+static inline size_t
 frame_encode(unsigned char *frame, const struct message *message, bool with_handle)
 {
 	const char *action = message->action != NULL ? message->action : "";
@@ -170,7 +172,7 @@ frame_header_valid(const unsigned char *frame, size_t size)
 }
 
 /* The whole frame, its header being valid. */
-static bool
+static inline bool
 frame_decode(unsigned char *frame, size_t size, struct message *message)
 {
 	size_t action = frame[FRAME_ACTION_LENGTH], i;
@@ -273,18 +275,16 @@ channel_close(struct channel *channel)
 
 /* ---- writing ------------------------------------------------------------- */
 
-/* Room for `size` more bytes at the queue's end, or NULL (ENOMEM). Written bytes
- * at its start are reused when they are the greater part, and otherwise the queue
- * doubles: so a byte is moved once or twice, however long the queue. */
+/* Make room for `size` more bytes at the queue's end. Written bytes at its start
+ * are reused when they are the greater part, and otherwise the queue doubles: so a
+ * byte is moved once or twice, however long the queue. */
 static unsigned char *
-queue_reserve(struct channel *channel, size_t size)
+queue_grow(struct channel *channel, size_t size)
 {
 	size_t used = channel->queue_end - channel->queue_start;
 	size_t room = channel->queue_size;
 	unsigned char *queue = channel->queue;
 
-	if (room - channel->queue_end >= size)
-		return queue + channel->queue_end;
 	if (channel->queue_start < used || room - used < size) {
 		room = 2 * used + size + QUEUE_LEAST;
 		queue = malloc(room);
@@ -300,6 +300,15 @@ queue_reserve(struct channel *channel, size_t size)
 	channel->queue_start = 0;
 	channel->queue_end = used;
 	return queue + used;
+}
+
+/* Room for `size` more bytes at the queue's end, or NULL (ENOMEM). */
+static inline unsigned char *
+queue_reserve(struct channel *channel, size_t size)
+{
+	if (channel->queue_size - channel->queue_end >= size)
+		return channel->queue + channel->queue_end;
+	return queue_grow(channel, size);
 }
 
 /* Write once: the queue and the run, but not past the next handle, which goes
@@ -414,7 +423,7 @@ channel_write(struct channel *channel)
 }
 
 /* Copy the run to the end of the queue, so that its bytes are free. */
-static int
+static inline int
 run_to_queue(struct channel *channel)
 {
 	unsigned char *room;
@@ -557,10 +566,16 @@ sendmessage(struct channel *channel, const struct message *message)
 		frame[FRAME_FROM] = (unsigned char)message->from;
 		frame[FRAME_TO] = (unsigned char)message->to;
 	}
-	if (borrowed && channel->run_length > 0 && frame == channel->run + channel->run_length)
+	if (borrowed && channel->run_length > 0 && frame == channel->run + channel->run_length) {
 		channel->run_length += frame_size(frame); /* nearly all messages end here */
-	else if ((borrowed ? begin_run(channel, message) : queue_message(channel, message)) == -1)
-		return -1;
+	} else if (borrowed) {
+		if (begin_run(channel, message) == -1)
+			return -1;
+	} else {
+		buffer.taken = NULL; /* whoever comes next takes the same way, not a run */
+		if (queue_message(channel, message) == -1)
+			return -1;
+	}
 	channel->messages_out++;
 	return 0;
 }
@@ -706,6 +721,7 @@ channel_read(struct channel *channel)
 	if (count <= 0)
 		return PEER_GONE;
 
+	buffer.taken = NULL;
 	channel->bytes_in += (uint64_t)count;
 	completes = (size_t)count < completes ? (size_t)count : completes;
 	channel->torn_length = channel->torn != NULL ? channel->torn_length + completes : 0;
@@ -738,7 +754,7 @@ take_handle(struct channel *channel, struct message *message)
 }
 
 /* A frame is complete. */
-static int
+static inline int
 take_frame(struct channel *channel, unsigned char *frame, size_t size, struct message *message)
 {
 	if (!frame_decode(frame, size, message) ||
@@ -780,7 +796,73 @@ channel_next(struct channel *channel, struct message *message)
 	if (left < size)
 		return 0;
 	buffer.next += size;
+	buffer.taken = frame;
+	memcpy(buffer.claimed, frame + FRAME_FROM, sizeof buffer.claimed);
 	return take_frame(channel, frame, size, message);
+}
+
+/* Is this the head that came before: from, to, flags, receiverPid, action? */
+static bool
+same_head(const unsigned char *frame, size_t size)
+{
+	size_t action = buffer.taken[FRAME_ACTION_LENGTH];
+	size_t least = FRAME_HEADER + action + 2;
+
+	return size >= least && size - least <= MESSAGE_DATA_MAX &&
+	       (size == least || (frame[FRAME_FLAGS] & FRAME_HAS_DATA) != 0) &&
+	       memcmp(frame + FRAME_FROM, buffer.claimed, sizeof buffer.claimed) == 0 &&
+	       memcmp(frame + FRAME_FLAGS, buffer.taken + FRAME_FLAGS,
+	              FRAME_HEADER - FRAME_FLAGS + action + 1) == 0 &&
+	       frame[size - 1] == 0;
+}
+
+/* The bytes that may still be added to every run that ends here. */
+static size_t
+room_behind(const unsigned char *end)
+{
+	const struct channel *channel;
+	size_t pending, room = 0;
+	bool first = true;
+
+	for (channel = buffer.borrowers; channel != NULL; channel = channel->next_borrower) {
+		if (channel->run_length == 0 || channel->run + channel->run_length != end)
+			continue;
+		pending = channel_pending(channel);
+		pending = pending < CHANNEL_HIGH_WATER ? CHANNEL_HIGH_WATER - pending : 0;
+		room = first || pending < room ? pending : room;
+		first = false;
+	}
+	return room;
+}
+
+size_t
+channel_follow(struct channel *channel)
+{
+	unsigned char *start = buffer.bytes + buffer.next, *end = start;
+	size_t room, size, count = 0;
+	struct channel *to;
+
+	if (buffer.taken == NULL || trace_on)
+		return 0;
+	room = room_behind(start);
+	if (room > buffer.end - buffer.next)
+		room = buffer.end - buffer.next;
+	while (room >= FRAME_HEADER && (size = frame_size(end)) <= room && same_head(end, size)) {
+		end[FRAME_FROM] = buffer.taken[FRAME_FROM];
+		end[FRAME_TO] = buffer.taken[FRAME_TO];
+		end += size;
+		room -= size;
+		count++;
+	}
+	for (to = buffer.borrowers; count > 0 && to != NULL; to = to->next_borrower) {
+		if (to->run_length == 0 || to->run + to->run_length != start)
+			continue;
+		to->run_length += (size_t)(end - start);
+		to->messages_out += count;
+	}
+	buffer.next += (size_t)(end - start);
+	channel->messages_in += count;
+	return count;
 }
 
 /* ---- trace --------------------------------------------------------------- */

@@ -9,7 +9,9 @@
  * message, and tell the parent when they have seen the end.
  *
  * The data of a message is a JSON string: which stream it belongs to, its
- * number in that stream, and padding:  "d0000000000042xxxxx"
+ * number in that stream, and padding:  "d0000000000042xxxxx". Neighbours stand in
+ * different buffers: who reads as a vector what he has just written as a byte waits
+ * for his own store, and that takes as long as a message.
  */
 #include "bench.h"
 
@@ -27,15 +29,16 @@ enum {
 	APPS_MAX = 16, /* that are told each other's pids */
 	DATA_MAX = 16384,
 	DIGITS_END = 15, /* of data: where the number ends */
-	FULL_CHECK = 64, /* each 64th message is checked to its last byte */
-	DRAIN = 1        /* milliseconds in which a full queue gets shorter */
+	TEXTS = 10,      /* so that the last digit of each stays */
+	FULL_CHECK = 64  /* each 64th message is checked to its last byte */
 };
 
 /* Messages are numbered per stream: to all apps, or to a single process. */
 enum stream { STREAM_ALL, STREAM_DIRECT, STREAMS };
 
 struct stream_data {
-	char text[DATA_MAX + 1];
+	char texts[TEXTS][DATA_MAX + 1]; /* of the next messages, by their numbers modulo TEXTS */
+	int next;
 	uint64_t count;
 };
 
@@ -57,56 +60,52 @@ static void
 stream_init(struct stream_data *stream, enum stream kind)
 {
 	size_t bytes = work->trial->bytes;
+	char *text;
+	int i;
 
-	memset(stream->text, 'x', bytes);
-	stream->text[0] = stream->text[bytes - 1] = '"';
-	stream->text[1] = kind == STREAM_ALL ? 'a' : 'd';
-	memset(stream->text + 2, '0', DIGITS_END - 2);
-	stream->text[bytes] = '\0';
+	for (i = 0; i < TEXTS; i++) {
+		text = stream->texts[i];
+		memset(text, 'x', bytes);
+		text[0] = text[bytes - 1] = '"';
+		text[1] = kind == STREAM_ALL ? 'a' : 'd';
+		memset(text + 2, '0', DIGITS_END - 2);
+		text[DIGITS_END - 1] = (char)('0' + i);
+		text[bytes] = '\0';
+	}
+	stream->next = 0;
 	stream->count = 0;
 }
 
+/* The text of the next message. */
+static const char *
+stream_text(const struct stream_data *stream)
+{
+	return stream->texts[stream->next];
+}
+
+/* That was said or heard: its buffer is for the one that comes TEXTS later. */
 static void
 stream_advance(struct stream_data *stream)
 {
-	char *digit = stream->text + DIGITS_END - 1;
+	char *digit = stream->texts[stream->next] + DIGITS_END - 2;
 
 	while (*digit == '9')
 		*digit-- = '0';
 	++*digit;
 	stream->count++;
+	stream->next = stream->next + 1 < TEXTS ? stream->next + 1 : 0;
 }
 
-/* Did a send fail? Then write what the socket takes, and have it tried again;
- * if it fails again, wait a little for the socket. */
-static bool
-refused(struct messenger *messenger, int result)
-{
-	static bool again;
-
-	if (result == 0) {
-		again = false;
-		return false;
-	}
-	if (errno != ENOBUFS)
-		fail("a send failed: %s", strerror(errno));
-	if (messenger_step(messenger, again ? DRAIN : 0) != 1)
-		fail("the cluster ended while it was spoken to");
-	again = true;
-	return true;
-}
-
+/* A message of a stream was sent: not more of them wait than leave at once. */
 static void
-tell_parent(struct messenger *messenger, const char *action, double a, double b)
+sent(struct messenger *messenger, int result)
 {
-	char data[64];
-
-	snprintf(data, sizeof data, "[%.3f,%.3f]", a, b);
-	while (refused(messenger, messenger_send(messenger, action, data, ROLE_PARENT)))
-		;
+	if (result == -1)
+		fail("a send failed: %s", strerror(errno));
+	if (messenger_drain(messenger, CHANNEL_FLUSH_SIZE) != 1)
+		fail("the cluster ended while it was spoken to");
 }
 
-/* The same from a listener, which cannot wait. */
 static int
 report(struct messenger *messenger, const char *action, double a, double b)
 {
@@ -114,7 +113,7 @@ report(struct messenger *messenger, const char *action, double a, double b)
 
 	snprintf(data, sizeof data, "[%.3f,%.3f]", a, b);
 	if (messenger_send(messenger, action, data, ROLE_PARENT) == -1)
-		fail("a receiver cannot report: %s", strerror(errno));
+		fail("cannot report: %s", strerror(errno));
 	return 0;
 }
 
@@ -123,15 +122,17 @@ on_message(struct messenger *messenger, const struct message *message, void *arg
 {
 	size_t bytes = work->trial->bytes;
 	struct stream_data *stream;
+	const char *text;
 
 	(void)messenger, (void)arg;
 	if (message->data_length != bytes)
 		fail("a message of %zu bytes came with %zu", bytes, message->data_length);
 	stream = &heard[message->data[1] == 'a' ? STREAM_ALL : STREAM_DIRECT];
-	if (memcmp(message->data, stream->text,
+	text = stream_text(stream);
+	if (memcmp(message->data, text,
 	           stream->count % FULL_CHECK == 0 ? bytes : DIGITS_END) != 0 ||
 	    message->data[bytes - 1] != '"')
-		fail("instead of message %.*s came %.*s", DIGITS_END, stream->text, DIGITS_END,
+		fail("instead of message %.*s came %.*s", DIGITS_END, text, DIGITS_END,
 		     message->data);
 	stream_advance(stream);
 	return 0;
@@ -200,7 +201,7 @@ role(struct messenger *messenger, void *arg)
 	    messenger_on(messenger, "go", on_go, NULL) == -1)
 		return -1;
 	if (messenger_role(messenger) == ROLE_APP)
-		tell_parent(messenger, "slot", messenger_slot(messenger),
+		report(messenger, "slot", messenger_slot(messenger),
 		            (double)messenger_pid(messenger));
 	if (!speaks)
 		return 0;
@@ -226,8 +227,7 @@ end_with(struct messenger *messenger, enum role to, pid_t pid, uint64_t all, uin
 	snprintf(data, sizeof data, "[%" PRIu64 ",%" PRIu64 "]", all, direct);
 	message.data = data;
 	message.data_length = strlen(data);
-	while (refused(messenger, messenger_send_message(messenger, &message)))
-		;
+	sent(messenger, messenger_send_message(messenger, &message));
 }
 
 static void
@@ -238,14 +238,13 @@ speak_to_agent(struct messenger *app, bool turn)
 
 	stream_init(stream, STREAM_DIRECT);
 	while (stream->count % 64 != 0 || now_ns() - start < work->trial->duration) {
-		while (refused(app, messenger_send_to_agent(app, "m", stream->text)))
-			;
+		sent(app, messenger_send_to_agent(app, "m", stream_text(stream)));
 		stream_advance(stream);
 		if (turn && messenger_step(app, 0) != 1)
 			fail("the cluster ended while it was spoken to");
 	}
 	end_with(app, ROLE_AGENT, 0, 0, stream->count);
-	tell_parent(app, "start", (double)start, 0);
+	report(app, "start", (double)start, 0);
 }
 
 static void
@@ -268,18 +267,17 @@ broadcast(struct messenger *agent)
 
 	stream_init(stream, STREAM_ALL);
 	while (stream->count % 16 != 0 || now_ns() - start < work->trial->duration) {
-		while (refused(agent, messenger_send_to_app(agent, "m", stream->text)))
-			;
+		sent(agent, messenger_send_to_app(agent, "m", stream_text(stream)));
 		stream_advance(stream);
 	}
 	end_with(agent, ROLE_APP, 0, stream->count, 0);
-	tell_parent(agent, "start", (double)start, 0);
+	report(agent, "start", (double)start, 0);
 }
 
 static int
 send_mixed(struct messenger *app, int receiver)
 {
-	const char *text = said[receiver].text;
+	const char *text = stream_text(&said[receiver]);
 
 	if (receiver == 0)
 		return messenger_send_to_app(app, "m", text);
@@ -303,14 +301,13 @@ mixed(struct messenger *app)
 		random ^= random >> 7;
 		random ^= random << 17;
 		receiver = (int)((random >> 33) % (unsigned)receivers);
-		while (refused(app, send_mixed(app, receiver)))
-			;
+		sent(app, send_mixed(app, receiver));
 		stream_advance(&said[receiver]);
 	}
 	end_with(app, ROLE_AGENT, 0, 0, said[1].count);
 	for (i = 0; i < app_count; i++)
 		end_with(app, ROLE_NONE, apps[i], said[0].count, said[2 + i].count);
-	tell_parent(app, "start", (double)start, 0);
+	report(app, "start", (double)start, 0);
 }
 
 static void
@@ -324,7 +321,7 @@ ping(struct messenger *app)
 	stream_init(stream, STREAM_DIRECT);
 	do {
 		answered = false;
-		if (messenger_send_to_agent(app, "p", stream->text) == -1)
+		if (messenger_send_to_agent(app, "p", stream_text(stream)) == -1)
 			fail("ping: %s", strerror(errno));
 		stream_advance(stream);
 		while (!answered)
@@ -334,7 +331,7 @@ ping(struct messenger *app)
 		latencies[count++] = (double)(now - sent) / 1e3;
 		sent = now;
 	} while (count < LATENCIES_MAX && now - start < work->trial->duration);
-	tell_parent(app, "latency", percentile(latencies, count, 0.50),
+	report(app, "latency", percentile(latencies, count, 0.50),
 	            percentile(latencies, count, 0.99));
 }
 
