@@ -1454,18 +1454,19 @@ static int
 parse_number(int *option, const char *name, int least, int most, int otherwise)
 {
 	const char *text = name != NULL ? getenv(name) : NULL;
-	char *end;
-	long value;
+	const char *at;
+	int value;
 
 	if (*option == 0 && text != NULL && text[0] != '\0') {
-		errno = 0;
-		value = strtol(text, &end, 10);
-		if (errno != 0 || *end != '\0' || end == text || value < least || value > most) {
+		at = text + strspn(text, " \t\n\v\f\r"); /* this and the sign as strtol(3) */
+		at += *at == '+';
+		value = parse_digits(&at);
+		if (*at != '\0' || value < least || value > most) {
 			log_error("%s=%s is no good: give a number from %d to %d", name, text,
 			          least, most);
 			return -1;
 		}
-		*option = (int)value;
+		*option = value;
 	}
 	if (*option == 0)
 		*option = otherwise;
