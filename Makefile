@@ -6,7 +6,7 @@
 #	make check              the tests, and then everything below
 #	make sanitize           the tests under AddressSanitizer and UBSan
 #	make valgrind           a sample of them, and two clusters, under valgrind
-#	make static             a stripped static program against musl, and run it
+#	make static             a stripped static program against musl of 64 KiB, and run it
 #	make warnings           everything with gcc and clang, a warning being an error
 #	make tidy               clang-tidy and cppcheck
 #	make format-check       clang-format
@@ -193,16 +193,21 @@ valgrind: all
 	$(MAKE) T=routing build/test/test_routing
 	FILTER='$(FILTER)' sh test/valgrind
 
-# clutch as a single file that needs nothing: copy it anywhere. (On a system
-# that is musl itself: make static MUSL_CC=cc. Its CMSG_NXTHDR mixes signs.)
-MUSL_CC = musl-gcc
+# clutch as a single file that needs nothing, of 64 KiB at most: copy it anywhere.
+# (On a system that is musl itself: make static MUSL_CC=cc. Its CMSG_NXTHDR mixes
+# signs.)
+MUSL_CC    = musl-gcc
+STATIC_MAX = 65536
 static: $(BUILD)/static/examples/ping
 	@ls -l $<
+	@size=$$(wc -c <$<); test $$size -le $(STATIC_MAX) || \
+		{ echo "make static: $< has $$size bytes, more than $(STATIC_MAX)" >&2; exit 1; }
 	$<
 
 # A small program is small in its file (no unwind tables, no padding between its
-# segments, no function that nobody calls) and in memory, so that it starts fast.
-SMALL = -Os -static -s -fno-pie -fno-asynchronous-unwind-tables -ffunction-sections \
+# segments, no function that nobody calls) and in memory, so that it starts fast. And
+# without assert: musl's prints by fprintf, which would be a sixth of the program.
+SMALL = -Os -static -s -DNDEBUG -fno-pie -fno-asynchronous-unwind-tables -ffunction-sections \
         -fdata-sections -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,-z,norelro
 
 $(BUILD)/static/%: %.c $(CORE) $(HEADERS)

@@ -136,8 +136,8 @@ tell_agent_pids(struct master *master)
 	json[0] = '[';
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		if (worker->state == STATE_LISTENING && used < sizeof json - 16)
-			used += (size_t)snprintf(json + used, sizeof json - used, "%s%ld",
-			                         used > 1 ? "," : "", (long)worker->worker_id);
+			used += format_text(json + used, sizeof json - used, "%s%ld",
+			                    used > 1 ? "," : "", (long)worker->worker_id);
 	json[used++] = ']';
 	json[used] = '\0';
 	tell(master, ROLE_AGENT, 0, "egg-pids", json);
@@ -150,7 +150,7 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	char json[32] = "[]";
 
 	if (master->agent.state == STATE_LISTENING)
-		snprintf(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
+		format_text(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
 }
 
@@ -302,9 +302,9 @@ become(struct master *master, const struct process *process, int descriptor, con
 	if (role == ROLE_AGENT)
 		agent_worker(messenger, &master->options);
 	messenger->slot = slot;
-	snprintf(number, sizeof number, "%d", slot);
+	format_text(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
-	snprintf(number, sizeof number, "%d", master->options.workers);
+	format_text(number, sizeof number, "%d", master->options.workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
 	app_worker(messenger, &master->options, master->listener, master->options_json);
 }
@@ -513,15 +513,15 @@ describe_death(struct slot *slot, int status, const char *killed_for)
 	char code[16] = "null", name[16] = "null";
 
 	if (WIFEXITED(status))
-		snprintf(code, sizeof code, "%d", WEXITSTATUS(status));
+		format_text(code, sizeof code, "%d", WEXITSTATUS(status));
 	else if (WTERMSIG(status) == SIGKILL)
-		snprintf(name, sizeof name, "SIGKILL");
+		format_text(name, sizeof name, "SIGKILL");
 	else if (WTERMSIG(status) == SIGTERM)
-		snprintf(name, sizeof name, "SIGTERM");
+		format_text(name, sizeof name, "SIGTERM");
 	else
-		snprintf(name, sizeof name, "%d", WTERMSIG(status));
-	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code, name,
-	         killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
+		format_text(name, sizeof name, "%d", WTERMSIG(status));
+	format_text(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code,
+	            name, killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
 }
 
 static void
@@ -1119,31 +1119,58 @@ clock_timeout(const struct master *master)
 
 /* ---- SIGUSR1: all that the master knows ----------------------------------- */
 
-/* A line of the table: into the log, or into a file. */
-static void
-put(FILE *file, const char *format, ...)
+/* Where the table goes: into the log (-1), or into a file, until that fails. */
+struct sheet {
+	int file;
+	int error; /* 0, or the errno of that */
+};
+
+static int
+write_all(int descriptor, const char *text, size_t length)
 {
-	char line[512];
+	ssize_t count;
+
+	while (length > 0) {
+		count = write(descriptor, text, length);
+		if (count == -1 && errno != EINTR)
+			return -1;
+		if (count > 0) {
+			text += count;
+			length -= (size_t)count;
+		}
+	}
+	return 0;
+}
+
+/* A line of the table. */
+static void
+put(struct sheet *sheet, const char *format, ...)
+{
+	char line[512 + 1]; /* its new line too */
 	va_list arguments;
+	size_t length;
 
 	va_start(arguments, format);
-	vsnprintf(line, sizeof line, format, arguments);
+	length = vformat_text(line, sizeof line - 1, format, arguments);
 	va_end(arguments);
-	if (file != NULL)
-		fprintf(file, "%s\n", line);
-	else
+	if (sheet->file == -1) {
 		log_info("%s", line);
+		return;
+	}
+	line[length++] = '\n';
+	if (sheet->error == 0 && write_all(sheet->file, line, length) == -1)
+		sheet->error = errno;
 }
 
 static void
-put_summary(const struct master *master, FILE *file)
+put_summary(const struct master *master, struct sheet *sheet)
 {
 	const struct options *options = &master->options;
 
-	put(file, "%s%s%s, pid %ld, %llds, %d workers", options->name,
+	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
 	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
 	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(file, "%s, stops within %dms, reloads: %d done, %d given up%s",
+	put(sheet, "%s, stops within %dms, reloads: %d done, %d given up%s",
 	    master->phase != PHASE_RUNNING ? "stopping"
 	    : master->is_started           ? "running"
 	                                   : "starting",
@@ -1152,14 +1179,14 @@ put_summary(const struct master *master, FILE *file)
 }
 
 static void
-put_process(FILE *file, const struct master *master, const struct process *process,
+put_process(struct sheet *sheet, const struct master *master, const struct process *process,
             const struct slot *slot)
 {
 	static const char *const states[] = {"waiting", "starting", "listening", "disconnected",
 	                                     "dead"};
 	const struct channel *channel = &process->channel;
 
-	put(file, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
+	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
 	    role_name(process->role), process->slot + 1, (long)process->worker_id,
 	    states[process->state],
 	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
@@ -1170,20 +1197,20 @@ put_process(FILE *file, const struct master *master, const struct process *proce
 }
 
 static void
-put_table(const struct master *master, FILE *file)
+put_table(const struct master *master, struct sheet *sheet)
 {
 	static const struct slot none;
 	const struct process *worker;
 
-	put(file, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
+	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
 	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
 	    "last death");
 	if (master->worker_manager.parent != NULL)
-		put_process(file, master, &master->parent, &none);
-	put_process(file, master, &master->agent, &master->agent_slot);
+		put_process(sheet, master, &master->parent, &none);
+	put_process(sheet, master, &master->agent, &master->agent_slot);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		put_process(file, master, worker, &master->slots[worker->slot]);
-	put(file, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
+		put_process(sheet, master, worker, &master->slots[worker->slot]);
+	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
 }
 
 /* What lies beside the pid file: PID_FILE.status, and the same while it is written. */
@@ -1192,7 +1219,7 @@ status_path(const struct master *master, const char *end)
 {
 	static char path[PATH_MAX + 16];
 
-	snprintf(path, sizeof path, "%s.status%s", master->options.pid_file, end);
+	format_text(path, sizeof path, "%s.status%s", master->options.pid_file, end);
 	return path;
 }
 
@@ -1207,33 +1234,38 @@ open_again(const char *path, int flags, mode_t mode)
 	return descriptor;
 }
 
+/* Closes the file. */
+static int
+fill_status(const struct master *master, int file)
+{
+	struct sheet sheet = {.file = file};
+
+	put_summary(master, &sheet);
+	put_table(master, &sheet);
+	if (close(file) == -1 && errno != EINTR && sheet.error == 0)
+		sheet.error = errno; /* some file systems notice only now that they are full */
+	errno = sheet.error;
+	return sheet.error == 0 ? 0 : -1;
+}
+
 /* The table as a file, for who cannot read the log (egg-scripts status): complete,
  * or not there. */
 static void
 save_status(const struct master *master)
 {
 	char path[PATH_MAX + 16];
-	FILE *file = NULL;
-	int descriptor;
-	bool saved;
+	int file;
 
 	if (master->pid_file == -1)
 		return;
-	snprintf(path, sizeof path, "%s", status_path(master, ".new"));
+	format_text(path, sizeof path, "%s", status_path(master, ".new"));
 	unlink(path);
-	descriptor = open_again(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (descriptor != -1)
-		file = fdopen(descriptor, "w");
-	saved = file != NULL;
-	if (saved) {
-		put_summary(master, file);
-		put_table(master, file);
-		saved = fclose(file) == 0 && rename(path, status_path(master, "")) == 0;
-	} else if (descriptor != -1) {
-		close(descriptor);
-	}
-	if (!saved)
-		log_error("cannot write %s: %s", path, strerror(errno));
+	file = open_again(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (file != -1 && fill_status(master, file) == 0 &&
+	    rename(path, status_path(master, "")) == 0)
+		return;
+	log_error("cannot write %s: %s", path, strerror(errno));
+	unlink(path);
 }
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -1373,7 +1405,7 @@ loop(struct master *master)
 		}
 		if (got_sigusr1) {
 			got_sigusr1 = 0;
-			put_table(master, NULL);
+			put_table(master, &(struct sheet){.file = -1});
 			save_status(master);
 		}
 		if (got_sigusr2) {
@@ -1423,18 +1455,19 @@ static int
 parse_number(int *option, const char *name, int least, int most, int otherwise)
 {
 	const char *text = name != NULL ? getenv(name) : NULL;
-	char *end;
-	long value;
+	const char *at;
+	int value;
 
 	if (*option == 0 && text != NULL && text[0] != '\0') {
-		errno = 0;
-		value = strtol(text, &end, 10);
-		if (errno != 0 || *end != '\0' || end == text || value < least || value > most) {
+		at = text + strspn(text, " \t\n\v\f\r"); /* this and the sign as strtol(3) */
+		at += *at == '+';
+		value = parse_digits(&at);
+		if (*at != '\0' || value < least || value > most) {
 			log_error("%s=%s is no good: give a number from %d to %d", name, text,
 			          least, most);
 			return -1;
 		}
-		*option = (int)value;
+		*option = value;
 	}
 	if (*option == 0)
 		*option = otherwise;
@@ -1532,9 +1565,9 @@ open_listener(struct master *master)
 	master->options.port = ntohs(port);
 	if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
 		host = "127.0.0.1"; /* egg: getAddress */
-	snprintf(master->address, sizeof master->address,
-	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
-	         master->options.port);
+	format_text(master->address, sizeof master->address,
+	            strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
+	            master->options.port);
 	return 0;
 }
 
@@ -1545,10 +1578,11 @@ make_directories(const char *path)
 	char above[PATH_MAX] = ""; /* all of it: nothing stands behind an empty path */
 	char *slash = above;
 
-	if (snprintf(above, sizeof above, "%s", path) >= (int)sizeof above) {
+	if (strlen(path) >= sizeof above) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
+	format_text(above, sizeof above, "%s", path);
 	while ((slash = strchr(slash + 1, '/')) != NULL) {
 		*slash = '\0';
 		if (mkdir(above, 0777) == -1 && errno != EEXIST)
@@ -1562,21 +1596,10 @@ make_directories(const char *path)
 static int
 fill_file(int descriptor, const char *text, size_t length)
 {
-	ssize_t count;
-
 	while (ftruncate(descriptor, 0) == -1)
 		if (errno != EINTR)
 			return -1;
-	while (length > 0) {
-		count = write(descriptor, text, length);
-		if (count == -1 && errno != EINTR)
-			return -1;
-		if (count > 0) {
-			text += count;
-			length -= (size_t)count;
-		}
-	}
-	return 0;
+	return write_all(descriptor, text, length);
 }
 
 /* D16: the lock says whose file it is. Somebody may unlink it between our open
@@ -1587,7 +1610,7 @@ lock_pid_file(struct master *master)
 	const char *path = master->options.pid_file;
 	struct stat named;
 	char pid[16];
-	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
+	size_t length = format_text(pid, sizeof pid, "%ld", (long)getpid());
 
 	if (make_directories(path) == -1)
 		return -1;
@@ -1602,7 +1625,7 @@ lock_pid_file(struct master *master)
 			break;
 		close(master->pid_file);
 	}
-	return fill_file(master->pid_file, pid, (size_t)length);
+	return fill_file(master->pid_file, pid, length);
 }
 
 static int
@@ -1640,12 +1663,12 @@ compose_options_json(struct master *master)
 	const struct options *options = &master->options;
 
 	if (master->address[0] != '\0')
-		snprintf(master->options_json, sizeof master->options_json,
-		         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
-		         options->workers, options->port, master->address);
+		format_text(master->options_json, sizeof master->options_json,
+		            "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
+		            options->workers, options->port, master->address);
 	else
-		snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
-		         options->workers);
+		format_text(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
+		            options->workers);
 }
 
 /* The places of agent and apps: what is sent to them waits there (D23, D24). */

@@ -747,8 +747,7 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 	int64_t deadline = clock_now() + STARVED_TIMEOUT;
 	size_t most = 1;
 	pid_t *grown;
-	long pid;
-	char *end;
+	int pid;
 
 	for (comma = at; (comma = strchr(comma, ',')) != NULL; comma++)
 		most++;
@@ -765,12 +764,11 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 	}
 	messenger->opid_count = 0;
 	while (*at == '[' || *at == ',') {
-		pid = strtol(at + 1, &end, 10);
-		if (end == at + 1 || pid <= 0 || pid > INT_MAX ||
-		    messenger->opid_count == messenger->opid_size)
+		at++;
+		pid = parse_digits(&at);
+		if (pid <= 0 || messenger->opid_count == messenger->opid_size)
 			break;
-		messenger->opids[messenger->opid_count++] = (pid_t)pid;
-		at = end;
+		messenger->opids[messenger->opid_count++] = pid;
 	}
 }
 

@@ -21,6 +21,7 @@
 #define MESSENGER_H
 
 #include <poll.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -330,6 +331,10 @@ int64_t clock_now(void);
  * A line for the log, in one write(2), so that those of several processes do not mix.
  * The new line at its end is added. The loop does not wait for who reads the log: past
  * 1023 bytes a line is cut, and after 10 ms it is lost. errno may change.
+ *
+ * It knows of printf(3) what a log needs: %s, %d, %ld, %lld, %u, %lu, %llu, %zu and
+ * %%; a width, as in %8d or %-8s; and how many bytes of a string at most, as in %.64s
+ * or %.*s. NULL is shown as (null). Anything else is a failed assertion.
  */
 void print_line(int descriptor, const char *format, ...) PRINTF_LIKE(2, 3);
 
@@ -463,6 +468,18 @@ void channel_disown(void);
 
 /* The last resort: wait up to `timeout` for the socket to take what is queued. */
 enum peer channel_drain(struct channel *channel, int timeout);
+
+/*
+ * What print_line would print, as a string in the `size` bytes at `to`; what finds no
+ * room there is left out. Returns the length of what is there, not (as snprintf does)
+ * of what would be. With a size of 0 nothing is written, not even the string's 0.
+ */
+size_t format_text(char *to, size_t size, const char *format, ...) PRINTF_LIKE(3, 4);
+size_t vformat_text(char *to, size_t size, const char *format, va_list arguments) PRINTF_LIKE(3, 0);
+
+/* The number at *text, which is then what follows its digits. -1, and *text stays:
+ * there are none, or it is greater than INT_MAX. */
+int parse_digits(const char **text);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE is "1". */
 extern bool trace_on;

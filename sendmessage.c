@@ -21,8 +21,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -41,6 +41,9 @@
  * turns: memory that is freed at each drain is paged in anew by each burst. */
 #define QUEUE_KEEP ((size_t)2 * CHANNEL_FLUSH_SIZE)
 #define QUEUE_IDLE 64
+
+/* A line of the log, in bytes, its new line included. */
+#define LOG_LINE 1024
 
 /* The log is full: a line waits so long, in milliseconds, before it is lost. */
 #define LOG_PATIENCE 10
@@ -865,7 +868,235 @@ channel_follow(struct channel *channel)
 	return count;
 }
 
-/* ---- trace --------------------------------------------------------------- */
+/* ---- text ---------------------------------------------------------------- */
+
+/* What the log needs of printf(3), whose code would be a fifth of a small static
+ * program. What it shows, printf shows, too. */
+
+/* A text that is being made: there is room from at to end. */
+struct text {
+	char *at, *end;
+	const char *format; /* what is left of it */
+	va_list arguments;
+};
+
+/* What stands between a conversion's '%' and its letter. */
+struct field {
+	bool left;
+	size_t width; /* it takes so many bytes at least, */
+	size_t most;  /* and shows so many of a string at most */
+};
+
+static void
+put_bytes(struct text *text, const char *bytes, size_t count)
+{
+	size_t room = (size_t)(text->end - text->at);
+
+	count = count < room ? count : room;
+	memcpy(text->at, bytes, count);
+	text->at += count;
+}
+
+static void
+put_field(struct text *text, const struct field *field, const char *bytes, size_t count)
+{
+	size_t blanks = field->width > count ? field->width - count : 0;
+
+	if (field->left)
+		put_bytes(text, bytes, count);
+	while (blanks-- > 0 && text->at < text->end)
+		*text->at++ = ' ';
+	if (!field->left)
+		put_bytes(text, bytes, count);
+}
+
+static void
+put_string(struct text *text, const struct field *field, const char *string)
+{
+	if (string == NULL)
+		string = "(null)";
+	put_field(text, field, string, strnlen(string, field->most));
+}
+
+static void
+put_number(struct text *text, const struct field *field, unsigned long long number, bool negative)
+{
+	char digits[sizeof number * CHAR_BIT / 3 + 2]; /* a digit is more than three bits */
+	char *end = digits + sizeof digits;
+	char *first = end;
+
+	assert(field->most == SIZE_MAX);
+	do
+		*--first = (char)('0' + number % 10);
+	while ((number /= 10) > 0);
+	if (negative)
+		*--first = '-';
+	put_field(text, field, first, (size_t)(end - first));
+}
+
+static void
+put_signed(struct text *text, const struct field *field, long long number)
+{
+	bool negative = number < 0;
+
+	/* -number does not exist for the least of all numbers; 0 - that, unsigned, does */
+	put_number(text, field,
+	           negative ? 0 - (unsigned long long)number : (unsigned long long)number,
+	           negative);
+}
+
+int
+parse_digits(const char **text)
+{
+	const char *at = *text;
+	int digit, number = 0;
+
+	for (; *at >= '0' && *at <= '9'; at++) {
+		digit = *at - '0';
+		if (number > (INT_MAX - digit) / 10)
+			return -1;
+		number = 10 * number + digit;
+	}
+	if (at == *text)
+		return -1;
+	*text = at;
+	return number;
+}
+
+/* If the format goes on with this, take it. */
+static bool
+take(struct text *text, const char *what)
+{
+	size_t length = strlen(what);
+
+	if (strncmp(text->format, what, length) != 0)
+		return false;
+	text->format += length;
+	return true;
+}
+
+static size_t
+take_number(struct text *text)
+{
+	int number = parse_digits(&text->format);
+
+	return number > 0 ? (size_t)number : 0;
+}
+
+static struct field
+take_field(struct text *text)
+{
+	struct field field = {.most = SIZE_MAX};
+	int most;
+
+	field.left = take(text, "-");
+	if (*text->format != '0') /* that would be a flag, an unknown one */
+		field.width = take_number(text);
+	if (take(text, ".*")) {
+		most = va_arg(text->arguments, int);
+		if (most >= 0)
+			field.most = (size_t)most;
+	} else if (take(text, ".")) {
+		field.most = take_number(text);
+	}
+	return field;
+}
+
+/* One conversion, from behind its '%' on, if it is known. */
+static bool
+convert(struct text *text)
+{
+	struct field field = take_field(text);
+
+	/* NOLINTBEGIN(bugprone-branch-clone): it takes long and long long for the same */
+	if (take(text, "s"))
+		put_string(text, &field, va_arg(text->arguments, const char *));
+	else if (take(text, "d"))
+		put_signed(text, &field, va_arg(text->arguments, int));
+	else if (take(text, "ld"))
+		put_signed(text, &field, va_arg(text->arguments, long));
+	else if (take(text, "lld"))
+		put_signed(text, &field, va_arg(text->arguments, long long));
+	else if (take(text, "u"))
+		put_number(text, &field, va_arg(text->arguments, unsigned), false);
+	else if (take(text, "lu"))
+		put_number(text, &field, va_arg(text->arguments, unsigned long), false);
+	else if (take(text, "llu"))
+		put_number(text, &field, va_arg(text->arguments, unsigned long long), false);
+	else if (take(text, "zu"))
+		put_number(text, &field, va_arg(text->arguments, size_t), false);
+	else if (take(text, "%"))
+		put_bytes(text, "%", 1);
+	else
+		return false;
+	/* NOLINTEND(bugprone-branch-clone) */
+	return true;
+}
+
+size_t
+vformat_text(char *to, size_t size, const char *format, va_list arguments)
+{
+	struct text text = {.at = to, .format = format};
+	bool known = true;
+	size_t plain;
+
+	if (size == 0)
+		return 0;
+	text.end = to + size - 1;
+	va_copy(text.arguments, arguments);
+	while (known && *text.format != '\0') {
+		plain = strcspn(text.format, "%");
+		put_bytes(&text, text.format, plain);
+		text.format += plain;
+		known = !take(&text, "%") || convert(&text);
+	}
+	assert(known); /* or the text ends here: what follows would read wrong arguments */
+	va_end(text.arguments);
+	*text.at = '\0';
+	return (size_t)(text.at - to);
+}
+
+size_t
+format_text(char *to, size_t size, const char *format, ...)
+{
+	va_list arguments;
+	size_t length;
+
+	va_start(arguments, format);
+	length = vformat_text(to, size, format, arguments);
+	va_end(arguments);
+	return length;
+}
+
+/* ---- log and trace ------------------------------------------------------- */
+
+/* A text shorter than LOG_LINE, as a line. */
+static void
+write_line(int descriptor, char *line, size_t length)
+{
+	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
+	int ready;
+
+	line[length++] = '\n';
+	/* D17: if nobody reads the log, the line is lost, and nobody waits for long. (A
+	 * terminal that another process writes to is busy for a moment.) */
+	do
+		ready = poll(&log, 1, LOG_PATIENCE);
+	while (ready == -1 && errno == EINTR);
+	while (ready == 1 && write(descriptor, line, length) == -1 && errno == EINTR)
+		;
+}
+
+void
+print_line(int descriptor, const char *format, ...)
+{
+	char line[LOG_LINE];
+	va_list arguments;
+
+	va_start(arguments, format);
+	write_line(descriptor, line, vformat_text(line, sizeof line, format, arguments));
+	va_end(arguments);
+}
 
 const char *
 role_name(enum role role)
@@ -875,48 +1106,20 @@ role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-static void
-print_arguments(int descriptor, const char *start, const char *format, va_list arguments)
-{
-	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
-	char line[1024];
-	int used = snprintf(line, sizeof line, "%s", start);
-	int more = vsnprintf(line + used, sizeof line - (size_t)used, format, arguments);
-	int ready;
-
-	used += more < (int)sizeof line - used ? more : (int)sizeof line - used - 1;
-	line[used++] = '\n';
-	/* D17: if nobody reads the log, the line is lost, and nobody waits for long. (A
-	 * terminal that another process writes to is busy for a moment.) */
-	do
-		ready = poll(&log, 1, LOG_PATIENCE);
-	while (ready == -1 && errno == EINTR);
-	while (ready == 1 && write(descriptor, line, (size_t)used) == -1 && errno == EINTR)
-		;
-}
-
-void
-print_line(int descriptor, const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	print_arguments(descriptor, "", format, arguments);
-	va_end(arguments);
-}
-
 void
 trace(enum role role, const char *step, const struct message *message, const char *format, ...)
 {
-	char start[512];
-	va_list arguments;
 	bool short_data = message->data != NULL && message->data_length <= 128;
+	char line[LOG_LINE];
+	va_list arguments;
+	size_t used;
 
-	snprintf(start, sizeof start, "trace %s:%ld %s %.64s %.*s: ", role_name(role),
-	         (long)getpid(), step,
-	         message->action != NULL && message->action[0] != '\0' ? message->action : "-",
-	         short_data ? (int)message->data_length : 1, short_data ? message->data : "-");
+	used = format_text(
+		line, sizeof line, "trace %s:%ld %s %.64s %.*s: ", role_name(role), (long)getpid(),
+		step, message->action != NULL && message->action[0] != '\0' ? message->action : "-",
+		short_data ? (int)message->data_length : 1, short_data ? message->data : "-");
 	va_start(arguments, format);
-	print_arguments(STDERR_FILENO, start, format, arguments);
+	used += vformat_text(line + used, sizeof line - used, format, arguments);
 	va_end(arguments);
+	write_line(STDERR_FILENO, line, used);
 }

@@ -7,9 +7,11 @@
  */
 #include "../messenger.h"
 
+#include <errno.h>
 #include <signal.h>
-#include <stdio.h>
+#include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #define DEADLINE 10000 /* milliseconds, for all of it */
 
@@ -33,7 +35,7 @@ static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
 	(void)message, (void)arg;
-	printf("parent sends \"hi there\"\n");
+	print_line(STDOUT_FILENO, "parent sends \"hi there\"");
 	return messenger_send_to_app(parent, "ping", "\"hi there\"");
 }
 
@@ -41,7 +43,7 @@ static int
 on_pong(struct messenger *parent, const struct message *message, void *arg)
 {
 	(void)parent, (void)arg;
-	printf("app answers %s\n", message->data);
+	print_line(STDOUT_FILENO, "app answers %s", message->data);
 	answered = true;
 	return kill(master, SIGTERM); /* the cluster stops, app first */
 }
@@ -51,7 +53,7 @@ static int
 on_deadline(struct messenger *parent, void *arg)
 {
 	(void)parent, (void)arg;
-	fprintf(stderr, "ping: not done after %d ms, killing the master\n", DEADLINE);
+	print_line(STDERR_FILENO, "ping: not done after %d ms, killing the master", DEADLINE);
 	return kill(master, SIGKILL);
 }
 
@@ -61,22 +63,21 @@ main(void)
 	struct messenger *parent;
 	int status = 0;
 
-	setvbuf(stdout, NULL, _IOLBF, 0); /* before the fork: nothing is printed twice */
 	parent = fork_cluster(&(struct options){.app = app, .workers = 1}, &master);
 	if (parent == NULL) {
-		perror("ping");
+		print_line(STDERR_FILENO, "ping: %s", strerror(errno));
 		return 1;
 	}
 	if (messenger_once(parent, "egg-ready", on_ready, NULL) == -1 ||
 	    messenger_once(parent, "pong", on_pong, NULL) == -1 ||
 	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
-		perror("ping");
+		print_line(STDERR_FILENO, "ping: %s", strerror(errno));
 		kill(master, SIGKILL);
 	}
 	while (waitpid(master, &status, WNOHANG) == 0)
 		messenger_step(parent, 50);
 	messenger_close(parent);
 	if (!answered)
-		fprintf(stderr, "ping: the master is gone, and there was no answer\n");
+		print_line(STDERR_FILENO, "ping: the master is gone, and there was no answer");
 	return answered && status == 0 ? 0 : 1;
 }

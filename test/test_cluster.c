@@ -1687,6 +1687,14 @@ Test(cluster, a_bad_value_in_the_environment_is_one_clear_line)
 	expect_bad_variable("EGG_WORKERS", "-1", "[master] EGG_WORKERS=-1" FROM(1, 1024));
 	expect_bad_variable("EGG_WORKERS", "many", "[master] EGG_WORKERS=many" FROM(1, 1024));
 	expect_bad_variable("EGG_WORKERS", "1025", "[master] EGG_WORKERS=1025" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", " ", "[master] EGG_WORKERS= " FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "2 ", "[master] EGG_WORKERS=2 " FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "+", "[master] EGG_WORKERS=+" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "+ 2", "[master] EGG_WORKERS=+ 2" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "++2", "[master] EGG_WORKERS=++2" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "+-2", "[master] EGG_WORKERS=+-2" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "-0", "[master] EGG_WORKERS=-0" FROM(1, 1024));
+	expect_bad_variable("EGG_WORKERS", "0x2", "[master] EGG_WORKERS=0x2" FROM(1, 1024));
 	expect_bad_variable("EGG_APP_CLOSE_TIMEOUT", "soon",
 	                    "[master] EGG_APP_CLOSE_TIMEOUT=soon" FROM(1, 3600000));
 	expect_bad_variable("EGG_AGENT_CLOSE_TIMEOUT", "0",
@@ -1697,6 +1705,19 @@ Test(cluster, a_bad_value_in_the_environment_is_one_clear_line)
 	                    "[master] HOST=egg.example is no good: give a numeric address or "
 	                    "localhost");
 #undef FROM
+}
+
+/* As strtol(3) reads it. */
+Test(cluster, blanks_and_a_sign_before_a_number_in_the_environment_are_overlooked)
+{
+	struct cluster *c;
+
+	clear_environment();
+	setenv("EGG_WORKERS", " \t\v\f\r+02", 1);
+	c = cluster_start(&(struct options){.app = obey});
+	cluster_ready(c);
+	cluster_wait(c, 0, ":PARENT saw egg-ready {\"workers\":2}");
+	cluster_stop(c);
 }
 
 Test(cluster, options_out_of_range_are_one_clear_line)

@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -1600,7 +1601,7 @@ write_file(const char *path, const char *text)
 static const char *
 content_of(const char *path)
 {
-	static char text[64];
+	static char text[4096];
 	FILE *file = fopen(path, "r");
 	size_t length;
 
@@ -1780,7 +1781,8 @@ Test(lifecycle, s15_the_parent_closes_its_channel)
 /* Started by start_cluster in a process that the test forks. */
 struct bare {
 	pid_t master;
-	int output; /* the reading end of its stdout and stderr */
+	bool buffers; /* it has text in a buffer of stdio when it starts the cluster */
+	int output;   /* the reading end of its stdout and stderr */
 	char text[32 * 1024];
 	size_t length;
 };
@@ -1806,6 +1808,17 @@ open_output(struct bare *bare, bool terminal)
 	return ends[1];
 }
 
+#define BUFFERED "it stood in a buffer\n"
+
+static FILE *
+open_buffer(int descriptor)
+{
+	FILE *file = fdopen(dup(descriptor), "w");
+
+	cr_assert(file != NULL && fputs(BUFFERED, file) != EOF);
+	return file;
+}
+
 /* In the child: the master, in the foreground of the terminal if it is one. */
 static void
 run_bare(const struct options *options, const struct bare *bare, int end)
@@ -1819,6 +1832,8 @@ run_bare(const struct options *options, const struct bare *bare, int end)
 	dup2(end, 2);
 	close(end);
 	close(bare->output);
+	if (bare->buffers)
+		open_buffer(1);
 	exit(start_cluster(options));
 }
 
@@ -1954,6 +1969,19 @@ Test(lifecycle, s16_without_a_parent)
 	expect_bare_end(&bare);
 }
 
+/* The children have inherited the buffer, and exit(3) writes it out. */
+Test(lifecycle, s16_what_is_buffered_is_printed_once)
+{
+	static struct bare bare = {.buffers = true};
+
+	bare_start(&bare, (struct options){.workers = 2}, false);
+	bare_wait(&bare, "[master] to stop it: Ctrl-C");
+	cr_assert_eq(strncmp(bare.text, BUFFERED, strlen(BUFFERED)), 0, "%s", bare.text);
+	kill(bare.master, SIGTERM);
+	expect_bare_end(&bare);
+	cr_assert_eq(bare_count(&bare, BUFFERED), 1, "%s", bare.text);
+}
+
 /* ---- D17: nobody reads the log ------------------------------------------------------------------------------ */
 
 /* Who is there, as the parent hears. */
@@ -2016,7 +2044,7 @@ start_into(int log, pid_t *master, struct roll *roll)
 	struct messenger *parent;
 
 	clear_environment();
-	fflush(NULL);
+	fflush(stdout);
 	dup2(log, 1);
 	dup2(log, 2);
 	parent = fork_cluster(&options, master);
@@ -2044,6 +2072,22 @@ wait_for_roll(struct messenger *parent, const struct roll *roll, int count, int 
 	}
 }
 
+static void
+end_unrecorded(struct messenger *parent, pid_t master)
+{
+	int64_t deadline = clock_now() + time_limit();
+	int status;
+
+	kill(master, SIGTERM);
+	while (waitpid(master, &status, WNOHANG) == 0) {
+		cr_assert(clock_now() < deadline, "it does not end");
+		messenger_step(parent, 20);
+	}
+	unrecorded = 0;
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+	messenger_close(parent);
+}
+
 /* It starts, replaces, answers SIGUSR1, idles without a loop, and ends. */
 static void
 expect_life_without_log(int log)
@@ -2051,8 +2095,8 @@ expect_life_without_log(int log)
 	struct roll roll = {.count = 0};
 	int64_t used, end;
 	struct messenger *parent;
-	int status, i;
 	pid_t master;
+	int i;
 
 	parent = start_into(log, &master, &roll);
 	wait_for_roll(parent, &roll, 2, 0);
@@ -2065,14 +2109,7 @@ expect_life_without_log(int log)
 	for (end = clock_now() + 500; clock_now() < end;)
 		messenger_step(parent, 20);
 	cr_assert_lt(process_processor_time(master) - used, 100, "it is busy with nothing");
-	kill(master, SIGTERM);
-	for (end = clock_now() + time_limit(); waitpid(master, &status, WNOHANG) == 0;) {
-		cr_assert(clock_now() < end, "it does not end");
-		messenger_step(parent, 20);
-	}
-	unrecorded = 0;
-	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
-	messenger_close(parent);
+	end_unrecorded(parent, master);
 }
 
 Test(lifecycle, a_log_without_a_reader_is_lost)
@@ -2096,6 +2133,30 @@ Test(lifecycle, a_log_that_nobody_reads_is_lost)
 		;
 	fcntl(ends[1], F_SETFL, 0);
 	expect_life_without_log(ends[1]);
+}
+
+/* The same as s16_what_is_buffered_is_printed_once, where a parent forks the master. */
+Test(lifecycle, s01_what_the_parent_has_buffered_is_printed_once)
+{
+	static struct bare all;
+	int64_t deadline = clock_now() + time_limit();
+	struct roll roll = {.count = 0};
+	struct messenger *parent;
+	pid_t master;
+	FILE *file;
+	int ends[2];
+
+	cr_assert_eq(pipe(ends), 0);
+	all.output = ends[0];
+	file = open_buffer(ends[1]);
+	parent = start_into(ends[1], &master, &roll);
+	wait_for_roll(parent, &roll, 2, 0);
+	end_unrecorded(parent, master);
+	fclose(file);
+	close(ends[1]);
+	while (bare_read(&all, deadline))
+		;
+	cr_assert_eq(bare_count(&all, BUFFERED), 1, "%s", all.text);
 }
 
 /* ---- 17: broadcasts before all is ready ------------------------------------------------------------------ */
@@ -2268,6 +2329,102 @@ Test(lifecycle, sigusr1_tells_of_deaths_and_ages)
 	cr_assert_str_eq(row.last_death, "code: null, signal: SIGKILL");
 	cr_assert_eq(cluster_count(c, table, "APP#2"), 0);
 	cluster_stop(c);
+}
+
+/* ---- SIGUSR1: the same as a file ----------------------------------------------------------------------------- */
+
+static const char *
+status_file(const char *end)
+{
+	static char path[sizeof pid_file + 16];
+
+	snprintf(path, sizeof path, "%s.status%s", pid_file, end);
+	return path;
+}
+
+/* There is another one than that. */
+static bool
+is_status_new(struct cluster *c, void *arg)
+{
+	const ino_t *old = arg;
+	struct stat status;
+
+	(void)c;
+	return stat(status_file(""), &status) == 0 && status.st_ino != *old;
+}
+
+/* Ask for it; its inode. */
+static ino_t
+ask_for_status(struct cluster *c, ino_t old)
+{
+	struct stat status;
+
+	ask_for_table(c);
+	cluster_until(c, is_status_new, &old, "the status file");
+	cr_assert_eq(stat(status_file(""), &status), 0);
+	return status.st_ino;
+}
+
+/* All of it: from the master's name to the last line. */
+static void
+expect_whole_status(struct cluster *c)
+{
+	static const char lines[] = " 2 workers\n"
+				    "running, stops within 10000ms, reloads: 0 done, 0 given up\n"
+				    "role   slot     pid state             age reforks     heard"
+				    "      told    bytes in   bytes out   queued  last death\n"
+				    "parent    1       0 listening          0s       0 ";
+	const char *text = content_of(status_file(""));
+	char start[64];
+	size_t i, count = 0;
+
+	snprintf(start, sizeof start, "egg, pid %ld, ", (long)c->master);
+	cr_assert_eq(strncmp(text, start, strlen(start)), 0, "%s", text);
+	cr_assert(strstr(text, lines) != NULL, "%s", text);
+	cr_assert(strstr(text, "\nagent     1 ") != NULL, "%s", text);
+	cr_assert(strstr(text, "\napp       2 ") != NULL, "%s", text);
+	for (i = 0; text[i] != '\0'; i++)
+		count += text[i] == '\n';
+	cr_assert_eq(count, 8, "%s", text);
+	cr_assert_str_eq(text + i - strlen("\n0 undeliverable\n"), "\n0 undeliverable\n");
+}
+
+static bool
+is_unfinished_status_gone(struct cluster *c, void *arg)
+{
+	(void)c, (void)arg;
+	return access(status_file(".new"), F_OK) == -1;
+}
+
+/* The file system is full, as far as the master can tell: its third line does not
+ * fit. What was there before stays there, whole; and there is no part of another. */
+Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
+{
+	struct rlimit full, before;
+	char old[4096], line[256];
+	struct cluster *c;
+	ino_t first;
+
+	signal(SIGXFSZ, SIG_IGN);
+	c = start((struct options){.workers = 2, .pid_file = name_pid_file("egg.pid")});
+	first = ask_for_status(c, 0);
+	expect_whole_status(c);
+	snprintf(old, sizeof old, "%s", content_of(status_file("")));
+
+	cr_assert_eq(prlimit(c->master, RLIMIT_FSIZE, NULL, &before), 0);
+	full = (struct rlimit){150, before.rlim_max};
+	cr_assert_eq(prlimit(c->master, RLIMIT_FSIZE, &full, NULL), 0);
+	snprintf(line, sizeof line, "[master] cannot write %s: File too large",
+	         status_file(".new"));
+	cluster_wait(c, signal_master(c, SIGUSR1), "%s", line);
+	cluster_until(c, is_unfinished_status_gone, NULL, "the end of the unfinished file");
+	cr_assert_str_eq(content_of(status_file("")), old);
+
+	cr_assert_eq(prlimit(c->master, RLIMIT_FSIZE, &before, NULL), 0);
+	ask_for_status(c, first);
+	expect_whole_status(c);
+	cluster_stop(c);
+	cr_assert_str_eq(content_of(status_file("")), "none");
 }
 
 /* ---- signals at any time -------------------------------------------------------------------------------- */
