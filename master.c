@@ -892,7 +892,7 @@ hear(struct master *master, struct process *process)
 	while ((found = channel_next(&process->channel, &message)) == 1) {
 		handle = message.handle;
 		on_message(master, process, &message);
-		channel_follow(&process->channel);
+		channel_follow(&process->channel); /* those like it go the same way */
 		if (handle != -1)
 			close(handle);
 	}

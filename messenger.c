@@ -1176,14 +1176,14 @@ messenger_step(struct messenger *messenger, int timeout)
 }
 
 int
-messenger_drain(struct messenger *messenger, size_t pending)
+messenger_drain(struct messenger *messenger, size_t most)
 {
 	int result = 1;
 
-	while (result == 1 && channel_pending(&messenger->channel) > pending) {
+	while (result == 1 && channel_pending(&messenger->channel) > most) {
 		if (begin_turn(messenger) == -1)
 			return -1;
-		if (channel_pending(&messenger->channel) > pending)
+		if (channel_pending(&messenger->channel) > most) /* else nobody would wake it */
 			result = end_turn(messenger, -1, true);
 	}
 	return result;

@@ -266,7 +266,14 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * Returns 1 while the channel is open; 0 once it is closed and all that came
  * over it is delivered (descriptors and timers go on); -1 with EBUSY inside a
  * callback of the same loop or a listener of any, EPROTO when the other end broke
- * the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
+ * the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno. Where the
+ * timeout is 0 and something was written, it may leave messages and descriptors to
+ * a later step, seven times in a row at most.
+ *
+ * drain: turn the loop until at most so many bytes of what was sent wait to be
+ * written; at once, without a turn, if there are no more. A stream that pauses so
+ * after each message never meets ENOBUFS, and is fastest with a CHANNEL_FLUSH_SIZE.
+ * Returns as step does, 1 if there is nothing to wait for.
  *
  * A foreign loop polls what `descriptors` stores (at most `size`; it returns
  * how many there are), for `timeout` at the longest (-1: no limit), and then,
@@ -281,7 +288,7 @@ int messenger_set_interval(struct messenger *messenger, int milliseconds, messen
                            void *arg);
 int messenger_clear_timeout(struct messenger *messenger, int id);
 int messenger_step(struct messenger *messenger, int timeout);
-int messenger_drain(struct messenger *messenger, size_t pending);
+int messenger_drain(struct messenger *messenger, size_t most);
 size_t messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size);
 int messenger_timeout(const struct messenger *messenger);
 
@@ -461,6 +468,15 @@ bool channel_rests(const struct channel *channel);
 enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
 bool channel_starved(void);
+
+/*
+ * To be called when the message that channel_next gave has been forwarded, or not. If
+ * those that stand behind it have the same head (from, to, receiverPid, action, no
+ * handle), they are taken and go where it went, stamped as it was: all runs that end
+ * with it grow. Returns how many. It stops short of a queue above CHANNEL_HIGH_WATER,
+ * and is no substitute for looking where the message was not forwarded, or where it
+ * was copied, or is traced: then it takes none.
+ */
 size_t channel_follow(struct channel *channel);
 
 /* In a forked child: what its parent has read, and not heard, is the parent's. */

@@ -12,7 +12,9 @@
  *	                \________ run _______/
  *
  * A thousand messages for one receiver so leave in one write, and a broadcast
- * costs one write for each receiver. Only what a socket refuses is copied, into
+ * costs one write for each receiver. And since messages of one kind tend to follow
+ * each other, those whose head is that of the message before are not even looked at
+ * by who routes: they go where it went (channel_follow). Only what a socket refuses is copied, into
  * that channel's queue; and so is a short run that another run would follow,
  * because a copy of a few hundred bytes is cheaper than a system call.
  */
@@ -58,8 +60,8 @@ typedef char pid_fits_its_field[sizeof(pid_t) <= sizeof(uint32_t) ? 1 : -1];
 static struct {
 	size_t next, end; /* what the reader has not taken yet */
 	struct channel *reader;
-	unsigned char *taken;                   /* the frame that was taken last, if it only made runs */
-	unsigned char claimed[2];               /* its from and to, as they came */
+	unsigned char *taken;     /* the frame that was taken last, if it was not copied */
+	unsigned char claimed[2]; /* its from and to, as they came */
 	unsigned char *spent;                   /* a torn frame that was completed and taken */
 	struct channel *borrowers;              /* whose runs point into bytes or spent */
 	bool starved;                           /* memory was short a moment ago */
@@ -533,6 +535,12 @@ queue_message(struct channel *channel, const struct message *message)
 	return 0;
 }
 
+static bool
+run_ends_at(const struct channel *channel, const unsigned char *end)
+{
+	return channel->run_length > 0 && channel->run + channel->run_length == end;
+}
+
 /* Let a message of the read buffer begin a run of its channel. */
 static int
 begin_run(struct channel *channel, const struct message *message)
@@ -543,6 +551,8 @@ begin_run(struct channel *channel, const struct message *message)
 		errno = EPIPE;
 		return -1;
 	}
+	if (run_ends_at(channel, frame + frame_size(frame)))
+		buffer.taken = NULL; /* it goes there twice: none may follow it */
 	if (run_to_queue(channel) == -1)
 		return -1;
 	channel->run = frame;
@@ -569,16 +579,12 @@ sendmessage(struct channel *channel, const struct message *message)
 		frame[FRAME_FROM] = (unsigned char)message->from;
 		frame[FRAME_TO] = (unsigned char)message->to;
 	}
-	if (borrowed && channel->run_length > 0 && frame == channel->run + channel->run_length) {
-		channel->run_length += frame_size(frame); /* nearly all messages end here */
-	} else if (borrowed) {
-		if (begin_run(channel, message) == -1)
-			return -1;
-	} else {
-		buffer.taken = NULL; /* whoever comes next takes the same way, not a run */
-		if (queue_message(channel, message) == -1)
-			return -1;
-	}
+	if (!borrowed)
+		buffer.taken = NULL; /* what comes next must be copied, too */
+	if (borrowed && run_ends_at(channel, frame))
+		channel->run_length += frame_size(frame);
+	else if ((borrowed ? begin_run(channel, message) : queue_message(channel, message)) == -1)
+		return -1;
 	channel->messages_out++;
 	return 0;
 }
@@ -804,64 +810,69 @@ channel_next(struct channel *channel, struct message *message)
 	return take_frame(channel, frame, size, message);
 }
 
-/* Is this the head that came before: from, to, flags, receiverPid, action? */
-static bool
-same_head(const unsigned char *frame, size_t size)
+/* The size of the frame that stands here, if it is whole and valid and has the head
+ * of the one that was taken last; else 0. */
+static size_t
+follower_size(const unsigned char *frame, size_t left)
 {
-	size_t action = buffer.taken[FRAME_ACTION_LENGTH];
-	size_t least = FRAME_HEADER + action + 2;
+	const unsigned char *taken = buffer.taken;
+	size_t action = taken[FRAME_ACTION_LENGTH];
+	size_t least = FRAME_HEADER + action + 2, size;
 
-	return size >= least && size - least <= MESSAGE_DATA_MAX &&
-	       (size == least || (frame[FRAME_FLAGS] & FRAME_HAS_DATA) != 0) &&
-	       memcmp(frame + FRAME_FROM, buffer.claimed, sizeof buffer.claimed) == 0 &&
-	       memcmp(frame + FRAME_FLAGS, buffer.taken + FRAME_FLAGS,
-	              FRAME_HEADER - FRAME_FLAGS + action + 1) == 0 &&
-	       frame[size - 1] == 0;
+	if (left < least)
+		return 0;
+	size = frame_size(frame);
+	if (size < least || size > left || size - least > MESSAGE_DATA_MAX ||
+	    memcmp(frame + FRAME_FROM, buffer.claimed, sizeof buffer.claimed) != 0 ||
+	    memcmp(frame + FRAME_FLAGS, taken + FRAME_FLAGS, FRAME_HEADER - FRAME_FLAGS) != 0 ||
+	    memcmp(frame + FRAME_HEADER, taken + FRAME_HEADER, action + 1) != 0 ||
+	    (size > least && (frame[FRAME_FLAGS] & FRAME_HAS_DATA) == 0) || frame[size - 1] != 0)
+		return 0;
+	return size;
 }
 
-/* The bytes that may still be added to every run that ends here. */
+/* So much may be added to every run that ends here until a queue is too long. */
 static size_t
 room_behind(const unsigned char *end)
 {
 	const struct channel *channel;
-	size_t pending, room = 0;
-	bool first = true;
+	size_t room = SIZE_MAX, pending;
+	bool found = false;
 
 	for (channel = buffer.borrowers; channel != NULL; channel = channel->next_borrower) {
-		if (channel->run_length == 0 || channel->run + channel->run_length != end)
+		if (!run_ends_at(channel, end))
 			continue;
+		found = true;
 		pending = channel_pending(channel);
 		pending = pending < CHANNEL_HIGH_WATER ? CHANNEL_HIGH_WATER - pending : 0;
-		room = first || pending < room ? pending : room;
-		first = false;
+		room = room < pending ? room : pending;
 	}
-	return room;
+	return found ? room : 0;
 }
 
 size_t
 channel_follow(struct channel *channel)
 {
 	unsigned char *start = buffer.bytes + buffer.next, *end = start;
-	size_t room, size, count = 0;
-	struct channel *to;
+	size_t left = buffer.end - buffer.next, size, count = 0;
+	struct channel *receiver;
 
-	if (buffer.taken == NULL || trace_on)
+	if (buffer.taken == NULL || follower_size(start, left) == 0 || trace_on)
 		return 0;
-	room = room_behind(start);
-	if (room > buffer.end - buffer.next)
-		room = buffer.end - buffer.next;
-	while (room >= FRAME_HEADER && (size = frame_size(end)) <= room && same_head(end, size)) {
+	size = room_behind(start); /* who received the last one has a run that ends here */
+	left = left < size ? left : size;
+	while ((size = follower_size(end, left)) > 0) {
 		end[FRAME_FROM] = buffer.taken[FRAME_FROM];
 		end[FRAME_TO] = buffer.taken[FRAME_TO];
 		end += size;
-		room -= size;
+		left -= size;
 		count++;
 	}
-	for (to = buffer.borrowers; count > 0 && to != NULL; to = to->next_borrower) {
-		if (to->run_length == 0 || to->run + to->run_length != start)
+	for (receiver = buffer.borrowers; receiver != NULL; receiver = receiver->next_borrower) {
+		if (!run_ends_at(receiver, start))
 			continue;
-		to->run_length += (size_t)(end - start);
-		to->messages_out += count;
+		receiver->run_length += (size_t)(end - start);
+		receiver->messages_out += count;
 	}
 	buffer.next += (size_t)(end - start);
 	channel->messages_in += count;

@@ -2425,6 +2425,137 @@ Test(loop, a_step_without_a_limit_wakes_when_the_socket_takes_more)
 	expect_satisfied(reader);
 }
 
+/* ---- the loop: who speaks in each turn ----------------------------------- */
+
+Test(loop, who_speaks_in_each_turn_is_spoken_to_in_the_eighth)
+{
+	int turns, i;
+
+	hear("x", a);
+	for (i = 0; i < 3; i++) {
+		calls[0] = '\0';
+		say("x");
+		for (turns = 0; calls[0] == '\0' && turns < 100; turns++) {
+			cr_assert_eq(messenger_send_to_agent(child, "y", NULL), 0);
+			turn();
+		}
+		cr_assert_eq(turns, 8);
+	}
+}
+
+Test(loop, who_speaks_and_then_looks_hears_at_once)
+{
+	hear("x", a);
+	say("x");
+	cr_assert_eq(messenger_send_to_agent(child, "y", NULL), 0);
+	turn();
+	turn();
+	expect_calls("a");
+}
+
+Test(loop, who_speaks_and_may_wait_hears_at_once)
+{
+	hear("x", a);
+	say("x");
+	cr_assert_eq(messenger_send_to_agent(child, "y", NULL), 0);
+	cr_assert_eq(messenger_step(child, 1), 1);
+	expect_calls("a");
+}
+
+Test(loop, timers_are_called_in_turns_that_do_not_listen)
+{
+	after(0, a);
+	cr_assert_eq(messenger_send_to_agent(child, "y", NULL), 0);
+	turn();
+	expect_calls("a");
+}
+
+/* ---- the loop: draining -------------------------------------------------- */
+
+Test(loop, drain_of_little_is_nothing)
+{
+	size_t pending;
+
+	cr_assert_eq(send_filler(0, 1000), 0);
+	pending = channel_pending(&child->channel);
+	cr_assert_eq(messenger_drain(child, pending), 1);
+	cr_assert_eq(channel_pending(&child->channel), pending);
+	expect_silence();
+}
+
+/* And then sleeps for nobody. */
+Test(loop, drain_of_what_the_socket_takes_writes_it)
+{
+	cr_assert_eq(send_filler(0, 1000), 0);
+	cr_assert_eq(messenger_drain(child, channel_pending(&child->channel) - 1), 1);
+	cr_assert_eq(channel_pending(&child->channel), 0);
+	take_fillers(1);
+}
+
+Test(loop, drain_waits_for_a_slow_reader)
+{
+	enum { FILLERS = 3 * CHANNEL_QUEUE_MAX / 65536 };
+	struct message message = compose(ROLE_NONE, "filler", NULL);
+	pid_t reader = fork_slow_reader(FILLERS * (message_size(&message) + 65536));
+	int i;
+
+	for (i = 0; i < FILLERS; i++) {
+		cr_assert_eq(send_filler(i, 65536), 0);
+		cr_assert_eq(messenger_drain(child, 100000), 1);
+		cr_assert_leq(channel_pending(&child->channel), 100000);
+	}
+	hear("enough", a);
+	cr_assert_eq(messenger_drain(child, 0), 1);
+	while (calls[0] == '\0')
+		cr_assert_eq(messenger_step(child, -1), 1);
+	expect_satisfied(reader);
+}
+
+static int
+timer_read(struct messenger *messenger UNUSED, void *arg)
+{
+	static char bytes[65536];
+
+	note(arg);
+	return recv(master.descriptor, bytes, sizeof bytes, MSG_DONTWAIT) == -1;
+}
+
+Test(loop, drain_turns_the_loop)
+{
+	fill();
+	cr_assert_gt(messenger_set_interval(child, 1, timer_read, a), 0);
+	cr_assert_eq(messenger_drain(child, CHANNEL_QUEUE_MAX / 2), 1);
+	cr_assert_leq(channel_pending(&child->channel), CHANNEL_QUEUE_MAX / 2);
+	cr_assert_neq(calls[0], '\0');
+}
+
+Test(loop, drain_ends_with_the_channel)
+{
+	fill();
+	channel_close(&master);
+	cr_assert_geq(messenger_drain(child, 0), 0);
+	cr_assert_eq(messenger_step(child, -1), 0);
+	cr_assert_eq(messenger_drain(child, 0), 1, "nothing is pending");
+}
+
+static int
+timer_drain(struct messenger *messenger, void *arg)
+{
+	cr_assert_eq(messenger_drain(messenger, CHANNEL_QUEUE_MAX), 1);
+	expect_error(EBUSY, messenger_drain(messenger, 0));
+	note(arg);
+	return 0;
+}
+
+Test(loop, drain_inside_a_callback_is_refused)
+{
+	fill();
+	after(0, a);
+	cr_assert_gt(messenger_set_timeout(child, 0, timer_drain, b), 0);
+	turn();
+	expect_calls("ab");
+}
+
 /* ---- the loop: inside a callback ----------------------------------------- */
 
 static void

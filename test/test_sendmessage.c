@@ -2184,7 +2184,9 @@ struct relay {
 	int mouth;         /* the bare socket of the speaker */
 	struct bytes said; /* what it says, */
 	size_t sent;       /* so much of it already */
-	size_t heard;      /* messages that were forwarded */
+	size_t heard;      /* messages that were forwarded, */
+	bool follows;      /* some of them by channel_follow: */
+	size_t followed;   /* so many */
 	bool alternate;    /* message i goes to sink i % sinks; else to every one */
 	size_t sinks;
 	struct channel sink[EARS];
@@ -2288,6 +2290,12 @@ relay_forward(struct relay *relay)
 			if (relay_sends(relay, relay->heard, i))
 				cr_assert(sendmessage(&relay->sink[i], &message) == 0);
 		relay->heard++;
+		if (relay->follows) {
+			size_t followed = channel_follow(&relay->source);
+
+			relay->heard += followed;
+			relay->followed += followed;
+		}
 	}
 	cr_assert(found == 0);
 }
@@ -2957,6 +2965,252 @@ Test(forwarding, waits_when_memory_is_short)
 }
 #endif
 
+/* ---- following ----------------------------------------------------------- */
+
+TestSuite(following, .timeout = 60);
+
+/* Messages with one head, of different sizes. */
+static void
+relay_say_alike(struct relay *relay, size_t count)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		struct message message = sized("alike", i % 50, (unsigned)i);
+
+		relay_say(relay, &message);
+		sized_free(&message);
+	}
+}
+
+static void
+relay_open_following(struct relay *relay, size_t sinks)
+{
+	relay_open(relay, sinks, false);
+	relay->follows = true;
+}
+
+Test(following, a_thousand_with_one_head_take_one_look)
+{
+	struct shape *shape[EARS];
+	struct relay relay;
+	size_t i;
+
+	relay_open_following(&relay, 3);
+	relay_watch(&relay, shape);
+	relay_say_alike(&relay, 1000);
+	relay_run(&relay);
+	relay_assert(&relay);
+	cr_assert_eq(relay.followed, 999);
+	cr_assert_eq(relay.source.messages_in, 1000);
+	for (i = 0; i < 3; i++) {
+		cr_assert_eq(relay.sink[i].messages_out, 1000);
+		cr_assert(shape[i]->calls == 1, "%d writes", shape[i]->calls);
+		cr_assert(relay.sink[i].queue == NULL, "nothing was copied");
+	}
+	relay_close(&relay);
+}
+
+/* Each part of a head counts: `base` twice, another, `base` again. */
+Test(following, another_head_is_looked_at)
+{
+	static const struct message base = {"action", ROLE_APP, ROLE_NONE, 7, "{}", 2, -1, NULL};
+	static const struct message others[] = {
+		{"actioN", ROLE_APP, ROLE_NONE, 7, "{}", 2, -1, NULL},
+		{"Action", ROLE_APP, ROLE_NONE, 7, "{}", 2, -1, NULL},
+		{"action2", ROLE_APP, ROLE_NONE, 7, "}", 1, -1, NULL},
+		{"actio", ROLE_APP, ROLE_NONE, 7, "{} ", 3, -1, NULL},
+		{"", ROLE_APP, ROLE_NONE, 7, "{}", 2, -1, NULL},
+		{"action", ROLE_AGENT, ROLE_NONE, 7, "{}", 2, -1, NULL},
+		{"action", ROLE_APP, ROLE_MASTER, 7, "{}", 2, -1, NULL},
+		{"action", ROLE_APP, ROLE_NONE, 8, "{}", 2, -1, NULL},
+		{"action", ROLE_APP, ROLE_NONE, 7 << 24, "{}", 2, -1, NULL},
+		{"action", ROLE_APP, ROLE_NONE, 0, "{}", 2, -1, NULL},
+		{"action", ROLE_APP, ROLE_NONE, 7, NULL, 0, -1, NULL},
+	};
+	size_t i, looks;
+
+	for (i = 0; i < COUNT(others); i++) {
+		const struct message want[] = {base, base, others[i], base};
+		struct bytes stream = {.at = NULL};
+		struct channel source, sink;
+		struct message message;
+		int mouth = open_channel(&source, 0), ear = open_channel(&sink, 0);
+
+		for (looks = 0; looks < COUNT(want); looks++)
+			put_frame(&stream, &want[looks]);
+		raw_write(mouth, stream.at, stream.length);
+		cr_assert(channel_read(&source) == PEER_ALIVE);
+		for (looks = 0; channel_next(&source, &message) == 1; looks++) {
+			assert_message(&message, &want[looks == 0 ? 0 : looks + 1]);
+			cr_assert(sendmessage(&sink, &message) == 0);
+			cr_assert_eq(channel_follow(&source), looks == 0);
+		}
+		cr_assert(looks == 3, "other %zu: %zu looks", i, looks);
+		channel_close(&source);
+		channel_close(&sink);
+		close(mouth);
+		close(ear);
+		drop(&stream);
+	}
+}
+
+/* What is wrong behind a good head is found, not followed. */
+Test(following, every_corruption_behind_its_like)
+{
+	size_t i;
+
+	for (i = 0; i < COUNT(corruptions); i++) {
+		struct bytes stream = {.at = NULL};
+		struct channel source, sink;
+		struct message message;
+		int mouth = open_channel(&source, 0), ear = open_channel(&sink, 0);
+
+		put(&stream, sound, sizeof sound - 1);
+		put(&stream, sound, sizeof sound - 1);
+		memcpy(stream.at + sizeof sound - 1 + corruptions[i].at, corruptions[i].with,
+		       corruptions[i].length);
+		put(&stream, sound, sizeof sound - 1);
+		raw_write(mouth, stream.at, stream.length);
+		cr_assert(channel_read(&source) == PEER_ALIVE);
+		cr_assert(channel_next(&source, &message) == 1);
+		cr_assert(sendmessage(&sink, &message) == 0);
+		cr_assert(channel_follow(&source) == 0, "%s", corruptions[i].what);
+		cr_assert(channel_next(&source, &message) == -1, "%s", corruptions[i].what);
+		channel_close(&source);
+		channel_close(&sink);
+		close(mouth);
+		close(ear);
+		drop(&stream);
+	}
+}
+
+/* A frame of which a part has come is not followed, however large the part. */
+Test(following, a_stream_cut_anywhere)
+{
+	size_t cut, length = 2;
+
+	for (cut = 1; cut < length; cut++) {
+		struct relay relay;
+
+		relay_open_following(&relay, 2);
+		relay_say_alike(&relay, 6);
+		length = relay.said.length;
+		raw_write(relay.mouth, relay.said.at, cut);
+		relay_forward(&relay);
+		raw_write(relay.mouth, relay.said.at + cut, length - cut);
+		relay.sent = length;
+		relay_run(&relay);
+		relay_assert(&relay);
+		cr_assert(relay.followed >= 2 && relay.followed <= 5, "cut at %zu: %zu", cut,
+		          relay.followed);
+		relay_close(&relay);
+	}
+	cr_assert_gt(cut, 100);
+}
+
+/* Whoever waits for a queue to shrink must be told of the message that makes it too
+ * long, and that is the router's business. */
+Test(following, ends_where_a_queue_is_long)
+{
+	size_t frame = FRAME_HEADER + sizeof "alike" + 1 + 1, i;
+	struct message filler = sized("filler", CHANNEL_HIGH_WATER / 4, 1);
+	struct message alike = text("alike", "1");
+	struct message message;
+	struct relay relay;
+
+	relay_open_following(&relay, 2);
+	jam(&relay.sink[1], &relay.want[1]);
+	filler.data_length = CHANNEL_HIGH_WATER / 4;
+	for (i = 0; i < 3; i++)
+		cr_assert(sendmessage(&relay.sink[1], &filler) == 0);
+	filler.data_length = CHANNEL_HIGH_WATER - channel_pending(&relay.sink[1]) - 3 * frame -
+	                     message_size(&filler) + filler.data_length;
+	cr_assert(sendmessage(&relay.sink[1], &filler) == 0);
+	filler.data_length = 0;
+	for (i = 0; i < 10; i++)
+		relay_say(&relay, &alike);
+	relay_speak(&relay);
+	cr_assert(channel_read(&relay.source) == PEER_ALIVE);
+	cr_assert(channel_next(&relay.source, &message) == 1);
+	for (i = 0; i < 2; i++)
+		cr_assert(sendmessage(&relay.sink[i], &message) == 0);
+	cr_assert_eq(channel_follow(&relay.source), 2);
+	cr_assert_eq(channel_pending(&relay.sink[1]), CHANNEL_HIGH_WATER);
+	cr_assert_eq(channel_pending(&relay.sink[0]), 3 * frame);
+	cr_assert(channel_next(&relay.source, &message) == 1);
+	for (i = 0; i < 2; i++)
+		cr_assert(sendmessage(&relay.sink[i], &message) == 0);
+	cr_assert_eq(channel_follow(&relay.source), 0);
+	sized_free(&filler);
+	relay_close(&relay);
+}
+
+/* Where it did not go as it stands, the next one is looked at. */
+Test(following, is_not_for_what_was_dropped_copied_or_traced)
+{
+	enum { DROPPED, BEHIND_OURS, TO_NOBODY_YET, LIMITED, TWICE, TRACED, AS_ALWAYS, CASES };
+	const struct message ours = text("ours", NULL);
+	struct message message;
+	struct channel nobody;
+	struct relay relay;
+	int i;
+
+	for (i = 0; i < CASES; i++) {
+		relay_open_following(&relay, 1);
+		relay_say_alike(&relay, 3);
+		relay_speak(&relay);
+		channel_init(&nobody, 0);
+		if (i == LIMITED)
+			relay.sink[0].limit = 1000;
+		cr_assert(channel_read(&relay.source) == PEER_ALIVE);
+		cr_assert(channel_next(&relay.source, &message) == 1);
+		if (i != DROPPED)
+			cr_assert(sendmessage(&relay.sink[0], &message) == 0);
+		if (i == TWICE)
+			cr_assert(sendmessage(&relay.sink[0], &message) == 0);
+		if (i == BEHIND_OURS)
+			cr_assert(sendmessage(&relay.sink[0], &ours) == 0);
+		if (i == TO_NOBODY_YET)
+			cr_assert(sendmessage(&nobody, &message) == 0);
+		trace_on = i == TRACED;
+		cr_assert(channel_follow(&relay.source) == (i == AS_ALWAYS ? 2 : 0), "case %d", i);
+		trace_on = false;
+		cr_assert(channel_next(&relay.source, &message) == (i != AS_ALWAYS), "case %d", i);
+		channel_close(&nobody);
+		relay_close(&relay);
+	}
+}
+
+/* What one channel said last is no model for what another says first. */
+Test(following, ends_with_the_read)
+{
+	struct message alike = text("alike", "1"), message;
+	struct bytes stream = {.at = NULL};
+	struct channel source[2], sink;
+	int mouth[2], ear = open_channel(&sink, 0), i;
+
+	put_frame(&stream, &alike);
+	put_frame(&stream, &alike);
+	for (i = 0; i < 2; i++)
+		mouth[i] = open_channel(&source[i], 0);
+	for (i = 0; i < 2; i++) {
+		raw_write(mouth[i], stream.at, stream.length);
+		cr_assert(channel_read(&source[i]) == PEER_ALIVE);
+		cr_assert_eq(channel_follow(&source[i]), 0);
+		cr_assert(channel_next(&source[i], &message) == 1);
+		cr_assert(sendmessage(&sink, &message) == 0);
+		cr_assert_eq(channel_follow(&source[i]), 1);
+	}
+	for (i = 0; i < 2; i++) {
+		channel_close(&source[i]);
+		close(mouth[i]);
+	}
+	channel_close(&sink);
+	close(ear);
+	drop(&stream);
+}
+
 /* ---- memory -------------------------------------------------------------- */
 
 TestSuite(memory, .timeout = 60);
@@ -3245,12 +3499,15 @@ random_message(const struct random *test, unsigned n, char action[256])
 	size_t size = draw(&state) % (most[draw(&state) % COUNT(most)] + 1);
 	size_t length = draw(&state) % 8 == 0 ? draw(&state) % 256 : draw(&state) % 12;
 	struct message message = sized(action, size, (unsigned)draw(&state));
+	bool alike = n / 8 % 2 == 0; /* to its neighbours: as most messages are */
 
 	memset(action, 'a' + (int)(n % 26), length);
 	action[length] = '\0';
-	message.from = (enum role)(draw(&state) % 5);
-	message.to = (enum role)(draw(&state) % 5);
-	message.receiver_pid = (pid_t)(draw(&state) & 0x7fffffff);
+	if (alike)
+		strcpy(action, "alike");
+	message.from = alike ? ROLE_APP : (enum role)(draw(&state) % 5);
+	message.to = alike ? ROLE_NONE : (enum role)(draw(&state) % 5);
+	message.receiver_pid = alike ? 0 : (pid_t)(draw(&state) & 0x7fffffff);
 	if (size == 0 && draw(&state) % 2 == 0) {
 		sized_free(&message);
 		message.data = NULL;
@@ -3302,6 +3559,7 @@ random_relay(struct random *test)
 	while ((found = channel_next(&test->in, &message)) == 1) {
 		test->forwarded++;
 		cr_assert(sendmessage(&test->out, &message) == 0);
+		test->forwarded += (unsigned)channel_follow(&test->in);
 		if (message.handle >= 0)
 			close(message.handle);
 	}
