@@ -41,7 +41,7 @@
 
 /* A process reads up to this many bytes at once, from one channel at a time. */
 #ifndef CHANNEL_READ_SIZE
-#define CHANNEL_READ_SIZE (256 * 1024)
+#define CHANNEL_READ_SIZE (512 * 1024)
 #endif
 
 /* SO_SNDBUF of both ends of a channel, in bytes; 0 leaves the system's. */
@@ -51,7 +51,7 @@
 
 /* Child: with this many bytes more in its queue, a send call writes at once. */
 #ifndef CHANNEL_FLUSH_SIZE
-#define CHANNEL_FLUSH_SIZE (64 * 1024)
+#define CHANNEL_FLUSH_SIZE (256 * 1024)
 #endif
 
 /* Child and parent: a send call that would queue more bytes fails. */

@@ -34,14 +34,14 @@
 
 /* A run of fewer bytes is cheaper copied than written: in streams to several
  * receivers, and where a torn frame stands before a run. */
-#define RUN_SHORT (64 * 1024)
+#define RUN_SHORT CHANNEL_FLUSH_SIZE
 
 /* The first memory of a queue. */
 #define QUEUE_LEAST 1024
 
 /* A queue larger than this gives its memory back when it was empty for so many
  * turns: memory that is freed at each drain is paged in anew by each burst. */
-#define QUEUE_KEEP ((size_t)2 * CHANNEL_FLUSH_SIZE)
+#define QUEUE_KEEP (CHANNEL_FLUSH_SIZE / 2)
 #define QUEUE_IDLE 64
 
 /* A line of the log, in bytes, its new line included. */

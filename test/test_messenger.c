@@ -672,11 +672,11 @@ Test(send, no_more_handles_wait_than_the_limit_says)
 	cr_assert_eq(messenger_send_message(child, &message), 0);
 }
 
-/* What fills the queue: messages of 64 KiB, numbered. */
+/* What fills the queue: messages of up to CHANNEL_FLUSH_SIZE, numbered. */
 static int
 send_filler(int number, size_t length)
 {
-	static char data[65536];
+	static char data[CHANNEL_FLUSH_SIZE];
 	struct message message = compose(ROLE_NONE, "filler", NULL);
 
 	memset(data, '.', sizeof data);
@@ -792,9 +792,12 @@ Test(send, epipe_after_the_channel_is_closed)
 /* A write fails before a read tells: no SIGPIPE, and EPIPE from then on. */
 Test(send, epipe_after_a_write_found_nobody)
 {
+	int i;
+
 	tell_pids("[1,2]");
 	channel_close(&master);
-	cr_assert_eq(send_filler(0, 65536), 0); /* so long that it is written at once */
+	for (i = 0; i < CHANNEL_FLUSH_SIZE / 65536; i++) /* so much is written at once */
+		cr_assert_eq(send_filler(i, 65536), 0);
 	expect_epipe();
 	cr_assert_eq(messenger_step(child, 0), 0);
 }

@@ -856,7 +856,7 @@ stream_through(struct channel *channel, int far, const struct bytes *stream,
 
 Test(reading, more_frames_than_the_buffer_holds)
 {
-	enum { MANY = 6000 };
+	enum { MANY = 5 * CHANNEL_READ_SIZE / 256 };
 	struct message *sent = malloc(MANY * sizeof *sent);
 	struct bytes stream = {.at = NULL};
 	struct channel channel;
@@ -884,7 +884,7 @@ Test(reading, more_frames_than_the_buffer_holds)
 /* A part of a header is here, and then comes more than the buffer holds. */
 Test(reading, a_part_of_a_header_and_then_a_full_buffer)
 {
-	enum { MANY = 400 };
+	enum { MANY = CHANNEL_READ_SIZE / 1000 + 100 };
 	struct message sent[MANY];
 	struct bytes stream = {.at = NULL}, rest;
 	struct channel channel;
@@ -916,8 +916,8 @@ Test(reading, messages_larger_than_the_buffer)
 {
 	static const size_t sizes[] = {
 		CHANNEL_READ_SIZE - 20, CHANNEL_READ_SIZE - 19, /* the frame fills the buffer */
-		CHANNEL_READ_SIZE - 18, CHANNEL_READ_SIZE,      2 * CHANNEL_READ_SIZE + 1,
-		3 * CHANNEL_READ_SIZE,  MESSAGE_DATA_MAX - 1,   MESSAGE_DATA_MAX};
+		CHANNEL_READ_SIZE - 18, CHANNEL_READ_SIZE,      CHANNEL_READ_SIZE / 2 * 3 + 1,
+		MESSAGE_DATA_MAX - 1,   MESSAGE_DATA_MAX};
 	struct message sent[3];
 	struct channel channel;
 	size_t i, j;
@@ -2430,7 +2430,7 @@ Test(forwarding, long_runs_are_not_copied)
 	struct relay relay;
 
 	relay_open(&relay, 2, true);
-	relay_say_sized(&relay, 10, 70000, 1);
+	relay_say_sized(&relay, 10, CHANNEL_FLUSH_SIZE, 1);
 	relay_run(&relay);
 	relay_assert(&relay);
 	cr_assert(relay.sink[0].queue == NULL && relay.sink[1].queue == NULL);
@@ -2446,7 +2446,7 @@ Test(forwarding, runs_of_every_kind_keep_their_order)
 	relay_open(&relay, 2, true);
 	for (round = 0; round < 40; round++)
 		for (i = 0; i < 6; i++)
-			relay_say_sized(&relay, 1 + (round + i) % 3, i % 2 == 0 ? 5 : 65492 + round,
+			relay_say_sized(&relay, 1 + (round + i) % 3, i % 2 == 0 ? 5 : CHANNEL_FLUSH_SIZE - 44 + round,
 			                1);
 	relay_run(&relay);
 	relay_assert(&relay);
@@ -2875,7 +2875,8 @@ Test(forwarding, a_second_run_to_the_dead_fails_with_epipe)
 	int i;
 
 	relay_open(&relay, 1, false);
-	relay_say_sized(&relay, 3, 70000, 0);
+	relay_say_sized(&relay, 1, CHANNEL_FLUSH_SIZE, 0);
+	relay_say_sized(&relay, 2, 10, 0);
 	close(relay.ear[0]);
 	relay_speak(&relay);
 	cr_assert(channel_read(&relay.source) == PEER_ALIVE);
@@ -3083,6 +3084,32 @@ Test(following, every_corruption_behind_its_like)
 		close(ear);
 		drop(&stream);
 	}
+}
+
+/* In `sound` there is a flag that says so. */
+Test(following, data_that_is_not_announced)
+{
+	const struct message without = text("action", NULL), with = text("action", "1");
+	struct bytes stream = {.at = NULL};
+	struct channel source, sink;
+	struct message message;
+	int mouth = open_channel(&source, 0), ear = open_channel(&sink, 0);
+
+	put_frame(&stream, &without);
+	put_frame(&stream, &without);
+	put_frame(&stream, &with);
+	stream.at[2 * message_size(&without) + FRAME_FLAGS] = 0;
+	raw_write(mouth, stream.at, stream.length);
+	cr_assert(channel_read(&source) == PEER_ALIVE);
+	cr_assert(channel_next(&source, &message) == 1);
+	cr_assert(sendmessage(&sink, &message) == 0);
+	cr_assert_eq(channel_follow(&source), 1);
+	cr_assert(channel_next(&source, &message) == -1);
+	channel_close(&source);
+	channel_close(&sink);
+	close(mouth);
+	close(ear);
+	drop(&stream);
 }
 
 /* A frame of which a part has come is not followed, however large the part. */
