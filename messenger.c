@@ -545,25 +545,35 @@ hash_action(const char *action, size_t length)
 	return hash;
 }
 
-/* The listeners of an action, or NULL. Messages of one action tend to follow
- * each other, so the last answer is tried first. */
+static inline bool
+is_action(const struct action_listeners *action, const char *name, size_t length)
+{
+	return action->length == length && memcmp(action->action, name, length) == 0;
+}
+
 static struct action_listeners *
-find_action(struct messenger *messenger, const char *name, size_t length)
+look_up_action(struct messenger *messenger, const char *name, size_t length)
 {
 	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
-	struct action_listeners *action = messenger->last;
-	uint32_t hash;
+	uint32_t hash = hash_action(name, length);
+	struct action_listeners *action;
 
-	if (action != NULL && action->length == length && memcmp(action->action, name, length) == 0)
-		return action;
-	hash = hash_action(name, length);
 	for (action = messenger->actions[hash % BUCKETS]; action != NULL; action = action->next)
-		if (action->hash == hash && action->length == length &&
-		    memcmp(action->action, name, length) == 0) {
+		if (action->hash == hash && is_action(action, name, length)) {
 			messenger->last = action;
 			return action;
 		}
 	return NULL;
+}
+
+/* The listeners of an action, or NULL. Messages of one action tend to follow
+ * each other, so the last answer is tried first. */
+static inline struct action_listeners *
+find_action(struct messenger *messenger, const char *name, size_t length)
+{
+	if (messenger->last != NULL && is_action(messenger->last, name, length))
+		return messenger->last;
+	return look_up_action(messenger, name, length);
 }
 
 static struct action_listeners *
