@@ -19,6 +19,7 @@
 #define CALLS(X)                                                                                   \
 	X(fork)                                                                                    \
 	X(socketpair)                                                                              \
+	X(pipe)                                                                                    \
 	X(poll)                                                                                    \
 	X(read)                                                                                    \
 	X(write)                                                                                   \
