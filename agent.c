@@ -51,7 +51,6 @@ graceful_process_start(struct messenger *messenger, const char *label, messenger
 {
 	int descriptor = wake_open();
 
-	catch_signal(SIGPIPE, SIG_IGN);
 	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
 	    (role != NULL && role(messenger, arg) != 0)) {

@@ -42,10 +42,12 @@
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
-#define FORK_RETRY 1000 /* fork failed: no process or memory left */
-#define KILL_RETRY 1000 /* kill failed */
-#define KILL_TIME 200   /* in which SIGKILL has ended a process */
-#define GROUP_CHECK 50  /* how soon a process group's end is noticed */
+#define FORK_RETRY 1000            /* fork failed: no process or memory left */
+#define KILL_RETRY 1000            /* kill failed */
+#define KILL_TIME 200              /* in which SIGKILL has ended a process */
+#define GROUP_CHECK 50             /* how soon a process group's end is noticed */
+#define INHERITED_MOST (64 * 1024) /* what a child keeps of the master's memory, in bytes */
+#define PID_SIZE 12                /* a pid in JSON, and its comma, in bytes */
 
 /* The signals that are the master's while it runs. */
 static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE};
@@ -240,7 +242,7 @@ check(struct master *master)
 
 /* ---- forking ------------------------------------------------------------- */
 
-/* Give back all that the master holds, in the master or in a forked child. */
+/* Give back all that the master holds. */
 static void
 release(struct master *master, bool with_listener)
 {
@@ -260,6 +262,41 @@ release(struct master *master, bool with_listener)
 	free(master->speakers);
 }
 
+/* The memory that the master's processes and their channels take, in bytes. */
+static size_t
+memory_of_processes(const struct master *master)
+{
+	const struct process *worker;
+	size_t size =
+		channel_memory(&master->agent.channel) + channel_memory(&master->parent.channel);
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		size += sizeof *worker + channel_memory(&worker->channel);
+	return size;
+}
+
+/* In a forked child: close all that the master holds. Its memory is left alone, if it
+ * is not much: to free it is to write to it, and each page that the child writes to is
+ * copied first. The pid file stays open, for the child's lock. */
+static void
+abandon(struct master *master, bool with_listener)
+{
+	const struct process *worker;
+
+	if (memory_of_processes(master) > INHERITED_MOST) {
+		master->pid_file = -1;
+		release(master, with_listener);
+		return;
+	}
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		channel_abandon(&worker->channel);
+	channel_abandon(&master->agent.channel);
+	channel_abandon(&master->parent.channel);
+	messenger_disown();
+	if (with_listener && master->listener != -1)
+		close(master->listener);
+}
+
 /* Lock one byte of the pid file: the master the first one, a child that of its own
  * number. So the kernel's list of its locks is the list of those alive, and who stops
  * the cluster from outside takes no stranger for one of them (D30). */
@@ -275,38 +312,45 @@ lock_byte(int descriptor, off_t byte)
 	return result;
 }
 
+/* No handler of the master's in a child. SIGPIPE stays ignored. */
+static void
+reset_signals(const sigset_t *mask)
+{
+	size_t i;
+
+	for (i = 0; i < CAUGHT; i++)
+		if (caught[i] != SIGPIPE)
+			catch_signal(caught[i], SIG_DFL);
+	sigprocmask(SIG_SETMASK, mask, NULL);
+}
+
 /* The child's first steps: nothing of the master's stays but its options. */
 static void
 become(struct master *master, const struct process *process, int descriptor, const sigset_t *mask)
 {
 	enum role role = process->role;
 	int slot = process->slot;
-	struct messenger *messenger;
+	struct messenger messenger;
 	char number[16];
-	size_t i;
 
 	setpgid(0, 0);
-	for (i = 0; i < CAUGHT; i++)
-		catch_signal(caught[i], SIG_DFL);
-	sigprocmask(SIG_SETMASK, mask, NULL);
+	reset_signals(mask);
 	if (master->pid_file != -1)
 		lock_byte(master->pid_file, getpid());
-	master->pid_file = -1; /* it stays open, for its lock */
 	unsetenv("NOTIFY_SOCKET");
-	release(master, role == ROLE_AGENT);
-	messenger = messenger_open(descriptor, role);
-	if (messenger == NULL) {
+	abandon(master, role == ROLE_AGENT);
+	if (messenger_init(&messenger, descriptor, role) == -1) {
 		print_line(STDERR_FILENO, "[%s] start error: %s", role_name(role), strerror(errno));
 		exit(1);
 	}
 	if (role == ROLE_AGENT)
-		agent_worker(messenger, &master->options);
-	messenger->slot = slot;
+		agent_worker(&messenger, &master->options);
+	messenger.slot = slot;
 	snprintf(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
 	snprintf(number, sizeof number, "%d", master->options.workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
-	app_worker(messenger, &master->options, master->listener, master->options_json);
+	app_worker(&messenger, &master->options, master->listener, master->options_json);
 }
 
 /* Fork a child over a channel of its own. In its own process group, so that

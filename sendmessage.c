@@ -271,6 +271,26 @@ channel_close(struct channel *channel)
 	channel->descriptor = -1;
 }
 
+size_t
+channel_memory(const struct channel *channel)
+{
+	return channel->queue_size + (channel->torn != NULL ? channel->torn_size : 0);
+}
+
+void
+channel_abandon(const struct channel *channel)
+{
+	int i;
+
+	for (i = 0; i < channel->waiting_count; i++)
+		close(channel->waiting[i].descriptor);
+	for (i = 0; i < channel->arrived_count; i++)
+		if (channel->arrived[i] >= 0)
+			close(channel->arrived[i]);
+	if (channel->descriptor != -1)
+		close(channel->descriptor);
+}
+
 /* ---- writing ------------------------------------------------------------- */
 
 /* Room for `size` more bytes at the queue's end, or NULL (ENOMEM). Written bytes

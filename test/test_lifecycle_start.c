@@ -35,6 +35,18 @@ TestSuite(lifecycle, .timeout = 120);
 /* What a newcomer hears. egg: only egg-ready; the pids are D7. */
 #define NEWCOMER "egg-pids [AGENT#1] -> egg-ready <options>"
 
+/* A sanitizer's allocator keeps what is freed: its memory says nothing. */
+#if defined(__SANITIZE_ADDRESS__)
+#define MEMORY_COUNTS false
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MEMORY_COUNTS false
+#endif
+#endif
+#ifndef MEMORY_COUNTS
+#define MEMORY_COUNTS true
+#endif
+
 /* An answer that a test wants to be slow takes this long. */
 #define SLOW 300
 
@@ -415,6 +427,38 @@ Test(lifecycle, s03b_disconnect_comes_before_exit)
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 12);
 	cr_assert_eq(cluster_count(c, 0, "died too fast"), 0);
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#14");
+}
+
+static bool
+is_master_large(struct cluster *c, void *arg)
+{
+	const long *least = arg;
+
+	return process_memory(c->master) > *least;
+}
+
+/* The master's memory is not the replacement's: 1 MiB waits there for the agent. */
+Test(lifecycle, s03b_a_replacement_has_nothing_of_what_waits_in_the_master)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	static char data[256 * 1024];
+	long before = process_memory(cluster_pid(c, "APP#2"));
+	long large = process_memory(c->master) + 1024;
+	size_t mark = cluster_mark(c);
+	int i;
+
+	memset(data, ' ', sizeof data - 1);
+	cluster_signal(c, "AGENT#1", SIGSTOP);
+	for (i = 0; i < 8; i++)
+		cr_assert_eq(messenger_send_to_agent(c->parent, "test-nothing", data), 0);
+	cluster_until(c, is_master_large, &large, "1 MiB waits in the master");
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, mark, "app_worker#3:APP#3 started");
+	cr_expect(!MEMORY_COUNTS || process_memory(cluster_pid(c, "APP#3")) < before + 1024,
+	          "%ld KiB, and before %ld", process_memory(cluster_pid(c, "APP#3")), before);
+	cluster_signal(c, "AGENT#1", SIGCONT);
+	settle(c, "AGENT#1 APP#1 APP#3");
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
 }
 
 Test(lifecycle, s03c_sigterm_to_a_worker_from_outside)
