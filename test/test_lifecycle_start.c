@@ -461,6 +461,31 @@ Test(lifecycle, s03b_a_replacement_has_nothing_of_what_waits_in_the_master)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
 }
 
+static void
+on_alarm(int number)
+{
+	(void)number;
+	print_line(STDOUT_FILENO, "alarmed");
+}
+
+static int
+obey_and_set_alarm(struct messenger *app, void *arg)
+{
+	signal(SIGALRM, on_alarm);
+	return obey(app, arg);
+}
+
+/* It is clutch's only when the process leaves. */
+Test(lifecycle, a_worker_s_alarm_is_its_own)
+{
+	struct cluster *c = start((struct options){.app = obey_and_set_alarm}, "AGENT#1 APP#1");
+
+	cluster_signal(c, "APP#1", SIGALRM);
+	cluster_wait(c, 0, "alarmed");
+	settle(c, "AGENT#1 APP#1");
+	stop_all(c, "MASTER AGENT#1 APP#1");
+}
+
 Test(lifecycle, s03c_sigterm_to_a_worker_from_outside)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
