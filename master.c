@@ -407,7 +407,17 @@ new_worker(struct master *master, int slot)
 	return worker;
 }
 
+/* egg: cluster.on('fork') */
 static void
+on_fork(struct master *master, struct process *worker)
+{
+	worker->id = ++master->app_id;
+	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
+	tell_app_pids(master, worker->worker_id); /* D7 */
+}
+
+/* Returns who holds the slot now, for on_fork; NULL: it is tried again later. */
+static struct process *
 fork_app_worker(struct master *master, int slot)
 {
 	struct process *worker = master->worker_manager.workers;
@@ -420,12 +430,19 @@ fork_app_worker(struct master *master, int slot)
 		log_error("cannot fork app_worker %d: %s, next try in %dms", slot + 1,
 		          strerror(errno), FORK_RETRY);
 		master->slots[slot].refork_at = master->now + FORK_RETRY;
-		return;
+		return NULL;
 	}
-	worker->id = ++master->app_id;
 	master->slots[slot].refork_at = 0;
-	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
-	tell_app_pids(master, worker->worker_id); /* D7 */
+	return worker;
+}
+
+static void
+fork_again(struct master *master, int slot)
+{
+	struct process *worker = fork_app_worker(master, slot);
+
+	if (worker != NULL)
+		on_fork(master, worker);
 }
 
 /* cfork's allow(): when may the next re-fork be? D13: later, not never. */
@@ -451,6 +468,26 @@ wait_for_window(struct master *master, int number)
 	          (long long)(slot->refork_at - master->now));
 }
 
+/* Fork for a slot if its time has come. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+
+	if (slot->refork_at == 0 || slot->refork_at > master->now)
+		return;
+	wait_for_window(master, number); /* others have been there meanwhile */
+	if (slot->refork_at > master->now)
+		return;
+	if (master->refork_count == REFORK_LIMIT)
+		memmove(master->reforks, master->reforks + 1,
+		        (size_t)--master->refork_count * sizeof master->reforks[0]);
+	master->reforks[master->refork_count++] = master->now;
+	slot->reforks++;
+	slot->refork_at = 0;
+	fork_again(master, number);
+}
+
 /* cfork's re-fork of a slot that nobody holds: now if it may be. */
 static void
 refork(struct master *master, int number)
@@ -467,24 +504,7 @@ refork(struct master *master, int number)
 		                                             : BACKOFF_DOUBLINGS);
 	slot->refork_at = at;
 	wait_for_window(master, number);
-}
-
-/* The slot's time has come. */
-static void
-refork_due(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-
-	wait_for_window(master, number); /* others have been there meanwhile */
-	if (slot->refork_at > master->now)
-		return;
-	if (master->refork_count == REFORK_LIMIT)
-		memmove(master->reforks, master->reforks + 1,
-		        (size_t)--master->refork_count * sizeof master->reforks[0]);
-	master->reforks[master->refork_count++] = master->now;
-	slot->reforks++;
-	slot->refork_at = 0;
-	fork_app_worker(master, number);
+	refork_due(master, number);
 }
 
 /* ---- egg-cluster/lib/master.js ------------------------------------------- */
@@ -509,11 +529,15 @@ fork_agent_worker(struct master *master)
 static void
 fork_app_workers(struct master *master)
 {
+	struct process *worker;
 	int slot;
 
 	master->app_start_time = master->now;
 	for (slot = 0; slot < master->options.workers; slot++)
 		fork_app_worker(master, slot);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->state == STATE_ONLINE)
+			on_fork(master, worker);
 }
 
 static int
@@ -687,7 +711,7 @@ reload_next(struct master *master)
 {
 	while (master->reload_slot < master->options.workers) {
 		if (get_slot_worker(master, master->reload_slot, 0) != NULL) {
-			fork_app_worker(master, master->reload_slot);
+			fork_again(master, master->reload_slot);
 			return;
 		}
 		master->reload_slot++; /* it waits for its re-fork: that will be a new one */
@@ -1121,9 +1145,7 @@ run_clock(struct master *master)
 	if (master->agent_slot.refork_at != 0 && master->agent_slot.refork_at <= master->now)
 		fork_agent_worker(master);
 	for (slot = 0; slot < master->options.workers; slot++)
-		if (master->slots[slot].refork_at != 0 &&
-		    master->slots[slot].refork_at <= master->now)
-			refork_due(master, slot);
+		refork_due(master, slot);
 	if (master->check_at != 0 && master->check_at <= master->now)
 		check(master);
 }
@@ -1362,7 +1384,7 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 static size_t
 prepare_all(struct master *master, bool starved)
 {
-	struct process *worker, *next;
+	struct process *worker;
 	size_t count = 1;
 
 	master->set[0].fd = master->wake;
@@ -1375,10 +1397,9 @@ prepare_all(struct master *master, bool starved)
 	flush(&master->agent);
 	prepare(master, &master->parent, starved, &count);
 	prepare(master, &master->agent, starved, &count);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
-		next = worker->next;
+	/* A replacement, too: it stands behind the one that is given up here. */
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		prepare(master, worker, starved, &count);
-	}
 	return count;
 }
 

@@ -325,6 +325,49 @@ Test(lifecycle, s02_cold_start_with_three_workers)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#2 APP#3");
 }
 
+static bool
+is_stopped(struct cluster *c, void *arg)
+{
+	char path[64], line[256] = "";
+	const char *name;
+	FILE *file;
+
+	(void)arg;
+	snprintf(path, sizeof path, "/proc/%ld/stat", (long)c->master);
+	file = fopen(path, "r");
+	cr_assert(file != NULL && fgets(line, sizeof line, file) != NULL);
+	fclose(file);
+	name = strrchr(line, ')');
+	return name != NULL && name[2] == 'T';
+}
+
+static int
+stop_the_master(struct messenger *app, void *arg)
+{
+	if (messenger_slot(app) == 0)
+		kill(getppid(), SIGSTOP);
+	return obey(app, arg);
+}
+
+/* As in egg, where the event `fork` comes in the next tick: no app is announced before
+ * the last one is forked. The first one stops the master as soon as it runs. */
+Test(lifecycle, s02_all_apps_are_forked_before_one_is_announced)
+{
+	enum { WORKERS = 16 };
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = stop_the_master, .workers = WORKERS});
+	pid_t pids[WORKERS + 4];
+	size_t started;
+
+	cluster_until(c, is_stopped, NULL, "the master is stopped");
+	started = cluster_count(c, 0, "[master] app_worker#");
+	cr_assert(started == 0 || cluster_processes(c, pids, WORKERS + 4) == WORKERS + 2,
+	          "%zu announced too soon", started);
+	kill(c->master, SIGCONT);
+	cluster_ready(c);
+	cluster_stop(c);
+}
+
 /* ---- 03: the death of a worker ------------------------------------------------- */
 
 /* Who died, how; who is left, in egg-pids and all in all; who comes for it. */
@@ -427,6 +470,24 @@ Test(lifecycle, s03b_disconnect_comes_before_exit)
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 12);
 	cr_assert_eq(cluster_count(c, 0, "died too fast"), 0);
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#14");
+}
+
+/* As in egg, where cfork forks in its listener of `disconnect`: the dead are counted
+ * later, however long they have been dead. */
+Test(lifecycle, s03b_a_replacement_comes_with_the_disconnect)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	size_t at, mark = cluster_mark(c);
+
+	kill(c->master, SIGSTOP);
+	cluster_until(c, is_stopped, NULL, "the master is stopped");
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait_death(c, "APP#2");
+	kill(c->master, SIGCONT);
+	at = cluster_wait(c, mark, "[master] app_worker#2:APP#2 disconnect");
+	at = cluster_wait(c, at, "[master] app_worker#3:APP#3 start");
+	cluster_wait(c, at, "[master] app_worker#2:APP#2 died (" KILLED ")");
+	expect_the_second_replaced(c, mark, KILLED);
 }
 
 static bool
