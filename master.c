@@ -97,7 +97,7 @@ struct master {
 	int refork_count;
 
 	int wake;
-	bool catches; /* its signals */
+	size_t caught; /* signals, the first of those above */
 	struct sigaction inherited[CAUGHT];
 	struct pollfd *set;
 	struct process **speakers; /* whose descriptor stands there in the set */
@@ -369,7 +369,6 @@ fork_process(struct master *master, struct process *process)
 		close(pair[1]);
 		return -1;
 	}
-	fflush(NULL); /* or the child would print it again */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &mask);
 	pid = fork();
@@ -1452,33 +1451,21 @@ loop(struct master *master)
 /* ---- start_cluster ------------------------------------------------------- */
 
 static void
-on_order(int number)
+on_caught(int number)
 {
-	got_signal = number;
-	wake_up();
-}
-
-static void
-on_sigchld(int number)
-{
-	(void)number;
-	got_sigchld = 1;
-	wake_up();
-}
-
-static void
-on_sigusr1(int number)
-{
-	(void)number;
-	got_sigusr1 = 1;
-	wake_up();
-}
-
-static void
-on_sigusr2(int number)
-{
-	(void)number;
-	got_sigusr2 = 1;
+	switch (number) {
+	case SIGCHLD:
+		got_sigchld = 1;
+		break;
+	case SIGUSR1:
+		got_sigusr1 = 1;
+		break;
+	case SIGUSR2:
+		got_sigusr2 = 1;
+		break;
+	default:
+		got_signal = number;
+	}
 	wake_up();
 }
 
@@ -1505,19 +1492,24 @@ parse_number(int *option, const char *name, int least, int most, int otherwise)
 	return 0;
 }
 
+static int
+processors(void)
+{
+	long count = 1;
+
+#ifdef _SC_NPROCESSORS_ONLN
+	count = sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+	return count < 1 ? 1 : count > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX : (int)count;
+}
+
 /* egg: lib/utils/options.js */
 static int
 parse_options(struct master *master, const struct options *given)
 {
 	struct options *options = &master->options;
-	int legacy = 0, processors = 1;
+	int legacy = 0;
 
-#ifdef _SC_NPROCESSORS_ONLN
-	processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
-	processors = processors < 1                    ? 1
-	             : processors > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX
-	                                               : processors;
-#endif
 	*options = *given;
 	if (options->name == NULL)
 		options->name = "egg";
@@ -1529,7 +1521,7 @@ parse_options(struct master *master, const struct options *given)
 		options->host = getenv("HOST");
 	if (options->host == NULL || options->host[0] == '\0')
 		options->host = "127.0.0.1";
-	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, processors) ||
+	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, 0) ||
 	    parse_number(&options->port, "PORT", 1, 65535, 7001) ||
 	    parse_number(&options->worker_start_timeout, NULL, 1, INT_MAX, 600000) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", 1, 3600000, 5000) ||
@@ -1538,6 +1530,8 @@ parse_options(struct master *master, const struct options *given)
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", 1, 3600000,
 	                 legacy))
 		return -1;
+	if (options->workers == 0)
+		options->workers = processors();
 	if (options->workers < 1 || options->workers > CLUTCH_WORKERS_MAX ||
 	    options->port > 65535 || options->worker_start_timeout < 1 ||
 	    options->app_close_timeout < 1 || options->agent_close_timeout < 1) {
@@ -1744,25 +1738,24 @@ open_parent(struct master *master)
 static int
 open_signals(struct master *master)
 {
+	struct sigaction action;
 	sigset_t set;
 	size_t i;
 
 	master->wake = wake_open();
 	if (master->wake == -1)
 		return -1;
-	for (i = 0; i < CAUGHT; i++)
-		if (sigaction(caught[i], NULL, &master->inherited[i]) == -1)
-			return -1;
-	master->catches = true;
 	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
-	if (catch_signal(SIGTERM, on_order) == -1 || catch_signal(SIGINT, on_order) == -1 ||
-	    catch_signal(SIGQUIT, on_order) == -1 || catch_signal(SIGCHLD, on_sigchld) == -1 ||
-	    catch_signal(SIGUSR1, on_sigusr1) == -1 || catch_signal(SIGUSR2, on_sigusr2) == -1 ||
-	    catch_signal(SIGPIPE, SIG_IGN) == -1)
-		return -1;
+	memset(&action, 0, sizeof action);
+	sigemptyset(&action.sa_mask);
 	sigemptyset(&set);
-	for (i = 0; i < CAUGHT; i++)
+	for (i = 0; i < CAUGHT; i++) {
+		action.sa_handler = caught[i] == SIGPIPE ? SIG_IGN : on_caught;
+		if (sigaction(caught[i], &action, &master->inherited[i]) == -1)
+			return -1;
 		sigaddset(&set, caught[i]);
+		master->caught = i + 1;
+	}
 	return sigprocmask(SIG_UNBLOCK, &set, NULL);
 }
 
@@ -1782,6 +1775,7 @@ start_cluster(const struct options *given)
 	master.messenger.emit = emit;
 	master.messenger.master = &master;
 	master.messenger.pid = getpid();
+	fflush(NULL); /* or each child would print it again */
 	if (parse_options(&master, given) == 0 &&
 	    (given->connection == NULL || open_listener(&master) == 0) &&
 	    open_pid_file(&master) == 0) {
@@ -1800,7 +1794,7 @@ start_cluster(const struct options *given)
 	remove_pid_file(&master);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
-	for (i = 0; i < CAUGHT && master.catches; i++)
+	for (i = 0; i < master.caught; i++)
 		sigaction(caught[i], &master.inherited[i], NULL);
 	return master.exit_code;
 }

@@ -1819,6 +1819,7 @@ run_bare(const struct options *options, const struct bare *bare, int end)
 	dup2(end, 2);
 	close(end);
 	close(bare->output);
+	printf("said before "); /* it waits in the buffer of stdio */
 	exit(start_cluster(options));
 }
 
@@ -1905,6 +1906,7 @@ expect_bare_end(struct bare *bare)
 	             bare->text);
 	cr_assert_eq(bare_count(bare, "beforeExit success"), 3, "%s", bare->text);
 	cr_assert_eq(bare_count(bare, ": 0"), 3, "%s", bare->text);
+	cr_assert_eq(bare_count(bare, "said before"), 1, "%s", bare->text);
 	cr_assert_eq(bare_count(bare, "is killed by signal"), 1, "%s", bare->text);
 	cr_assert_eq(bare_count(bare, "[master] exit with code:0"), 1, "%s", bare->text);
 }
