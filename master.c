@@ -73,6 +73,8 @@ struct master {
 	struct options options; /* every default filled in */
 	char options_json[160]; /* what egg-ready carries */
 	char address[80];       /* http://host:port, or empty */
+	char *pids;             /* room for egg-pids, with all of them */
+	size_t pids_size;
 	bool is_production;
 	struct worker_manager worker_manager;
 	struct master_messenger messenger;
@@ -131,14 +133,14 @@ tell(struct master *master, enum role to, pid_t receiver_pid, const char *action
 static void
 tell_agent_pids(struct master *master)
 {
-	static char json[16 + 12 * 2 * CLUTCH_WORKERS_MAX];
 	const struct process *worker;
+	char *json = master->pids;
 	size_t used = 1;
 
 	json[0] = '[';
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->state == STATE_LISTENING && used < sizeof json - 16)
-			used += (size_t)snprintf(json + used, sizeof json - used, "%s%ld",
+		if (worker->state == STATE_LISTENING)
+			used += (size_t)snprintf(json + used, master->pids_size - used, "%s%ld",
 			                         used > 1 ? "," : "", (long)worker->worker_id);
 	json[used++] = ']';
 	json[used] = '\0';
@@ -257,6 +259,7 @@ release(struct master *master, bool with_listener)
 		close(master->pid_file);
 	if (with_listener && master->listener != -1)
 		close(master->listener);
+	free(master->pids);
 	free(master->slots);
 	free(master->set);
 	free(master->speakers);
@@ -390,11 +393,31 @@ fork_process(struct master *master, struct process *process)
 	return 0;
 }
 
+/* Room for the pid of one more app worker. */
+static bool
+pids_reserve(struct master *master)
+{
+	const struct process *worker;
+	size_t size = sizeof "[]" + PID_SIZE;
+	char *pids;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		size += PID_SIZE;
+	if (size <= master->pids_size)
+		return true;
+	pids = realloc(master->pids, 2 * size);
+	if (pids == NULL)
+		return false;
+	master->pids = pids;
+	master->pids_size = 2 * size;
+	return true;
+}
+
 /* A place for an app worker that is not forked yet; NULL if memory is short. */
 static struct process *
 new_worker(struct master *master, int slot)
 {
-	struct process *worker = calloc(1, sizeof *worker);
+	struct process *worker = pids_reserve(master) ? calloc(1, sizeof *worker) : NULL;
 
 	if (worker == NULL)
 		return NULL;
@@ -1251,12 +1274,12 @@ put_table(const struct master *master, FILE *file)
 }
 
 /* What lies beside the pid file: PID_FILE.status, and the same while it is written. */
-static const char *
-status_path(const struct master *master, const char *end)
-{
-	static char path[PATH_MAX + 16];
+enum { STATUS_PATH_MAX = PATH_MAX + 16 };
 
-	snprintf(path, sizeof path, "%s.status%s", master->options.pid_file, end);
+static const char *
+status_path(char path[STATUS_PATH_MAX], const struct master *master, const char *end)
+{
+	snprintf(path, STATUS_PATH_MAX, "%s.status%s", master->options.pid_file, end);
 	return path;
 }
 
@@ -1276,28 +1299,27 @@ open_again(const char *path, int flags, mode_t mode)
 static void
 save_status(const struct master *master)
 {
-	char path[PATH_MAX + 16];
+	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
 	FILE *file = NULL;
 	int descriptor;
 	bool saved;
 
 	if (master->pid_file == -1)
 		return;
-	snprintf(path, sizeof path, "%s", status_path(master, ".new"));
-	unlink(path);
-	descriptor = open_again(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	unlink(status_path(new_path, master, ".new"));
+	descriptor = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
 	if (descriptor != -1)
 		file = fdopen(descriptor, "w");
 	saved = file != NULL;
 	if (saved) {
 		put_summary(master, file);
 		put_table(master, file);
-		saved = fclose(file) == 0 && rename(path, status_path(master, "")) == 0;
+		saved = fclose(file) == 0 && rename(new_path, status_path(path, master, "")) == 0;
 	} else if (descriptor != -1) {
 		close(descriptor);
 	}
 	if (!saved)
-		log_error("cannot write %s: %s", path, strerror(errno));
+		log_error("cannot write %s: %s", new_path, strerror(errno));
 }
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -1682,13 +1704,14 @@ open_pid_file(struct master *master)
 static void
 remove_pid_file(const struct master *master)
 {
+	char path[STATUS_PATH_MAX];
 	struct stat named;
 
 	if (master->pid_file == -1 || stat(master->options.pid_file, &named) == -1 ||
 	    named.st_ino != master->pid_file_status.st_ino ||
 	    named.st_dev != master->pid_file_status.st_dev)
 		return;
-	unlink(status_path(master, ""));
+	unlink(status_path(path, master, ""));
 	unlink(master->options.pid_file);
 }
 

@@ -35,7 +35,7 @@
 #define RUN_SHORT (64 * 1024)
 
 /* The first memory of a queue. */
-#define QUEUE_LEAST 1024
+#define QUEUE_LEAST 256
 
 /* A queue larger than this gives its memory back when it was empty for so many
  * turns: memory that is freed at each drain is paged in anew by each burst. */
