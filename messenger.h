@@ -616,7 +616,7 @@ void graceful_process_leave(struct messenger *messenger, const char *label, int 
 /*
  * messenger.c, for every loop: a signal handler, set with catch_signal, calls
  * wake_up, which makes the descriptor of wake_open (one for a process; -1 with
- * pipe(2)'s errno) readable until wake_drain. A forked child closes its
+ * socketpair(2)'s errno) readable until wake_drain. A forked child closes its
  * parent's with wake_close.
  */
 int catch_signal(int number, void (*handler)(int));

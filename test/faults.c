@@ -155,7 +155,6 @@ faults_find_sites(void)
 static const int kinds[CALL_COUNT][12] = {
 	[CALL_fork] = {EAGAIN, ENOMEM},
 	[CALL_socketpair] = {EMFILE, ENFILE, ENOMEM, ENOBUFS},
-	[CALL_pipe] = {EMFILE, ENFILE},
 	[CALL_poll] = {EINTR, EAGAIN, ENOMEM, FAULT_EARLY},
 	[CALL_read] = {EINTR, EAGAIN, FAULT_ONE_BYTE},
 	[CALL_write] = {EINTR, FAULT_ONE_BYTE, EAGAIN, EPIPE, ENOSPC, EIO, ENOBUFS},
@@ -352,7 +351,6 @@ is_called_by_core(const void *address)
 
 WRAP(int, -1, socketpair, (int domain, int type, int protocol, int *pair),
      (domain, type, protocol, pair))
-WRAP(int, -1, pipe, (int *pair), (pair))
 WRAP(void *, NULL, malloc, (size_t size), (size))
 WRAP(void *, NULL, calloc, (size_t count, size_t size), (count, size))
 WRAP(void *, NULL, realloc, (void *memory, size_t size), (memory, size))

@@ -19,7 +19,6 @@
 #define CALLS(X)                                                                                   \
 	X(fork)                                                                                    \
 	X(socketpair)                                                                              \
-	X(pipe)                                                                                    \
 	X(poll)                                                                                    \
 	X(read)                                                                                    \
 	X(write)                                                                                   \

@@ -1529,7 +1529,6 @@ lasting_fault(const struct site *site, int command)
 	case CALL_recvmsg:
 		return ENOBUFS;
 	case CALL_socketpair:
-	case CALL_pipe:
 	case CALL_accept:
 		return EMFILE;
 	case CALL_fcntl:
