@@ -51,16 +51,16 @@ graceful_process_start(struct messenger *messenger, const char *label, messenger
 {
 	int descriptor = wake_open();
 
-	catch_signal(SIGPIPE, SIG_IGN);
 	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
 	    (role != NULL && role(messenger, arg) != 0)) {
 		print_line(STDERR_FILENO, "[%s] start error, exiting with code:1", label);
 		return -1;
 	}
-	if (!messenger->ready_later && !messenger->ready)
+	if (messenger->ready_later || messenger->ready)
+		graceful_process(); /* until here SIGTERM kills, as it does in egg */
+	else
 		messenger_ready(messenger, 0);
-	graceful_process(); /* until here SIGTERM kills, as it does in egg */
 	return 0;
 }
 
@@ -68,7 +68,6 @@ void
 graceful_process(void)
 {
 	catch_signal(SIGTERM, on_sigterm);
-	catch_signal(SIGALRM, on_sigalrm);
 }
 
 bool
@@ -81,6 +80,7 @@ void
 graceful_process_leave(struct messenger *messenger, const char *label, int code, int timeout)
 {
 	exit_code = code;
+	catch_signal(SIGALRM, on_sigalrm);
 	alarm((unsigned)timeout / 1000 + 1);
 	if (messenger_run_closers(messenger) == 0)
 		print_line(STDOUT_FILENO, "[%s] beforeExit success", label);

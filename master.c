@@ -42,10 +42,12 @@
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
-#define FORK_RETRY 1000 /* fork failed: no process or memory left */
-#define KILL_RETRY 1000 /* kill failed */
-#define KILL_TIME 200   /* in which SIGKILL has ended a process */
-#define GROUP_CHECK 50  /* how soon a process group's end is noticed */
+#define FORK_RETRY 1000            /* fork failed: no process or memory left */
+#define KILL_RETRY 1000            /* kill failed */
+#define KILL_TIME 200              /* in which SIGKILL has ended a process */
+#define GROUP_CHECK 50             /* how soon a process group's end is noticed */
+#define INHERITED_MOST (64 * 1024) /* what a child keeps of the master's memory, in bytes */
+#define PID_SIZE 12                /* a pid in JSON, and its comma, in bytes */
 
 /* The signals that are the master's while it runs. */
 static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE};
@@ -71,6 +73,8 @@ struct master {
 	struct options options; /* every default filled in */
 	char options_json[160]; /* what egg-ready carries */
 	char address[80];       /* http://host:port, or empty */
+	char *pids;             /* room for egg-pids, with all of them */
+	size_t pids_size;
 	bool is_production;
 	struct worker_manager worker_manager;
 	struct master_messenger messenger;
@@ -95,7 +99,7 @@ struct master {
 	int refork_count;
 
 	int wake;
-	bool catches; /* its signals */
+	size_t caught; /* signals, the first of those above */
 	struct sigaction inherited[CAUGHT];
 	struct pollfd *set;
 	struct process **speakers; /* whose descriptor stands there in the set */
@@ -129,14 +133,14 @@ tell(struct master *master, enum role to, pid_t receiver_pid, const char *action
 static void
 tell_agent_pids(struct master *master)
 {
-	static char json[16 + 12 * 2 * CLUTCH_WORKERS_MAX];
 	const struct process *worker;
+	char *json = master->pids;
 	size_t used = 1;
 
 	json[0] = '[';
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->state == STATE_LISTENING && used < sizeof json - 16)
-			used += format_text(json + used, sizeof json - used, "%s%ld",
+		if (worker->state == STATE_LISTENING)
+			used += format_text(json + used, master->pids_size - used, "%s%ld",
 			                    used > 1 ? "," : "", (long)worker->worker_id);
 	json[used++] = ']';
 	json[used] = '\0';
@@ -240,7 +244,7 @@ check(struct master *master)
 
 /* ---- forking ------------------------------------------------------------- */
 
-/* Give back all that the master holds, in the master or in a forked child. */
+/* Give back all that the master holds. */
 static void
 release(struct master *master, bool with_listener)
 {
@@ -255,9 +259,45 @@ release(struct master *master, bool with_listener)
 		close(master->pid_file);
 	if (with_listener && master->listener != -1)
 		close(master->listener);
+	free(master->pids);
 	free(master->slots);
 	free(master->set);
 	free(master->speakers);
+}
+
+/* The memory that the master's processes and their channels take, in bytes. */
+static size_t
+memory_of_processes(const struct master *master)
+{
+	const struct process *worker;
+	size_t size =
+		channel_memory(&master->agent.channel) + channel_memory(&master->parent.channel);
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		size += sizeof *worker + channel_memory(&worker->channel);
+	return size;
+}
+
+/* In a forked child: close all that the master holds. Its memory is left alone, if it
+ * is not much: to free it is to write to it, and each page that the child writes to is
+ * copied first. The pid file stays open, for the child's lock. */
+static void
+abandon(struct master *master, bool with_listener)
+{
+	const struct process *worker;
+
+	if (memory_of_processes(master) > INHERITED_MOST) {
+		master->pid_file = -1;
+		release(master, with_listener);
+		return;
+	}
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		channel_abandon(&worker->channel);
+	channel_abandon(&master->agent.channel);
+	channel_abandon(&master->parent.channel);
+	messenger_disown();
+	if (with_listener && master->listener != -1)
+		close(master->listener);
 }
 
 /* Lock one byte of the pid file: the master the first one, a child that of its own
@@ -275,38 +315,45 @@ lock_byte(int descriptor, off_t byte)
 	return result;
 }
 
+/* No handler of the master's in a child. SIGPIPE stays ignored. */
+static void
+reset_signals(const sigset_t *mask)
+{
+	size_t i;
+
+	for (i = 0; i < CAUGHT; i++)
+		if (caught[i] != SIGPIPE)
+			catch_signal(caught[i], SIG_DFL);
+	sigprocmask(SIG_SETMASK, mask, NULL);
+}
+
 /* The child's first steps: nothing of the master's stays but its options. */
 static void
 become(struct master *master, const struct process *process, int descriptor, const sigset_t *mask)
 {
 	enum role role = process->role;
 	int slot = process->slot;
-	struct messenger *messenger;
+	struct messenger messenger;
 	char number[16];
-	size_t i;
 
 	setpgid(0, 0);
-	for (i = 0; i < CAUGHT; i++)
-		catch_signal(caught[i], SIG_DFL);
-	sigprocmask(SIG_SETMASK, mask, NULL);
+	reset_signals(mask);
 	if (master->pid_file != -1)
 		lock_byte(master->pid_file, getpid());
-	master->pid_file = -1; /* it stays open, for its lock */
 	unsetenv("NOTIFY_SOCKET");
-	release(master, role == ROLE_AGENT);
-	messenger = messenger_open(descriptor, role);
-	if (messenger == NULL) {
+	abandon(master, role == ROLE_AGENT);
+	if (messenger_init(&messenger, descriptor, role) == -1) {
 		print_line(STDERR_FILENO, "[%s] start error: %s", role_name(role), strerror(errno));
 		exit(1);
 	}
 	if (role == ROLE_AGENT)
-		agent_worker(messenger, &master->options);
-	messenger->slot = slot;
+		agent_worker(&messenger, &master->options);
+	messenger.slot = slot;
 	format_text(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
 	format_text(number, sizeof number, "%d", master->options.workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
-	app_worker(messenger, &master->options, master->listener, master->options_json);
+	app_worker(&messenger, &master->options, master->listener, master->options_json);
 }
 
 /* Fork a child over a channel of its own. In its own process group, so that
@@ -325,7 +372,6 @@ fork_process(struct master *master, struct process *process)
 		close(pair[1]);
 		return -1;
 	}
-	fflush(NULL); /* or the child would print it again */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &mask);
 	pid = fork();
@@ -347,11 +393,31 @@ fork_process(struct master *master, struct process *process)
 	return 0;
 }
 
+/* Room for the pid of one more app worker. */
+static bool
+pids_reserve(struct master *master)
+{
+	const struct process *worker;
+	size_t size = sizeof "[]" + PID_SIZE;
+	char *pids;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		size += PID_SIZE;
+	if (size <= master->pids_size)
+		return true;
+	pids = realloc(master->pids, 2 * size);
+	if (pids == NULL)
+		return false;
+	master->pids = pids;
+	master->pids_size = 2 * size;
+	return true;
+}
+
 /* A place for an app worker that is not forked yet; NULL if memory is short. */
 static struct process *
 new_worker(struct master *master, int slot)
 {
-	struct process *worker = calloc(1, sizeof *worker);
+	struct process *worker = pids_reserve(master) ? calloc(1, sizeof *worker) : NULL;
 
 	if (worker == NULL)
 		return NULL;
@@ -363,7 +429,17 @@ new_worker(struct master *master, int slot)
 	return worker;
 }
 
+/* egg: cluster.on('fork') */
 static void
+on_fork(struct master *master, struct process *worker)
+{
+	worker->id = ++master->app_id;
+	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
+	tell_app_pids(master, worker->worker_id); /* D7 */
+}
+
+/* Returns who holds the slot now, for on_fork; NULL: it is tried again later. */
+static struct process *
 fork_app_worker(struct master *master, int slot)
 {
 	struct process *worker = master->worker_manager.workers;
@@ -376,12 +452,19 @@ fork_app_worker(struct master *master, int slot)
 		log_error("cannot fork app_worker %d: %s, next try in %dms", slot + 1,
 		          strerror(errno), FORK_RETRY);
 		master->slots[slot].refork_at = master->now + FORK_RETRY;
-		return;
+		return NULL;
 	}
-	worker->id = ++master->app_id;
 	master->slots[slot].refork_at = 0;
-	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
-	tell_app_pids(master, worker->worker_id); /* D7 */
+	return worker;
+}
+
+static void
+fork_again(struct master *master, int slot)
+{
+	struct process *worker = fork_app_worker(master, slot);
+
+	if (worker != NULL)
+		on_fork(master, worker);
 }
 
 /* cfork's allow(): when may the next re-fork be? D13: later, not never. */
@@ -407,6 +490,26 @@ wait_for_window(struct master *master, int number)
 	          (long long)(slot->refork_at - master->now));
 }
 
+/* Fork for a slot if its time has come. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+
+	if (slot->refork_at == 0 || slot->refork_at > master->now)
+		return;
+	wait_for_window(master, number); /* others have been there meanwhile */
+	if (slot->refork_at > master->now)
+		return;
+	if (master->refork_count == REFORK_LIMIT)
+		memmove(master->reforks, master->reforks + 1,
+		        (size_t)--master->refork_count * sizeof master->reforks[0]);
+	master->reforks[master->refork_count++] = master->now;
+	slot->reforks++;
+	slot->refork_at = 0;
+	fork_again(master, number);
+}
+
 /* cfork's re-fork of a slot that nobody holds: now if it may be. */
 static void
 refork(struct master *master, int number)
@@ -423,24 +526,7 @@ refork(struct master *master, int number)
 		                                             : BACKOFF_DOUBLINGS);
 	slot->refork_at = at;
 	wait_for_window(master, number);
-}
-
-/* The slot's time has come. */
-static void
-refork_due(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-
-	wait_for_window(master, number); /* others have been there meanwhile */
-	if (slot->refork_at > master->now)
-		return;
-	if (master->refork_count == REFORK_LIMIT)
-		memmove(master->reforks, master->reforks + 1,
-		        (size_t)--master->refork_count * sizeof master->reforks[0]);
-	master->reforks[master->refork_count++] = master->now;
-	slot->reforks++;
-	slot->refork_at = 0;
-	fork_app_worker(master, number);
+	refork_due(master, number);
 }
 
 /* ---- egg-cluster/lib/master.js ------------------------------------------- */
@@ -465,11 +551,15 @@ fork_agent_worker(struct master *master)
 static void
 fork_app_workers(struct master *master)
 {
+	struct process *worker;
 	int slot;
 
 	master->app_start_time = master->now;
 	for (slot = 0; slot < master->options.workers; slot++)
 		fork_app_worker(master, slot);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->state == STATE_ONLINE)
+			on_fork(master, worker);
 }
 
 static int
@@ -643,7 +733,7 @@ reload_next(struct master *master)
 {
 	while (master->reload_slot < master->options.workers) {
 		if (get_slot_worker(master, master->reload_slot, 0) != NULL) {
-			fork_app_worker(master, master->reload_slot);
+			fork_again(master, master->reload_slot);
 			return;
 		}
 		master->reload_slot++; /* it waits for its re-fork: that will be a new one */
@@ -1078,9 +1168,7 @@ run_clock(struct master *master)
 	if (master->agent_slot.refork_at != 0 && master->agent_slot.refork_at <= master->now)
 		fork_agent_worker(master);
 	for (slot = 0; slot < master->options.workers; slot++)
-		if (master->slots[slot].refork_at != 0 &&
-		    master->slots[slot].refork_at <= master->now)
-			refork_due(master, slot);
+		refork_due(master, slot);
 	if (master->check_at != 0 && master->check_at <= master->now)
 		check(master);
 }
@@ -1214,12 +1302,12 @@ put_table(const struct master *master, struct sheet *sheet)
 }
 
 /* What lies beside the pid file: PID_FILE.status, and the same while it is written. */
-static const char *
-status_path(const struct master *master, const char *end)
-{
-	static char path[PATH_MAX + 16];
+enum { STATUS_PATH_MAX = PATH_MAX + 16 };
 
-	format_text(path, sizeof path, "%s.status%s", master->options.pid_file, end);
+static const char *
+status_path(char path[STATUS_PATH_MAX], const struct master *master, const char *end)
+{
+	format_text(path, STATUS_PATH_MAX, "%s.status%s", master->options.pid_file, end);
 	return path;
 }
 
@@ -1253,19 +1341,18 @@ fill_status(const struct master *master, int file)
 static void
 save_status(const struct master *master)
 {
-	char path[PATH_MAX + 16];
+	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
 	int file;
 
 	if (master->pid_file == -1)
 		return;
-	format_text(path, sizeof path, "%s", status_path(master, ".new"));
-	unlink(path);
-	file = open_again(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	unlink(status_path(new_path, master, ".new"));
+	file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
 	if (file != -1 && fill_status(master, file) == 0 &&
-	    rename(path, status_path(master, "")) == 0)
+	    rename(new_path, status_path(path, master, "")) == 0)
 		return;
-	log_error("cannot write %s: %s", path, strerror(errno));
-	unlink(path);
+	log_error("cannot write %s: %s", new_path, strerror(errno));
+	unlink(new_path);
 }
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -1351,7 +1438,7 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 static size_t
 prepare_all(struct master *master, bool starved)
 {
-	struct process *worker, *next;
+	struct process *worker;
 	size_t count = 1;
 
 	master->set[0].fd = master->wake;
@@ -1364,10 +1451,9 @@ prepare_all(struct master *master, bool starved)
 	flush(&master->agent);
 	prepare(master, &master->parent, starved, &count);
 	prepare(master, &master->agent, starved, &count);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
-		next = worker->next;
+	/* A replacement, too: it stands behind the one that is given up here. */
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		prepare(master, worker, starved, &count);
-	}
 	return count;
 }
 
@@ -1420,33 +1506,21 @@ loop(struct master *master)
 /* ---- start_cluster ------------------------------------------------------- */
 
 static void
-on_order(int number)
+on_caught(int number)
 {
-	got_signal = number;
-	wake_up();
-}
-
-static void
-on_sigchld(int number)
-{
-	(void)number;
-	got_sigchld = 1;
-	wake_up();
-}
-
-static void
-on_sigusr1(int number)
-{
-	(void)number;
-	got_sigusr1 = 1;
-	wake_up();
-}
-
-static void
-on_sigusr2(int number)
-{
-	(void)number;
-	got_sigusr2 = 1;
+	switch (number) {
+	case SIGCHLD:
+		got_sigchld = 1;
+		break;
+	case SIGUSR1:
+		got_sigusr1 = 1;
+		break;
+	case SIGUSR2:
+		got_sigusr2 = 1;
+		break;
+	default:
+		got_signal = number;
+	}
 	wake_up();
 }
 
@@ -1474,19 +1548,24 @@ parse_number(int *option, const char *name, int least, int most, int otherwise)
 	return 0;
 }
 
+static int
+processors(void)
+{
+	long count = 1;
+
+#ifdef _SC_NPROCESSORS_ONLN
+	count = sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+	return count < 1 ? 1 : count > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX : (int)count;
+}
+
 /* egg: lib/utils/options.js */
 static int
 parse_options(struct master *master, const struct options *given)
 {
 	struct options *options = &master->options;
-	int legacy = 0, processors = 1;
+	int legacy = 0;
 
-#ifdef _SC_NPROCESSORS_ONLN
-	processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
-	processors = processors < 1                    ? 1
-	             : processors > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX
-	                                               : processors;
-#endif
 	*options = *given;
 	if (options->name == NULL)
 		options->name = "egg";
@@ -1498,7 +1577,7 @@ parse_options(struct master *master, const struct options *given)
 		options->host = getenv("HOST");
 	if (options->host == NULL || options->host[0] == '\0')
 		options->host = "127.0.0.1";
-	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, processors) ||
+	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, 0) ||
 	    parse_number(&options->port, "PORT", 1, 65535, 7001) ||
 	    parse_number(&options->worker_start_timeout, NULL, 1, INT_MAX, 600000) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", 1, 3600000, 5000) ||
@@ -1507,6 +1586,8 @@ parse_options(struct master *master, const struct options *given)
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", 1, 3600000,
 	                 legacy))
 		return -1;
+	if (options->workers == 0)
+		options->workers = processors();
 	if (options->workers < 1 || options->workers > CLUTCH_WORKERS_MAX ||
 	    options->port > 65535 || options->worker_start_timeout < 1 ||
 	    options->app_close_timeout < 1 || options->agent_close_timeout < 1) {
@@ -1647,13 +1728,14 @@ open_pid_file(struct master *master)
 static void
 remove_pid_file(const struct master *master)
 {
+	char path[STATUS_PATH_MAX];
 	struct stat named;
 
 	if (master->pid_file == -1 || stat(master->options.pid_file, &named) == -1 ||
 	    named.st_ino != master->pid_file_status.st_ino ||
 	    named.st_dev != master->pid_file_status.st_dev)
 		return;
-	unlink(status_path(master, ""));
+	unlink(status_path(path, master, ""));
 	unlink(master->options.pid_file);
 }
 
@@ -1669,6 +1751,15 @@ compose_options_json(struct master *master)
 	else
 		format_text(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
 		            options->workers);
+}
+
+/* Let the environment grow once, here, while the agent starts, and not in each app: that
+ * would ask for memory there, and take a fifth of its start. */
+static void
+grow_environment(void)
+{
+	setenv("CFORK_WORKER", "", 1);
+	unsetenv("CFORK_WORKER");
 }
 
 /* The places of agent and apps: what is sent to them waits there (D23, D24). */
@@ -1703,25 +1794,24 @@ open_parent(struct master *master)
 static int
 open_signals(struct master *master)
 {
+	struct sigaction action;
 	sigset_t set;
 	size_t i;
 
 	master->wake = wake_open();
 	if (master->wake == -1)
 		return -1;
-	for (i = 0; i < CAUGHT; i++)
-		if (sigaction(caught[i], NULL, &master->inherited[i]) == -1)
-			return -1;
-	master->catches = true;
 	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
-	if (catch_signal(SIGTERM, on_order) == -1 || catch_signal(SIGINT, on_order) == -1 ||
-	    catch_signal(SIGQUIT, on_order) == -1 || catch_signal(SIGCHLD, on_sigchld) == -1 ||
-	    catch_signal(SIGUSR1, on_sigusr1) == -1 || catch_signal(SIGUSR2, on_sigusr2) == -1 ||
-	    catch_signal(SIGPIPE, SIG_IGN) == -1)
-		return -1;
+	memset(&action, 0, sizeof action);
+	sigemptyset(&action.sa_mask);
 	sigemptyset(&set);
-	for (i = 0; i < CAUGHT; i++)
+	for (i = 0; i < CAUGHT; i++) {
+		action.sa_handler = caught[i] == SIGPIPE ? SIG_IGN : on_caught;
+		if (sigaction(caught[i], &action, &master->inherited[i]) == -1)
+			return -1;
 		sigaddset(&set, caught[i]);
+		master->caught = i + 1;
+	}
 	return sigprocmask(SIG_UNBLOCK, &set, NULL);
 }
 
@@ -1741,6 +1831,7 @@ start_cluster(const struct options *given)
 	master.messenger.emit = emit;
 	master.messenger.master = &master;
 	master.messenger.pid = getpid();
+	fflush(NULL); /* or each child would print it again */
 	if (parse_options(&master, given) == 0 &&
 	    (given->connection == NULL || open_listener(&master) == 0) &&
 	    open_pid_file(&master) == 0) {
@@ -1751,6 +1842,7 @@ start_cluster(const struct options *given)
 		} else {
 			master.exit_code = 0;
 			fork_agent_worker(&master);
+			grow_environment();
 			loop(&master);
 			print_line(master.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
 			           "[master] exit with code:%d", master.exit_code);
@@ -1759,7 +1851,7 @@ start_cluster(const struct options *given)
 	remove_pid_file(&master);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
-	for (i = 0; i < CAUGHT && master.catches; i++)
+	for (i = 0; i < master.caught; i++)
 		sigaction(caught[i], &master.inherited[i], NULL);
 	return master.exit_code;
 }

@@ -316,13 +316,10 @@ struct closer {
 static struct messenger *messengers;
 static struct messenger *own;
 
-struct messenger *
-messenger_open(int descriptor, enum role role)
+int
+messenger_init(struct messenger *messenger, int descriptor, enum role role)
 {
-	struct messenger *messenger = calloc(1, sizeof *messenger);
-
-	if (messenger == NULL)
-		return NULL;
+	memset(messenger, 0, sizeof *messenger);
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
 	messenger->role = role;
 	messenger->pid = getpid();
@@ -330,18 +327,30 @@ messenger_open(int descriptor, enum role role)
 	messenger->flush_at = CHANNEL_FLUSH_SIZE;
 	messenger->turn = 1;
 	messenger->accepted = -1;
-	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uint64_t)clock_now();
+	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uintptr_t)messenger;
 	messenger->watch_size = 8;
 	messenger->watches = calloc(messenger->watch_size, sizeof *messenger->watches);
 	messenger->set = calloc(messenger->watch_size + 1, sizeof *messenger->set);
 	if (messenger->watches == NULL || messenger->set == NULL ||
 	    channel_attach(&messenger->channel, descriptor) == -1) {
-		messenger_free(messenger);
-		return NULL;
+		free(messenger->watches);
+		free(messenger->set);
+		return -1;
 	}
 	messenger->next = messengers;
 	messengers = messenger;
-	return messenger;
+	return 0;
+}
+
+struct messenger *
+messenger_open(int descriptor, enum role role)
+{
+	struct messenger *messenger = malloc(sizeof *messenger);
+
+	if (messenger != NULL && messenger_init(messenger, descriptor, role) == 0)
+		return messenger;
+	free(messenger);
+	return NULL;
 }
 
 void
@@ -754,7 +763,7 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
 	const char *comma;
-	int64_t deadline = clock_now() + STARVED_TIMEOUT;
+	int64_t deadline = 0;
 	size_t most = 1;
 	pid_t *grown;
 	int pid;
@@ -766,6 +775,8 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 		if (grown != NULL) {
 			messenger->opids = grown;
 			messenger->opid_size = most;
+		} else if (deadline == 0) {
+			deadline = clock_now() + STARVED_TIMEOUT;
 		} else if (clock_now() > deadline) {
 			break;
 		} else {
@@ -1309,10 +1320,10 @@ messenger_disown(void)
 {
 	struct messenger *messenger;
 
-	for (messenger = messengers; messenger != NULL; messenger = messenger->next)
-		channel_close(&messenger->channel);
 	own = NULL;
 	in_listener = false;
+	for (messenger = messengers; messenger != NULL; messenger = messenger->next)
+		channel_close(&messenger->channel);
 	channel_disown();
 	wake_close();
 }

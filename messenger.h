@@ -479,8 +479,12 @@ bool channel_starved(void);
  */
 size_t channel_follow(struct channel *channel);
 
-/* In a forked child: what its parent has read, and not heard, is the parent's. */
+/* In a forked child. disown: what its parent has read, and not heard, is the parent's.
+ * abandon: close a channel of the parent's without a write to its memory, of which it
+ * keeps so many bytes: channel_memory. */
 void channel_disown(void);
+void channel_abandon(const struct channel *channel);
+size_t channel_memory(const struct channel *channel);
 
 /* The last resort: wait up to `timeout` for the socket to take what is queued. */
 enum peer channel_drain(struct channel *channel, int timeout);
@@ -607,7 +611,10 @@ struct messenger {
 	size_t connections; /* accepted, and watched */
 };
 
-/* Free a messenger at once, with all that waits. errno stays. */
+/* messenger_open in memory of the caller's, which is not to be freed: -1 with the
+ * same errno. Free a messenger of messenger_open at once, with all that waits;
+ * errno stays. */
+int messenger_init(struct messenger *messenger, int descriptor, enum role role);
 void messenger_free(struct messenger *messenger);
 
 /* Call the callbacks of messenger_before_close, each once. Returns how many

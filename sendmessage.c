@@ -37,7 +37,7 @@
 #define RUN_SHORT CHANNEL_FLUSH_SIZE
 
 /* The first memory of a queue. */
-#define QUEUE_LEAST 1024
+#define QUEUE_LEAST 256
 
 /* A queue larger than this gives its memory back when it was empty for so many
  * turns: memory that is freed at each drain is paged in anew by each burst. */
@@ -60,11 +60,11 @@ typedef char pid_fits_its_field[sizeof(pid_t) <= sizeof(uint32_t) ? 1 : -1];
 static struct {
 	size_t next, end; /* what the reader has not taken yet */
 	struct channel *reader;
-	unsigned char *taken;     /* the frame that was taken last, if it was not copied */
-	unsigned char claimed[2]; /* its from and to, as they came */
-	unsigned char *spent;                   /* a torn frame that was completed and taken */
-	struct channel *borrowers;              /* whose runs point into bytes or spent */
-	bool starved;                           /* memory was short a moment ago */
+	unsigned char *taken;      /* the frame that was taken last, if it was not copied */
+	unsigned char claimed[2];  /* its from and to, as they came */
+	unsigned char *spent;      /* a torn frame that was completed and taken */
+	struct channel *borrowers; /* whose runs point into bytes or spent */
+	bool starved;              /* memory was short a moment ago */
 	unsigned char bytes[CHANNEL_READ_SIZE]; /* last: a short read touches one page */
 } buffer;
 
@@ -276,6 +276,26 @@ channel_close(struct channel *channel)
 	if (channel->descriptor != -1)
 		close(channel->descriptor);
 	channel->descriptor = -1;
+}
+
+size_t
+channel_memory(const struct channel *channel)
+{
+	return channel->queue_size + (channel->torn != NULL ? channel->torn_size : 0);
+}
+
+void
+channel_abandon(const struct channel *channel)
+{
+	int i;
+
+	for (i = 0; i < channel->waiting_count; i++)
+		close(channel->waiting[i].descriptor);
+	for (i = 0; i < channel->arrived_count; i++)
+		if (channel->arrived[i] >= 0)
+			close(channel->arrived[i]);
+	if (channel->descriptor != -1)
+		close(channel->descriptor);
 }
 
 /* ---- writing ------------------------------------------------------------- */

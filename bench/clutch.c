@@ -32,7 +32,7 @@ enum {
 	HEAD = 16,       /* that much all messages have */
 	TEXTS = 10,
 	LARGE = 4096,
-	FULL_CHECK = 64  /* each 64th message is checked to its last byte */
+	FULL_CHECK = 64 /* each 64th message is checked to its last byte */
 };
 
 /* Messages are numbered per stream: to all apps, or to a single process. */
@@ -130,8 +130,8 @@ on_message(struct messenger *messenger, const struct message *message, void *arg
 	stream = &heard[message->data[1] == 'a' ? STREAM_ALL : STREAM_DIRECT];
 	if (memcmp(message->data, stream->text, HEAD) != 0 || message->data[bytes - 1] != '"' ||
 	    (stream->count % FULL_CHECK == 0 && memcmp(message->data, stream->text, bytes) != 0))
-		fail("instead of message %.*s came %.*s", DIGITS_END, stream->text,
-		     DIGITS_END, message->data);
+		fail("instead of message %.*s came %.*s", DIGITS_END, stream->text, DIGITS_END,
+		     message->data);
 	stream_advance(stream);
 	return 0;
 }
@@ -200,7 +200,7 @@ role(struct messenger *messenger, void *arg)
 		return -1;
 	if (messenger_role(messenger) == ROLE_APP)
 		report(messenger, "slot", messenger_slot(messenger),
-		            (double)messenger_pid(messenger));
+		       (double)messenger_pid(messenger));
 	if (!speaks)
 		return 0;
 	if (messenger_ready(messenger, 0) == -1)
@@ -330,7 +330,7 @@ ping(struct messenger *app)
 		sent = now;
 	} while (count < LATENCIES_MAX && now - start < work->trial->duration);
 	report(app, "latency", percentile(latencies, count, 0.50),
-	            percentile(latencies, count, 0.99));
+	       percentile(latencies, count, 0.99));
 }
 
 static void

@@ -35,6 +35,18 @@ TestSuite(lifecycle, .timeout = 120);
 /* What a newcomer hears. egg: only egg-ready; the pids are D7. */
 #define NEWCOMER "egg-pids [AGENT#1] -> egg-ready <options>"
 
+/* A sanitizer's allocator keeps what is freed: its memory says nothing. */
+#if defined(__SANITIZE_ADDRESS__)
+#define MEMORY_COUNTS false
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MEMORY_COUNTS false
+#endif
+#endif
+#ifndef MEMORY_COUNTS
+#define MEMORY_COUNTS true
+#endif
+
 /* An answer that a test wants to be slow takes this long. */
 #define SLOW 300
 
@@ -313,6 +325,49 @@ Test(lifecycle, s02_cold_start_with_three_workers)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#2 APP#3");
 }
 
+static bool
+is_stopped(struct cluster *c, void *arg)
+{
+	char path[64], line[256] = "";
+	const char *name;
+	FILE *file;
+
+	(void)arg;
+	snprintf(path, sizeof path, "/proc/%ld/stat", (long)c->master);
+	file = fopen(path, "r");
+	cr_assert(file != NULL && fgets(line, sizeof line, file) != NULL);
+	fclose(file);
+	name = strrchr(line, ')');
+	return name != NULL && name[2] == 'T';
+}
+
+static int
+stop_the_master(struct messenger *app, void *arg)
+{
+	if (messenger_slot(app) == 0)
+		kill(getppid(), SIGSTOP);
+	return obey(app, arg);
+}
+
+/* As in egg, where the event `fork` comes in the next tick: no app is announced before
+ * the last one is forked. The first one stops the master as soon as it runs. */
+Test(lifecycle, s02_all_apps_are_forked_before_one_is_announced)
+{
+	enum { WORKERS = 16 };
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = stop_the_master, .workers = WORKERS});
+	pid_t pids[WORKERS + 4];
+	size_t started;
+
+	cluster_until(c, is_stopped, NULL, "the master is stopped");
+	started = cluster_count(c, 0, "[master] app_worker#");
+	cr_assert(started == 0 || cluster_processes(c, pids, WORKERS + 4) == WORKERS + 2,
+	          "%zu announced too soon", started);
+	kill(c->master, SIGCONT);
+	cluster_ready(c);
+	cluster_stop(c);
+}
+
 /* ---- 03: the death of a worker ------------------------------------------------- */
 
 /* Who died, how; who is left, in egg-pids and all in all; who comes for it. */
@@ -415,6 +470,81 @@ Test(lifecycle, s03b_disconnect_comes_before_exit)
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 12);
 	cr_assert_eq(cluster_count(c, 0, "died too fast"), 0);
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#14");
+}
+
+/* As in egg, where cfork forks in its listener of `disconnect`: the dead are counted
+ * later, however long they have been dead. */
+Test(lifecycle, s03b_a_replacement_comes_with_the_disconnect)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	size_t at, mark = cluster_mark(c);
+
+	kill(c->master, SIGSTOP);
+	cluster_until(c, is_stopped, NULL, "the master is stopped");
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait_death(c, "APP#2");
+	kill(c->master, SIGCONT);
+	at = cluster_wait(c, mark, "[master] app_worker#2:APP#2 disconnect");
+	at = cluster_wait(c, at, "[master] app_worker#3:APP#3 start");
+	cluster_wait(c, at, "[master] app_worker#2:APP#2 died (" KILLED ")");
+	expect_the_second_replaced(c, mark, KILLED);
+}
+
+static bool
+is_master_large(struct cluster *c, void *arg)
+{
+	const long *least = arg;
+
+	return process_memory(c->master) > *least;
+}
+
+/* The master's memory is not the replacement's: 1 MiB waits there for the agent. */
+Test(lifecycle, s03b_a_replacement_has_nothing_of_what_waits_in_the_master)
+{
+	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
+	static char data[256 * 1024];
+	long before = process_memory(cluster_pid(c, "APP#2"));
+	long large = process_memory(c->master) + 1024;
+	size_t mark = cluster_mark(c);
+	int i;
+
+	memset(data, ' ', sizeof data - 1);
+	cluster_signal(c, "AGENT#1", SIGSTOP);
+	for (i = 0; i < 8; i++)
+		cr_assert_eq(messenger_send_to_agent(c->parent, "test-nothing", data), 0);
+	cluster_until(c, is_master_large, &large, "1 MiB waits in the master");
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait(c, mark, "app_worker#3:APP#3 started");
+	cr_expect(!MEMORY_COUNTS || process_memory(cluster_pid(c, "APP#3")) < before + 1024,
+	          "%ld KiB, and before %ld", process_memory(cluster_pid(c, "APP#3")), before);
+	cluster_signal(c, "AGENT#1", SIGCONT);
+	settle(c, "AGENT#1 APP#1 APP#3");
+	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
+}
+
+static void
+on_alarm(int number)
+{
+	(void)number;
+	print_line(STDOUT_FILENO, "alarmed");
+}
+
+static int
+obey_and_set_alarm(struct messenger *app, void *arg)
+{
+	signal(SIGALRM, on_alarm);
+	return obey(app, arg);
+}
+
+/* It is clutch's only when the process leaves. */
+Test(lifecycle, a_worker_s_alarm_is_its_own)
+{
+	struct cluster *c = start((struct options){.app = obey_and_set_alarm}, "AGENT#1 APP#1");
+
+	cluster_signal(c, "APP#1", SIGALRM);
+	cluster_wait(c, 0, "alarmed");
+	settle(c, "AGENT#1 APP#1");
+	stop_all(c, "MASTER AGENT#1 APP#1");
 }
 
 Test(lifecycle, s03c_sigterm_to_a_worker_from_outside)

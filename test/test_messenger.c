@@ -3126,8 +3126,8 @@ Test(closing, nothing_is_left_in_the_heap)
 	int i;
 
 	close_both();
-	for (i = 0; i < 60; i++) {
-		if (i == 30) /* by now malloc has set aside what it likes to */
+	for (i = 0; i < 330; i++) {
+		if (i == 300) /* by now malloc has set aside what it likes to */
 			before = bytes_allocated();
 		open_as(ROLE_PARENT);
 		use_everything();

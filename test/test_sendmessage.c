@@ -1992,6 +1992,41 @@ Test(handles, do_not_leak_when_their_frame_stays_torn)
 	close(ends[1]);
 }
 
+/* One waits, and one has arrived, in a process that forks. The child has none of them,
+ * and has written nothing: there the channel is as it was. */
+Test(handles, of_an_abandoned_channel_are_closed_in_the_child_alone)
+{
+	const char torn[] = "\0\0\0\x12\4\3\3\6";
+	struct channel channel, copy;
+	struct message message;
+	int ends[2], before = open_descriptors(), far = open_channel(&channel, 0), status,
+		     inherited;
+	pid_t pid;
+
+	cr_assert(pipe(ends) == 0);
+	raw_write_handles(far, torn, sizeof torn - 1, &ends[0], 1);
+	cr_assert(channel_read(&channel) == PEER_ALIVE);
+	cr_assert(channel_next(&channel, &message) == 0);
+	send_handle(&channel, "waits", ends[1]);
+	memcpy(&copy, &channel, sizeof copy);
+	pid = fork();
+	cr_assert(pid != -1);
+	if (pid == 0) {
+		inherited = open_descriptors();
+		channel_abandon(&channel);
+		if (open_descriptors() != inherited - 3)
+			_exit(1);
+		_exit(memcmp(&copy, &channel, sizeof copy) == 0 ? 0 : 2);
+	}
+	cr_assert(waitpid(pid, &status, 0) == pid && status == 0, "status %#x", (unsigned)status);
+	cr_assert(channel_flush(&channel) == PEER_ALIVE && channel_pending(&channel) == 0);
+	channel_close(&channel);
+	close(far);
+	close(ends[0]);
+	close(ends[1]);
+	cr_assert(open_descriptors() == before);
+}
+
 Test(handles, that_wait_are_limited_where_the_queue_is)
 {
 	struct message message = text("h", NULL), plain = text("p", NULL);
@@ -2446,8 +2481,8 @@ Test(forwarding, runs_of_every_kind_keep_their_order)
 	relay_open(&relay, 2, true);
 	for (round = 0; round < 40; round++)
 		for (i = 0; i < 6; i++)
-			relay_say_sized(&relay, 1 + (round + i) % 3, i % 2 == 0 ? 5 : CHANNEL_FLUSH_SIZE - 44 + round,
-			                1);
+			relay_say_sized(&relay, 1 + (round + i) % 3,
+			                i % 2 == 0 ? 5 : CHANNEL_FLUSH_SIZE - 44 + round, 1);
 	relay_run(&relay);
 	relay_assert(&relay);
 	relay_close(&relay);
@@ -3314,6 +3349,35 @@ Test(memory, of_large_frames_is_freed)
 	channel_close(&far);
 }
 #endif
+
+/* The memory of a channel is that of its queue and of its torn frame. */
+Test(memory, is_what_the_queue_and_a_torn_frame_take)
+{
+	enum { LARGE = 100000, PART = 50000 };
+	struct message message = sized("large", LARGE, 1), none;
+	struct bytes stream = {.at = NULL};
+	struct channel channel;
+	int far = open_channel(&channel, 0);
+
+	put_frame(&stream, &message);
+	cr_assert(channel_memory(&channel) == 0);
+	raw_write(far, stream.at, PART);
+	cr_assert(channel_read(&channel) == PEER_ALIVE);
+	cr_assert(channel_next(&channel, &none) == 0);
+	cr_assert(!channel_starved());
+	cr_assert(channel_memory(&channel) == stream.length);
+	cr_assert(sendmessage(&channel, &message) == 0);
+	cr_assert(channel_memory(&channel) >= 2 * stream.length);
+	raw_write(far, stream.at + PART, stream.length - PART);
+	cr_assert(channel_read(&channel) == PEER_ALIVE);
+	cr_assert(channel_next(&channel, &none) == 1);
+	cr_assert(channel_memory(&channel) < 2 * stream.length, "it was taken");
+	channel_close(&channel);
+	cr_assert(channel_memory(&channel) == 0);
+	sized_free(&message);
+	drop(&stream);
+	close(far);
+}
 
 /* A frame that stays torn is freed with its channel. */
 #ifndef SANITIZED
