@@ -44,7 +44,8 @@ struct stream_data {
 	 * messages are large: it stays in the cache. */
 	char texts[TEXTS][DATA_MAX + 64];
 	bool one;
-	char *text; /* of the next message */
+	char *text;   /* of the next message, */
+	size_t bytes; /* so long */
 	uint64_t count;
 };
 
@@ -69,6 +70,7 @@ stream_init(struct stream_data *stream, enum stream kind)
 	char *text;
 	int i;
 
+	stream->bytes = bytes;
 	stream->one = bytes >= LARGE;
 	for (i = 0; i < TEXTS; i++) {
 		text = stream->texts[i];
@@ -121,17 +123,17 @@ report(struct messenger *messenger, const char *action, double a, double b)
 static int
 on_message(struct messenger *messenger, const struct message *message, void *arg)
 {
-	size_t bytes = work->trial->bytes;
-	struct stream_data *stream;
+	const char *data = message->data;
+	struct stream_data *stream = data[1] == 'a' ? &heard[STREAM_ALL] : &heard[STREAM_DIRECT];
+	size_t bytes = stream->bytes;
 
 	(void)messenger, (void)arg;
 	if (message->data_length != bytes)
 		fail("a message of %zu bytes came with %zu", bytes, message->data_length);
-	stream = &heard[message->data[1] == 'a' ? STREAM_ALL : STREAM_DIRECT];
-	if (memcmp(message->data, stream->text, HEAD) != 0 || message->data[bytes - 1] != '"' ||
-	    (stream->count % FULL_CHECK == 0 && memcmp(message->data, stream->text, bytes) != 0))
+	if (memcmp(data, stream->text, HEAD) != 0 || data[bytes - 1] != '"' ||
+	    (stream->count % FULL_CHECK == 0 && memcmp(data, stream->text, bytes) != 0))
 		fail("instead of message %.*s came %.*s", DIGITS_END, stream->text, DIGITS_END,
-		     message->data);
+		     data);
 	stream_advance(stream);
 	return 0;
 }

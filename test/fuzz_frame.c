@@ -386,6 +386,25 @@ forward(struct relay *relay, struct message *message, const struct expected *exp
 		close(message->handle);
 }
 
+/* Those that went the same way: each as the model has it, and stamped alike. */
+static void
+follow(struct relay *relay, size_t source, const struct message *message)
+{
+	unsigned receivers = 3 - (unsigned)message->receiver_pid % 4;
+	size_t i, count = channel_follow(&relay->source[source]);
+	struct expected expected;
+
+	CHECK(count == 0 || receivers != 0);
+	while (count-- > 0) {
+		CHECK(model_next(&relay->model[source], &expected) == 1);
+		CHECK(expected.thing == -1);
+		for (i = 0; i < 2; i++)
+			if ((receivers >> i) % 2 != 0)
+				receipt_add(&relay->receipt[i], &expected, message->from,
+				            message->to);
+	}
+}
+
 /* Little is kept: one frame on the way in, on the way out what was not taken. */
 static void
 check_memory(const struct relay *relay)
@@ -398,7 +417,7 @@ check_memory(const struct relay *relay)
 		pending = channel_pending(&relay->target[i]);
 		CHECK(pending <= relay->receipt[i].length - relay->receipt[i].checked);
 		CHECK(relay->target[i].queue_size <= 4 * (size_t)STREAM_MAX + 4 * FRAME_MAX);
-		CHECK(pending > 0 || relay->target[i].queue_size <= 4 * CHANNEL_FLUSH_SIZE);
+		CHECK(pending > 0 || relay->target[i].queue_size <= CHANNEL_FLUSH_SIZE);
 	}
 }
 
@@ -418,6 +437,7 @@ relay_hear(struct relay *relay, size_t i)
 			CHECK(model_next(&relay->model[i], &expected) == 1);
 			check_message(&message, &expected);
 			forward(relay, &message, &expected);
+			follow(relay, i, &message);
 		}
 		if (found == -1 || peer == PEER_BROKEN) {
 			CHECK(model_next(&relay->model[i], &expected) == -1);
