@@ -598,7 +598,7 @@ struct messenger {
 	struct timer *timers;
 	size_t timer_count, timer_size;
 	int timer_id;
-	bool timing; /* timers are being called */
+	bool timing;     /* timers are being called */
 	int blind_turns; /* in a row */
 	bool stepping, canceled, broken;
 
