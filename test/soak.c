@@ -40,6 +40,7 @@
  * so that a run cannot be repeated exactly. It ends within SECONDS + 20.
  */
 #include "messenger.h"
+#include "sanitized.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -55,18 +56,6 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-/* A sanitizer's allocator keeps what is freed: its memory says nothing. */
-#if defined(__SANITIZE_ADDRESS__)
-#define MEMORY_COUNTS false
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define MEMORY_COUNTS false
-#endif
-#endif
-#ifndef MEMORY_COUNTS
-#define MEMORY_COUNTS true
-#endif
 
 /* How much more memory the master may use in the second pause, in KiB. */
 #ifndef MEMORY_GROWTH

@@ -9,6 +9,7 @@
  *	cluster_wait(c, 0, ":APP#1 value a k v1");
  */
 #include "harness.h"
+#include "sanitized.h"
 
 #include "cluster-client/cluster_client.h"
 
@@ -24,18 +25,6 @@
 #include <unistd.h>
 
 TestSuite(cluster_client, .timeout = 120);
-
-/* A sanitizer's allocator keeps what is freed: its memory says nothing. */
-#if defined(__SANITIZE_ADDRESS__)
-#define MEMORY_COUNTS false
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define MEMORY_COUNTS false
-#endif
-#endif
-#ifndef MEMORY_COUNTS
-#define MEMORY_COUNTS true
-#endif
 
 enum { MEBIBYTE = 1024 * 1024, GROWTH = 1024 /* KiB */ };
 

@@ -12,6 +12,7 @@
  * connection lasts until its client says so: nothing here depends on who is quicker.
  */
 #include "harness.h"
+#include "sanitized.h"
 
 #include <criterion/criterion.h>
 
@@ -34,18 +35,6 @@ TestSuite(lifecycle, .timeout = 120);
 
 /* What a newcomer hears. egg: only egg-ready; the pids are D7. */
 #define NEWCOMER "egg-pids [AGENT#1] -> egg-ready <options>"
-
-/* A sanitizer's allocator keeps what is freed: its memory says nothing. */
-#if defined(__SANITIZE_ADDRESS__)
-#define MEMORY_COUNTS false
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define MEMORY_COUNTS false
-#endif
-#endif
-#ifndef MEMORY_COUNTS
-#define MEMORY_COUNTS true
-#endif
 
 /* An answer that a test wants to be slow takes this long. */
 #define SLOW 300

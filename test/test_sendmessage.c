@@ -10,6 +10,7 @@
  * calls, and shorten or fail them, on a descriptor that a test has asked for.
  */
 #include "messenger.h"
+#include "sanitized.h"
 
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
@@ -29,16 +30,6 @@
 
 /* Nothing here takes long; who waits longer than this has lost something. */
 #define PATIENCE 20000
-
-/* Address sanitizers keep what is freed for a while, and need much memory. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED
-#endif
-#endif
-#ifdef __SANITIZE_ADDRESS__
-#define SANITIZED
-#endif
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 

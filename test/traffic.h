@@ -15,6 +15,7 @@
 #define TRAFFIC_H
 
 #include "harness.h"
+#include "sanitized.h"
 
 #include <criterion/criterion.h>
 
@@ -30,18 +31,6 @@
 enum { TO_AGENT = 0, TO_PARENT = -1, TO_APPS = -2 };
 
 enum { STREAMS = 16, TICK = 2 };
-
-/* A sanitizer's allocator keeps what is freed: its memory says nothing. */
-#if defined(__SANITIZE_ADDRESS__)
-#define MEMORY_COUNTS false
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define MEMORY_COUNTS false
-#endif
-#endif
-#ifndef MEMORY_COUNTS
-#define MEMORY_COUNTS true
-#endif
 
 /* ---- the sender ------------------------------------------------------------- */
 
