@@ -49,7 +49,8 @@
 #define CHANNEL_SOCKET_BUFFER (512 * 1024)
 #endif
 
-/* Child: with this many bytes more in its queue, a send call writes at once. */
+/* Child: with this many bytes more in its queue, a send call writes at once. Master:
+ * what is shorter is copied rather than written by itself. */
 #ifndef CHANNEL_FLUSH_SIZE
 #define CHANNEL_FLUSH_SIZE (256 * 1024)
 #endif

@@ -13,10 +13,12 @@
  *
  * A thousand messages for one receiver so leave in one write, and a broadcast
  * costs one write for each receiver. And since messages of one kind tend to follow
- * each other, those whose head is that of the message before are not even looked at
- * by who routes: they go where it went (channel_follow). Only what a socket refuses is copied, into
- * that channel's queue; and so is a short run that another run would follow,
- * because a copy of a few hundred bytes is cheaper than a system call.
+ * each other, those whose head is that of the message before are not even shown to
+ * who routes: they go where it went (channel_follow).
+ *
+ * Only what a socket refuses is copied, into that channel's queue; and so is a short
+ * run that another run would follow, because a copy of a few hundred bytes is cheaper
+ * than a system call.
  */
 #include "messenger.h"
 
