@@ -6,6 +6,7 @@
  * The agent ends in two cases only: SIGTERM, exit 0; and the end of its channel,
  * exit 110 (its master must have died). What it fails at meanwhile is logged.
  */
+#define CLUTCH_PRIVATE
 #include "messenger.h"
 
 #include <errno.h>
@@ -26,7 +27,7 @@ on_sigterm(int number)
 {
 	(void)number;
 	terminated = 1;
-	wake_up();
+	clutch_wake_up();
 }
 
 /* The callbacks of before_close, or the last connections, take too long. */
@@ -41,56 +42,56 @@ static int
 on_wake(struct messenger *messenger, int descriptor, short revents, void *arg)
 {
 	(void)messenger, (void)revents, (void)arg;
-	wake_drain(descriptor);
+	clutch_wake_drain(descriptor);
 	return 0;
 }
 
 int
-graceful_process_start(struct messenger *messenger, const char *label, messenger_callback role,
+clutch_process_start(struct messenger *messenger, const char *label, messenger_callback role,
                        void *arg)
 {
-	int descriptor = wake_open();
+	int descriptor = clutch_wake_open();
 
 	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
 	    (role != NULL && role(messenger, arg) != 0)) {
-		print_line(STDERR_FILENO, "[%s] start error, exiting with code:1", label);
+		clutch_print_line(STDERR_FILENO, "[%s] start error, exiting with code:1", label);
 		return -1;
 	}
 	if (messenger->ready_later || messenger->ready)
-		graceful_process(); /* until here SIGTERM kills, as it does in egg */
+		clutch_process_catch_sigterm(); /* until here SIGTERM kills, as it does in egg */
 	else
 		messenger_ready(messenger, 0);
 	return 0;
 }
 
 void
-graceful_process(void)
+clutch_process_catch_sigterm(void)
 {
-	catch_signal(SIGTERM, on_sigterm);
+	clutch_catch_signal(SIGTERM, on_sigterm);
 }
 
 bool
-graceful_process_terminated(void)
+clutch_process_terminated(void)
 {
 	return terminated != 0;
 }
 
 void
-graceful_process_leave(struct messenger *messenger, const char *label, int code, int timeout)
+clutch_process_leave(struct messenger *messenger, const char *label, int code, int timeout)
 {
 	exit_code = code;
-	catch_signal(SIGALRM, on_sigalrm);
+	clutch_catch_signal(SIGALRM, on_sigalrm);
 	alarm((unsigned)timeout / 1000 + 1);
 	if (messenger_run_closers(messenger) == 0)
-		print_line(STDOUT_FILENO, "[%s] beforeExit success", label);
+		clutch_print_line(STDOUT_FILENO, "[%s] beforeExit success", label);
 	else
-		print_line(STDERR_FILENO, "[%s] beforeExit fail", label);
+		clutch_print_line(STDERR_FILENO, "[%s] beforeExit fail", label);
 }
 
 /* Tell the master, whatever else waits in the queue: this it waits for. */
 void
-graceful_process_tell(struct messenger *messenger, const char *action, const char *data)
+clutch_process_tell(struct messenger *messenger, const char *action, const char *data)
 {
 	messenger->channel.limit = SIZE_MAX;
 	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 && errno == ENOMEM)
@@ -104,28 +105,28 @@ static void
 on_ready(struct messenger *agent, int status)
 {
 	if (status != 0) { /* D19 */
-		print_line(STDERR_FILENO, "[agent_worker] start error, exiting with code:1");
+		clutch_print_line(STDERR_FILENO, "[agent_worker] start error, exiting with code:1");
 		exit(1);
 	}
-	graceful_process();
-	graceful_process_tell(agent, "agent-start", NULL);
+	clutch_process_catch_sigterm();
+	clutch_process_tell(agent, "agent-start", NULL);
 }
 
 static void
 on_uncaught(struct messenger *agent, int result, const char *where)
 {
 	(void)agent;
-	print_line(STDERR_FILENO, "[agent_worker] uncaught error %d in a %s", result, where);
+	clutch_print_line(STDERR_FILENO, "[agent_worker] uncaught error %d in a %s", result, where);
 }
 
 void
-agent_worker(struct messenger *agent, const struct options *options)
+agent_run(struct messenger *agent, const struct options *options)
 {
 	int code;
 
 	agent->on_ready = on_ready;
 	agent->on_uncaught = on_uncaught;
-	if (graceful_process_start(agent, "agent_worker", options->agent, options->arg) == -1)
+	if (clutch_process_start(agent, "agent_worker", options->agent, options->arg) == -1)
 		exit(1);
 	while (!terminated && agent->channel.descriptor != -1)
 		messenger_step(agent, -1);
@@ -133,11 +134,11 @@ agent_worker(struct messenger *agent, const struct options *options)
 		messenger_step(agent, 0); /* a SIGTERM that comes with the end explains it */
 	code = terminated ? 0 : EXIT_DISCONNECTED;
 	if (terminated)
-		print_line(STDOUT_FILENO,
+		clutch_print_line(STDOUT_FILENO,
 		           "[agent_worker] receive signal SIGTERM, exiting with code:0");
 	else
-		print_line(STDERR_FILENO,
+		clutch_print_line(STDERR_FILENO,
 		           "[agent_worker] receive disconnect event, exiting with code:110");
-	graceful_process_leave(agent, "agent_worker", code, options->agent_close_timeout);
+	clutch_process_leave(agent, "agent_worker", code, options->agent_close_timeout);
 	exit(code);
 }

@@ -15,6 +15,7 @@
  * Who is alive is what the kernel says; who speaks is whose channel it is. What
  * a message claims is never believed (D5).
  */
+#define CLUTCH_PRIVATE
 #include "messenger.h"
 
 #include <arpa/inet.h>
@@ -42,12 +43,11 @@
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
-#define FORK_RETRY 1000            /* fork failed: no process or memory left */
-#define KILL_RETRY 1000            /* kill failed */
-#define KILL_TIME 200              /* in which SIGKILL has ended a process */
-#define GROUP_CHECK 50             /* how soon a process group's end is noticed */
-#define INHERITED_MOST (64 * 1024) /* what a child keeps of the master's memory, in bytes */
-#define PID_SIZE 12                /* a pid in JSON, and its comma, in bytes */
+#define FORK_RETRY 1000 /* fork failed: no process or memory left */
+#define KILL_RETRY 1000 /* kill failed */
+#define KILL_TIME 200   /* in which SIGKILL has ended a process */
+#define GROUP_CHECK 50  /* how soon a process group's end is noticed */
+#define PID_SIZE 12     /* a pid in JSON, and its comma, in bytes */
 
 /* The signals that are the master's while it runs. */
 static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE};
@@ -104,7 +104,7 @@ struct master {
 	struct pollfd *set;
 	struct process **speakers; /* whose descriptor stands there in the set */
 	size_t set_size;
-	bool rests; /* an empty queue keeps memory: that is given back soon */
+	bool retry; /* a process's channel met a shortage: a pause, and try again */
 };
 
 static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
@@ -115,8 +115,8 @@ static volatile sig_atomic_t got_sigusr2;
 static void fail(struct master *master, int code);
 static void save_status(const struct master *master);
 
-#define log_info(...) print_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
-#define log_error(...) print_line(STDERR_FILENO, "[master] " __VA_ARGS__)
+#define log_info(...) clutch_print_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
+#define log_error(...) clutch_print_line(STDERR_FILENO, "[master] " __VA_ARGS__)
 
 /* ---- what the master says ------------------------------------------------ */
 
@@ -140,8 +140,8 @@ tell_agent_pids(struct master *master)
 	json[0] = '[';
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		if (worker->state == STATE_LISTENING)
-			used += format_text(json + used, master->pids_size - used, "%s%ld",
-			                    used > 1 ? "," : "", (long)worker->worker_id);
+			used += (size_t)snprintf(json + used, master->pids_size - used, "%s%ld",
+			                         used > 1 ? "," : "", (long)worker->worker_id);
 	json[used++] = ']';
 	json[used] = '\0';
 	tell(master, ROLE_AGENT, 0, "egg-pids", json);
@@ -154,7 +154,7 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	char json[32] = "[]";
 
 	if (master->agent.state == STATE_LISTENING)
-		format_text(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
+		snprintf(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
 }
 
@@ -265,41 +265,6 @@ release(struct master *master, bool with_listener)
 	free(master->speakers);
 }
 
-/* The memory that the master's processes and their channels take, in bytes. */
-static size_t
-memory_of_processes(const struct master *master)
-{
-	const struct process *worker;
-	size_t size =
-		channel_memory(&master->agent.channel) + channel_memory(&master->parent.channel);
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		size += sizeof *worker + channel_memory(&worker->channel);
-	return size;
-}
-
-/* In a forked child: close all that the master holds. Its memory is left alone, if it
- * is not much: to free it is to write to it, and each page that the child writes to is
- * copied first. The pid file stays open, for the child's lock. */
-static void
-abandon(struct master *master, bool with_listener)
-{
-	const struct process *worker;
-
-	if (memory_of_processes(master) > INHERITED_MOST) {
-		master->pid_file = -1;
-		release(master, with_listener);
-		return;
-	}
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		channel_abandon(&worker->channel);
-	channel_abandon(&master->agent.channel);
-	channel_abandon(&master->parent.channel);
-	messenger_disown();
-	if (with_listener && master->listener != -1)
-		close(master->listener);
-}
-
 /* Lock one byte of the pid file: the master the first one, a child that of its own
  * number. So the kernel's list of its locks is the list of those alive, and who stops
  * the cluster from outside takes no stranger for one of them (D30). */
@@ -323,7 +288,7 @@ reset_signals(const sigset_t *mask)
 
 	for (i = 0; i < CAUGHT; i++)
 		if (caught[i] != SIGPIPE)
-			catch_signal(caught[i], SIG_DFL);
+			clutch_catch_signal(caught[i], SIG_DFL);
 	sigprocmask(SIG_SETMASK, mask, NULL);
 }
 
@@ -341,19 +306,20 @@ become(struct master *master, const struct process *process, int descriptor, con
 	if (master->pid_file != -1)
 		lock_byte(master->pid_file, getpid());
 	unsetenv("NOTIFY_SOCKET");
-	abandon(master, role == ROLE_AGENT);
+	master->pid_file = -1; /* it stays open, for the child's lock */
+	release(master, role == ROLE_AGENT);
 	if (messenger_init(&messenger, descriptor, role) == -1) {
-		print_line(STDERR_FILENO, "[%s] start error: %s", role_name(role), strerror(errno));
+		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role), strerror(errno));
 		exit(1);
 	}
 	if (role == ROLE_AGENT)
-		agent_worker(&messenger, &master->options);
+		agent_run(&messenger, &master->options);
 	messenger.slot = slot;
-	format_text(number, sizeof number, "%d", slot);
+	snprintf(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
-	format_text(number, sizeof number, "%d", master->options.workers);
+	snprintf(number, sizeof number, "%d", master->options.workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
-	app_worker(&messenger, &master->options, master->listener, master->options_json);
+	worker_run(&messenger, &master->options, master->listener, master->options_json);
 }
 
 /* Fork a child over a channel of its own. In its own process group, so that
@@ -603,15 +569,15 @@ describe_death(struct slot *slot, int status, const char *killed_for)
 	char code[16] = "null", name[16] = "null";
 
 	if (WIFEXITED(status))
-		format_text(code, sizeof code, "%d", WEXITSTATUS(status));
+		snprintf(code, sizeof code, "%d", WEXITSTATUS(status));
 	else if (WTERMSIG(status) == SIGKILL)
-		format_text(name, sizeof name, "SIGKILL");
+		snprintf(name, sizeof name, "SIGKILL");
 	else if (WTERMSIG(status) == SIGTERM)
-		format_text(name, sizeof name, "SIGTERM");
+		snprintf(name, sizeof name, "SIGTERM");
 	else
-		format_text(name, sizeof name, "%d", WTERMSIG(status));
-	format_text(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code,
-	            name, killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
+		snprintf(name, sizeof name, "%d", WTERMSIG(status));
+	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code, name,
+	         killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
 }
 
 static void
@@ -666,7 +632,7 @@ on_agent_start(struct master *master)
 	tell_app_pids(master, 0);
 	tell(master, ROLE_APP, 0, "agent-start", NULL);
 	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
-	         (long long)(clock_now() - agent->forked_at));
+	         (long long)(clutch_now() - agent->forked_at));
 	if (master->app_start_time == 0 && master->phase == PHASE_RUNNING) /* D14; this.once */
 		fork_app_workers(master);
 }
@@ -717,7 +683,7 @@ on_ready(struct master *master)
 
 	master->is_started = true;
 	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
-	         master->address, (long long)(clock_now() - master->start_time));
+	         master->address, (long long)(clutch_now() - master->start_time));
 	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
 	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json);
 	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);
@@ -758,7 +724,7 @@ on_app_start(struct master *master, struct process *worker)
 	                 : master->options.workers - master->start_success_count;
 	log_info("app_worker#%d:%ld started%s%s, remain %d (%lldms)", worker->id,
 	         (long)worker->worker_id, master->address[0] != '\0' ? " at " : "", master->address,
-	         remain, (long long)(clock_now() - worker->forked_at));
+	         remain, (long long)(clutch_now() - worker->forked_at));
 	if (master->is_all_worker_started) /* D10: to the newcomer alone */
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
 	worker->disable_refork = false;
@@ -889,7 +855,7 @@ on_disconnect(struct master *master, struct process *process)
 static void
 condemn(struct master *master, struct process *process, const char *why)
 {
-	log_error("%s#%d:%ld %s: %s", role_name(process->role), process->id,
+	log_error("%s#%d:%ld %s: %s", clutch_role_name(process->role), process->id,
 	          (long)process->worker_id, why,
 	          process->role == ROLE_PARENT ? "its channel is closed" : "killed");
 	process->killed_for = why;
@@ -967,7 +933,7 @@ on_message(struct master *master, struct process *process, struct message *messa
 	}
 	if (!process->refused)
 		log_error("%s#%d:%ld may not send %s: refused, as are more of this kind",
-		          role_name(process->role), process->id, (long)process->worker_id,
+		          clutch_role_name(process->role), process->id, (long)process->worker_id,
 		          message->action);
 	process->refused = true;
 }
@@ -982,11 +948,12 @@ hear(struct master *master, struct process *process)
 	while ((found = channel_next(&process->channel, &message)) == 1) {
 		handle = message.handle;
 		on_message(master, process, &message);
-		channel_follow(&process->channel); /* those like it go the same way */
 		if (handle != -1)
 			close(handle);
 	}
-	if (found == -1 || peer == PEER_BROKEN) /* D2 */
+	if (found == -1 && errno == ENOMEM)
+		condemn(master, process, "no memory for what it sends");
+	else if (found == -1 || peer == PEER_BROKEN) /* D2 */
 		condemn(master, process, "broke the protocol");
 	else if (peer == PEER_GONE)
 		on_disconnect(master, process);
@@ -1017,14 +984,12 @@ static void
 on_exit(struct master *master, struct process *process, int status)
 {
 	uint64_t heard;
-	int patience = 100;
 
 	do {
 		heard = process->channel.bytes_in;
 		if (process->channel.descriptor != -1)
 			hear(master, process);
-	} while (process->channel.descriptor != -1 &&
-	         (process->channel.bytes_in != heard || (channel_starved() && patience-- > 0)));
+	} while (process->channel.descriptor != -1 && process->channel.bytes_in != heard);
 	if (process->channel.descriptor != -1)
 		on_disconnect(master, process);
 	if (master->phase == PHASE_RUNNING)
@@ -1079,7 +1044,7 @@ on_deadline(struct master *master, struct process *process)
 		return;
 	case STATE_ONLINE:
 		if (!process->terminated) { /* D25 */
-			log_error("%s#%d:%ld start timeout", role_name(process->role), process->id,
+			log_error("%s#%d:%ld start timeout", clutch_role_name(process->role), process->id,
 			          (long)process->worker_id);
 			process->killed_for = "start timeout";
 			terminate(master, process);
@@ -1201,7 +1166,7 @@ clock_timeout(const struct master *master)
 		sooner(&next, master->agent_slot.refork_at);
 		sooner(&next, master->check_at);
 	}
-	left = next - clock_now();
+	left = next - clutch_now();
 	return next == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
@@ -1239,7 +1204,7 @@ put(struct sheet *sheet, const char *format, ...)
 	size_t length;
 
 	va_start(arguments, format);
-	length = vformat_text(line, sizeof line - 1, format, arguments);
+	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments), sizeof line - 1);
 	va_end(arguments);
 	if (sheet->file == -1) {
 		log_info("%s", line);
@@ -1275,7 +1240,7 @@ put_process(struct sheet *sheet, const struct master *master, const struct proce
 	const struct channel *channel = &process->channel;
 
 	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
-	    role_name(process->role), process->slot + 1, (long)process->worker_id,
+	    clutch_role_name(process->role), process->slot + 1, (long)process->worker_id,
 	    states[process->state],
 	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
 	    slot->reforks, (unsigned long long)channel->messages_in,
@@ -1307,7 +1272,7 @@ enum { STATUS_PATH_MAX = PATH_MAX + 16 };
 static const char *
 status_path(char path[STATUS_PATH_MAX], const struct master *master, const char *end)
 {
-	format_text(path, STATUS_PATH_MAX, "%s.status%s", master->options.pid_file, end);
+	snprintf(path, STATUS_PATH_MAX, "%s.status%s", master->options.pid_file, end);
 	return path;
 }
 
@@ -1364,7 +1329,7 @@ watch_queue(struct master *master, struct process *process)
 {
 	struct channel *channel = &process->channel;
 
-	if (channel->deaf && process->deadline == 0 && process->role != ROLE_PARENT)
+	if (channel->write_closed && process->deadline == 0 && process->role != ROLE_PARENT)
 		process->deadline = master->now + close_timeout(master, process);
 	if (process->killed_for == NULL && channel_pending(channel) > CHANNEL_HIGH_WATER) {
 		if (process->stuck_since == 0 || process->stuck_at != channel->written)
@@ -1377,13 +1342,6 @@ watch_queue(struct master *master, struct process *process)
 	}
 	if (process->killed_for != NULL && !process->terminated)
 		condemn(master, process, process->killed_for);
-}
-
-static void
-flush(struct process *process)
-{
-	if (channel_pending(&process->channel) > 0 || channel_rests(&process->channel))
-		channel_flush(&process->channel);
 }
 
 /* Room for one more to poll. Where memory is short, somebody is not heard for now. */
@@ -1410,14 +1368,18 @@ set_reserve(struct master *master, size_t count)
 
 /* Say what to poll for. */
 static void
-prepare(struct master *master, struct process *process, bool starved, size_t *count)
+prepare(struct master *master, struct process *process, size_t *count)
 {
 	struct pollfd *entry;
 
 	if (process->channel.descriptor == -1)
 		return;
 	watch_queue(master, process);
-	if (process->channel.descriptor == -1 || starved || !set_reserve(master, *count))
+	if (channel_starved(&process->channel)) {
+		master->retry = true;
+		return;
+	}
+	if (process->channel.descriptor == -1 || !set_reserve(master, *count))
 		return;
 	entry = &master->set[*count];
 	entry->fd = process->channel.descriptor;
@@ -1426,7 +1388,6 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 		entry->events |= POLLIN;
 	if (channel_pending(&process->channel) > 0)
 		entry->events |= POLLOUT;
-	master->rests = master->rests || channel_rests(&process->channel);
 	if (entry->events == 0) { /* or its hangup would be reported again and again */
 		if (process->state == STATE_DISCONNECTED)
 			channel_close(&process->channel);
@@ -1436,24 +1397,24 @@ prepare(struct master *master, struct process *process, bool starved, size_t *co
 }
 
 static size_t
-prepare_all(struct master *master, bool starved)
+prepare_all(struct master *master)
 {
 	struct process *worker;
 	size_t count = 1;
 
 	master->set[0].fd = master->wake;
 	master->set[0].events = POLLIN;
-	master->rests = false;
+	master->retry = false;
 	/* All queues first: a sender is heard again when the last of them is short. */
-	flush(&master->parent);
+	channel_flush(&master->parent.channel);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		flush(worker);
-	flush(&master->agent);
-	prepare(master, &master->parent, starved, &count);
-	prepare(master, &master->agent, starved, &count);
+		channel_flush(&worker->channel);
+	channel_flush(&master->agent.channel);
+	prepare(master, &master->parent, &count);
+	prepare(master, &master->agent, &count);
 	/* A replacement, too: it stands behind the one that is given up here. */
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		prepare(master, worker, starved, &count);
+		prepare(master, worker, &count);
 	return count;
 }
 
@@ -1461,25 +1422,23 @@ static void
 loop(struct master *master)
 {
 	size_t i, count;
-	bool starved;
 	int timeout, order;
 
 	while (master->phase != PHASE_CLOSED) {
-		starved = channel_starved(); /* then: a pause, and try again */
-		count = prepare_all(master, starved);
+		count = prepare_all(master);
 		timeout = clock_timeout(master);
-		if ((starved || master->rests) && (timeout < 0 || timeout > 10))
+		if (master->retry && (timeout < 0 || timeout > 10))
 			timeout = 10;
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
-		master->now = clock_now();
+		master->now = clutch_now();
 
 		for (i = 1; i < count; i++) /* the living speak */
 			if ((master->set[i].revents & ~POLLOUT) != 0 &&
 			    master->speakers[i]->channel.descriptor == master->set[i].fd)
 				hear(master, master->speakers[i]);
 		if (count > 0 && master->set[0].revents != 0)
-			wake_drain(master->wake);
+			clutch_wake_drain(master->wake);
 		if (got_sigchld) { /* the dead are counted */
 			got_sigchld = 0;
 			reap_all(master);
@@ -1521,7 +1480,7 @@ on_caught(int number)
 	default:
 		got_signal = number;
 	}
-	wake_up();
+	clutch_wake_up();
 }
 
 /* The option's value if it is given, or the environment's, or the default. */
@@ -1529,19 +1488,17 @@ static int
 parse_number(int *option, const char *name, int least, int most, int otherwise)
 {
 	const char *text = name != NULL ? getenv(name) : NULL;
-	const char *at;
-	int value;
+	char *end;
+	long value;
 
 	if (*option == 0 && text != NULL && text[0] != '\0') {
-		at = text + strspn(text, " \t\n\v\f\r"); /* this and the sign as strtol(3) */
-		at += *at == '+';
-		value = parse_digits(&at);
-		if (*at != '\0' || value < least || value > most) {
+		value = strtol(text, &end, 10);
+		if (end == text || *end != '\0' || value < least || value > most) {
 			log_error("%s=%s is no good: give a number from %d to %d", name, text,
 			          least, most);
 			return -1;
 		}
-		*option = value;
+		*option = (int)value;
 	}
 	if (*option == 0)
 		*option = otherwise;
@@ -1646,9 +1603,9 @@ open_listener(struct master *master)
 	master->options.port = ntohs(port);
 	if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
 		host = "127.0.0.1"; /* egg: getAddress */
-	format_text(master->address, sizeof master->address,
-	            strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
-	            master->options.port);
+	snprintf(master->address, sizeof master->address,
+	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
+	         master->options.port);
 	return 0;
 }
 
@@ -1663,7 +1620,7 @@ make_directories(const char *path)
 		errno = ENAMETOOLONG;
 		return -1;
 	}
-	format_text(above, sizeof above, "%s", path);
+	snprintf(above, sizeof above, "%s", path);
 	while ((slash = strchr(slash + 1, '/')) != NULL) {
 		*slash = '\0';
 		if (mkdir(above, 0777) == -1 && errno != EEXIST)
@@ -1691,7 +1648,7 @@ lock_pid_file(struct master *master)
 	const char *path = master->options.pid_file;
 	struct stat named;
 	char pid[16];
-	size_t length = format_text(pid, sizeof pid, "%ld", (long)getpid());
+	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
 
 	if (make_directories(path) == -1)
 		return -1;
@@ -1706,7 +1663,7 @@ lock_pid_file(struct master *master)
 			break;
 		close(master->pid_file);
 	}
-	return fill_file(master->pid_file, pid, length);
+	return fill_file(master->pid_file, pid, (size_t)length);
 }
 
 static int
@@ -1745,21 +1702,12 @@ compose_options_json(struct master *master)
 	const struct options *options = &master->options;
 
 	if (master->address[0] != '\0')
-		format_text(master->options_json, sizeof master->options_json,
-		            "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
-		            options->workers, options->port, master->address);
+		snprintf(master->options_json, sizeof master->options_json,
+		         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
+		         options->workers, options->port, master->address);
 	else
-		format_text(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
-		            options->workers);
-}
-
-/* Let the environment grow once, here, while the agent starts, and not in each app: that
- * would ask for memory there, and take a fifth of its start. */
-static void
-grow_environment(void)
-{
-	setenv("CFORK_WORKER", "", 1);
-	unsetenv("CFORK_WORKER");
+		snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
+		         options->workers);
 }
 
 /* The places of agent and apps: what is sent to them waits there (D23, D24). */
@@ -1798,7 +1746,7 @@ open_signals(struct master *master)
 	sigset_t set;
 	size_t i;
 
-	master->wake = wake_open();
+	master->wake = clutch_wake_open();
 	if (master->wake == -1)
 		return -1;
 	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
@@ -1825,7 +1773,7 @@ start_cluster(const struct options *given)
 	master.listener = master.pid_file = -1;
 	master.reload_slot = -1;
 	master.exit_code = 1;
-	master.now = master.start_time = clock_now();
+	master.now = master.start_time = clutch_now();
 	master.worker_manager.agent = &master.agent;
 	master.messenger.worker_manager = &master.worker_manager;
 	master.messenger.emit = emit;
@@ -1842,9 +1790,8 @@ start_cluster(const struct options *given)
 		} else {
 			master.exit_code = 0;
 			fork_agent_worker(&master);
-			grow_environment();
 			loop(&master);
-			print_line(master.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
+			clutch_print_line(master.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
 			           "[master] exit with code:%d", master.exit_code);
 		}
 	}

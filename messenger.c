@@ -5,6 +5,7 @@
  * it: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
  * (the child's side), and the loop that Node gives for free.
  */
+#define CLUTCH_PRIVATE
 #include "messenger.h"
 
 #include <assert.h>
@@ -22,13 +23,6 @@
 
 /* The same before a parent's messenger_close returns. */
 #define CLOSE_FLUSH_TIMEOUT 1000
-
-/* Who speaks in each turn and never waits looks around in each so-many-th: a look
- * costs as much as a message. */
-#define BLIND_TURNS 8
-
-/* Memory is short for what must not be lost: it is asked for again this long. */
-#define STARVED_TIMEOUT 1000
 
 /* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
 
@@ -48,9 +42,9 @@ count_undeliverable(struct master_messenger *messenger, const struct message *da
 static void
 debug(const struct message *data, enum role claimed)
 {
-	if (trace_on)
-		trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", role_name(data->from),
-		      role_name(data->to),
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", clutch_role_name(data->from),
+		      clutch_role_name(data->to),
 		      data->receiver_pid != 0 ? "by its receiverPid"
 		      : claimed == ROLE_NONE  ? "by default"
 		                              : "by its to");
@@ -60,8 +54,8 @@ void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                          struct message *msg)
 {
-	if (trace_on)
-		trace(ROLE_MASTER, "receives", msg, "from %s:%ld", role_name(sender->role),
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld", clutch_role_name(sender->role),
 		      (long)sender->worker_id);
 	msg->from = sender->role; /* :60 */
 	messenger->sender = sender;
@@ -171,34 +165,27 @@ process_forget(const struct process *gone, const struct worker_manager *manager)
 			worker->waits_for = NULL;
 }
 
-/* worker.send(data). A queue that is long now makes the sender wait; where
- * memory is short, the master tries again for a moment, and then gives the
- * receiver up rather than leave a gap in what it is sent. */
+/* worker.send(data). A queue that is long now makes the sender wait. Where there is no
+ * memory for a message, its receiver is given up rather than left with a gap. */
 static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
 	struct message without;
-	int64_t deadline = 0;
+	int result;
 
-	if (trace_on)
-		trace(ROLE_MASTER, "sends", data, "to %s:%ld", role_name(process->role),
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld", clutch_role_name(process->role),
 		      (long)process->worker_id);
-	while (sendmessage(&process->channel, data) == -1) {
-		if (errno == EMFILE && data->handle != -1) {
-			without = *data; /* the message is worth more than its handle; */
-			without.handle = -1;
-			without.frame = NULL; /* its frame announces one: this is no run */
-			data = &without;
-		} else if (errno == ENOMEM && process->channel.descriptor != -1) {
-			deadline = deadline != 0 ? deadline : clock_now() + STARVED_TIMEOUT;
-			if (clock_now() > deadline)
-				process->killed_for = "no memory for its messages";
-			if (clock_now() > deadline ||
-			    channel_drain(&process->channel, 10) == PEER_GONE)
-				return false;
-		} else {
-			return false; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
-		}
+	result = sendmessage(&process->channel, data);
+	if (result == -1 && errno == EMFILE && data->handle != -1) {
+		without = *data;
+		without.handle = -1; /* the message is worth more than its handle */
+		result = sendmessage(&process->channel, &without);
+	}
+	if (result == -1) {
+		if (errno == ENOMEM && process->channel.descriptor != -1)
+			process->killed_for = "no memory for its messages";
+		return false; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
 	}
 	/* D21; a queue with a limit of its own has nobody at its end to drain it */
 	if (messenger->sender != NULL && process->channel.limit == 0 &&
@@ -269,22 +256,13 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
 
 struct listener {
+	uint32_t hash;
+	size_t length; /* of the action; 0: it hears every message */
+	char *action;
 	messenger_listener call;
 	void *arg;
 	bool once;
-	uint64_t added, removed; /* in which turn; removed 0: it is not */
-};
-
-/* The listeners of one action, in order of adding. */
-struct action_listeners {
-	struct action_listeners *next; /* in the bucket */
-	uint32_t hash;
-	size_t length;
-	struct listener *list;
-	size_t count, size;
-	bool unswept; /* it has listeners that are to be forgotten */
-	struct action_listeners *next_unswept;
-	char action[];
+	bool removed; /* it is forgotten after the message that is being delivered */
 };
 
 struct watch {
@@ -324,8 +302,6 @@ messenger_init(struct messenger *messenger, int descriptor, enum role role)
 	messenger->role = role;
 	messenger->pid = getpid();
 	messenger->slot = -1;
-	messenger->flush_at = CHANNEL_FLUSH_SIZE;
-	messenger->turn = 1;
 	messenger->accepted = -1;
 	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uintptr_t)messenger;
 	messenger->watch_size = 8;
@@ -363,34 +339,20 @@ messenger_close(struct messenger *messenger)
 	messenger_free(messenger);
 }
 
-static void
-free_action(struct action_listeners *action)
-{
-	if (action != NULL)
-		free(action->list);
-	free(action);
-}
-
 void
 messenger_free(struct messenger *messenger)
 {
-	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
-	struct action_listeners *action;
 	struct closer *closer;
 	struct messenger **link = &messengers;
 	int saved = errno;
-	size_t i;
 
 	while (*link != NULL && *link != messenger)
 		link = &(*link)->next;
 	if (*link != NULL)
 		*link = messenger->next;
-	for (i = 0; i < BUCKETS; i++)
-		while ((action = messenger->actions[i]) != NULL) {
-			messenger->actions[i] = action->next;
-			free_action(action);
-		}
-	free_action(messenger->every);
+	while (messenger->listener_count > 0)
+		free(messenger->listeners[--messenger->listener_count].action);
+	free(messenger->listeners);
 	while ((closer = messenger->closers) != NULL) {
 		messenger->closers = closer->next;
 		free(closer);
@@ -434,22 +396,18 @@ messenger_opids(const struct messenger *messenger, size_t *count)
 int
 messenger_send_message(struct messenger *messenger, const struct message *message)
 {
-	struct channel *channel = &messenger->channel;
+	struct message plain = *message;
 
-	if (channel->descriptor == -1) {
+	plain.frame = NULL; /* a listener may send on what it heard, changed or not */
+	if (messenger->channel.descriptor == -1) {
 		errno = EPIPE;
 		return -1;
 	}
-	if (sendmessage(channel, message) == -1)
+	if (sendmessage(&messenger->channel, &plain) == -1)
 		return -1;
-	if (trace_on)
-		trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
-		      role_name(message->to), (long)message->receiver_pid);
-	/* Not at every call while the socket is full: each would be in vain. */
-	if (channel_pending(channel) >= messenger->flush_at) {
-		channel_flush(channel); /* a dead peer shows at the next read */
-		messenger->flush_at = channel_pending(channel) + CHANNEL_FLUSH_SIZE;
-	}
+	if (clutch_trace_on)
+		clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
+		      clutch_role_name(message->to), (long)message->receiver_pid);
 	return 0;
 }
 
@@ -554,88 +512,39 @@ hash_action(const char *action, size_t length)
 	return hash;
 }
 
-static inline bool
-is_action(const struct action_listeners *action, const char *name, size_t length)
+static bool
+is_action(const struct listener *listener, uint32_t hash, const char *action, size_t length)
 {
-	return action->length == length && memcmp(action->action, name, length) == 0;
-}
-
-static struct action_listeners *
-look_up_action(struct messenger *messenger, const char *name, size_t length)
-{
-	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
-	uint32_t hash = hash_action(name, length);
-	struct action_listeners *action;
-
-	for (action = messenger->actions[hash % BUCKETS]; action != NULL; action = action->next)
-		if (action->hash == hash && is_action(action, name, length)) {
-			messenger->last = action;
-			return action;
-		}
-	return NULL;
-}
-
-/* The listeners of an action, or NULL. Messages of one action tend to follow
- * each other, so the last answer is tried first. */
-static inline struct action_listeners *
-find_action(struct messenger *messenger, const char *name, size_t length)
-{
-	if (messenger->last != NULL && is_action(messenger->last, name, length))
-		return messenger->last;
-	return look_up_action(messenger, name, length);
-}
-
-static struct action_listeners *
-add_action(struct messenger *messenger, const char *name)
-{
-	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
-	size_t length = name != NULL ? strlen(name) : 0;
-	struct action_listeners *action = calloc(1, sizeof *action + length + 1);
-
-	if (action == NULL)
-		return NULL;
-	if (name == NULL) {
-		messenger->every = action;
-		return action;
-	}
-	memcpy(action->action, name, length);
-	action->length = length;
-	action->hash = hash_action(name, length);
-	action->next = messenger->actions[action->hash % BUCKETS];
-	messenger->actions[action->hash % BUCKETS] = action;
-	return action;
+	return listener->hash == hash && listener->length == length &&
+	       memcmp(listener->action, action, length) == 0;
 }
 
 static int
-add_listener(struct messenger *messenger, const char *name, messenger_listener call, void *arg,
+add_listener(struct messenger *messenger, const char *action, messenger_listener call, void *arg,
              bool once)
 {
-	struct listener listener = {call, arg, once, messenger->delivering ? messenger->turn : 0,
-	                            0};
-	struct action_listeners *action = messenger->every;
+	size_t length = action != NULL ? strlen(action) : 0;
+	size_t size = messenger->listener_size > 0 ? 2 * messenger->listener_size : 4;
+	struct listener listener = {
+		hash_action(action, length), length, NULL, call, arg, once, false};
 	struct listener *grown;
-	size_t size;
 
-	if (call == NULL ||
-	    (name != NULL && (name[0] == '\0' || strlen(name) > MESSAGE_ACTION_MAX))) {
+	if (call == NULL || (action != NULL && length == 0) || length > MESSAGE_ACTION_MAX) {
 		errno = EINVAL;
 		return -1;
 	}
-	if (name != NULL)
-		action = find_action(messenger, name, strlen(name));
-	if (action == NULL)
-		action = add_action(messenger, name);
-	if (action == NULL)
-		return -1;
-	if (action->count == action->size) {
-		size = action->size > 0 ? 2 * action->size : 2;
-		grown = realloc(action->list, size * sizeof *grown);
+	if (messenger->listener_count == messenger->listener_size) {
+		grown = realloc(messenger->listeners, size * sizeof *grown);
 		if (grown == NULL)
 			return -1;
-		action->list = grown;
-		action->size = size;
+		messenger->listeners = grown;
+		messenger->listener_size = size;
 	}
-	action->list[action->count++] = listener;
+	listener.action = strdup(action != NULL ? action : "");
+	if (listener.action == NULL)
+		return -1;
+	messenger->listeners[messenger->listener_count++] = listener;
+	messenger->every_count += length == 0;
 	return 0;
 }
 
@@ -653,71 +562,42 @@ messenger_once(struct messenger *messenger, const char *action, messenger_listen
 	return add_listener(messenger, action, listener, arg, true);
 }
 
-/* Of an action that nobody listens to any longer, nothing stays. */
-static void
-delete_action(struct messenger *messenger, struct action_listeners *action)
-{
-	enum { BUCKETS = sizeof messenger->actions / sizeof messenger->actions[0] };
-	struct action_listeners **link = &messenger->actions[action->hash % BUCKETS];
-
-	if (action == messenger->every) {
-		messenger->every = NULL;
-	} else {
-		while (*link != action)
-			link = &(*link)->next;
-		*link = action->next;
-	}
-	if (messenger->last == action)
-		messenger->last = NULL;
-	free_action(action);
-}
-
-/* A listener is to be forgotten: after this message, so that its delivery does
- * not stumble. */
-static void
-remove_at(struct messenger *messenger, struct action_listeners *action, size_t i)
-{
-	action->list[i].removed = messenger->turn;
-	if (!action->unswept) {
-		action->unswept = true;
-		action->next_unswept = messenger->unswept;
-		messenger->unswept = action;
-	}
-}
-
+/* Forget what was removed, but not while the list is being walked. */
 static void
 sweep(struct messenger *messenger)
 {
-	struct action_listeners *action;
-	size_t from, to;
+	struct listener *list = messenger->listeners;
+	size_t from, to = 0;
 
-	while ((action = messenger->unswept) != NULL && !messenger->delivering) {
-		messenger->unswept = action->next_unswept;
-		action->unswept = false;
-		for (from = to = 0; from < action->count; from++)
-			if (action->list[from].removed == 0)
-				action->list[to++] = action->list[from];
-		action->count = to;
-		if (to == 0)
-			delete_action(messenger, action);
-	}
+	if (messenger->delivering || !messenger->unswept)
+		return;
+	for (from = 0; from < messenger->listener_count; from++)
+		if (list[from].removed) {
+			messenger->every_count -= list[from].length == 0;
+			free(list[from].action);
+		} else {
+			list[to++] = list[from];
+		}
+	messenger->listener_count = to;
+	messenger->unswept = false;
 }
 
 int
 messenger_remove_listener(struct messenger *messenger, const char *action,
                           messenger_listener listener, void *arg)
 {
-	struct action_listeners *found = messenger->every;
-	struct listener *last;
+	size_t length = action != NULL ? strlen(action) : 0;
+	uint32_t hash = hash_action(action, length);
+	struct listener *at;
 	size_t i;
 
-	if (action != NULL)
-		found = find_action(messenger, action, strlen(action));
-	for (i = found != NULL ? found->count : 0; i > 0; i--) {
-		last = &found->list[i - 1];
-		if (last->call != listener || last->arg != arg || last->removed != 0)
+	for (i = messenger->listener_count; i > 0; i--) {
+		at = &messenger->listeners[i - 1];
+		if (at->removed || at->call != listener || at->arg != arg ||
+		    (action == NULL) != (at->length == 0) ||
+		    !is_action(at, hash, action != NULL ? action : "", length))
 			continue;
-		remove_at(messenger, found, i - 1);
+		at->removed = messenger->unswept = true;
 		sweep(messenger);
 		return 0;
 	}
@@ -737,59 +617,69 @@ check(struct messenger *messenger, int result, const char *where)
 		messenger->canceled = true;
 }
 
-static void
-emit(struct messenger *messenger, struct action_listeners *action, const struct message *message)
+/* Call those of the first `count` listeners that listen to an action: not what is added
+ * meanwhile, but also what is removed meanwhile. Returns how many they are. */
+static size_t
+emit_action(struct messenger *messenger, size_t count, const char *action, size_t length,
+            const struct message *message)
 {
-	size_t i, count = action->count;
+	uint32_t hash = hash_action(action, length);
 	const struct listener *listener;
+	size_t i, called = 0;
 
 	for (i = 0; i < count; i++) {
-		listener = &action->list[i]; /* until a call: a listener may move the list */
-		if (listener->added == messenger->turn)
-			continue; /* and who was removed in this turn is still called */
-		if (listener->once && listener->removed == 0)
-			remove_at(messenger, action, i);
-		if (trace_on)
-			trace(messenger->role, "delivers", message, "to listener %zu of %zu", i + 1,
-			      count);
+		listener = &messenger->listeners[i]; /* until a call: the list may move */
+		if (!is_action(listener, hash, action, length))
+			continue;
+		if (listener->once)
+			messenger->listeners[i].removed = messenger->unswept = true;
+		called++;
+		if (clutch_trace_on)
+			clutch_trace(messenger->role, "delivers", message, "to listener %zu", called);
 		check(messenger, listener->call(messenger, message, listener->arg), "listener");
 	}
+	return called;
 }
 
-/* this.on('egg-pids', pids => { this.opids = pids; }). Nobody tells them again, so
- * where memory is short it is asked for a moment; then those that fit are true. */
+static void
+emit(struct messenger *messenger, const struct message *message)
+{
+	size_t length = message->frame[FRAME_ACTION_LENGTH], count = messenger->listener_count;
+
+	if (messenger->every_count > 0)
+		emit_action(messenger, count, "", 0, message);
+	if ((length == 0 || emit_action(messenger, count, message->action, length, message) == 0) &&
+	    clutch_trace_on)
+		clutch_trace(messenger->role, "receives", message, "without a listener for its action");
+}
+
+/* this.on('egg-pids', pids => { this.opids = pids; }). Where memory is short, those that
+ * fit are true. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
 	const char *comma;
-	int64_t deadline = 0;
 	size_t most = 1;
 	pid_t *grown;
-	int pid;
+	char *end;
+	long pid;
 
 	for (comma = at; (comma = strchr(comma, ',')) != NULL; comma++)
 		most++;
-	while (most > messenger->opid_size) {
-		grown = realloc(messenger->opids, most * sizeof *grown);
-		if (grown != NULL) {
-			messenger->opids = grown;
-			messenger->opid_size = most;
-		} else if (deadline == 0) {
-			deadline = clock_now() + STARVED_TIMEOUT;
-		} else if (clock_now() > deadline) {
-			break;
-		} else {
-			poll(NULL, 0, 10);
-		}
+	grown = most > messenger->opid_size ? realloc(messenger->opids, most * sizeof *grown)
+	                                    : NULL;
+	if (grown != NULL) {
+		messenger->opids = grown;
+		messenger->opid_size = most;
 	}
 	messenger->opid_count = 0;
 	while (*at == '[' || *at == ',') {
-		at++;
-		pid = parse_digits(&at);
-		if (pid <= 0 || messenger->opid_count == messenger->opid_size)
+		pid = strtol(at + 1, &end, 10);
+		if (pid <= 0 || pid > INT_MAX || messenger->opid_count == messenger->opid_size)
 			break;
-		messenger->opids[messenger->opid_count++] = pid;
+		messenger->opids[messenger->opid_count++] = (pid_t)pid;
+		at = end;
 	}
 }
 
@@ -797,24 +687,12 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
-	size_t length = message->frame[FRAME_ACTION_LENGTH];
-	struct action_listeners *action;
-
-	messenger->turn++;
 	in_listener = messenger->delivering = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
-	if (messenger->every != NULL)
-		emit(messenger, messenger->every, message);
-	action = length > 0 ? find_action(messenger, message->action, length)
-	                    : NULL; /* ipc.js:117 */
-	if (action != NULL)
-		emit(messenger, action, message); /* ipc.js:120 D6 */
-	else if (trace_on)
-		trace(messenger->role, "receives", message, "without a listener for its action");
+	emit(messenger, message); /* ipc.js:117 ipc.js:120 D6 */
 	in_listener = messenger->delivering = false;
-	if (messenger->unswept != NULL)
-		sweep(messenger);
+	sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);
 }
@@ -824,24 +702,24 @@ deliver(struct messenger *messenger, const struct message *message)
 static int wake[2] = {-1, -1};
 
 int
-wake_open(void)
+clutch_wake_open(void)
 {
 	int i;
 
-	wake_close();
+	clutch_wake_close();
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, wake) == -1)
 		return -1;
 	for (i = 0; i < 2; i++)
 		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) == -1 ||
 		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) == -1) {
-			wake_close();
+			clutch_wake_close();
 			return -1;
 		}
 	return wake[0];
 }
 
 int
-catch_signal(int number, void (*handler)(int))
+clutch_catch_signal(int number, void (*handler)(int))
 {
 	struct sigaction action = {.sa_handler = handler};
 
@@ -850,7 +728,7 @@ catch_signal(int number, void (*handler)(int))
 }
 
 void
-wake_up(void)
+clutch_wake_up(void)
 {
 	int saved = errno;
 
@@ -859,7 +737,7 @@ wake_up(void)
 }
 
 void
-wake_drain(int descriptor)
+clutch_wake_drain(int descriptor)
 {
 	char bytes[64];
 
@@ -868,7 +746,7 @@ wake_drain(int descriptor)
 }
 
 void
-wake_close(void)
+clutch_wake_close(void)
 {
 	int i, saved = errno;
 
@@ -988,7 +866,7 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 	while (find_timer(messenger, messenger->timer_id) < messenger->timer_count);
 	messenger->timers[messenger->timer_count++] = (struct timer){messenger->timer_id,
 	                                                             messenger->timing,
-	                                                             clock_now() + milliseconds,
+	                                                             clutch_now() + milliseconds,
 	                                                             period,
 	                                                             call,
 	                                                             arg};
@@ -1042,7 +920,7 @@ int
 messenger_timeout(const struct messenger *messenger)
 {
 	const struct timer *timer = next_timer(messenger);
-	int64_t left = timer != NULL ? timer->due - clock_now() : -1;
+	int64_t left = timer != NULL ? timer->due - clutch_now() : -1;
 
 	if (timer == NULL)
 		return -1;
@@ -1059,7 +937,7 @@ run_timers(struct messenger *messenger)
 
 	if (messenger->timer_count == 0)
 		return;
-	now = clock_now();
+	now = clutch_now();
 	messenger->timing = true;
 	while ((timer = next_timer(messenger)) != NULL && timer->due <= now) {
 		due = *timer;
@@ -1139,35 +1017,26 @@ dispatch(struct messenger *messenger)
 	run_timers(messenger);
 }
 
-/* A turn begins: what was queued leaves. */
-static int
-begin_turn(struct messenger *messenger)
+static bool
+is_busy(const struct messenger *messenger)
 {
-	if (messenger->stepping || in_listener) {
-		errno = EBUSY;
-		return -1;
-	}
-	channel_flush(&messenger->channel);
-	messenger->flush_at = channel_pending(&messenger->channel) + CHANNEL_FLUSH_SIZE;
-	return 0;
+	return messenger->stepping || in_listener;
 }
 
-/* And goes on: wait, and do what there is to do; without a look, only what the
- * clock says. */
+/* One turn, after what was queued has been written: wait, and do what there is to do. */
 static int
-end_turn(struct messenger *messenger, int timeout, bool look)
+turn(struct messenger *messenger, int timeout)
 {
 	int due = messenger_timeout(messenger);
 
 	prepare(messenger, &messenger->set[0]);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
-	if (channel_starved()) { /* let time pass, then try again */
+	if (channel_starved(&messenger->channel)) { /* let time pass, then try again */
 		messenger->set[0].fd = -1;
 		timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
 	}
-	if (look && poll(messenger->set, messenger->watch_count + 1, timeout) == -1 &&
-	    errno != EINTR)
+	if (poll(messenger->set, messenger->watch_count + 1, timeout) == -1 && errno != EINTR)
 		return -1;
 	messenger->stepping = true;
 	dispatch(messenger);
@@ -1185,15 +1054,12 @@ end_turn(struct messenger *messenger, int timeout, bool look)
 int
 messenger_step(struct messenger *messenger, int timeout)
 {
-	bool spoke = channel_pending(&messenger->channel) > 0, look;
-
-	if (begin_turn(messenger) == -1)
+	if (is_busy(messenger)) {
+		errno = EBUSY;
 		return -1;
-	look = timeout != 0 || !spoke || channel_pending(&messenger->channel) > 0 ||
-	       ++messenger->blind_turns == BLIND_TURNS;
-	if (look)
-		messenger->blind_turns = 0;
-	return end_turn(messenger, timeout, look);
+	}
+	channel_flush(&messenger->channel);
+	return turn(messenger, timeout);
 }
 
 int
@@ -1202,10 +1068,13 @@ messenger_drain(struct messenger *messenger, size_t most)
 	int result = 1;
 
 	while (result == 1 && channel_pending(&messenger->channel) > most) {
-		if (begin_turn(messenger) == -1)
+		if (is_busy(messenger)) {
+			errno = EBUSY;
 			return -1;
+		}
+		channel_flush(&messenger->channel);
 		if (channel_pending(&messenger->channel) > most) /* else nobody would wake it */
-			result = end_turn(messenger, -1, true);
+			result = turn(messenger, -1);
 	}
 	return result;
 }
@@ -1272,18 +1141,17 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* Take what comes, for nobody. */
-static enum peer
-read_for_nobody(struct channel *channel)
+/* Take what was read, for nobody. */
+static int
+take_for_nobody(struct channel *channel)
 {
-	enum peer peer = channel_read(channel);
 	struct message message;
 	int found;
 
 	while ((found = channel_next(channel, &message)) == 1)
 		if (message.handle != -1)
 			close(message.handle);
-	return found == -1 ? PEER_BROKEN : peer;
+	return found;
 }
 
 /* D22: what a send call accepted leaves before the process does. It reads too:
@@ -1291,19 +1159,20 @@ read_for_nobody(struct channel *channel)
 static void
 flush_at_exit(void)
 {
-	int64_t left, deadline = clock_now() + EXIT_FLUSH_TIMEOUT;
+	int64_t left, deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
 	struct pollfd wait = {.events = POLLIN | POLLOUT};
 
 	if (own == NULL || own->pid != getpid())
 		return;
-	channel_disown(); /* exit(3) may stand in a listener, with messages behind its own */
+	take_for_nobody(&own->channel); /* exit(3) may stand in a listener: what is behind it */
 	wait.fd = own->channel.descriptor;
 	while (wait.fd != -1 && channel_flush(&own->channel) == PEER_ALIVE &&
-	       channel_pending(&own->channel) > 0 && (left = deadline - clock_now()) > 0) {
-		if (channel_starved())
+	       channel_pending(&own->channel) > 0 && (left = deadline - clutch_now()) > 0) {
+		if (channel_starved(&own->channel))
 			poll(NULL, 0, 10);
 		else if (poll(&wait, 1, (int)left) == 1 && (wait.revents & ~POLLOUT) != 0 &&
-		         read_for_nobody(&own->channel) != PEER_ALIVE)
+		         (channel_read(&own->channel) != PEER_ALIVE ||
+		          take_for_nobody(&own->channel) == -1))
 			return;
 	}
 }
@@ -1324,6 +1193,5 @@ messenger_disown(void)
 	in_listener = false;
 	for (messenger = messengers; messenger != NULL; messenger = messenger->next)
 		channel_close(&messenger->channel);
-	channel_disown();
-	wake_close();
+	clutch_wake_close();
 }

@@ -21,7 +21,6 @@
 #define MESSENGER_H
 
 #include <poll.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -49,8 +48,8 @@
 #define CHANNEL_SOCKET_BUFFER (512 * 1024)
 #endif
 
-/* Child: with this many bytes more in its queue, a send call writes at once. Master:
- * what is shorter is copied rather than written by itself. */
+/* A queue that has grown by this many bytes since it was last written is written at
+ * once, and not at the end of the turn. */
 #ifndef CHANNEL_FLUSH_SIZE
 #define CHANNEL_FLUSH_SIZE (256 * 1024)
 #endif
@@ -267,9 +266,7 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * Returns 1 while the channel is open; 0 once it is closed and all that came
  * over it is delivered (descriptors and timers go on); -1 with EBUSY inside a
  * callback of the same loop or a listener of any, EPROTO when the other end broke
- * the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno. Where the
- * timeout is 0 and something was written, it may leave messages and descriptors to
- * a later step, seven times in a row at most.
+ * the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
  *
  * drain: turn the loop until at most so many bytes of what was sent wait to be
  * written; at once, without a turn, if there are no more. A stream that pauses so
@@ -327,35 +324,36 @@ bool messenger_closing(const struct messenger *messenger);
 void messenger_graceful_exit(struct messenger *messenger);
 
 /* Milliseconds on a clock that only goes forward: what deadlines are made of. */
-int64_t clock_now(void);
+int64_t clutch_now(void);
 
 #ifdef __GNUC__
-#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
+#define CLUTCH_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
-#define PRINTF_LIKE(text, first)
+#define CLUTCH_PRINTF(text, first)
 #endif
 
 /*
  * A line for the log, in one write(2), so that those of several processes do not mix.
  * The new line at its end is added. The loop does not wait for who reads the log: past
  * 1023 bytes a line is cut, and after 10 ms it is lost. errno may change.
- *
- * It knows of printf(3) what a log needs: %s, %d, %ld, %lld, %u, %lu, %llu, %zu and
- * %%; a width, as in %8d or %-8s; and how many bytes of a string at most, as in %.64s
- * or %.*s. NULL is shown as (null). Anything else is a failed assertion.
  */
-void print_line(int descriptor, const char *format, ...) PRINTF_LIKE(2, 3);
+void clutch_print_line(int descriptor, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 /* ------------------------------------------------------------------------ */
-/* Part two: what the files of clutch share                                  */
+/* Part two: the channel, for who defines CLUTCH_CHANNEL before the include   */
 /* ------------------------------------------------------------------------ */
+
+#endif /* MESSENGER_H */
+
+#if (defined CLUTCH_CHANNEL || defined CLUTCH_PRIVATE) && !defined CLUTCH_CHANNEL_H
+#define CLUTCH_CHANNEL_H
 
 /*
  * sendmessage.c: one message, one channel.
  *
  * A frame, in network byte order. `length` counts what follows it; action and
  * data are C strings in the read buffer, without a copy; offsets are fixed, so
- * that the master stamps from and to in place and forwards the bytes it read.
+ * that the master forwards the bytes it read, with from and to stamped into the copy.
  *
  *  0               4       5       6       7               8               12
  *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
@@ -392,13 +390,14 @@ struct waiting_handle {
 };
 
 /*
- * One end of a channel: what is left of an incomplete frame on the way in; on
- * the way out a queue of our own bytes, then a run of borrowed ones.
+ * One end of a channel: what is left of an incomplete frame on the way in, and a queue
+ * of frames on the way out.
  */
 struct channel {
-	int descriptor; /* -1: nobody there yet: what is sent waits */
-	bool deaf;      /* the other end reads no more: sends fail with EPIPE */
-	size_t limit;   /* of the queue, in bytes; 0: none */
+	int descriptor;    /* -1: nobody there yet: what is sent waits */
+	bool write_closed; /* the other end reads no more: sends fail with EPIPE */
+	bool starved;      /* a read or a write met a shortage of the system's */
+	size_t limit;      /* of the queue, in bytes; 0: none */
 
 	unsigned char *torn; /* a frame of torn_size bytes, torn_length of them here */
 	size_t torn_size, torn_length;
@@ -406,13 +405,9 @@ struct channel {
 	int arrived[2];                     /* handles that came before their frame was complete */
 	int arrived_count;
 
-	unsigned char *queue; /* to be written: the bytes from start to end, */
+	unsigned char *queue; /* to be written: the bytes from start to end */
 	size_t queue_start, queue_end, queue_size;
-	int idle;           /* turns since the queue was in use */
-	unsigned char *run; /* and then these, which stand in the read buffer */
-	size_t run_length;
-	bool borrows; /* it is in the list of those with a run */
-	struct channel *next_borrower;
+	size_t flush_at; /* a queue of so many bytes is written at once */
 	struct waiting_handle *waiting;
 	int waiting_count, waiting_size;
 
@@ -433,10 +428,10 @@ void channel_close(struct channel *channel);
 int channel_pair(int descriptors[2]);
 
 /*
- * Queue a message. A message that stands in the read buffer (message->frame) is
- * not copied: it becomes part of the channel's run, with message->from and
- * message->to stamped into it, the same for all its receivers. errno as at
- * messenger_send.
+ * Copy a message to the end of the queue. A message that came over a channel
+ * (message->frame) is copied as the frame it stands in, with message->from, message->to
+ * and message->handle stamped into the copy. A queue that passes CHANNEL_FLUSH_SIZE is
+ * written. errno as at messenger_send.
  * egg: npm sendmessage, child.send
  */
 int sendmessage(struct channel *channel, const struct message *message);
@@ -449,64 +444,46 @@ size_t message_size(const struct message *message);
 static inline size_t
 channel_pending(const struct channel *channel)
 {
-	return channel->queue_end - channel->queue_start + channel->run_length;
+	return channel->queue_end - channel->queue_start;
 }
 
-/* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. An empty
- * queue that keeps memory for the next burst (channel_rests) gives it back after
- * some flushes: turn the loop soon again. */
+/* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. */
 enum peer channel_flush(struct channel *channel);
-bool channel_rests(const struct channel *channel);
 
 /*
  * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take out the
- * messages one by one, until there is none (0) or a bad one (-1, as PEER_BROKEN:
- * nothing more comes). They live until anything is read in this process again;
- * message->handle is yours to close. Before that every run is written or copied;
- * where memory is short for it nothing is read, and channel_starved, which tries
- * again, is true: turn the loop without reading, and come back soon.
+ * messages one by one, until there is none (0). They live until anything is read in
+ * this process again; message->handle is yours to close. -1, and nothing more comes:
+ * EPROTO, a bad frame (as PEER_BROKEN); ENOMEM, for the rest of a frame whose beginning
+ * is here.
  */
 enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
-bool channel_starved(void);
 
-/*
- * To be called when the message that channel_next gave has been forwarded, or not. If
- * those that stand behind it have the same head (from, to, receiverPid, action, no
- * handle), they are taken and go where it went, stamped as it was: all runs that end
- * with it grow. Returns how many. It stops short of a queue above CHANNEL_HIGH_WATER,
- * and is no substitute for looking where the message was not forwarded, or where it
- * was copied, or is traced: then it takes none.
- */
-size_t channel_follow(struct channel *channel);
-
-/* In a forked child. disown: what its parent has read, and not heard, is the parent's.
- * abandon: close a channel of the parent's without a write to its memory, of which it
- * keeps so many bytes: channel_memory. */
-void channel_disown(void);
-void channel_abandon(const struct channel *channel);
-size_t channel_memory(const struct channel *channel);
+/* Did a read or a write of this channel meet a shortage since the last call? Then do not
+ * poll it, but try again soon: the socket would be ready at once. */
+bool channel_starved(struct channel *channel);
 
 /* The last resort: wait up to `timeout` for the socket to take what is queued. */
 enum peer channel_drain(struct channel *channel, int timeout);
 
-/*
- * What print_line would print, as a string in the `size` bytes at `to`; what finds no
- * room there is left out. Returns the length of what is there, not (as snprintf does)
- * of what would be. With a size of 0 nothing is written, not even the string's 0.
- */
-size_t format_text(char *to, size_t size, const char *format, ...) PRINTF_LIKE(3, 4);
-size_t vformat_text(char *to, size_t size, const char *format, va_list arguments) PRINTF_LIKE(3, 0);
+#endif /* CLUTCH_CHANNEL_H */
 
-/* The number at *text, which is then what follows its digits. -1, and *text stays:
- * there are none, or it is greater than INT_MAX. */
-int parse_digits(const char **text);
+/* ------------------------------------------------------------------------ */
+/* Part three: what the files of clutch share; private                       */
+/* ------------------------------------------------------------------------ */
+
+#if defined CLUTCH_PRIVATE && !defined CLUTCH_PRIVATE_H
+#define CLUTCH_PRIVATE_H
+
+/* What snprintf(3) has left in a buffer of that size, given what it returned. */
+size_t clutch_text_length(int result, size_t size);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE is "1". */
-extern bool trace_on;
-void trace(enum role role, const char *step, const struct message *message, const char *format, ...)
-	PRINTF_LIKE(4, 5);
-const char *role_name(enum role role);
+extern bool clutch_trace_on;
+void clutch_trace(enum role role, const char *step, const struct message *message, const char *format, ...)
+	CLUTCH_PRINTF(4, 5);
+const char *clutch_role_name(enum role role);
 
 /*
  * messenger.c, master side: who receives what.
@@ -577,7 +554,6 @@ void process_forget(const struct process *gone, const struct worker_manager *man
 struct messenger {
 	struct messenger *next; /* of this process */
 	struct channel channel;
-	size_t flush_at; /* a send call that leaves more than this pending writes */
 	enum role role;
 	pid_t pid;
 	int slot;
@@ -585,12 +561,11 @@ struct messenger {
 	size_t opid_count, opid_size;
 	uint64_t random;
 
-	struct action_listeners *actions[64]; /* by hash */
-	struct action_listeners *every;       /* those of action NULL */
-	struct action_listeners *last;        /* found last */
-	uint64_t turn;                        /* messages delivered, ever */
+	struct listener *listeners; /* in order of adding */
+	size_t listener_count, listener_size;
+	size_t every_count; /* of them, those of a NULL action */
 	bool delivering;
-	struct action_listeners *unswept; /* with listeners to be forgotten */
+	bool unswept; /* there are listeners to be forgotten */
 
 	struct watch *watches;
 	struct pollfd *set; /* the channel, then one for each watch */
@@ -599,8 +574,7 @@ struct messenger {
 	struct timer *timers;
 	size_t timer_count, timer_size;
 	int timer_id;
-	bool timing;     /* timers are being called */
-	int blind_turns; /* in a row */
+	bool timing; /* timers are being called */
 	bool stepping, canceled, broken;
 
 	/* set by the roles */
@@ -632,34 +606,34 @@ void messenger_disown(void);
  * The roles. Each runs in a freshly forked child and ends it: it never returns.
  * The listener is the shared port's, or -1; address is its JSON.
  */
-void agent_worker(struct messenger *agent, const struct options *options);
-void app_worker(struct messenger *app, const struct options *options, int listener,
+void agent_run(struct messenger *agent, const struct options *options);
+void worker_run(struct messenger *app, const struct options *options, int listener,
                 const char *address);
 
 /*
  * agent.c, for both roles (egg: npm graceful-process). start runs the role's
  * function and, unless it shall be ready later, says so; -1: it failed. From then
- * on graceful_process catches SIGTERM; terminated tells whether it came. tell
+ * on clutch_process_catch_sigterm catches SIGTERM; terminated tells whether it came. tell
  * sends to the master, whatever it takes. leave runs the callbacks of
  * messenger_before_close; soon after the timeout the process ends by itself.
  */
-int graceful_process_start(struct messenger *messenger, const char *label, messenger_callback role,
+int clutch_process_start(struct messenger *messenger, const char *label, messenger_callback role,
                            void *arg);
-void graceful_process(void);
-bool graceful_process_terminated(void);
-void graceful_process_tell(struct messenger *messenger, const char *action, const char *data);
-void graceful_process_leave(struct messenger *messenger, const char *label, int code, int timeout);
+void clutch_process_catch_sigterm(void);
+bool clutch_process_terminated(void);
+void clutch_process_tell(struct messenger *messenger, const char *action, const char *data);
+void clutch_process_leave(struct messenger *messenger, const char *label, int code, int timeout);
 
 /*
- * messenger.c, for every loop: a signal handler, set with catch_signal, calls
- * wake_up, which makes the descriptor of wake_open (one for a process; -1 with
- * socketpair(2)'s errno) readable until wake_drain. A forked child closes its
- * parent's with wake_close.
+ * messenger.c, for every loop: a signal handler, set with clutch_catch_signal, calls
+ * clutch_wake_up, which makes the descriptor of clutch_wake_open (one for a process; -1 with
+ * socketpair(2)'s errno) readable until clutch_wake_drain. A forked child closes its
+ * parent's with clutch_wake_close.
  */
-int catch_signal(int number, void (*handler)(int));
-int wake_open(void);
-void wake_up(void);
-void wake_drain(int descriptor);
-void wake_close(void);
+int clutch_catch_signal(int number, void (*handler)(int));
+int clutch_wake_open(void);
+void clutch_wake_up(void);
+void clutch_wake_drain(int descriptor);
+void clutch_wake_close(void);
 
-#endif
+#endif /* CLUTCH_PRIVATE_H */

@@ -9,6 +9,7 @@
  *	an uncaught error, or     closed at once, so that the    finish        1
  *	messenger_graceful_exit   master forks a replacement
  */
+#define CLUTCH_PRIVATE
 #include "messenger.h"
 
 #include <errno.h>
@@ -59,7 +60,7 @@ on_connection(struct messenger *app, int listener, short revents, void *arg)
 	(void)revents, (void)arg;
 	if (descriptor == -1) {
 		if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-			print_line(STDERR_FILENO,
+			clutch_print_line(STDERR_FILENO,
 			           "[app_worker] cannot accept: no descriptor or memory left");
 			messenger_unwatch(app, listener);
 			messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL);
@@ -84,11 +85,11 @@ on_ready(struct messenger *app, int status)
 	if (status != 0 ||
 	    (worker.listener != -1 &&
 	     messenger_watch(app, worker.listener, POLLIN, on_connection, NULL) == -1)) { /* D19 */
-		print_line(STDERR_FILENO, "[app_worker] start error, exiting with code:1");
+		clutch_print_line(STDERR_FILENO, "[app_worker] start error, exiting with code:1");
 		exit(1);
 	}
-	graceful_process();
-	graceful_process_tell(app, "listening", worker.address);
+	clutch_process_catch_sigterm();
+	clutch_process_tell(app, "listening", worker.address);
 	if (channel_flush(&app->channel) == PEER_GONE)
 		exit(1); /* the master died while this process was busy loading */
 }
@@ -97,7 +98,7 @@ on_ready(struct messenger *app, int status)
 static void
 on_uncaught(struct messenger *app, int result, const char *where)
 {
-	print_line(STDERR_FILENO, "[app_worker] uncaught error %d in a %s", result, where);
+	clutch_print_line(STDERR_FILENO, "[app_worker] uncaught error %d in a %s", result, where);
 	if (!app->ready && !worker.leaving)
 		exit(1);
 	messenger_graceful_exit(app);
@@ -109,13 +110,13 @@ leave(struct messenger *app, int code, int timeout)
 {
 	worker.leaving = true;
 	worker.code = code;
-	worker.deadline = clock_now() + timeout;
+	worker.deadline = clutch_now() + timeout;
 	if (worker.listener != -1) {
 		messenger_unwatch(app, worker.listener);
 		close(worker.listener);
 		worker.listener = -1;
 	}
-	graceful_process_leave(app, "app_worker", code, timeout);
+	clutch_process_leave(app, "app_worker", code, timeout);
 }
 
 /* egg: worker.disconnect(). When all is written, our half of the channel is closed;
@@ -123,12 +124,12 @@ leave(struct messenger *app, int code, int timeout)
 static void
 disconnect(struct messenger *app)
 {
-	if (app->channel.deaf || app->channel.descriptor == -1)
+	if (app->channel.write_closed || app->channel.descriptor == -1)
 		return;
 	channel_flush(&app->channel);
 	if (channel_pending(&app->channel) > 0)
 		return;
-	app->channel.deaf = true;
+	app->channel.write_closed = true;
 	shutdown(app->channel.descriptor, SHUT_WR);
 }
 
@@ -139,19 +140,19 @@ consider_leaving(struct messenger *app)
 	int timeout = worker.options->app_close_timeout;
 	int patience = timeout - timeout / 10; /* it ends before the master's SIGKILL */
 
-	if (graceful_process_terminated() && !worker.terminated) {
+	if (clutch_process_terminated() && !worker.terminated) {
 		worker.terminated = true;
-		print_line(STDOUT_FILENO,
+		clutch_print_line(STDOUT_FILENO,
 		           "[app_worker] receive signal SIGTERM, exiting with code:0");
 		leave(app, 0, patience);
 	} else if (app->graceful && !worker.leaving) {
-		print_line(STDERR_FILENO, "[app_worker] will exit after %dms at most",
+		clutch_print_line(STDERR_FILENO, "[app_worker] will exit after %dms at most",
 		           CLUTCH_GRACEFUL_TIMEOUT);
 		worker.disconnects = true;
 		disconnect(app); /* the sooner there is a replacement */
 		leave(app, 1, CLUTCH_GRACEFUL_TIMEOUT);
 	} else if (app->channel.descriptor == -1 && !worker.leaving) {
-		print_line(STDERR_FILENO, "[app_worker] receive disconnect event, exiting");
+		clutch_print_line(STDERR_FILENO, "[app_worker] receive disconnect event, exiting");
 		leave(app, app->ready ? 0 : 1, patience);
 	}
 }
@@ -163,11 +164,11 @@ has_left(const struct messenger *app)
 	bool disconnected = app->channel.descriptor == -1 || !worker.disconnects;
 
 	return worker.leaving &&
-	       (clock_now() >= worker.deadline || (app->connections == 0 && disconnected));
+	       (clutch_now() >= worker.deadline || (app->connections == 0 && disconnected));
 }
 
 void
-app_worker(struct messenger *app, const struct options *options, int listener, const char *address)
+worker_run(struct messenger *app, const struct options *options, int listener, const char *address)
 {
 	int64_t left;
 
@@ -176,7 +177,7 @@ app_worker(struct messenger *app, const struct options *options, int listener, c
 	worker.address = address;
 	app->on_ready = on_ready;
 	app->on_uncaught = on_uncaught;
-	if (graceful_process_start(app, "app_worker", options->app, options->arg) == -1)
+	if (clutch_process_start(app, "app_worker", options->app, options->arg) == -1)
 		exit(1);
 	for (;;) {
 		consider_leaving(app);
@@ -184,7 +185,7 @@ app_worker(struct messenger *app, const struct options *options, int listener, c
 			break;
 		if (worker.disconnects)
 			disconnect(app);
-		left = worker.deadline - clock_now();
+		left = worker.deadline - clutch_now();
 		messenger_step(app, !worker.leaving ? -1 : left > 0 ? (int)left : 0);
 	}
 	exit(worker.code);

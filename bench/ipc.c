@@ -20,7 +20,8 @@
 #include <sched.h>
 #endif
 #include "../examples/ipc/rsmq.h"
-#include "../messenger.h"
+#define CLUTCH_CHANNEL
+#include "messenger.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

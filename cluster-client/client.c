@@ -21,7 +21,7 @@ void
 cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
                  const char *then)
 {
-	print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
+	clutch_print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
 }
 
 struct value *
@@ -713,7 +713,7 @@ watch_expiry(struct cluster_client *client)
 
 	if (client->pending == NULL || client->expiry != 0 || !client->side->calls_expire)
 		return;
-	left = client->pending->deadline - clock_now();
+	left = client->pending->deadline - clutch_now();
 	id = messenger_set_timeout(client->messenger, left > 0 ? (int)left : 0, on_expiry, client);
 	client->expiry = id > 0 ? id : 0;
 }
@@ -722,7 +722,7 @@ static int
 on_expiry(struct messenger *messenger, void *arg)
 {
 	struct cluster_client *client = arg;
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 	char message[64];
 
 	(void)messenger;
@@ -769,7 +769,7 @@ call(struct cluster_client *client, const struct pending *what, const void *data
 		return -1;
 	*pending = *what;
 	pending->id = ++client->last_id;
-	pending->deadline = clock_now() + client->options.response_timeout;
+	pending->deadline = clutch_now() + client->options.response_timeout;
 	*client->last_pending = pending;
 	client->last_pending = &pending->next;
 	client->pending_count++;

@@ -280,7 +280,7 @@ new_call(struct cluster_client *client, struct follower *follower, uint64_t id, 
 	call->own = follower == NULL;
 	call->id = id;
 	call->timeout = timeout;
-	call->since = clock_now();
+	call->since = clutch_now();
 	call->link = &client->calls;
 	call->next = client->calls;
 	if (call->next != NULL)
@@ -323,7 +323,7 @@ tell_answer(struct follower *follower, uint64_t id, bool success, const void *da
 static bool
 is_too_late(const struct cluster_call *call)
 {
-	return call->timeout > 0 && clock_now() - call->since > (int64_t)call->timeout;
+	return call->timeout > 0 && clutch_now() - call->since > (int64_t)call->timeout;
 }
 
 static int
@@ -434,7 +434,7 @@ heard(struct connection *connection, const struct packet *packet)
 	struct follower *follower = follower_of(connection);
 	struct cluster_client *client = connection->client;
 
-	follower->heard_at = clock_now();
+	follower->heard_at = clutch_now();
 	if (packet->type == PACKET_REGISTER_CHANNEL)
 		return on_register(client, follower, packet);
 	if (!follower->registered)
@@ -546,7 +546,7 @@ on_connection(struct messenger *agent, const struct message *message, void *arg)
 	follower->connection.heard = heard;
 	follower->connection.gone = gone;
 	follower->connection.client = client;
-	follower->heard_at = clock_now();
+	follower->heard_at = clutch_now();
 	if (cluster_connection_open(&follower->connection, agent, descriptor) == -1) {
 		close(descriptor);
 		free(follower);
@@ -563,7 +563,7 @@ static int
 check_heartbeats(struct messenger *agent, void *arg)
 {
 	struct cluster_client *client = arg;
-	int64_t oldest = clock_now() - 3 * (int64_t)client->options.heartbeat_interval;
+	int64_t oldest = clutch_now() - 3 * (int64_t)client->options.heartbeat_interval;
 	struct follower *follower;
 
 	(void)agent;
@@ -753,7 +753,7 @@ cluster_client_leader(struct messenger *agent, const char *name, const struct re
 
 	if (client == NULL)
 		return NULL;
-	client->random = (uint64_t)getpid() * 2654435761U ^ (uint64_t)clock_now();
+	client->random = (uint64_t)getpid() * 2654435761U ^ (uint64_t)clutch_now();
 	client->random |= 1;
 	if (messenger_on(agent, client->action, on_connection, client) == -1) {
 		cluster_base_free(client);

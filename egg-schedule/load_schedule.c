@@ -47,7 +47,7 @@ is_given(const char *text)
 }
 
 static int refuse(const struct schedule *schedule, const char *field, const char *format, ...)
-	PRINTF_LIKE(3, 4);
+	CLUTCH_PRINTF(3, 4);
 
 static int
 refuse(const struct schedule *schedule, const char *field, const char *format, ...)

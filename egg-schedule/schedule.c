@@ -249,7 +249,7 @@ static int on_timer(struct messenger *agent, void *arg);
 static int64_t
 job_now(const struct job *job)
 {
-	return job->interval != 0 ? clock_now() : wall_clock();
+	return job->interval != 0 ? clutch_now() : wall_clock();
 }
 
 static void

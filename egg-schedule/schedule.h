@@ -64,7 +64,7 @@ bool schedule_info_parse(struct run_info *info, const struct message *message);
 /* One line: of everyday work (where to, egg_schedule_log says), or of what went
  * wrong. */
 extern int schedule_log;
-#define schedule_log_info(...) (schedule_log >= 0 ? print_line(schedule_log, __VA_ARGS__) : (void)0)
-#define schedule_log_warn(...) print_line(STDERR_FILENO, __VA_ARGS__)
+#define schedule_log_info(...) (schedule_log >= 0 ? clutch_print_line(schedule_log, __VA_ARGS__) : (void)0)
+#define schedule_log_warn(...) clutch_print_line(STDERR_FILENO, __VA_ARGS__)
 
 #endif

@@ -125,7 +125,7 @@ run_end(struct schedule_run *run, int status)
 	info->ended = true;
 	info->success = status == 0;
 	info->why = status;
-	info->rt = clock_now() - run->start;
+	info->rt = clutch_now() - run->start;
 	if (info->success)
 		schedule_log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
 		                  (long long)info->rt);
@@ -142,7 +142,7 @@ run_begin(struct schedule_run *run)
 
 	schedule_log_info("[Job#%s] %s executing by app", run->info.id, run->info.key);
 	run->begun = true;
-	run->start = clock_now();
+	run->start = clutch_now();
 	run->in_task = true;
 	status = run->job->schedule->task(run->app, run, run->job->schedule->arg);
 	run->in_task = false;

@@ -88,19 +88,19 @@ scripts_is_gone(const struct cluster_found *cluster)
 static void
 wait_for_reaping(pid_t master)
 {
-	int64_t deadline = clock_now() + REAP_TIMEOUT;
+	int64_t deadline = clutch_now() + REAP_TIMEOUT;
 
-	while (master > 0 && kill(master, 0) == 0 && clock_now() < deadline)
+	while (master > 0 && kill(master, 0) == 0 && clutch_now() < deadline)
 		poll(NULL, 0, LOOK_AGAIN);
 }
 
 bool
 scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout)
 {
-	int64_t deadline = clock_now() + timeout;
+	int64_t deadline = clutch_now() + timeout;
 
 	while (!scripts_is_gone(cluster)) {
-		if (clock_now() >= deadline)
+		if (clutch_now() >= deadline)
 			return false;
 		poll(NULL, 0, LOOK_AGAIN);
 	}
@@ -151,7 +151,7 @@ is_master(const struct cluster_found *cluster)
 char *
 scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 {
-	int64_t deadline = clock_now() + timeout;
+	int64_t deadline = clutch_now() + timeout;
 	char path[PATH_MAX + 16], *table;
 
 	snprintf(path, sizeof path, "%s.status", cluster->pid_file);
@@ -164,7 +164,7 @@ scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 		if (!is_master(cluster))
 			return NULL;
 		errno = ETIMEDOUT;
-		if (clock_now() >= deadline)
+		if (clutch_now() >= deadline)
 			return NULL;
 		poll(NULL, 0, LOOK_AGAIN);
 	}
@@ -194,7 +194,7 @@ int
 scripts_kill(const struct cluster_found *cluster)
 {
 	char *table = scripts_ask(cluster, SIGUSR1, ASK_LAST);
-	int64_t deadline = clock_now() + KILL_TIMEOUT;
+	int64_t deadline = clutch_now() + KILL_TIMEOUT;
 
 	kill_groups(table);
 	free(table);
@@ -202,7 +202,7 @@ scripts_kill(const struct cluster_found *cluster)
 		kill_between(cluster, 0, INT_MAX);
 		if (scripts_wait_gone(cluster, 5 * LOOK_AGAIN))
 			return 0;
-	} while (clock_now() < deadline);
+	} while (clutch_now() < deadline);
 	return -1;
 }
 

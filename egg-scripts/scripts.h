@@ -16,8 +16,8 @@ struct command {
 };
 
 /* One line on stdout, or on stderr; it begins with the program's name. */
-void scripts_say(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
-void scripts_complain(const struct command *command, const char *format, ...) PRINTF_LIKE(2, 3);
+void scripts_say(const struct command *command, const char *format, ...) CLUTCH_PRINTF(2, 3);
+void scripts_complain(const struct command *command, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 /* $HOME/FOLDER/NAMEend, a default: free it. NAME is the pid file's without its .pid
  * where there is one, so that two clusters of one program do not share logs, and the

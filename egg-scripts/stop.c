@@ -36,7 +36,7 @@ order_to_stop(const struct command *command, const struct cluster_found *cluster
 static int
 stop(const struct command *command, const struct cluster_found *cluster)
 {
-	int64_t begin = clock_now(), patience = order_to_stop(command, cluster);
+	int64_t begin = clutch_now(), patience = order_to_stop(command, cluster);
 
 	if (patience == -1)
 		return 1;
@@ -48,7 +48,7 @@ stop(const struct command *command, const struct cluster_found *cluster)
 			return 1;
 		}
 	}
-	scripts_say(command, "stopped (%lldms)", (long long)(clock_now() - begin));
+	scripts_say(command, "stopped (%lldms)", (long long)(clutch_now() - begin));
 	return 0;
 }
 
@@ -205,11 +205,11 @@ times_given_up(const char *table)
 static int
 watch_reload(const struct command *command, const struct cluster_found *cluster, const char *before)
 {
-	int64_t timeout = timeout_of(command, RELOAD_TIMEOUT), begin = clock_now(), now;
+	int64_t timeout = timeout_of(command, RELOAD_TIMEOUT), begin = clutch_now(), now;
 	int count = 1, renewed = 0, given_up = 0;
 	char *table;
 
-	for (now = begin; renewed < count && !given_up; now = clock_now()) {
+	for (now = begin; renewed < count && !given_up; now = clutch_now()) {
 		table = scripts_ask(cluster, SIGUSR2, begin + timeout - now);
 		if (table == NULL)
 			return report_silence(command, cluster, timeout);

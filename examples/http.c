@@ -685,7 +685,7 @@ set_deadline(struct connection *connection)
 	connection->wait = wait;
 	if (wait_limit(wait) == 0)
 		return true;
-	now = clock_now();
+	now = clutch_now();
 	connection->deadline = now + wait_limit(wait);
 	if (connection->timer != 0 && connection->due <= connection->deadline)
 		return true;
@@ -790,7 +790,7 @@ static int
 on_timer(struct messenger *app, void *arg)
 {
 	struct connection *connection = arg;
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 
 	(void)app;
 	connection->timer = 0;

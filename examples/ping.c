@@ -35,7 +35,7 @@ static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
 	(void)message, (void)arg;
-	print_line(STDOUT_FILENO, "parent sends \"hi there\"");
+	clutch_print_line(STDOUT_FILENO, "parent sends \"hi there\"");
 	return messenger_send_to_app(parent, "ping", "\"hi there\"");
 }
 
@@ -43,7 +43,7 @@ static int
 on_pong(struct messenger *parent, const struct message *message, void *arg)
 {
 	(void)parent, (void)arg;
-	print_line(STDOUT_FILENO, "app answers %s", message->data);
+	clutch_print_line(STDOUT_FILENO, "app answers %s", message->data);
 	answered = true;
 	return kill(master, SIGTERM); /* the cluster stops, app first */
 }
@@ -53,7 +53,7 @@ static int
 on_deadline(struct messenger *parent, void *arg)
 {
 	(void)parent, (void)arg;
-	print_line(STDERR_FILENO, "ping: not done after %d ms, killing the master", DEADLINE);
+	clutch_print_line(STDERR_FILENO, "ping: not done after %d ms, killing the master", DEADLINE);
 	return kill(master, SIGKILL);
 }
 
@@ -65,19 +65,19 @@ main(void)
 
 	parent = fork_cluster(&(struct options){.app = app, .workers = 1}, &master);
 	if (parent == NULL) {
-		print_line(STDERR_FILENO, "ping: %s", strerror(errno));
+		clutch_print_line(STDERR_FILENO, "ping: %s", strerror(errno));
 		return 1;
 	}
 	if (messenger_once(parent, "egg-ready", on_ready, NULL) == -1 ||
 	    messenger_once(parent, "pong", on_pong, NULL) == -1 ||
 	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
-		print_line(STDERR_FILENO, "ping: %s", strerror(errno));
+		clutch_print_line(STDERR_FILENO, "ping: %s", strerror(errno));
 		kill(master, SIGKILL);
 	}
 	while (waitpid(master, &status, WNOHANG) == 0)
 		messenger_step(parent, 50);
 	messenger_close(parent);
 	if (!answered)
-		print_line(STDERR_FILENO, "ping: the master is gone, and there was no answer");
+		clutch_print_line(STDERR_FILENO, "ping: the master is gone, and there was no answer");
 	return answered && status == 0 ? 0 : 1;
 }

@@ -98,7 +98,7 @@ join_others(struct messenger *messenger)
 		&(struct bridge_options){.url = redis, .channel = "refresh", .cluster = cluster});
 	if (bridge != NULL)
 		return 0;
-	print_line(STDERR_FILENO,
+	clutch_print_line(STDERR_FILENO,
 	           "refresh: --redis wants redis://ADDRESS:PORT or unix://PATH, and "
 	           "--cluster a name of at most %d bytes: %s",
 	           BRIDGE_NAME_MAX, strerror(errno));

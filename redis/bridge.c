@@ -117,7 +117,7 @@ struct bridge {
 /* ---- odds and ends ----------------------------------------------------------------- */
 
 /* One line, unless it is the one before again: what goes on failing has nothing new. */
-static void say(struct bridge *bridge, const char *format, ...) PRINTF_LIKE(2, 3);
+static void say(struct bridge *bridge, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 static void
 say(struct bridge *bridge, const char *format, ...)
@@ -134,7 +134,7 @@ say(struct bridge *bridge, const char *format, ...)
 	if (strcmp(line, bridge->last_line) == 0)
 		return;
 	memcpy(bridge->last_line, line, sizeof line);
-	print_line(STDERR_FILENO, "[bridge] %s: %s", bridge->channel, line);
+	clutch_print_line(STDERR_FILENO, "[bridge] %s: %s", bridge->channel, line);
 }
 
 /* Three connections to one Redis have the same to say. */
@@ -176,7 +176,7 @@ static int retry(struct messenger *messenger, void *arg);
 static void
 look_again(struct bridge *bridge, int milliseconds)
 {
-	int64_t due = clock_now() + milliseconds;
+	int64_t due = clutch_now() + milliseconds;
 	int id;
 
 	if (bridge->timer != 0 && bridge->timer_due <= due)
@@ -586,7 +586,7 @@ refuse(struct bridge *bridge, int milliseconds)
 static void
 announce(struct bridge *bridge)
 {
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 	char data[24];
 
 	if (bridge->epoch != 0 || !bridge->joined || !redis_ready(bridge->commands))
@@ -799,7 +799,7 @@ ask_apps(struct bridge *bridge)
 	bridge->mark++;
 	bridge->marked = true;
 	bridge->heard = false;
-	bridge->marked_at = clock_now();
+	bridge->marked_at = clutch_now();
 	for (i = 0; i < bridge->member_count; i++)
 		bridge->members[i].owes = bridge->members[i].listening;
 	look_again(bridge, LATER);
@@ -1078,7 +1078,7 @@ watch_mark(struct bridge *bridge)
 
 	if (!bridge->marked)
 		return;
-	if (clock_now() - bridge->marked_at < 2 * (int64_t)bridge->timeout) {
+	if (clutch_now() - bridge->marked_at < 2 * (int64_t)bridge->timeout) {
 		look_again(bridge, LATER);
 		return;
 	}
@@ -1121,12 +1121,12 @@ retry(struct messenger *messenger, void *arg)
 static int
 on_leave(struct messenger *messenger, void *arg)
 {
-	int64_t left, deadline = clock_now() + BRIDGE_LEAVE_TIMEOUT;
+	int64_t left, deadline = clutch_now() + BRIDGE_LEAVE_TIMEOUT;
 	struct bridge *bridge = arg;
 
 	while ((bridge->waiting > 0 ||
 	        (bridge->commands != NULL && redis_pending(bridge->commands) > 0)) &&
-	       (left = deadline - clock_now()) > 0)
+	       (left = deadline - clutch_now()) > 0)
 		if (messenger_step(messenger, (int)left) != 1)
 			break;
 	if (bridge->waiting > 0)
@@ -1245,7 +1245,7 @@ bridge_start(struct messenger *messenger, const struct bridge_options *options)
 	snprintf(bridge->key, sizeof bridge->key, "clutch:%s", channel);
 	snprintf(bridge->stream, sizeof bridge->stream, "clutch:%s:stream", channel);
 	make_token(bridge->token);
-	bridge->mark = (uint64_t)clock_now() << 16; /* not those of the agent before */
+	bridge->mark = (uint64_t)clutch_now() << 16; /* not those of the agent before */
 	bridge->data = malloc(BRIDGE_DATA_MAX + ENVELOPE_MAX);
 	if (bridge->data == NULL || (role == ROLE_AGENT && open_connections(bridge, url) == -1) ||
 	    listen_to_all(bridge) == -1 ||

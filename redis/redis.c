@@ -170,7 +170,7 @@ complain(const struct redis *redis, const char *what, const char *why)
 	if (redis->options.log != NULL)
 		redis->options.log(line, redis->options.arg);
 	else
-		print_line(STDERR_FILENO, "%s", line);
+		clutch_print_line(STDERR_FILENO, "%s", line);
 }
 
 bool
@@ -441,7 +441,7 @@ queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
 	if (command == NULL)
 		return -1;
 	*command = (struct command){callback, arg, begin, begin + size,
-	                            clock_now() + redis->options.timeout};
+	                            clutch_now() + redis->options.timeout};
 	redis->out.end += resp_command(redis->out.bytes + redis->out.end, argc, argv, lengths);
 	if (!redis->turning)
 		attend(redis);
@@ -534,7 +534,7 @@ disconnect(struct redis *redis)
 static int64_t
 next_try(struct redis *redis)
 {
-	int64_t time = clock_now();
+	int64_t time = clutch_now();
 
 	if (redis->state == READY && time - redis->since >= redis->wait)
 		redis->wait = 0;
@@ -649,7 +649,7 @@ prepare_greeting(struct redis *redis)
 static void
 restart_clocks(struct redis *redis)
 {
-	int64_t deadline = clock_now() + redis->options.timeout;
+	int64_t deadline = clutch_now() + redis->options.timeout;
 	size_t i;
 
 	for (i = 0; i < redis->count; i++)
@@ -668,7 +668,7 @@ become_ready(struct redis *redis)
 		}
 	restart_clocks(redis);
 	redis->state = READY;
-	redis->since = clock_now();
+	redis->since = clutch_now();
 	if (redis->complained)
 		complain(redis, "connected again", "");
 	redis->complained = false;
@@ -740,7 +740,7 @@ begin_connecting(struct redis *redis)
 		return;
 	}
 	redis->state = CONNECTING;
-	redis->deadline = clock_now() + redis->options.timeout;
+	redis->deadline = clutch_now() + redis->options.timeout;
 }
 
 static void
@@ -842,7 +842,7 @@ receive(struct redis *redis)
 		lose(redis, length == 0 ? "closed by Redis" : strerror(errno));
 		return;
 	}
-	redis->heard = clock_now();
+	redis->heard = clutch_now();
 	redis->in.end += (size_t)length;
 	while (redis->descriptor != -1 && (reply = next_reply(redis)) != NULL) {
 		used = redis->scan.at;
@@ -881,7 +881,7 @@ static void
 watch_clock(struct redis *redis)
 {
 	const struct command *first = head(redis);
-	int64_t time = clock_now();
+	int64_t time = clutch_now();
 	char text[64];
 
 	snprintf(text, sizeof text, "no reply within %d ms", redis->options.timeout);
@@ -905,7 +905,7 @@ static void
 turn(struct redis *redis, short revents)
 {
 	redis->turning = true;
-	if (redis->state == WAITING && redis->deadline <= clock_now())
+	if (redis->state == WAITING && redis->deadline <= clutch_now())
 		begin_connecting(redis);
 	else if (redis->state == CONNECTING && revents != 0)
 		finish_connecting(redis);
@@ -962,7 +962,7 @@ due(const struct redis *redis)
 static int
 milliseconds_until(int64_t time)
 {
-	int64_t left = time - clock_now();
+	int64_t left = time - clutch_now();
 
 	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
@@ -1054,7 +1054,7 @@ on_timer(struct messenger *messenger, void *arg)
 	struct redis *redis = arg;
 
 	redis->timer = messenger_set_timeout(messenger, REDIS_RETRY_MIN, on_timer, redis);
-	redis->timer_due = clock_now() + REDIS_RETRY_MIN;
+	redis->timer_due = clutch_now() + REDIS_RETRY_MIN;
 	turn(redis, 0);
 	return take_result(redis);
 }
@@ -1102,7 +1102,7 @@ redis_open(struct messenger *messenger, const char *url, const struct redis_opti
 	if (redis->options.retry_max <= 0)
 		redis->options.retry_max = REDIS_RETRY_MAX;
 	redis->descriptor = -1;
-	redis->deadline = clock_now();
+	redis->deadline = clutch_now();
 	redis->random =
 		((uint64_t)getpid() << 32 ^ (uint64_t)redis->deadline ^ (uintptr_t)redis) | 1;
 	redis->messenger = messenger;

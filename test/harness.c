@@ -66,7 +66,7 @@ void
 report(const struct messenger *messenger, const char *format, ...)
 {
 	char line[PIPE_BUF];
-	int used = snprintf(line, sizeof line, "@%s:%d:%ld ", role_name(messenger_role(messenger)),
+	int used = snprintf(line, sizeof line, "@%s:%d:%ld ", clutch_role_name(messenger_role(messenger)),
 	                    messenger_slot(messenger), (long)getpid());
 	va_list arguments;
 	char *c;
@@ -95,7 +95,7 @@ describe(const struct message *message, char *text, size_t size)
 		used += snprintf(text + used, size - (size_t)used, " %s",
 		                 message->data_length > 0 ? message->data : "(empty)");
 	used += snprintf(text + used, size - (size_t)used, " from %s to %s",
-	                 role_name(message->from), role_name(message->to));
+	                 clutch_role_name(message->from), clutch_role_name(message->to));
 	if (message->receiver_pid != 0)
 		used += snprintf(text + used, size - (size_t)used, " receiverPid %ld",
 		                 (long)message->receiver_pid);
@@ -524,11 +524,11 @@ void
 cluster_until(struct cluster *cluster, bool (*is_so)(struct cluster *, void *), void *arg,
               const char *what)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	turn(cluster, 0);
 	while (!is_so(cluster, arg)) {
-		if (clock_now() > deadline) {
+		if (clutch_now() > deadline) {
 			cluster_dump(cluster);
 			cr_assert(false, "waited %d ms in vain for %s", time_limit(), what);
 		}
@@ -875,7 +875,7 @@ static void
 start_into(struct cluster *cluster, const struct options *options, int pipe)
 {
 	int saved[2] = {fcntl(1, F_DUPFD, 10), fcntl(2, F_DUPFD, 10)};
-	bool traces = trace_on;
+	bool traces = clutch_trace_on;
 
 	cr_assert(saved[0] != -1 && saved[1] != -1);
 	fflush(NULL);
@@ -886,7 +886,7 @@ start_into(struct cluster *cluster, const struct options *options, int pipe)
 	dup2(saved[1], 2);
 	close(saved[0]);
 	close(saved[1]);
-	trace_on = traces; /* the test itself does not trace */
+	clutch_trace_on = traces; /* the test itself does not trace */
 	cr_assert(cluster->parent != NULL, "fork_cluster: %s", strerror(errno));
 }
 

@@ -41,7 +41,7 @@
 
 /* One line in the record: "@role:slot:pid ...". Longer than a pipe writes at
  * once it is cut; a new line in it becomes a blank. */
-void report(const struct messenger *messenger, const char *format, ...) PRINTF_LIKE(2, 3);
+void report(const struct messenger *messenger, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 /* Report every message that comes from now on: "saw ACTION DATA from X to Y",
  * then " receiverPid P" and " handle" if it has them. */
@@ -103,10 +103,10 @@ void clear_environment(void);
  * NULL; it lives until the next call.
  */
 size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
-	PRINTF_LIKE(3, 4);
+	CLUTCH_PRINTF(3, 4);
 size_t cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
-	PRINTF_LIKE(3, 4);
-const char *cluster_line(struct cluster *cluster, const char *format, ...) PRINTF_LIKE(2, 3);
+	CLUTCH_PRINTF(3, 4);
+const char *cluster_line(struct cluster *cluster, const char *format, ...) CLUTCH_PRINTF(2, 3);
 size_t cluster_mark(struct cluster *cluster); /* behind what is there now */
 void cluster_dump(struct cluster *cluster);   /* to stderr */
 

@@ -113,7 +113,7 @@ server_start(struct server *server, ...)
 {
 	const char *more[22] = {NULL};
 	size_t count = 0;
-	int64_t deadline = clock_now() + 2 * time_limit();
+	int64_t deadline = clutch_now() + 2 * time_limit();
 	va_list words;
 
 	va_start(words, server);
@@ -127,7 +127,7 @@ server_start(struct server *server, ...)
 	if (server->pid == 0)
 		exec_server(server, more, count);
 	while (!server_answers(server)) {
-		cr_assert(clock_now() < deadline, "redis-server does not start");
+		cr_assert(clutch_now() < deadline, "redis-server does not start");
 		cr_assert(waitpid(server->pid, NULL, WNOHANG) == 0, "redis-server has ended");
 		poll(NULL, 0, 5);
 	}

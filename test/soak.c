@@ -336,8 +336,8 @@ on_tick(struct messenger *messenger, void *arg)
 	}
 	if (me.quiet)
 		tell_ends(messenger, me.round);
-	if (clock_now() >= me.report_at) {
-		me.report_at = clock_now() + REPORT;
+	if (clutch_now() >= me.report_at) {
+		me.report_at = clutch_now() + REPORT;
 		report_counts();
 	}
 	return 0;
@@ -564,7 +564,7 @@ static int
 open_traffic(struct messenger *messenger)
 {
 	me.pid = getpid();
-	me.birth = clock_now();
+	me.birth = clutch_now();
 	me.random = (unsigned long long)me.pid * 2654435761U ^ (unsigned long long)me.birth << 20;
 	if (messenger_on(messenger, "soak", on_soak, NULL) == -1 ||
 	    messenger_set_interval(messenger, TICK, on_tick, NULL) == -1)
@@ -674,7 +674,7 @@ static void
 on_death(struct victim *victim, const char *line)
 {
 	victim->dead = true;
-	victim->died_at = clock_now();
+	victim->died_at = clutch_now();
 	victim->exited = strstr(line, "code: 0") != NULL;
 	if (victim->sentence == 0)
 		fail("a death that nobody ordered: %s", line);
@@ -778,16 +778,16 @@ turn(void)
 		fail("the parent's loop: %s", strerror(errno));
 	if (!soak.ended && waitpid(soak.master, &soak.status, WNOHANG) == soak.master)
 		soak.ended = true;
-	return !soak.ended && clock_now() < soak.deadline;
+	return !soak.ended && clutch_now() < soak.deadline;
 }
 
 static bool
 wait_until(bool (*condition)(void), int limit)
 {
-	int64_t until = clock_now() + limit;
+	int64_t until = clutch_now() + limit;
 
 	while (!condition())
-		if (!turn() || clock_now() >= until)
+		if (!turn() || clutch_now() >= until)
 			return condition();
 	return true;
 }
@@ -805,7 +805,7 @@ is_started(void)
 static bool
 is_check_near(void)
 {
-	return (clock_now() - soak.started_at) % CHECK_INTERVAL > CHECK_INTERVAL - CHECK_SPARE;
+	return (clutch_now() - soak.started_at) % CHECK_INTERVAL > CHECK_INTERVAL - CHECK_SPARE;
 }
 
 /* Anybody who lives, is not sentenced yet, and (to be stopped) is not stopped. */
@@ -834,7 +834,7 @@ sentence_one(void)
 	if (victim == NULL)
 		return;
 	victim->sentence = random_below(2) == 0 ? SIGKILL : SIGTERM;
-	victim->sentenced_at = clock_now();
+	victim->sentenced_at = clutch_now();
 	kill(victim->pid, victim->sentence);
 }
 
@@ -845,7 +845,7 @@ stop_one(void)
 
 	if (victim == NULL || kill(victim->pid, SIGSTOP) == -1)
 		return;
-	victim->continue_at = clock_now() + STOP_MIN + random_below(STOP_MAX - STOP_MIN + 1);
+	victim->continue_at = clutch_now() + STOP_MIN + random_below(STOP_MAX - STOP_MIN + 1);
 	soak.stops++;
 }
 
@@ -868,11 +868,11 @@ continue_those_due(int64_t now)
 static void
 storm(int64_t milliseconds)
 {
-	int64_t now = clock_now(), until = now + milliseconds;
+	int64_t now = clutch_now(), until = now + milliseconds;
 	int64_t stop_at = now, death_at = now + DEATH_EVERY;
 
 	while (now < until && turn()) {
-		now = clock_now();
+		now = clutch_now();
 		continue_those_due(now);
 		if (now >= stop_at) {
 			stop_one();
@@ -1078,7 +1078,7 @@ walk_children(pid_t parent, int *zombies, int number)
 static bool
 has_rested(void)
 {
-	return clock_now() - soak.paused_at >= 2000;
+	return clutch_now() - soak.paused_at >= 2000;
 }
 
 static void
@@ -1086,7 +1086,7 @@ look_at_master(int pause)
 {
 	int children, zombies;
 
-	soak.paused_at = clock_now();
+	soak.paused_at = clutch_now();
 	wait_until(has_rested, 5000);
 	soak.descriptors[pause] = count_descriptors(soak.master);
 	soak.memory[pause] = memory_of(soak.master);
@@ -1192,7 +1192,7 @@ static int
 print_report(unsigned long seed)
 {
 	const struct counts *c = &soak.counts;
-	double seconds = (double)(clock_now() - soak.start) / 1000;
+	double seconds = (double)(clutch_now() - soak.start) / 1000;
 	int i;
 
 	printf("%-14s%.1f, seed %lu\n", "seconds", seconds, seed);
@@ -1294,7 +1294,7 @@ open_parent(int seconds, unsigned long seed)
 	static const int ends[] = {SIGALRM, SIGTERM, SIGINT, SIGHUP};
 	size_t i;
 
-	soak.start = clock_now();
+	soak.start = clutch_now();
 	soak.deadline = soak.start + ((int64_t)seconds + 17) * 1000;
 	if (open_cluster() == -1 || open_traffic(soak.messenger) == -1 ||
 	    messenger_watch(soak.messenger, soak.log, POLLIN, on_readable, &log) == -1 ||
@@ -1320,7 +1320,7 @@ run(int seconds)
 		fail("the cluster has not started");
 		return false;
 	}
-	soak.started_at = clock_now();
+	soak.started_at = clutch_now();
 	storm((int64_t)warm_up * 1000);
 	if (!pause_storm(1))
 		return false;
@@ -1337,7 +1337,7 @@ int
 main(int argc, char **argv)
 {
 	int seconds = argc > 1 ? atoi(argv[1]) : 60;
-	unsigned long seed = argc > 2 ? strtoul(argv[2], NULL, 10) : (unsigned long)clock_now();
+	unsigned long seed = argc > 2 ? strtoul(argv[2], NULL, 10) : (unsigned long)clutch_now();
 	bool measured;
 
 	if (seconds < 5 || seconds > SECONDS_MAX) {

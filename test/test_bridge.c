@@ -145,11 +145,11 @@ static int64_t
 administrate_argv(size_t argc, const char *const argv[])
 {
 	struct redis *redis = redis_open(NULL, server.url, NULL);
-	int64_t answer = -2, deadline = clock_now() + time_limit();
+	int64_t answer = -2, deadline = clutch_now() + time_limit();
 
 	cr_assert_not_null(redis);
 	cr_assert(redis_command_argv(redis, on_integer, &answer, argc, argv, NULL) == 0);
-	while (redis_pending(redis) > 0 && clock_now() < deadline)
+	while (redis_pending(redis) > 0 && clutch_now() < deadline)
 		redis_step(redis, 10);
 	redis_close(redis);
 	return answer;

@@ -92,7 +92,7 @@ struct world {
 static struct world *world;
 static struct life *me;
 
-static void complain(const char *format, ...) PRINTF_LIKE(1, 2);
+static void complain(const char *format, ...) CLUTCH_PRINTF(1, 2);
 
 /* The first complaint counts; the others are its consequences. */
 static void

@@ -399,7 +399,7 @@ static int
 on_told(struct messenger *messenger, const struct message *message, void *arg)
 {
 	(void)arg;
-	report(messenger, "was told %s from %s", message->action, role_name(message->from));
+	report(messenger, "was told %s from %s", message->action, clutch_role_name(message->from));
 	return 0;
 }
 
@@ -755,7 +755,7 @@ app_closes(const char *name)
 {
 	struct stage stage = open_stage("app");
 	size_t mark = attack(&stage, name, 0);
-	int64_t since = clock_now();
+	int64_t since = clutch_now();
 
 	cluster_wait(stage.c, mark, "app_worker#1:APP#1 disconnect");
 	cluster_wait(stage.c, mark, "app_worker#4:APP#4 started");
@@ -763,7 +763,7 @@ app_closes(const char *name)
 	cluster_wait(stage.c, mark,
 	             ":APP#1 died (code: null, signal: SIGKILL, did not leave in "
 	             "time)");
-	cr_assert(clock_now() - since >= CLUTCH_GRACEFUL_TIMEOUT, "that was too soon");
+	cr_assert(clutch_now() - since >= CLUTCH_GRACEFUL_TIMEOUT, "that was too soon");
 	assert_others_live(&stage, mark);
 	cr_assert_eq(cluster_count(stage.c, mark, "disconnect"), 1);
 	close_stage(&stage, name);

@@ -444,14 +444,14 @@ Test(http, slow_headers)
 	request_timeout = 400;
 	c = start();
 	client = cluster_connect(c);
-	began = clock_now();
+	began = clutch_now();
 	put(client, GOOD "X-Slow: ");
 	set = (struct pollfd){client, POLLIN, 0};
 	while (poll(&set, 1, 20) == 0) {
-		cr_assert(clock_now() - began < time_limit(), "it waits for ever");
+		cr_assert(clutch_now() - began < time_limit(), "it waits for ever");
 		send(client, "x", 1, MSG_NOSIGNAL);
 	}
-	cr_assert(clock_now() - began >= 300, "after %lld ms", (long long)(clock_now() - began));
+	cr_assert(clutch_now() - began >= 300, "after %lld ms", (long long)(clutch_now() - began));
 	expect_start(get(client, NULL), "HTTP/1.1 408 Request Timeout\r\n");
 	close(client);
 	expect_service(c);
@@ -799,7 +799,7 @@ Test(http, the_client_does_not_wait_for_ever)
 {
 	struct cluster *c = start();
 	int port, listener = listen_somewhere(&port), client;
-	int64_t began = clock_now();
+	int64_t began = clutch_now();
 	char url[64], request[128];
 	size_t mark;
 
@@ -807,7 +807,7 @@ Test(http, the_client_does_not_wait_for_ever)
 	order(c, "test-get", 300, url);
 	client = accept(listener, NULL, NULL); /* and says nothing */
 	mark = cluster_wait(c, 0, "heard 0 17 <it takes too long>");
-	cr_assert(clock_now() - began >= 290, "after %lld ms", (long long)(clock_now() - began));
+	cr_assert(clutch_now() - began >= 290, "after %lld ms", (long long)(clutch_now() - began));
 	snprintf(request, sizeof request, "GET / HTTP/1.0\r\nHost: localhost:%d\r\n\r\n", port);
 	cr_assert_str_eq(get(client, NULL), request);
 	close(client);
@@ -900,7 +900,7 @@ Test(http, the_client_leaves_a_silent_stream)
 	int port, listener = listen_somewhere(&port), server;
 	char url[64];
 	size_t at = 0;
-	int64_t last = 0, began = clock_now();
+	int64_t last = 0, began = clutch_now();
 	struct pollfd quiet;
 
 	snprintf(url, sizeof url, "http://127.0.0.1:%d/push", port);
@@ -909,14 +909,14 @@ Test(http, the_client_leaves_a_silent_stream)
 	get(server, "\r\n\r\n");
 	put(server, OK "\r\n");
 	quiet = (struct pollfd){server, POLLIN, 0};
-	while (clock_now() - began < 1500 * time_scale()) {
-		last = clock_now();
+	while (clutch_now() - began < 1500 * time_scale()) {
+		last = clutch_now();
 		put(server, "\n");
 		at = cluster_wait(c, at, "heard 200 0 <>");
 		cr_assert_eq(poll(&quiet, 1, 10), 0, "it has left");
 	}
 	cluster_wait(c, at, "heard 0 17 <it takes too long>");
-	cr_assert(clock_now() - last >= 900 * time_scale());
+	cr_assert(clutch_now() - last >= 900 * time_scale());
 	close(server);
 	close(listener);
 	cluster_stop(c);

@@ -47,7 +47,7 @@ static void
 say_exit(int code, void *arg)
 {
 	(void)arg;
-	print_line(STDOUT_FILENO, "exit of %ld: %d", (long)getpid(), code);
+	clutch_print_line(STDOUT_FILENO, "exit of %ld: %d", (long)getpid(), code);
 }
 
 /* D22's 10,000 messages: together more than the socket takes. */
@@ -324,17 +324,17 @@ static bool
 has_passed(struct cluster *c, void *arg)
 {
 	(void)c;
-	return clock_now() >= *(int64_t *)arg;
+	return clutch_now() >= *(int64_t *)arg;
 }
 
 /* Let a time pass that is itself what is tested. */
 static void
 pass(struct cluster *c, int64_t milliseconds)
 {
-	int64_t end = clock_now() + milliseconds, next;
+	int64_t end = clutch_now() + milliseconds, next;
 
-	while (clock_now() < end) { /* one wait has its limit */
-		next = clock_now() + time_limit() / 2;
+	while (clutch_now() < end) { /* one wait has its limit */
+		next = clutch_now() + time_limit() / 2;
 		next = next < end ? next : end;
 		cluster_until(c, has_passed, &next, "time to pass");
 	}
@@ -384,7 +384,7 @@ expect_quiet_end(struct cluster *c, size_t mark, int workers)
 static void
 expect_within(int64_t start, int64_t least, int64_t most)
 {
-	int64_t took = clock_now() - start;
+	int64_t took = clutch_now() - start;
 
 	cr_assert(took >= least, "it took %lld ms; expected %lld at least", (long long)took,
 	          (long long)least);
@@ -457,7 +457,7 @@ static void
 expect_orderly_end(int number, const char *name)
 {
 	struct cluster *c = start_patient((struct options){.workers = 3});
-	int64_t begin = clock_now();
+	int64_t begin = clutch_now();
 	size_t mark = signal_master(c, number), at;
 	char who[16];
 	int i;
@@ -656,7 +656,7 @@ Test(lifecycle, s08i_sighup_to_the_master)
 Test(lifecycle, s09a_sigkill_to_the_master)
 {
 	struct cluster *c = start((struct options){.workers = 3});
-	int64_t begin = clock_now();
+	int64_t begin = clutch_now();
 	size_t mark = signal_master(c, SIGKILL);
 
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
@@ -742,7 +742,7 @@ Test(lifecycle, s12a_an_app_ignores_sigterm)
 
 	order_and_wait(c, "APP#1", "ignore");
 	order_and_wait(c, "APP#2", "ignore");
-	begin = clock_now();
+	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":AGENT#1 waits");
 	expect_within(begin, 5000, 6000);
@@ -761,7 +761,7 @@ Test(lifecycle, s12b_an_app_hangs_when_it_closes)
 
 	manners.app.close = close_never;
 	c = start_patient((struct options){.workers = 2, .app_close_timeout = 400});
-	begin = clock_now();
+	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":APP#1 hangs");
 	cluster_wait(c, mark, ":APP#2 hangs");
@@ -796,7 +796,7 @@ Test(lifecycle, s12c_the_agent_ignores_sigterm)
 	int64_t begin;
 
 	order_and_wait(c, "AGENT#1", "ignore");
-	begin = clock_now();
+	begin = clutch_now();
 	expect_killed_agent(c, signal_master(c, SIGTERM), begin);
 }
 
@@ -808,7 +808,7 @@ Test(lifecycle, s12d_the_agent_hangs_when_it_closes)
 
 	manners.agent.close = close_never_ever;
 	c = start((struct options){.workers = 2, .agent_close_timeout = 400});
-	begin = clock_now();
+	begin = clutch_now();
 	expect_killed_agent(c, signal_master(c, SIGTERM), begin);
 }
 
@@ -825,7 +825,7 @@ Test(lifecycle, s12e_close_timeouts_from_the_environment)
 	order_and_wait(c, "APP#1", "ignore");
 	order_and_wait(c, "APP#2", "ignore");
 	order_and_wait(c, "AGENT#1", "ignore");
-	begin = clock_now();
+	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "kill agent worker with signal SIGTERM");
 	expect_within(begin, 1500, 2100);
@@ -918,7 +918,7 @@ Test(lifecycle, s12h_a_grandchild_ignores_sigterm)
 	c = start((struct options){.workers = 1, .app_close_timeout = 400});
 	cluster_wait(c, 0, "grandchild");
 	cr_assert_eq(cluster_processes(c, all, 8), 4);
-	begin = clock_now();
+	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "exit of APP#1: 0");
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
@@ -1036,7 +1036,7 @@ Test(lifecycle, s12i_sigterm_to_the_master_while_an_app_drains_for_ever)
 {
 	int client;
 	struct cluster *c = start_draining(2000, &client);
-	int64_t begin = clock_now();
+	int64_t begin = clutch_now();
 	size_t mark = signal_master(c, SIGTERM);
 
 	cluster_wait(c, mark, ":AGENT#1 waits");
@@ -1132,18 +1132,18 @@ start_crashing(messenger_callback load, int sick)
 static void
 expect_given_up(struct cluster *c, int64_t begin)
 {
-	pass(c, begin + 28000 - clock_now());
+	pass(c, begin + 28000 - clutch_now());
 	cr_assert_not(c->dead);
 	cluster_wait(c, 0, "[master] 1 agent and 0 worker(s) alive, exit to avoid unknown state");
 	cluster_wait(c, 0, "exit of AGENT#1: 110");
 	cluster_wait(c, 0, "[master] exit with code:1");
-	cr_assert(clock_now() - begin >= 29000);
+	cr_assert(clutch_now() - begin >= 29000);
 	cluster_ended(c, 1);
 }
 
 Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 {
-	int64_t begin = clock_now();
+	int64_t begin = clutch_now();
 	struct cluster *c = start_crashing(crash, 4);
 	int i;
 
@@ -1158,7 +1158,7 @@ Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 /* D13: in egg three slots are gone for good. Here they wait for the window. */
 Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 {
-	int64_t begin = clock_now(), used;
+	int64_t begin = clutch_now(), used;
 	struct cluster *c = start_crashing(crash_but_in_slot_0, 3);
 	size_t mark;
 	int i;
@@ -1170,13 +1170,13 @@ Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 	mark = cluster_mark(c);
 	used = process_processor_time(c->master);
 	recover();
-	pass(c, WINDOW - 2000 - (clock_now() - begin));
+	pass(c, WINDOW - 2000 - (clutch_now() - begin));
 	cr_assert_eq(cluster_count(c, 0, "app_worker#64"), 0, "before the window allowed it");
 	cr_assert(process_processor_time(c->master) - used < 1000 * time_scale(),
 	          "who waits needs no processor");
 	for (i = 64; i <= 66; i++)
 		cluster_wait(c, mark, ":APP#%d saw egg-ready", i);
-	cr_assert(clock_now() - begin >= WINDOW);
+	cr_assert(clutch_now() - begin >= WINDOW);
 	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#1,APP#64,APP#65,APP#66]");
 	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
 	cr_assert_str_eq(row_of(c, ask_for_table(c), "APP#1").state, "listening");
@@ -1199,7 +1199,7 @@ load_unless_sick(struct messenger *app, void *arg)
 Test(lifecycle, s11_all_apps_are_dead)
 {
 	struct cluster *c;
-	int64_t begin = clock_now();
+	int64_t begin = clutch_now();
 	size_t mark;
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
@@ -1211,7 +1211,7 @@ Test(lifecycle, s11_all_apps_are_dead)
 	cluster_wait(c, mark, "app_worker#2:APP#2 died (code: 1, signal: null)");
 	cluster_wait(c, mark, "app_worker#3:APP#3 died (code: 1, signal: null)"); /* +1 s */
 	cluster_wait(c, mark, "app_worker#4:APP#4 died (code: 1, signal: null)"); /* +2 s */
-	cr_assert(clock_now() - begin >= 2900);
+	cr_assert(clutch_now() - begin >= 2900);
 	cr_assert_eq(strncmp(cluster_saw(c, mark, "AGENT#1"), "egg-pids [] -> egg-pids []", 26), 0);
 	cluster_wait_saw_from(
 		c, mark, "PARENT",
@@ -1241,12 +1241,12 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait_end(c, "APP#1");
 	recover();
-	death = clock_now();
+	death = clutch_now();
 	cluster_signal(c, "APP#2", SIGKILL);
 	cluster_wait_end(c, "APP#2");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0, "nobody has waited for APP#2");
 	cluster_wait(c, 0, ":APP#3 saw egg-ready");
-	cr_assert(clock_now() - death >= 1000, "after a second at the earliest");
+	cr_assert(clutch_now() - death >= 1000, "after a second at the earliest");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
 	cluster_stop(c);
 }
@@ -1863,7 +1863,7 @@ bare_read(struct bare *bare, int64_t deadline)
 	size_t room = sizeof bare->text - 1 - bare->length;
 	ssize_t count;
 
-	cr_assert(clock_now() < deadline && poll(&set, 1, time_limit()) == 1, "waited in vain:\n%s",
+	cr_assert(clutch_now() < deadline && poll(&set, 1, time_limit()) == 1, "waited in vain:\n%s",
 	          bare->text);
 	count = read(bare->output, bare->text + bare->length, room);
 	if (count <= 0)
@@ -1876,7 +1876,7 @@ bare_read(struct bare *bare, int64_t deadline)
 static void
 bare_wait(struct bare *bare, const char *text)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	bare->text[bare->length] = '\0';
 	while (strstr(bare->text, text) == NULL)
@@ -1900,7 +1900,7 @@ bare_count(const struct bare *bare, const char *text)
 static void
 bare_end(struct bare *bare)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	int status;
 
 	while (bare_read(bare, deadline))
@@ -1933,7 +1933,7 @@ expect_key_to_end_it(const char *keys, const char *signal_name)
 
 	bare_start(&bare, (struct options){.workers = 2}, true);
 	bare_wait(&bare, "[master] to stop it: Ctrl-C");
-	begin = clock_now();
+	begin = clutch_now();
 	cr_assert_eq(write(bare.output, keys, strlen(keys)), (ssize_t)strlen(keys));
 	expect_bare_end(&bare);
 	cr_assert(strstr(bare.text, signal_name) != NULL, "%s", bare.text);
@@ -2063,10 +2063,10 @@ start_into(int log, pid_t *master, struct roll *roll)
 static void
 wait_for_roll(struct messenger *parent, const struct roll *roll, int count, int deaths)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (roll->count < count || roll->deaths < deaths) {
-		cr_assert(clock_now() < deadline, "%d of %d apps, %d of %d deaths", roll->count,
+		cr_assert(clutch_now() < deadline, "%d of %d apps, %d of %d deaths", roll->count,
 		          count, roll->deaths, deaths);
 		cr_assert_geq(messenger_step(parent, 100), 0);
 	}
@@ -2075,12 +2075,12 @@ wait_for_roll(struct messenger *parent, const struct roll *roll, int count, int 
 static void
 end_unrecorded(struct messenger *parent, pid_t master)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	int status;
 
 	kill(master, SIGTERM);
 	while (waitpid(master, &status, WNOHANG) == 0) {
-		cr_assert(clock_now() < deadline, "it does not end");
+		cr_assert(clutch_now() < deadline, "it does not end");
 		messenger_step(parent, 20);
 	}
 	unrecorded = 0;
@@ -2106,7 +2106,7 @@ expect_life_without_log(int log)
 		wait_for_roll(parent, &roll, 3 + i, i + 1);
 	}
 	used = process_processor_time(master);
-	for (end = clock_now() + 500; clock_now() < end;)
+	for (end = clutch_now() + 500; clutch_now() < end;)
 		messenger_step(parent, 20);
 	cr_assert_lt(process_processor_time(master) - used, 100, "it is busy with nothing");
 	end_unrecorded(parent, master);
@@ -2139,7 +2139,7 @@ Test(lifecycle, a_log_that_nobody_reads_is_lost)
 Test(lifecycle, s01_what_the_parent_has_buffered_is_printed_once)
 {
 	static struct bare all;
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	struct roll roll = {.count = 0};
 	struct messenger *parent;
 	pid_t master;
@@ -2166,7 +2166,7 @@ broadcast(struct messenger *messenger, const char *when)
 {
 	char action[64], pid[16];
 
-	snprintf(action, sizeof action, "early-%s-%s", when, role_name(messenger_role(messenger)));
+	snprintf(action, sizeof action, "early-%s-%s", when, clutch_role_name(messenger_role(messenger)));
 	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(messenger));
 	return messenger_broadcast(messenger, action, pid);
 }
@@ -2486,7 +2486,7 @@ Test(lifecycle, signals_while_the_agent_is_dead)
 
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "try to start a new agent_worker");
-	begin = clock_now();
+	begin = clutch_now();
 	for (i = 0; i < 20; i++) {
 		cluster_signal(c, "MASTER", SIGCHLD);
 		cluster_wait(c, ask_for_table(c), "[master] agent     1       0 dead ");

@@ -416,11 +416,11 @@ Test(lifecycle, s03a_kill_9_of_a_worker)
 	struct cluster *c = start((struct options){.app = obey_and_tell_slot, .workers = 3},
 	                          "AGENT#1 APP#1 APP#2 APP#3");
 	size_t at, mark = cluster_mark(c);
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 
 	cluster_signal(c, "APP#2", SIGKILL);
 	at = cluster_wait(c, mark, "[master] app_worker#4:APP#4 start");
-	cr_assert(clock_now() - now < 1000 * time_scale(), "that was not at once");
+	cr_assert(clutch_now() - now < 1000 * time_scale(), "that was not at once");
 	expect_replaced(c, mark,
 	                &(struct death){"APP#2", KILLED, "egg-pids [APP#1,APP#3]", "APP#4",
 	                                "egg-pids [APP#1,APP#3,APP#4]"},
@@ -515,7 +515,7 @@ static void
 on_alarm(int number)
 {
 	(void)number;
-	print_line(STDOUT_FILENO, "alarmed");
+	clutch_print_line(STDOUT_FILENO, "alarmed");
 }
 
 static int
@@ -582,14 +582,14 @@ expect_backoff(struct cluster *c, int n, int wait)
 	snprintf(before, sizeof before, "APP#%d", n - 1);
 	snprintf(who, sizeof who, "APP#%d", n);
 	cluster_pid(c, before);
-	now = clock_now();
+	now = clutch_now();
 	order(c, before, "exit 1");
 	cr_assert_str_eq(cluster_wait_end(c, before), EXIT_1);
 	cluster_pid(c, who);
-	cr_assert(clock_now() - now >= wait, "%s came after %lld ms, not %d", who,
-	          (long long)(clock_now() - now), wait);
-	cr_assert(clock_now() - now < wait + 900 * time_scale(), "%s came after %lld ms, not %d",
-	          who, (long long)(clock_now() - now), wait);
+	cr_assert(clutch_now() - now >= wait, "%s came after %lld ms, not %d", who,
+	          (long long)(clutch_now() - now), wait);
+	cr_assert(clutch_now() - now < wait + 900 * time_scale(), "%s came after %lld ms, not %d",
+	          who, (long long)(clutch_now() - now), wait);
 }
 
 /* D11: egg never replaces a replacement that dies before it is ready. */
@@ -635,10 +635,10 @@ Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
 	order(c, "APP#2", "exit 1");
 	order(c, "APP#3", "ready 0");
 	cluster_wait(c, 0, "app_worker#3:APP#3 started");
-	now = clock_now();
+	now = clutch_now();
 	order(c, "APP#3", "exit 1");
 	cluster_pid(c, "APP#4");
-	cr_assert(clock_now() - now < 900, "that was not at once");
+	cr_assert(clutch_now() - now < 900, "that was not at once");
 	expect_backoff(c, 5, 1000);
 	cluster_stop(c);
 }
@@ -821,13 +821,13 @@ expect_graceful(const char *text, const char *line)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
 	size_t at, mark = cluster_mark(c);
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 
 	order(c, "APP#2", text);
 	at = cluster_wait(c, mark, "%s", line);
 	cluster_wait(c, at, "[app_worker] will exit after %dms at most", CLUTCH_GRACEFUL_TIMEOUT);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
-	cr_assert(clock_now() - now < 2000 * time_scale(), "that was not at once");
+	cr_assert(clutch_now() - now < 2000 * time_scale(), "that was not at once");
 	cr_assert_eq(cluster_count(c, 0, "graceful:disconnect"), 0, "D20: no such message");
 	expect_the_second_replaced(c, mark, EXIT_1);
 }
@@ -872,12 +872,12 @@ Test(lifecycle, s04b_a_request_in_flight_is_answered)
 	cluster_wait_saw_from(c, mark, "AGENT#1", "egg-pids [] -> egg-pids [APP#2]");
 	close(request_of(c, "APP#2", "i")); /* the port is the new one's */
 
-	now = clock_now();
+	now = clutch_now();
 	cr_assert_eq(write(client, "g", 1), 1);
 	expect_answer(client, "answer");
-	cr_assert(clock_now() - now >= SLOW);
+	cr_assert(clutch_now() - now >= SLOW);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
-	cr_assert(clock_now() - now < SLOW + 2000 * time_scale(), "it lingers");
+	cr_assert(clutch_now() - now < SLOW + 2000 * time_scale(), "it lingers");
 	settle(c, "AGENT#1 APP#2");
 	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
 	cluster_wait_saw_from(c, mark, "AGENT#1",
@@ -918,7 +918,7 @@ Test(lifecycle, s04c_two_uncaught_errors_and_a_connection_that_never_ends, .time
 		"AGENT#1 APP#1 APP#2");
 	int client = request_of(c, "APP#2", "h");
 	size_t at, mark = cluster_mark(c);
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 
 	order(c, "APP#2", "uncaught");
 	at = cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
@@ -926,10 +926,10 @@ Test(lifecycle, s04c_two_uncaught_errors_and_a_connection_that_never_ends, .time
 	cluster_wait_saw(c, "APP#3", NEWCOMER);
 	allow_more_time(4);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
-	cr_assert(clock_now() - now >= CLUTCH_GRACEFUL_TIMEOUT - 100, "after %lld ms already",
-	          (long long)(clock_now() - now));
-	cr_assert(clock_now() - now < CLUTCH_GRACEFUL_TIMEOUT + 4000, "after %lld ms",
-	          (long long)(clock_now() - now));
+	cr_assert(clutch_now() - now >= CLUTCH_GRACEFUL_TIMEOUT - 100, "after %lld ms already",
+	          (long long)(clutch_now() - now));
+	cr_assert(clutch_now() - now < CLUTCH_GRACEFUL_TIMEOUT + 4000, "after %lld ms",
+	          (long long)(clutch_now() - now));
 	expect_answer(client, "");
 	settle(c, "AGENT#1 APP#1 APP#3");
 	cr_assert_eq(cluster_count(c, 0, "will exit after"), 1);
@@ -1168,12 +1168,12 @@ Test(lifecycle, s03c_sigterm_waits_no_longer_than_the_close_timeout)
 	                                           .app_close_timeout = 500},
 	                          "AGENT#1 APP#1");
 	int client = request_of(c, "APP#1", "h");
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 
 	cluster_signal(c, "APP#1", SIGTERM);
 	expect_answer(client, "");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
-	cr_assert(clock_now() - now >= 400, "after %lld ms", (long long)(clock_now() - now));
+	cr_assert(clutch_now() - now >= 400, "after %lld ms", (long long)(clutch_now() - now));
 	cluster_wait_saw(c, "APP#2", NEWCOMER);
 	cluster_stop(c);
 }
@@ -1194,11 +1194,11 @@ expect_new_agent(int number, const char *end, int workers, const char *pids, con
 	snprintf(everyone, sizeof everyone, "AGENT#1%s", apps);
 	c = start((struct options){.workers = workers}, everyone);
 	mark = cluster_mark(c);
-	now = clock_now();
+	now = clutch_now();
 	cluster_signal(c, "AGENT#1", number);
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), end);
 	cluster_wait(c, mark, "[master] agent_worker#2:AGENT#2 start");
-	cr_assert(clock_now() - now >= 950, "that was too soon");
+	cr_assert(clutch_now() - now >= 950, "that was too soon");
 	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
 	snprintf(everyone, sizeof everyone, "AGENT#2%s", apps);
 	settle(c, everyone);
@@ -1262,14 +1262,14 @@ Test(lifecycle, s05c_an_agent_that_cannot_be_restarted, .timeout = 90)
 
 	snprintf(first_run, sizeof first_run, "%s/agent", test_folder());
 	c = start((struct options){.agent = start_once}, "AGENT#1 APP#1");
-	now = clock_now();
+	now = clutch_now();
 	mark = cluster_mark(c);
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	allow_more_time(4);
 	cluster_wait(c, mark,
 	             "[master] 0 agent and 1 worker(s) alive, exit to avoid unknown state");
-	cr_assert(clock_now() - now >= 28000 && clock_now() - now < 34000, "after %lld ms",
-	          (long long)(clock_now() - now));
+	cr_assert(clutch_now() - now >= 28000 && clutch_now() - now < 34000, "after %lld ms",
+	          (long long)(clutch_now() - now));
 	cluster_wait(c, mark, "[master] exit with code:1");
 	cluster_wait(c, mark, ":APP#1 exits 0");
 	deaths = cluster_count(c, mark, "died (");
@@ -1387,13 +1387,13 @@ Test(lifecycle, s06e_workers_with_an_uncaught_error_before_they_are_ready)
 
 Test(lifecycle, s06f_a_worker_that_is_never_ready)
 {
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 	struct cluster *c = cluster_start(
 		&(struct options){.agent = obey, .app = load, .worker_start_timeout = 500});
 	size_t at;
 
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0 ", start timeout");
-	cr_assert(clock_now() - now >= 500);
+	cr_assert(clutch_now() - now >= 500);
 	at = cluster_wait(c, 0, "[master] app#1:APP#1 start timeout");
 	at = cluster_wait(c, at, ":APP#1 exits 0");
 	cluster_wait(c, at, "app_worker#1:APP#1 start fail, exiting with code:1");
@@ -1483,12 +1483,12 @@ Test(lifecycle, s07e_the_agent_is_killed_before_the_apps_are_ready)
 /* D25: egg's master waits for its agent without limit. */
 Test(lifecycle, s07f_an_agent_that_is_never_ready)
 {
-	int64_t now = clock_now();
+	int64_t now = clutch_now();
 	struct cluster *c = cluster_start(&(struct options){
 		.agent = load, .app = obey, .workers = 2, .worker_start_timeout = 500});
 
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), EXIT_0 ", start timeout");
-	cr_assert(clock_now() - now >= 500);
+	cr_assert(clutch_now() - now >= 500);
 	cluster_wait(c, 0, "[master] agent#1:AGENT#1 start timeout");
 	cluster_wait(c, 0, ":AGENT#1 exits 0");
 	cluster_wait(c, 0, "agent_worker#1:AGENT#1 start fail, exiting with code:1");

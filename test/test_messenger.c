@@ -162,7 +162,7 @@ expect_at(int line, const char *action, enum role to, pid_t receiver_pid, const 
 	take(&got);
 	cr_assert_str_eq(got.action, action, "line %d: action %s", line, got.action);
 	cr_assert_eq(got.from, ROLE_NONE, "line %d: a child claims no role", line);
-	cr_assert_eq(got.to, to, "line %d: to %s", line, role_name(got.to));
+	cr_assert_eq(got.to, to, "line %d: to %s", line, clutch_role_name(got.to));
 	cr_assert_eq(got.receiver_pid, receiver_pid, "line %d: pid %d", line, got.receiver_pid);
 	cr_assert_eq(got.handle, -1, "line %d: a handle", line);
 	cr_assert_eq(got.data == NULL, data == NULL, "line %d: data", line);
@@ -295,9 +295,9 @@ after(int milliseconds, char *what)
 /* Turn the loop until what is said has been done, or fail. */
 #define turn_until(condition)                                                                      \
 	do {                                                                                       \
-		int64_t deadline_ = clock_now() + DEADLINE;                                        \
+		int64_t deadline_ = clutch_now() + DEADLINE;                                        \
 		while (!(condition)) {                                                             \
-			cr_assert_lt(clock_now(), deadline_, "never: %s", #condition);             \
+			cr_assert_lt(clutch_now(), deadline_, "never: %s", #condition);             \
 			channel_flush(&master);                                                    \
 			cr_assert_neq(messenger_step(child, 10), -1);                              \
 		}                                                                                  \
@@ -414,9 +414,9 @@ Test(send, send_goes_to_any_role_or_to_none)
 	enum role to;
 
 	for (to = ROLE_NONE; to <= ROLE_APP; to++)
-		cr_assert_eq(messenger_send(child, role_name(to), "true", to), 0);
+		cr_assert_eq(messenger_send(child, clutch_role_name(to), "true", to), 0);
 	for (to = ROLE_NONE; to <= ROLE_APP; to++)
-		expect(role_name(to), to, 0, "true");
+		expect(clutch_role_name(to), to, 0, "true");
 	expect_silence();
 }
 
@@ -1643,21 +1643,21 @@ TestSuite(loop, .init = open_app, .fini = close_both);
 
 Test(loop, a_step_that_may_not_wait_does_not)
 {
-	int64_t start = clock_now();
+	int64_t start = clutch_now();
 
 	after(DEADLINE, a);
 	turn();
-	cr_assert_lt(clock_now() - start, DEADLINE / 2);
+	cr_assert_lt(clutch_now() - start, DEADLINE / 2);
 	expect_calls("");
 }
 
 Test(loop, a_step_waits_as_long_as_it_may)
 {
-	int64_t start = clock_now();
+	int64_t start = clutch_now();
 
 	cr_assert_eq(messenger_step(child, 50), 1);
-	cr_assert_geq(clock_now() - start, 49);
-	cr_assert_lt(clock_now() - start, DEADLINE);
+	cr_assert_geq(clutch_now() - start, 49);
+	cr_assert_lt(clutch_now() - start, DEADLINE);
 }
 
 Test(loop, a_step_without_a_limit_wakes_for_a_timer)
@@ -1669,21 +1669,21 @@ Test(loop, a_step_without_a_limit_wakes_for_a_timer)
 
 Test(loop, a_step_with_a_limit_wakes_for_a_timer)
 {
-	int64_t start = clock_now();
+	int64_t start = clutch_now();
 
 	after(20, a);
 	cr_assert_eq(messenger_step(child, 2 * DEADLINE), 1);
-	cr_assert_lt(clock_now() - start, DEADLINE);
+	cr_assert_lt(clutch_now() - start, DEADLINE);
 	expect_calls("a");
 }
 
 Test(loop, a_step_wakes_for_its_limit_before_a_timer)
 {
-	int64_t start = clock_now();
+	int64_t start = clutch_now();
 
 	after(2 * DEADLINE, a);
 	cr_assert_eq(messenger_step(child, 10), 1);
-	cr_assert_lt(clock_now() - start, DEADLINE);
+	cr_assert_lt(clutch_now() - start, DEADLINE);
 	expect_calls("");
 }
 
@@ -1712,7 +1712,7 @@ Test(loop, a_signal_ends_a_step_and_is_no_error)
 {
 	struct itimerval every = {{0, 20000}, {0, 20000}}, never = {{0, 0}, {0, 0}};
 	struct sigaction action = {.sa_handler = on_alarm};
-	int64_t start = clock_now();
+	int64_t start = clutch_now();
 	int ends[2];
 
 	full_pipe(ends);
@@ -1723,7 +1723,7 @@ Test(loop, a_signal_ends_a_step_and_is_no_error)
 	setitimer(ITIMER_REAL, &every, NULL);
 	cr_assert_eq(messenger_step(child, 2 * DEADLINE), 1);
 	setitimer(ITIMER_REAL, &never, NULL);
-	cr_assert_lt(clock_now() - start, DEADLINE);
+	cr_assert_lt(clutch_now() - start, DEADLINE);
 	expect_calls("");
 	close_pipe(ends);
 }
@@ -2001,10 +2001,10 @@ Test(loop, a_hundred_watches_are_called_in_one_turn)
 static void
 let_pass(int milliseconds)
 {
-	int64_t until = clock_now() + milliseconds;
+	int64_t until = clutch_now() + milliseconds;
 
-	while (clock_now() < until)
-		poll(NULL, 0, (int)(until - clock_now()));
+	while (clutch_now() < until)
+		poll(NULL, 0, (int)(until - clutch_now()));
 }
 
 static void
@@ -2022,13 +2022,13 @@ Test(loop, timers_are_called_in_order_of_being_due)
 
 	do {
 		let_timers_end();
-		start = clock_now();
+		start = clutch_now();
 		after(30, e);
 		after(10, c);
 		after(20, d);
 		after(0, a);
 		after(5, b);
-	} while (clock_now() - start >= 5);
+	} while (clutch_now() - start >= 5);
 	let_pass(31);
 	turn();
 	expect_calls("abcde");
@@ -2044,13 +2044,13 @@ Test(loop, timers_due_at_the_same_time_are_called_in_order_of_setting)
 
 	do {
 		let_timers_end();
-		start = clock_now();
+		start = clutch_now();
 		id = after(2, e);
 		after(2, a);
 		after(2, b);
 		after(2, c);
 		after(2, d);
-	} while (clock_now() != start);
+	} while (clutch_now() != start);
 	cr_assert_eq(messenger_clear_timeout(child, id), 0);
 	let_pass(3);
 	turn();
@@ -2088,9 +2088,9 @@ Test(loop, a_thousand_timers)
 
 	for (i = 0; i < 1000; i++) {
 		wait = i * 37 % 50;
-		timers[i].earliest = clock_now() + wait;
+		timers[i].earliest = clutch_now() + wait;
 		cr_assert_gt(messenger_set_timeout(child, wait, timer_many, &timers[i]), 0);
-		timers[i].latest = clock_now() + wait;
+		timers[i].latest = clutch_now() + wait;
 	}
 	turn_until(messenger_timeout(child) == -1);
 	cr_assert_eq(strlen(calls), 1000);
@@ -2122,9 +2122,9 @@ next_due(void)
 	int left;
 
 	do {
-		before = clock_now();
+		before = clutch_now();
 		left = messenger_timeout(child);
-	} while (clock_now() != before);
+	} while (clutch_now() != before);
 	cr_assert_geq(left, 0);
 	return left > 0 ? before + left : -1; /* -1: overdue, nobody knows since when */
 }
@@ -2991,7 +2991,7 @@ foreign_turn(void)
 
 Test(foreign, drives_messages_descriptors_and_timers)
 {
-	int64_t deadline = clock_now() + DEADLINE;
+	int64_t deadline = clutch_now() + DEADLINE;
 	int ends[2];
 	static int pongs;
 
@@ -3001,7 +3001,7 @@ Test(foreign, drives_messages_descriptors_and_timers)
 	after(20, b);
 	cr_assert_eq(messenger_send_to_agent(child, "ping", NULL), 0);
 	while (pongs < 10 || strlen(calls) < 2) {
-		cr_assert_lt(clock_now(), deadline, "%d pongs, calls %s", pongs, calls);
+		cr_assert_lt(clutch_now(), deadline, "%d pongs, calls %s", pongs, calls);
 		foreign_turn();
 	}
 	cr_assert_eq(pongs, 10);
@@ -3047,23 +3047,23 @@ Test(closing, gives_up_when_nobody_reads)
 	int64_t start;
 
 	fill();
-	start = clock_now();
+	start = clutch_now();
 	messenger_close(child);
 	child = NULL;
-	cr_assert_lt(clock_now() - start, 5000);
-	cr_assert_geq(clock_now() - start, 500, "it did not even try");
+	cr_assert_lt(clutch_now() - start, 5000);
+	cr_assert_geq(clutch_now() - start, 500, "it did not even try");
 	cr_assert_eq(open_descriptors(), before - 1);
 }
 
 Test(closing, does_not_wait_for_the_dead)
 {
-	int64_t start = clock_now();
+	int64_t start = clutch_now();
 
 	fill();
 	channel_close(&master);
 	messenger_close(child);
 	child = NULL;
-	cr_assert_lt(clock_now() - start, 900);
+	cr_assert_lt(clutch_now() - start, 900);
 }
 
 static int

@@ -132,10 +132,10 @@ open_client(const char *url, int timeout)
 static void
 until_ready(struct redis *redis, int wanted)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (changes < wanted) {
-		cr_assert(clock_now() < deadline, "not connected:\n%s", lines);
+		cr_assert(clutch_now() < deadline, "not connected:\n%s", lines);
 		cr_assert(redis_step(redis, 10) >= 0);
 	}
 }
@@ -144,10 +144,10 @@ until_ready(struct redis *redis, int wanted)
 static void
 until_answered(struct redis *redis)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (redis_pending(redis) > 0) {
-		cr_assert(clock_now() < deadline, "no answer; heard: %s\n%s", heard, lines);
+		cr_assert(clutch_now() < deadline, "no answer; heard: %s\n%s", heard, lines);
 		cr_assert(redis_step(redis, 10) >= 0);
 	}
 }
@@ -155,10 +155,10 @@ until_answered(struct redis *redis)
 static void
 until_heard(struct redis *redis, const char *wanted)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (strstr(heard, wanted) == NULL) {
-		cr_assert(clock_now() < deadline, "%s is not in: %s\n%s", wanted, heard, lines);
+		cr_assert(clutch_now() < deadline, "%s is not in: %s\n%s", wanted, heard, lines);
 		cr_assert(redis_step(redis, 10) >= 0);
 	}
 }
@@ -515,10 +515,10 @@ Test(redis, a_wrong_password_is_one_line_and_an_error_for_each_command)
 	server_start(&server, "--requirepass", "right", NULL);
 	snprintf(url, sizeof url, "unix://:wrong@%s", server.path);
 	redis = open_client(url, 0);
-	begin = clock_now();
+	begin = clutch_now();
 	cr_assert_str_eq(ask(redis, "GET a"),
 	                 "-WRONGPASS invalid username-password pair or user is disabled.");
-	while (clock_now() < begin + 1000)
+	while (clutch_now() < begin + 1000)
 		cr_assert(redis_step(redis, 10) == 0);
 	cr_assert_eq(count(lines, "\n"), 1, "%s", lines);
 	cr_assert_neq(count(lines, "refused (is its URL right?): WRONGPASS"), 0, "%s", lines);
@@ -635,12 +635,12 @@ Test(redis, a_subscriber_notices_that_its_server_is_gone)
 	redis = open_client(server.url, 300);
 	cr_assert(redis_subscribe(redis, "a", on_reply, NULL) == 0);
 	until_heard(redis, "subscribe");
-	for (begin = clock_now(); clock_now() < begin + 1500;)
+	for (begin = clutch_now(); clutch_now() < begin + 1500;)
 		cr_assert(redis_step(redis, 10) >= 0);
 	cr_assert_str_eq(lines, "");
 	kill(server.pid, SIGSTOP);
 	while (lines[0] == '\0') {
-		cr_assert(clock_now() < begin + 1500 + time_limit());
+		cr_assert(clutch_now() < begin + 1500 + time_limit());
 		cr_assert(redis_step(redis, 10) >= 0);
 	}
 	cr_assert_not_null(strstr(lines, "lost: no reply within 300 ms"), "%s", lines);
@@ -760,10 +760,10 @@ fake_turn(struct redis *redis)
 static void
 fake_until(struct redis *redis, const char *text, const char *wanted, size_t times)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (count(text, wanted) < times) {
-		cr_assert(clock_now() < deadline, "%s is not in: %s\n%s", wanted, heard, lines);
+		cr_assert(clutch_now() < deadline, "%s is not in: %s\n%s", wanted, heard, lines);
 		fake_turn(redis);
 	}
 }
@@ -882,16 +882,16 @@ Test(redis, a_server_that_is_loading)
 Test(redis, a_server_that_accepts_and_says_nothing)
 {
 	struct redis *redis = open_client(fake_start("", ""), 200);
-	int64_t begin = clock_now();
+	int64_t begin = clutch_now();
 
 	cr_assert(redis_command(redis, on_reply, NULL, "GET", "a", (char *)NULL) == 0);
 	fake_until(redis, heard, ";", 1);
 	cr_assert_str_eq(heard, "no reply (no connection within 200 ms); ");
-	cr_assert(clock_now() - begin >= 200);
+	cr_assert(clutch_now() - begin >= 200);
 	while (fake.accepted < 3)
 		fake_turn(redis);
-	cr_assert(clock_now() - begin >= 2 * 200, "three tries in %lld ms",
-	          (long long)(clock_now() - begin));
+	cr_assert(clutch_now() - begin >= 2 * 200, "three tries in %lld ms",
+	          (long long)(clutch_now() - begin));
 	cr_assert_eq(count(lines, "cannot connect: no reply within 200 ms"), 1, "%s", lines);
 	cr_assert_eq(count(lines, "\n"), 1, "%s", lines);
 	redis_close(redis);
@@ -980,7 +980,7 @@ step_inside(struct redis *redis, const struct redis_reply *reply, void *arg)
 Test(redis, a_callback_that_fails_ends_the_step)
 {
 	struct redis *redis = open_client(fake_start("+PONG\r\n", "+OK\r\n"), 0);
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	int result;
 
 	until_ready(redis, 0);
@@ -990,7 +990,7 @@ Test(redis, a_callback_that_fails_ends_the_step)
 	cr_assert(redis_step(redis, 0) == 1);
 	fake_say(redis, "+OK\r\n");
 	while ((result = redis_step(redis, 5)) == 1)
-		cr_assert(clock_now() < deadline);
+		cr_assert(clutch_now() < deadline);
 	cr_assert_eq(result, -1);
 	cr_assert_eq(errno, ECANCELED);
 	fake_until(redis, heard, "inner=+OK; ", 1);
@@ -1002,10 +1002,10 @@ Test(redis, a_callback_that_fails_ends_the_step)
 static void
 turn_until(struct messenger *messenger, const char *text, const char *wanted)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (strstr(text, wanted) == NULL) {
-		cr_assert(clock_now() < deadline, "%s is not in: %s\n%s", wanted, heard, lines);
+		cr_assert(clutch_now() < deadline, "%s is not in: %s\n%s", wanted, heard, lines);
 		cr_assert(messenger_step(messenger, 100) == 1);
 	}
 }

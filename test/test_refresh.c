@@ -139,7 +139,7 @@ read_more(struct program *program)
 static size_t
 expect_text(struct program *program, size_t from, const char *format, ...)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	char text[256], *found;
 	va_list arguments;
 
@@ -147,7 +147,7 @@ expect_text(struct program *program, size_t from, const char *format, ...)
 	vsnprintf(text, sizeof text, format, arguments);
 	va_end(arguments);
 	while ((found = strstr(program->text + from, text)) == NULL) {
-		cr_assert(clock_now() < deadline && program->output != -1,
+		cr_assert(clutch_now() < deadline && program->output != -1,
 		          "waited in vain for \"%s\" from %zu on in:\n%s", text, from,
 		          program->text);
 		read_more(program);
@@ -173,12 +173,12 @@ count_text(struct program *program, const char *text)
 static int
 wait_for_end(struct program *program)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	struct program **link = &programs;
 	int status;
 
 	while (program->output != -1) {
-		cr_assert(clock_now() < deadline, "it does not end:\n%s", program->text);
+		cr_assert(clutch_now() < deadline, "it does not end:\n%s", program->text);
 		read_more(program);
 	}
 	cr_assert_eq(waitpid(program->pid, &status, 0), program->pid);
@@ -308,11 +308,11 @@ ask(struct program *service, const char *text)
 static void
 expect_all(struct program *service, const char *text)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 	int pids[WORKERS], count = 0, i, pid;
 
 	while (count < WORKERS) {
-		cr_assert(clock_now() < deadline, "not all answer with %s: %s\n%s", text,
+		cr_assert(clutch_now() < deadline, "not all answer with %s: %s\n%s", text,
 		          fetch(service->port, "/"), service->text);
 		read_more(service);
 		pid = ask(service, text);
@@ -377,11 +377,11 @@ Test(refresh, force_pull_and_push_in_turn)
 	static const char *const ways[] = {"\"force\"", "\"pull\"", "\"push\""};
 	struct program *source = start_source(0);
 	struct program *service = start_service(source->port, "700ms", "150ms");
-	int64_t deadline = clock_now() + 2 * time_limit();
+	int64_t deadline = clutch_now() + 2 * time_limit();
 	int pids[WORKERS][3] = {{0}}, seen = 0, i, j, round, pid;
 
 	for (round = 0; seen < WORKERS * 3; round++) {
-		cr_assert(clock_now() < deadline, "seen %d\n%s", seen, service->text);
+		cr_assert(clutch_now() < deadline, "seen %d\n%s", seen, service->text);
 		if (round % 40 == 0)
 			change(source, round % 80 == 0 ? "/change" : "/change?quietly");
 		for (i = 0; i < 3; i++) {
@@ -556,17 +556,17 @@ machines_expect(struct machines *machines, struct program *service, const char *
 static void
 machines_meet(struct machines *machines, const char *how, const char *by)
 {
-	int64_t deadline = clock_now() + 2 * time_limit(), next;
+	int64_t deadline = clutch_now() + 2 * time_limit(), next;
 	char text[64];
 
 	do {
-		cr_assert(clock_now() < deadline, "A:\n%s\nB:\n%s", machines->a->text,
+		cr_assert(clutch_now() < deadline, "A:\n%s\nB:\n%s", machines->a->text,
 		          machines->b->text);
 		machines_change(machines, how);
 		snprintf(text, sizeof text, "{\"index\":%d,\"lastUpdateBy\":\"%s\",",
 		         machines->index, by);
-		next = clock_now() + 500;
-		while (ask(machines->b, text) == 0 && clock_now() < next) {
+		next = clutch_now() + 500;
+		while (ask(machines->b, text) == 0 && clutch_now() < next) {
 			read_more(machines->a);
 			read_more(machines->b);
 		}

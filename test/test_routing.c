@@ -1490,6 +1490,7 @@ fill(struct process *process, size_t bytes)
 	size_t least = FRAME_HEADER + 2;
 
 	memset(text, '1', sizeof text);
+	process->channel.flush_at = SIZE_MAX; /* nothing is written early */
 	while (bytes > 0) {
 		message.data_length = bytes - least < sizeof text ? bytes - least : sizeof text / 2;
 		cr_assert_eq(sendmessage(&process->channel, &message), 0);

@@ -378,7 +378,7 @@ agent(struct messenger *agent, void *arg)
 {
 	(void)arg;
 	if (!real_clocks) {
-		steady = clock_now();
+		steady = clutch_now();
 		wall = (int64_t)local_time(start_time) * 1000;
 		clocks_stand = true;
 	}

@@ -187,7 +187,7 @@ start(struct run *run, const char *line)
 
 	home();
 	memset(run, 0, sizeof *run);
-	run->begin = clock_now();
+	run->begin = clutch_now();
 	cr_assert_eq(pipe2(ends, O_CLOEXEC), 0);
 	run->output = ends[0];
 	fork_command(run, line, ends[1], false);
@@ -216,7 +216,7 @@ static void
 read_output(struct run *run, int64_t deadline)
 {
 	struct pollfd set = {run->output, POLLIN, 0};
-	int64_t left = deadline - clock_now();
+	int64_t left = deadline - clutch_now();
 	ssize_t count;
 
 	cr_assert(left > 0 && poll(&set, 1, (int)left) == 1, "waited in vain:\n%s", run->text);
@@ -229,7 +229,7 @@ read_output(struct run *run, int64_t deadline)
 static void
 wait_text(struct run *run, const char *text)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (strstr(run->text, text) == NULL) {
 		cr_assert(!run->ended, "no \"%s\" in:\n%s", text, run->text);
@@ -242,7 +242,7 @@ wait_text(struct run *run, const char *text)
 static int
 end(struct run *run)
 {
-	int64_t deadline = clock_now() + 2 * time_limit();
+	int64_t deadline = clutch_now() + 2 * time_limit();
 	int status;
 
 	while (!run->ended)
@@ -320,10 +320,10 @@ master_pid(void)
 static void
 wait_until(bool (*is_so)(const void *arg), const void *arg, const char *what)
 {
-	int64_t deadline = clock_now() + time_limit();
+	int64_t deadline = clutch_now() + time_limit();
 
 	while (!is_so(arg)) {
-		cr_assert(clock_now() < deadline, "waited in vain for %s", what);
+		cr_assert(clutch_now() < deadline, "waited in vain for %s", what);
 		poll(NULL, 0, 5);
 	}
 }
@@ -875,9 +875,9 @@ Test(scripts, an_early_death_shows_at_once)
 
 	home();
 	manners.app_fails = true;
-	begin = clock_now();
+	begin = clutch_now();
 	text = command("start --daemon", 1, "app: no database\n");
-	cr_assert_lt(clock_now() - begin, time_limit());
+	cr_assert_lt(clutch_now() - begin, time_limit());
 	cr_assert(strstr(text, "start fail, exiting with code:1") != NULL, "%s", text);
 	cr_assert(strstr(text, "\negg: start failed, see ") != NULL, "%s", text);
 	cr_assert(strstr(text, "logs/egg-stderr.log\n") != NULL, "%s", text);
@@ -964,7 +964,7 @@ Test(scripts, stop_waits_as_long_as_the_master_may_take)
 	snprintf(line, sizeof line, "start --daemon --pid-file=%s", path_of("run/stuck.pid"));
 	command(line, 0, "egg: started, pid ");
 	wait_file("logs/stuck-stderr.log", "hangs", 3);
-	begin = clock_now();
+	begin = clutch_now();
 	start(&slow, "stop");
 	snprintf(line, sizeof line, "stop --pid-file=%s", path_of("run/stuck.pid"));
 	start(&stuck, line);
@@ -973,10 +973,10 @@ Test(scripts, stop_waits_as_long_as_the_master_may_take)
 	cr_assert_eq(end(&stuck), 0, "%s", stuck.text);
 	cr_assert(strstr(stuck.text, "egg: not stopped within 3 s: SIGKILL to all") != NULL, "%s",
 	          stuck.text);
-	cr_assert_lt(clock_now() - begin, 30000);
+	cr_assert_lt(clutch_now() - begin, 30000);
 	cr_assert_eq(end(&slow), 0, "%s", slow.text);
 	cr_assert(strstr(slow.text, "egg: stopped (") == slow.text, "%s", slow.text);
-	cr_assert_geq(clock_now() - begin, 6000);
+	cr_assert_geq(clutch_now() - begin, 6000);
 	cr_assert(is_nobody_left(NULL));
 	wait_file("logs/egg-stdout.log", "[master] exit with code:0", 1);
 	cr_assert_eq(access(path_of("run/egg.pid"), F_OK), -1);

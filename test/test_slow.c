@@ -371,13 +371,13 @@ static bool
 is_later(struct cluster *c, void *arg)
 {
 	(void)c;
-	return clock_now() > *(const int64_t *)arg;
+	return clutch_now() > *(const int64_t *)arg;
 }
 
 Test(slow, a_slow_app_is_not_stuck, .timeout = 180)
 {
 	struct cluster *c = start(5);
-	int64_t until = clock_now() + CLUTCH_STUCK_TIMEOUT + 3000;
+	int64_t until = clutch_now() + CLUTCH_STUCK_TIMEOUT + 3000;
 	char app[16];
 	int i;
 

@@ -10,7 +10,8 @@
  *
  *	build/examples/ipc/native
  */
-#include "../../messenger.h"
+#define CLUTCH_CHANNEL
+#include "messenger.h"
 
 #include <errno.h>
 #include <signal.h>
