@@ -309,7 +309,8 @@ become(struct master *master, const struct process *process, int descriptor, con
 	master->pid_file = -1; /* it stays open, for the child's lock */
 	release(master, role == ROLE_AGENT);
 	if (messenger_init(&messenger, descriptor, role) == -1) {
-		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role), strerror(errno));
+		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
+		                  strerror(errno));
 		exit(1);
 	}
 	if (role == ROLE_AGENT)
@@ -981,7 +982,7 @@ await_group(struct master *master, struct process *process)
  * Its own children must not outlive it: while closing they have until the
  * deadline, as the process had (egg: killChildren). */
 static void
-on_exit(struct master *master, struct process *process, int status)
+on_process_exit(struct master *master, struct process *process, int status)
 {
 	uint64_t heard;
 
@@ -1017,7 +1018,7 @@ reap(struct master *master, struct process *process)
 		pid = waitpid(process->worker_id, &status, WNOHANG);
 	while (pid == -1 && errno == EINTR);
 	if (pid != 0) /* -1: somebody else has reaped it; it is dead all the same */
-		on_exit(master, process, status);
+		on_process_exit(master, process, status);
 }
 
 static void
@@ -1044,8 +1045,8 @@ on_deadline(struct master *master, struct process *process)
 		return;
 	case STATE_ONLINE:
 		if (!process->terminated) { /* D25 */
-			log_error("%s#%d:%ld start timeout", clutch_role_name(process->role), process->id,
-			          (long)process->worker_id);
+			log_error("%s#%d:%ld start timeout", clutch_role_name(process->role),
+			          process->id, (long)process->worker_id);
 			process->killed_for = "start timeout";
 			terminate(master, process);
 			return;
@@ -1204,7 +1205,8 @@ put(struct sheet *sheet, const char *format, ...)
 	size_t length;
 
 	va_start(arguments, format);
-	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments), sizeof line - 1);
+	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments),
+	                            sizeof line - 1);
 	va_end(arguments);
 	if (sheet->file == -1) {
 		log_info("%s", line);
@@ -1792,7 +1794,7 @@ start_cluster(const struct options *given)
 			fork_agent_worker(&master);
 			loop(&master);
 			clutch_print_line(master.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
-			           "[master] exit with code:%d", master.exit_code);
+			                  "[master] exit with code:%d", master.exit_code);
 		}
 	}
 	remove_pid_file(&master);
