@@ -7,7 +7,8 @@
 #	make sanitize           the tests under AddressSanitizer and UBSan
 #	make valgrind           a sample of them, and two clusters, under valgrind
 #	make static             a stripped static program against musl of 64 KiB, and run it
-#	make warnings           everything with gcc and clang, a warning being an error
+#	make warnings           everything with gcc and clang, with our flags and with others;
+#	                        a warning is an error
 #	make tidy               clang-tidy and cppcheck
 #	make format-check       clang-format
 #	make soak               a storm of signals under full traffic, SOAK_SECONDS=60
@@ -216,11 +217,21 @@ $(BUILD)/static/%: %.c $(CORE) $(HEADERS)
 	$(Q)$(MUSL_CC) $(POSIX) $(filter-out -Wconversion,$(WARN)) -I. $(CPPFLAGS) $(SMALL) -o $@ \
 		$< $(CORE)
 
-warnings:
-	$(MAKE) BUILD=build/warnings/gcc CC=gcc WERROR=-Werror objects
-	$(MAKE) BUILD=build/warnings/clang CC=clang WERROR=-Werror objects
+# With our flags everything; and all but the tests as others compile them who copy our
+# files: with the flags that a compiler has by itself, with those of a program that
+# wants all of the system, and with the C that compilers are about to take for granted.
+warnings: warnings-gcc warnings-clang
 
-objects: $(patsubst %.c,$(BUILD)/%.o,$(SOURCES) $(TEST_SOURCES))
+warnings-%:
+	$(MAKE) BUILD=build/warnings/$* CC=$* WERROR=-Werror objects
+	$(MAKE) BUILD=build/warnings/$*-plain POSIX= $(ELSEWHERE)
+	$(MAKE) BUILD=build/warnings/$*-gnu POSIX=-D_GNU_SOURCE $(ELSEWHERE)
+	$(MAKE) BUILD=build/warnings/$*-c2x POSIX=-std=gnu2x $(ELSEWHERE)
+
+ELSEWHERE = CC=$* CFLAGS= WARN='-Wall -Wextra' WERROR=-Werror objects TEST_OBJECTS=
+
+TEST_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(TEST_SOURCES))
+objects: $(patsubst %.c,$(BUILD)/%.o,$(SOURCES)) $(TEST_OBJECTS)
 
 # Which checks, and which not and why: .clang-tidy. Not the tests: Criterion's
 # macros are beyond both tools. Style is clang-tidy's: cppcheck takes callbacks'

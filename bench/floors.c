@@ -6,7 +6,9 @@
  *
  * Their descriptors block: the kernel schedules them, and no loop has to.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "bench.h"
 
 #include <errno.h>
