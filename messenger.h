@@ -92,6 +92,10 @@
 /* Part one: the application                                                 */
 /* ------------------------------------------------------------------------ */
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum role { ROLE_NONE, ROLE_MASTER, ROLE_PARENT, ROLE_AGENT, ROLE_APP };
 
 /*
@@ -339,6 +343,10 @@ int64_t clutch_now(void);
  */
 void clutch_print_line(int descriptor, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
+#ifdef __cplusplus
+}
+#endif
+
 /* ------------------------------------------------------------------------ */
 /* Part two: the channel, for who defines CLUTCH_CHANNEL before the include   */
 /* ------------------------------------------------------------------------ */
@@ -347,6 +355,10 @@ void clutch_print_line(int descriptor, const char *format, ...) CLUTCH_PRINTF(2,
 
 #if (defined CLUTCH_CHANNEL || defined CLUTCH_PRIVATE) && !defined CLUTCH_CHANNEL_H
 #define CLUTCH_CHANNEL_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /*
  * sendmessage.c: one message, one channel.
@@ -466,6 +478,10 @@ bool channel_starved(struct channel *channel);
 
 /* The last resort: wait up to `timeout` for the socket to take what is queued. */
 enum peer channel_drain(struct channel *channel, int timeout);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* CLUTCH_CHANNEL_H */
 

@@ -29,6 +29,10 @@
 
 #include "../messenger.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* ------------------------------------------------------------------------ */
 /* Limits: each can be set on the compiler's command line, for tiny systems  */
 /* ------------------------------------------------------------------------ */
@@ -231,6 +235,10 @@ int cluster_client_emit(struct cluster_client *client, const char *key, const vo
                         size_t length);
 int cluster_client_reply(struct cluster_call *call, const void *data, size_t length);
 int cluster_client_fail(struct cluster_call *call, const char *code, const char *message);
+
+#ifdef __cplusplus
+}
+#endif
 
 /* ------------------------------------------------------------------------ */
 /* Part two: what the files of cluster-client share                          */
