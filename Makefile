@@ -137,10 +137,11 @@ run: all
 
 # ---- test ------------------------------------------------------------------
 
-# The tests find what they run ($BUILD/examples/hello) by the environment.
+# The tests find what they run ($BUILD/examples/hello), and how to link with the
+# library, by the environment.
 # The last line says it all: N passed, N failed.
 test: all $(TEST_PROGRAMS) | redis-server
-	@BUILD=$(BUILD) sh test/run $(TEST_PROGRAMS)
+	@BUILD=$(BUILD) CC='$(CC)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' sh test/run $(TEST_PROGRAMS)
 
 # Installs Criterion where it is missing.
 criterion:
