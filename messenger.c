@@ -63,6 +63,7 @@ master_messenger_receive(struct master_messenger *messenger, struct process *sen
 	messenger->sender = NULL;
 }
 
+/* NOLINTBEGIN(readability-function-size): as long as the JavaScript that it mirrors */
 void
 master_messenger_send(struct master_messenger *messenger, struct message *data)
 {
@@ -122,6 +123,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 	}
 	count_undeliverable(messenger, data);
 }
+/* NOLINTEND(readability-function-size) */
 
 /* The sender waits for the receiver with the longest queue of those it feeds.
  * Once that one has drained it is heard again, and if another is too long still,
