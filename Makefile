@@ -11,6 +11,7 @@
 #	                        a warning is an error
 #	make tidy               clang-tidy and cppcheck
 #	make format-check       clang-format
+#	make size               the core has few lines, and no long or deep function
 #	make soak               a storm of signals under full traffic, SOAK_SECONDS=60
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
@@ -158,6 +159,7 @@ check:
 	$(MAKE) test
 	$(MAKE) warnings
 	$(MAKE) format-check
+	$(MAKE) size
 	$(MAKE) tidy
 	$(MAKE) sanitize
 	$(MAKE) valgrind
@@ -247,6 +249,12 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 	clang-tidy --quiet $< -- $(POSIX) -I. $(CPPFLAGS)
 	@touch $@
 
+# How long and how deep a function may be: .clang-tidy. The limits are in lines of code.
+SIZE_MAX        = 3600
+SENDMESSAGE_MAX = 600
+size:
+	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)
+
 format-check:
 	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS)
 
@@ -303,5 +311,5 @@ $(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
-	format-check soak fuzz coverage bench bench-ipc bench-bridge clean
+.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects size \
+	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge clean
