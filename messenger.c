@@ -692,7 +692,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	in_listener = messenger->delivering = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
-	emit(messenger, message); /* ipc.js:117 ipc.js:120 D6 */
+	emit(messenger, message); /* ipc.js:120 D6 */
 	in_listener = messenger->delivering = false;
 	sweep(messenger);
 	if (message->handle != -1)
