@@ -28,6 +28,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "mirror.h"
+
 enum { LINE = 512, PATH = 256, WORD = 64, WORDS = 64, LINES_MOST = 4000 };
 
 /* The branches of messenger.js: each `if`, `else if`, `else` and `for`. */
@@ -383,6 +385,8 @@ branch_keyword(const char *line)
 		return "else";
 	if (strncmp(line, "for (", 5) == 0)
 		return "for";
+	if (strncmp(line, "while (", 7) == 0)
+		return "while";
 	return NULL;
 }
 
@@ -1152,4 +1156,237 @@ Test(citations, each_divergence_names_its_tests)
 			         " D%zu", number);
 	cr_expect_str_empty(without, "these name no test:%s", without);
 	free_text(&divergences.page);
+}
+
+/* ---- mirror: the functions and branches of the roles ---------------------------------- */
+
+/* The bare citations of one file of egg's in one C file, in the order of the C lines. */
+static struct cited {
+	size_t at, line, end; /* end: the line that ends its function */
+	bool is_head;         /* it stands at the head of a function */
+	bool diverges;        /* beside a Dn, which may change the order */
+	char keyword[WORD];   /* of the C line; "": it is no branch */
+} cited[LINES_MOST];
+
+static size_t cited_count;
+
+struct gathering {
+	const struct text *text;
+	int pin;
+};
+
+static void
+gather(const struct citation *citation, void *arg)
+{
+	const struct gathering *gathering = arg;
+	const struct text *text = gathering->text;
+	const char *keyword = branch_keyword(citation->code), *p;
+	struct cited *one = &cited[cited_count];
+
+	if (citation->pin != gathering->pin || citation->file[0] != '\0')
+		return;
+	cited_count++;
+	cr_assert_lt(cited_count, LINES_MOST);
+	one->at = citation->at;
+	one->line = citation->line;
+	one->is_head = text->lines[citation->at][0] != '\t';
+	one->diverges = false;
+	for (p = citation->comment; *p != '\0'; p++)
+		one->diverges = one->diverges || mark_at(citation->comment, p) != 0;
+	snprintf(one->keyword, WORD, "%s", keyword != NULL ? keyword : "");
+	for (one->end = one->at; one->end < text->count && text->lines[one->end][0] != '}';)
+		one->end++;
+}
+
+static void
+gather_all(const struct mirror *mirror)
+{
+	struct text text = read_source(mirror->c);
+	struct gathering gathering = {&text, find_pinned(mirror->egg)};
+
+	cited_count = 0;
+	each_citation(mirror->c, &text, gather, &gathering);
+	free_text(&text);
+}
+
+static bool
+is_keyword(const char *what)
+{
+	static const char *const keywords[] = {"if", "else if", "else", "for", "while"};
+	size_t i;
+
+	for (i = 0; i < sizeof keywords / sizeof keywords[0]; i++)
+		if (strcmp(keywords[i], what) == 0)
+			return true;
+	return false;
+}
+
+/* An else must be one: otherwise the branch before it may stand the other way round. */
+static bool
+are_of_a_kind(const char *egg, const char *c)
+{
+	bool is_loop = strcmp(egg, "for") == 0 || strcmp(egg, "while") == 0;
+
+	if (is_loop)
+		return strcmp(c, "for") == 0 || strcmp(c, "while") == 0;
+	if (strcmp(egg, "else") == 0)
+		return strcmp(c, "else") == 0;
+	return strcmp(c, "if") == 0 || strcmp(c, "else if") == 0;
+}
+
+static const struct cited *
+find_cited(size_t line, size_t *times)
+{
+	const struct cited *found = NULL;
+	size_t i;
+
+	*times = 0;
+	for (i = 0; i < cited_count; i++)
+		if (cited[i].line == line) {
+			found = &cited[i];
+			++*times;
+		}
+	return found;
+}
+
+static void
+check_functions(const struct mirror *mirror)
+{
+	const struct cited *head;
+	size_t i, times, last = 0;
+
+	gather_all(mirror);
+	for (i = 0; i < mirror->count; i++) {
+		if (is_keyword(mirror->lines[i].what) || mirror->lines[i].exception != NULL)
+			continue;
+		head = find_cited(mirror->lines[i].line, &times);
+		cr_expect(times == 1 && head->is_head,
+		          "%s:%zu, %s: is cited %zu times, not once at a function's head in %s",
+		          mirror->egg, mirror->lines[i].line, mirror->lines[i].what, times,
+		          mirror->c);
+		if (head == NULL)
+			continue;
+		cr_expect_gt(head->at, last, "%s:%zu mirrors %s, which comes later in %s",
+		             mirror->c, head->at, mirror->lines[i].what, mirror->egg);
+		last = head->at;
+	}
+}
+
+Test(mirror, the_functions_stand_in_eggs_order)
+{
+	size_t i;
+
+	for (i = 0; i < MIRRORS; i++)
+		check_functions(&mirrors[i]);
+}
+
+static void
+check_branches(const struct mirror *mirror)
+{
+	const struct mirrored *line;
+	const struct cited *branch;
+	size_t i, times;
+
+	gather_all(mirror);
+	for (i = 0; i < mirror->count; i++) {
+		line = &mirror->lines[i];
+		if (!is_keyword(line->what))
+			continue;
+		branch = find_cited(line->line, &times);
+		if (line->exception != NULL) {
+			cr_expect_eq(times, 0, "%s:%zu is cited, and an exception in mirror.h (%s)",
+			             mirror->egg, line->line, line->exception);
+			continue;
+		}
+		cr_expect_eq(times, 1, "%s:%zu, %s: is cited %zu times in %s, not once",
+		             mirror->egg, line->line, line->what, times, mirror->c);
+		cr_expect(branch == NULL || are_of_a_kind(line->what, branch->keyword),
+		          "%s:%zu is '%s', %s:%zu is '%s'", mirror->c,
+		          branch != NULL ? branch->at : 0, branch != NULL ? branch->keyword : "",
+		          mirror->egg, line->line, line->what);
+	}
+}
+
+Test(mirror, each_branch_of_egg_is_cited_once_or_is_an_exception)
+{
+	size_t i;
+
+	for (i = 0; i < MIRRORS; i++)
+		check_branches(&mirrors[i]);
+}
+
+static void
+check_rising(const struct mirror *mirror)
+{
+	size_t i, end = 0, last = 0;
+
+	gather_all(mirror);
+	for (i = 0; i < cited_count; i++) {
+		if (cited[i].end != end)
+			last = 0;
+		end = cited[i].end;
+		if (cited[i].diverges)
+			continue;
+		cr_expect_gt(cited[i].line, last, "%s:%zu cites :%zu after :%zu of %s", mirror->c,
+		             cited[i].at, cited[i].line, last, mirror->egg);
+		last = cited[i].line;
+	}
+}
+
+Test(mirror, within_a_function_the_cited_lines_rise)
+{
+	size_t i;
+
+	for (i = 0; i < MIRRORS; i++)
+		check_rising(&mirrors[i]);
+}
+
+/* ---- EGG: mirror.h has all that there is ---------------------------------------------- */
+
+static const struct mirrored *
+find_mirrored(const struct mirror *mirror, size_t line)
+{
+	size_t i;
+
+	for (i = 0; i < mirror->count; i++)
+		if (mirror->lines[i].line == line)
+			return &mirror->lines[i];
+	return NULL;
+}
+
+static void
+check_mirror(const struct mirror *mirror)
+{
+	struct text text = read_pinned(find_pinned(mirror->egg));
+	const struct mirrored *line;
+	const char *keyword;
+	size_t at, found = 0;
+
+	for (at = 1; at <= text.count; at++) {
+		line = find_mirrored(mirror, at);
+		keyword = branch_keyword(text.lines[at]);
+		found += line != NULL;
+		cr_expect(keyword == NULL || line != NULL, "%s:%zu is not in mirror.h: %s",
+		          mirror->egg, at, text.lines[at]);
+		if (line == NULL)
+			continue;
+		if (is_keyword(line->what))
+			cr_expect_str_eq(line->what, keyword != NULL ? keyword : "no branch",
+			                 "%s:%zu: %s", mirror->egg, at, text.lines[at]);
+		else
+			cr_expect_not_null(strstr(text.lines[at], line->what),
+			                   "%s:%zu is not %s: %s", mirror->egg, at, line->what,
+			                   text.lines[at]);
+	}
+	cr_expect_eq(found, mirror->count, "mirror.h has lines that %s has not", mirror->egg);
+	free_text(&text);
+}
+
+Test(mirror, the_table_is_complete)
+{
+	size_t i;
+
+	skip_without_egg();
+	for (i = 0; i < MIRRORS; i++)
+		check_mirror(&mirrors[i]);
 }
