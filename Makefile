@@ -256,7 +256,7 @@ size:
 	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)
 
 format-check:
-	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS)
+	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS) $(wildcard test/*/*.cc)
 
 # ---- at leisure -------------------------------------------------------------
 

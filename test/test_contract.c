@@ -436,15 +436,34 @@ Test(contract, the_headers_compile_as_cplusplus)
 		}
 }
 
+/* The C++ compiler that goes with $CC: gcc's is g++, clang-14's clang++-14. */
+static const char *
+cplusplus(void)
+{
+	static const char *const pairs[][2] = {{"clang", "clang++"}, {"gcc", "g++"}, {"cc", "c++"}};
+	static char name[LINE];
+	const char *cc = environment("CC", "cc"), *found;
+	size_t i;
+
+	for (i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+		found = strstr(cc, pairs[i][0]);
+		if (found == NULL)
+			continue;
+		snprintf(name, sizeof name, "%.*s%s%s", (int)(found - cc), cc, pairs[i][1],
+		         found + strlen(pairs[i][0]));
+		return name;
+	}
+	return "c++";
+}
+
 Test(contract, a_program_in_cplusplus_runs_a_cluster)
 {
-	const char *cc = environment("CC", "cc");
-
-	skip_without_cplusplus(cc);
+	skip_without_cplusplus(cplusplus());
 	clear_environment();
-	cr_assert(run("%s %s -I. -o %s/cluster test/contract/cluster.cc %s/libclutch.a %s", cc,
-	              environment("CFLAGS", ""), test_folder(), environment("BUILD", "build"),
-	              environment("LDFLAGS", "")));
+	test_leash();
+	cr_assert(run("%s %s -I. -o %s/cluster test/contract/cluster.cc %s/libclutch.a %s",
+	              cplusplus(), environment("CFLAGS", ""), test_folder(),
+	              environment("BUILD", "build"), environment("LDFLAGS", "")));
 	cr_expect(run("%s/cluster", test_folder()));
 }
 
