@@ -243,11 +243,11 @@ static struct names part_one, all_parts, system_names;
 
 /* A tag and a constant of that name clash with whatever it is in the header. */
 static void
-write_names(FILE *file)
+write_names(FILE *file, const char *header)
 {
 	size_t i, count = 0;
 
-	fputs("#include \"messenger.h\"\n", file);
+	fprintf(file, "#include \"%s\"\n", header);
 	for (i = 0; i < all_parts.count; i++) {
 		if (has_name(&part_one, all_parts.name[i]) || is_keyword(all_parts.name[i]))
 			continue;
@@ -255,20 +255,30 @@ write_names(FILE *file)
 		        all_parts.name[i]);
 		count++;
 	}
-	cr_assert_gt(count, 100, "parts two and three have only %zu names", count);
+	cr_assert_gt(count, 100, "the other parts of %s have only %zu names", header, count);
 }
 
-Test(contract, no_name_of_the_other_parts_is_in_part_one)
+static void
+check_part_one(const char *header, const char *macro)
 {
+	char include[LINE], flag[LINE];
 	const char *path = write_source("names.c", "");
 	FILE *file = fopen(path, "w");
 
 	cr_assert_not_null(file);
-	preprocess(&part_one, false, "", "#include \"messenger.h\"\\n");
-	preprocess(&all_parts, false, "-DCLUTCH_PRIVATE", "#include \"messenger.h\"\\n");
-	write_names(file);
+	snprintf(include, sizeof include, "#include \"%s\"\\n", header);
+	snprintf(flag, sizeof flag, "-D%s", macro);
+	preprocess(&part_one, false, "", include);
+	preprocess(&all_parts, false, flag, include);
+	write_names(file, header);
 	cr_assert_eq(fclose(file), 0);
 	expect_compiles(path);
+}
+
+Test(contract, no_name_of_the_other_parts_is_in_part_one)
+{
+	check_part_one("messenger.h", "CLUTCH_PRIVATE");
+	check_part_one("cluster-client/cluster_client.h", "CLUSTER_CLIENT_PRIVATE");
 }
 
 static bool
@@ -430,7 +440,8 @@ Test(contract, the_headers_compile_as_cplusplus)
 			              "-pedantic -Werror -I. -c -o %s/a.o test/contract/cluster.cc",
 			              *compiler, standards[i], test_folder()),
 			          "%s", *compiler);
-			cr_expect(run("%s -std=%s -Wall -Wextra -Werror -I. -c -o %s/a.o %s",
+			cr_expect(run("%s -std=%s -Wall -Wextra -pedantic -Werror -I. -c -o %s/a.o "
+			              "%s",
 			              *compiler, standards[i], test_folder(), path),
 			          "%s", *compiler);
 		}
