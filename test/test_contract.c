@@ -214,7 +214,7 @@ read_names(struct names *names, bool macros, const char *command)
 static void
 preprocess(struct names *names, bool macros, const char *flags, const char *source)
 {
-	char command[2 * LINE];
+	char command[4 * LINE];
 
 	snprintf(command, sizeof command,
 	         "printf '%s' | %s -std=c99 -D_POSIX_C_SOURCE=200809L %s -E %s -I. -x c -", source,
