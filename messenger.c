@@ -58,6 +58,7 @@ master_messenger_receive(struct master_messenger *messenger, struct process *sen
 	messenger->sender = NULL;
 }
 
+/* NOLINTBEGIN(readability-function-size): as long as the JavaScript that it mirrors */
 void
 master_messenger_send(struct master_messenger *messenger, struct message *data)
 {
@@ -117,6 +118,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 	}
 	count_undeliverable(messenger, data);
 }
+/* NOLINTEND(readability-function-size) */
 
 /* message to the master itself */
 static void
@@ -832,7 +834,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	in_listener = messenger->delivering = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
-	emit(messenger, message); /* ipc.js:117 ipc.js:120 D6 */
+	emit(messenger, message); /* ipc.js:120 D6 */
 	in_listener = messenger->delivering = false;
 	sweep(messenger);
 	if (message->handle != -1)

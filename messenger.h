@@ -169,6 +169,44 @@ struct options {
 };
 
 /*
+ * Messages of the cluster
+ *
+ * These messages the cluster itself sends; a listener hears them as it hears any other.
+ * "app" is every app worker, unless the last column says otherwise.
+ *
+ *	action             from    to      data     when
+ *	agent-start        agent   master  -        the agent is ready
+ *	agent-start        master  app     -        the agent is ready, and so is each later one
+ *	listening          app     master  OPTIONS  the app worker is ready
+ *	egg-pids           master  app     PIDS     the agent is ready, or has died; and to each
+ *	                                            new app worker alone, as its first message
+ *	egg-pids           master  agent   PIDS     an app worker is ready, has disconnected, or
+ *	                                            has died; and to a new agent, when it is ready
+ *	egg-ready          master  parent  OPTIONS  all are ready: once
+ *	egg-ready          master  app     OPTIONS  all are ready: once; and to each later app
+ *	                                            worker alone, when it is ready
+ *	egg-ready          master  agent   OPTIONS  all are ready: once; and to each later agent,
+ *	                                            when it is ready, after its egg-pids
+ *	agent-worker-died  master  parent  -        the agent has died; a new one starts in 1 s
+ *	app-worker-died    master  parent  -        an app worker has died, replaced or not
+ *	reload-worker      parent  master  -        an order, by the application: replace the app
+ *	                                            workers, one after the other
+ *	reload-worker      agent   master  -        the same
+ *
+ *	PIDS     [4711,4712]: to the agent those of all app workers that are ready, to an app
+ *	         worker that of the agent; or []
+ *	OPTIONS  {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"}
+ *	OPTIONS  {"workers":2} if options.connection is NULL
+ *
+ * The two that have died are told once egg-ready has been sent: a death before is a
+ * failed start. No process may send these actions in the cluster's place, nor egg's
+ * agent-exit, app-exit, app-start, and, to the master, realport: the message is dropped,
+ * and the first one of each process is logged. Of the actions of clutch's own no listener
+ * hears: clutch-barrier (the agent answers the master, before a reload tells a replaced
+ * worker to leave), clutch-pause and clutch-resume (a process tells the master).
+ */
+
+/*
  * Make the calling process the master: bind the port, start the agent, then
  * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
  * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
