@@ -25,13 +25,13 @@ start_error_handler(void)
 {
 	clutch_print_line(STDERR_FILENO,
 	                  "[agent_worker] start error, exiting with code:1"); /* :43 */
-	clutch_process_exit(1);                                               /* :44 D19 */
+	clutch_process_exit(1);                                               /* D19 */
 }
 
 static void
-on_ready(struct messenger *agent, int status)
+on_ready(struct messenger *agent, int status) /* :47 ready */
 {
-	if (status != 0) /* :49 */
+	if (status != 0) /* :49 err */
 		start_error_handler();
 	clutch_process_catch_sigterm();
 	messenger_tell_master(agent, "agent-start", NULL); /* :52 */

@@ -134,7 +134,9 @@ static volatile sig_atomic_t got_sigusr1;
 static volatile sig_atomic_t got_sigusr2;
 static volatile sig_atomic_t catches_alarm;
 
+static void close_cluster(struct master *master);
 static void fail(struct master *master, int code);
+static void get_listening_worker_ids(const struct master *master, char *json, size_t size);
 static int fork_process(struct master *master, struct process *process);
 static void on_fork(struct master *master, struct process *worker);
 static bool fork_again(struct master *master, int slot);
@@ -199,19 +201,13 @@ tell(struct master *master, enum role to, pid_t receiver_pid, const char *action
 	master_messenger_send(&master->messenger, &message);
 }
 
-/* egg-pids to the agent. egg: getListeningWorkerIds */
+/* egg-pids to the agent */
 static void
 tell_agent_pids(struct master *master)
 {
-	const struct process *worker;
-	char json[(CLUTCH_WORKERS_MAX + 1) * PID_SIZE + 3] = "[";
-	size_t used = 1;
+	char json[(CLUTCH_WORKERS_MAX + 1) * PID_SIZE + 3];
 
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->state == STATE_LISTENING && sizeof json - used > PID_SIZE + 2)
-			used += (size_t)snprintf(json + used, sizeof json - used, "%s%ld",
-			                         used > 1 ? "," : "", (long)worker->worker_id);
-	memcpy(json + used, "]", 2);
+	get_listening_worker_ids(master, json, sizeof json);
 	tell(master, ROLE_AGENT, 0, "egg-pids", json);
 }
 
@@ -246,7 +242,7 @@ next_process(struct master *master, const struct process *process)
 }
 
 static void
-set_worker(struct master *master, struct process *worker)
+set_worker(struct master *master, struct process *worker) /* :30 */
 {
 	struct process **last = &master->worker_manager.workers;
 
@@ -270,7 +266,7 @@ get_slot_worker(const struct master *master, int slot, int except)
 }
 
 static void
-delete_worker(struct master *master, struct process *worker)
+delete_worker(struct master *master, struct process *worker) /* :38 */
 {
 	struct process **link = &master->worker_manager.workers;
 
@@ -282,18 +278,34 @@ delete_worker(struct master *master, struct process *worker)
 	free(worker);
 }
 
+/* As JSON; a pid that finds no room there is left out. */
+static void
+get_listening_worker_ids(const struct master *master, char *json, size_t size) /* :46 */
+{
+	const struct process *worker;
+	size_t used = 1;
+
+	json[0] = '[';
+	for (worker = master->worker_manager.workers; worker != NULL;
+	     worker = worker->next)                                                 /* :48 */
+		if (worker->state == STATE_LISTENING && size - used > PID_SIZE + 2) /* :49 */
+			used += (size_t)snprintf(json + used, size - used, "%s%ld",
+			                         used > 1 ? "," : "", (long)worker->worker_id);
+	memcpy(json + used, "]", 2);
+}
+
 /* Agent and workers must be alive; if they are not three times in a row, the cluster is
  * in a state that nobody knows. egg: count, startCheck */
 static void
-check_alive(struct master *master)
+check_alive(struct master *master) /* :65 startCheck */
 {
 	const struct process *worker;
-	int agents = master->agent.state == STATE_LISTENING, workers = 0; /* :58 */
+	int agents = master->agent.state == STATE_LISTENING, workers = 0;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		workers += is_alive(worker);
 	master->check_at = master->now + CHECK_INTERVAL;
-	if ((agents > 0 && workers > 0) || master->fork_failed) { /* :69 */
+	if ((agents > 0 && workers > 0) || master->fork_failed) { /* :69 count */
 		master->exception = 0;
 		return;
 	}
@@ -315,9 +327,9 @@ close_timeout(const struct master *master, const struct process *process)
 /* SIGTERM to a process and its children; SIGKILL when the timeout is over (D3). egg:
  * killProcess, killChildren */
 static void
-terminate(struct master *master, struct process *process)
+terminate(struct master *master, struct process *process) /* :7 timeout */
 {
-	if (!is_alive(process) || process->deadline == DEADLINE_LEAVE)
+	if (!is_alive(process) || process->deadline == DEADLINE_LEAVE) /* :24 killed, D3 */
 		return;
 	signal_process(process, SIGTERM);
 	if (process->state != STATE_DISCONNECTED)
@@ -341,7 +353,7 @@ signal_process(const struct process *process, int number)
 
 /* egg: this.ready(() => { ... }) */
 static void
-on_ready(struct master *master)
+on_ready(struct master *master) /* :94 ready */
 {
 	const char *name = master->options.name;
 
@@ -349,20 +361,20 @@ on_ready(struct master *master)
 	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
 	         master->address, (long long)(clutch_now() - master->start_time));
 	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
-	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json); /* :107 */
-	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);    /* :117 */
-	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);  /* :122 */
+	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json); /* :109 */
+	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);    /* :119 */
+	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);  /* :124 */
 	if (master->is_production)                                       /* :129 */
 		master->check_at = master->now + CHECK_INTERVAL;
 }
 
 static void
-fork_agent_worker(struct master *master)
+fork_agent_worker(struct master *master) /* :281 */
 {
 	struct process *agent = &master->agent;
 
 	master->agent_slot.refork_at = 0;
-	if (fork_process(master, agent) == -1) { /* :283 */
+	if (fork_process(master, agent) == -1) { /* :283 fork */
 		log_error("cannot fork the agent_worker: %s, next try in %dms", strerror(errno),
 		          FORK_RETRY);
 		master->agent_slot.refork_at = master->now + FORK_RETRY;
@@ -376,45 +388,45 @@ fork_agent_worker(struct master *master)
 /* All are forked before the first is announced: master and children then copy fewer
  * pages. */
 static void
-fork_app_workers(struct master *master)
+fork_app_workers(struct master *master) /* :286 */
 {
 	struct process *worker;
 	int slot;
 
 	master->app_start_time = master->now;
 	for (slot = 0; slot < master->options.workers; slot++)
-		fork_app_worker(master, slot); /* :288 */
+		fork_app_worker(master, slot); /* :288 fork */
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		if (worker->state == STATE_ONLINE)
 			on_fork(master, worker);
 }
 
 static void
-kill_agent_worker(struct master *master)
+kill_agent_worker(struct master *master) /* :300 */
 {
 	log_info("kill agent worker with signal SIGTERM");
-	terminate(master, &master->agent); /* :301 */
+	terminate(master, &master->agent); /* :301 kill */
 }
 
 static void
-kill_app_workers(struct master *master)
+kill_app_workers(struct master *master) /* :304 */
 {
 	struct process *worker;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		terminate(master, worker); /* :305 */
+		terminate(master, worker); /* :305 kill */
 }
 
 static void
-on_agent_exit(struct master *master)
+on_agent_exit(struct master *master) /* :315 */
 {
 	struct process *agent = &master->agent;
 	struct channel waiting = agent->channel; /* D24: on_disconnect has opened it */
 	long worker_id = (long)agent->worker_id;
 
-	if (master->phase != PHASE_RUNNING) /* :316 D14 */
+	if (master->phase != PHASE_RUNNING) /* :316 closed, D14 */
 		return;
-	tell_app_pids(master, 0); /* :318 */
+	tell_app_pids(master, 0); /* :319 egg-pids */
 	free(agent->corpse);
 	memset(agent, 0, sizeof *agent); /* :324 delete_agent */
 	agent->channel = waiting;
@@ -425,9 +437,10 @@ on_agent_exit(struct master *master)
 	          master->agent_slot.last_death);
 	if (master->is_started) { /* :334 */
 		log_info("try to start a new agent_worker after 1s ...");
-		master->agent_slot.refork_at = master->now + AGENT_REFORK_DELAY; /* :336 */
-		tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL);         /* :340 */
-	} else {                                                                 /* :344 */
+		master->agent_slot.refork_at =
+			master->now + AGENT_REFORK_DELAY;                /* :336 setTimeout */
+		tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL); /* :342 */
+	} else {                                                         /* :344 */
 		log_error("agent_worker#%d:%ld start fail, exiting with code:1", agent->id,
 		          worker_id);
 		fail(master, 1); /* :347 */
@@ -435,40 +448,41 @@ on_agent_exit(struct master *master)
 }
 
 static void
-on_agent_start(struct master *master)
+on_agent_start(struct master *master) /* :351 */
 {
 	struct process *agent = &master->agent;
 
-	agent->state = STATE_LISTENING; /* :352 */
+	agent->state = STATE_LISTENING; /* :352 started */
 	agent->deadline = DEADLINE_NONE;
 	/* D8: first which workers there are, then that all is ready */
-	if (master->is_started) /* :369 */
+	if (master->is_started) /* :369 D8 */
 		tell_agent_pids(master);
-	if (master->is_started) /* :355 */
+	if (master->is_started) /* :355 isAllWorkerStarted */
 		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
-	tell_app_pids(master, 0);                       /* :363 */
-	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :377 */
+	tell_app_pids(master, 0);                       /* :364 egg-pids */
+	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :379 */
 	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
 	         (long long)(clutch_now() - agent->forked_at));
-	if (master->app_start_time == 0 && master->phase == PHASE_RUNNING) /* :142 D14 */
+	if (master->app_start_time == 0 &&
+	    master->phase == PHASE_RUNNING) /* :142 forkAppWorkers, D14 */
 		fork_app_workers(master);
 }
 
 static void
-on_app_exit(struct master *master, struct process *worker)
+on_app_exit(struct master *master, struct process *worker) /* :392 */
 {
 	struct slot *slot = &master->slots[worker->slot];
 	int number = worker->slot, id = worker->id;
 	bool never_ready = worker->disable_refork, replaced = worker->is_dev_reload;
 	long worker_id = (long)worker->worker_id;
 
-	if (master->phase != PHASE_RUNNING) /* :393 */
+	if (master->phase != PHASE_RUNNING) /* :393 closed */
 		return;
-	if (!replaced) /* :397 */
+	if (!replaced) /* :397 isDevReload */
 		log_error("app_worker#%d:%ld died (%s)", id, worker_id, slot->last_death);
 	delete_worker(master, worker); /* :419 */
-	tell_agent_pids(master);       /* :421 */
-	if (master->is_started) {      /* :427 */
+	tell_agent_pids(master);       /* :422 egg-pids */
+	if (master->is_started) {      /* :427 isAllWorkerStarted */
 		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
 	} else { /* :434 */
 		log_error("app_worker#%d:%ld start fail, exiting with code:1", id, worker_id);
@@ -489,7 +503,7 @@ on_app_exit(struct master *master, struct process *worker)
 /* egg compares the port that the worker reports with its own (:458). Here each worker
  * accepts on the one listener that the master has bound: there is nothing to compare. */
 static void
-on_app_start(struct master *master, struct process *worker)
+on_app_start(struct master *master, struct process *worker) /* :448 */
 {
 	struct slot *slot = &master->slots[worker->slot];
 	struct process *old = get_slot_worker(master, worker->slot, worker->id);
@@ -501,18 +515,18 @@ on_app_start(struct master *master, struct process *worker)
 		old->is_dev_reload = true;
 		old->state = STATE_LEAVING;
 	}
-	tell_agent_pids(master);               /* :465 */
+	tell_agent_pids(master);               /* :466 egg-pids */
 	if (!slot->started)                    /* D18 */
 		master->start_success_count++; /* :471 */
 	slot->started = true;
-	if (!master->is_started) /* :473 */
+	if (!master->is_started) /* :473 isAllWorkerStarted */
 		remain = master->options.workers - master->start_success_count;
 	log_info("app_worker#%d:%ld started%s%s, remain %d (%lldms)", worker->id,
 	         (long)worker->worker_id, master->address[0] != '\0' ? " at " : "", master->address,
 	         remain, (long long)(clutch_now() - worker->forked_at));
-	if (master->is_started) /* :478 D10: to the newcomer alone */
+	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
-	worker->disable_refork = false; /* :487 */
+	worker->disable_refork = false;
 	slot->failures = 0;
 	if (old != NULL)
 		leave_later(master, old);
@@ -524,62 +538,62 @@ on_app_start(struct master *master, struct process *worker)
 	    master->start_success_count < master->options.workers || /* :491 */
 	    master->phase != PHASE_RUNNING)
 		return;
-	on_ready(master); /* :513 */
+	on_ready(master); /* :513 ready */
 }
 
 static void
-log_exit(const struct master *master)
+log_exit(const struct master *master) /* :521 onExit */
 {
-	remove_pid_file(master);                                         /* :522 */
-	log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO, /* :532 */
+	if (master->options.pid_file != NULL) /* :522 */
+		remove_pid_file(master);
+	log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO, /* :533 code */
 	         "[master] exit with code:%d", master->exit_code);
 }
 
-static void close_cluster(struct master *master);
-
 static void
-on_signal(struct master *master, int number)
+on_signal(struct master *master, int number) /* :536 */
 {
 	static const char *const names[] = {[SIGTERM] = "SIGTERM",
 	                                    [SIGINT] = "SIGINT",
 	                                    [SIGQUIT] = "SIGQUIT",
 	                                    [SIGHUP] = "SIGHUP"};
 
-	if (master->phase != PHASE_RUNNING) /* :537 D15 */
+	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
 		return;
 	log_info("master is killed by signal %s, closing", names[number]);
-	close_cluster(master); /* :546 */
+	close_cluster(master); /* :546 close */
 }
 
 /* An order during a reload begins it anew: its new worker may never get ready. */
 static void
-on_reload(struct master *master)
+on_reload(struct master *master) /* :552 */
 {
 	struct process *worker;
 
 	if (!master->is_started || master->phase != PHASE_RUNNING)
 		return;
 	log_info("reload workers...%s", master->reload_slot != -1 ? " anew" : ""); /* :553 */
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+	for (worker = master->worker_manager.workers; worker != NULL;
+	     worker = worker->next) /* :554 */
 		if (worker->id == master->reload_id && master->reload_id != 0) {
 			worker->is_dev_reload = true; /* :556 */
 			terminate(master, worker);
 		}
 	master->reload_slot = master->reload_id = 0;
-	reload_next(master); /* :558 D12 */
+	reload_next(master); /* :558 cluster-reload, D12 */
 }
 
 static void
-close_cluster(struct master *master)
+close_cluster(struct master *master) /* :561 close */
 {
 	master->reload_slot = -1;
-	master->phase = PHASE_CLOSING_APPS;                                            /* :562 */
+	master->phase = PHASE_CLOSING_APPS; /* :562 closed */
 	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms", /* :580 */
 	         master->options.app_close_timeout);
 	kill_app_workers(master); /* :583 */
 }
 
-/* Is a process alive, or a process group that one has left? */
+/* Is a process alive, or a process group that one has left? (D27) */
 static bool
 is_anyone_left(struct master *master, bool with_agent)
 {
@@ -593,7 +607,7 @@ is_anyone_left(struct master *master, bool with_agent)
 
 /* One step further towards the end, if its time has come. egg: _doClose, close */
 static bool
-advance(struct master *master)
+do_close(struct master *master) /* :573 _doClose */
 {
 	switch (master->phase) {
 	case PHASE_RUNNING:
@@ -612,7 +626,7 @@ advance(struct master *master)
 	case PHASE_FAILING:
 		if (is_anyone_left(master, true))
 			return false;
-		master->phase = PHASE_CLOSED; /* :566 */
+		master->phase = PHASE_CLOSED; /* master.js:566 exit */
 		return true;
 	}
 	return false;
@@ -1113,9 +1127,10 @@ emit(void *arg, const struct message *message)
 
 	if (strcmp(action, "agent-start") == 0 && sender->state == STATE_ONLINE) /* master.js:135 */
 		on_agent_start(master);
-	else if (strcmp(action, "listening") == 0 && sender->state == STATE_ONLINE) /* :137 */
+	else if (strcmp(action, "listening") == 0 &&
+	         sender->state == STATE_ONLINE) /* master.js:137 app-start */
 		on_app_start(master, sender);
-	else if (strcmp(action, "reload-worker") == 0) /* :138 */
+	else if (strcmp(action, "reload-worker") == 0) /* master.js:138 */
 		on_reload(master);
 	else if (strcmp(action, "clutch-barrier") == 0) /* D52 */
 		sender->barriers_heard++;
@@ -1751,7 +1766,7 @@ loop(struct master *master)
 	int timeout;
 
 	for (;;) {
-		while (advance(master))
+		while (do_close(master))
 			;
 		if (master->phase == PHASE_CLOSED)
 			return;

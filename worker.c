@@ -47,17 +47,17 @@ static void
 exit_process(void)
 {
 	clutch_print_line(STDERR_FILENO, "[app_worker] start error, exiting with code:1"); /* :82 */
-	clutch_process_exit(1); /* :68 D19 */
+	clutch_process_exit(1);                                                            /* D19 */
 }
 
 /* egg: startServer */
 static void
-on_ready(struct messenger *app, int status)
+on_ready(struct messenger *app, int status) /* :79 startServer */
 {
-	if (status != 0) /* :80 */
+	if (status != 0) /* :80 err */
 		exit_process();
-	if (worker.listener != -1 &&
-	    messenger_watch(app, worker.listener, POLLIN, on_connection, NULL) == -1) /* :108 */
+	if (worker.listener != -1 && messenger_watch(app, worker.listener, POLLIN, on_connection,
+	                                             NULL) == -1) /* :108 server */
 		exit_process();
 	clutch_process_catch_sigterm();
 	messenger_tell_master(app, "listening", worker.address); /* :164 */

@@ -23,6 +23,8 @@ struct mirrored {
 #define HTTPS "https: a connection is the application's own"
 #define BOUND "the master has bound the port before it forks: no app worker can listen elsewhere"
 #define GROUP "the children are a process group: one signal reaches all, without a list of them"
+#define ONCE_READY                                                                                 \
+	"a worker that is ready is re-forked; before all are, a death ends the cluster anyway"
 #define TOGETHER "D3: the loop waits for the end of all, and knows it from the kernel"
 
 static const struct mirrored master_js[] = {
@@ -74,9 +76,9 @@ static const struct mirrored master_js[] = {
 	{454, "if", STICKY},
 	{458, "else if", BOUND},
 	{478, "if", NULL},
-	{487, "if", NULL},
+	{487, "if", ONCE_READY},
 	{491, "if", NULL},
-	{498, "for", NULL},
+	{498, "for", ONCE_READY},
 	{507, "if", STICKY},
 	{509, "if", STICKY},
 	{512, "else", STICKY},

@@ -821,8 +821,9 @@ compare(const struct citation *citation, const char *line)
 		cr_expect_str_eq(keyword, ours != NULL ? ours : "no branch",
 		                 "%s:%zu is none: %zu: %s", citation->source, citation->at,
 		                 citation->line, line);
-		shared = shared || strcmp(keyword, "else") == 0;
 	}
+	shared = shared || (keyword != NULL && ours != NULL && strcmp(keyword, "else") == 0 &&
+	                    strcmp(ours, "else") == 0);
 	cr_expect_null(role, "%s:%zu says %s, %s:%zu does not: %s", citation->source, citation->at,
 	               role, pinned[citation->pin].path, citation->line, line);
 	cr_expect(shared, "%s:%zu has nothing in common with %s:%zu\n  %s\n  %s", citation->source,
