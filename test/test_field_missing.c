@@ -375,8 +375,8 @@ Test(missing, an_app_that_waits_for_its_last_connection_does_not_use_the_process
 	cluster_stop(c);
 }
 
-/* messenger.c, run_timers: how far the free places are looked through. One too many is
- * seen under AddressSanitizer only. */
+/* messenger.c, run_timers: its last loop ends at the last timer. One step more is seen
+ * under AddressSanitizer only, and where all places are taken. */
 Test(missing, as_many_timers_as_there_is_room_for)
 {
 	struct messenger *child;
