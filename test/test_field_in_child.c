@@ -56,6 +56,16 @@ open_all(void)
 	program.server = accept(program.listener, NULL, NULL);
 }
 
+/* Close it once: what the master has closed its children do not have, and there the same
+ * number may be clutch's by then. */
+static void
+close_once(int *descriptor)
+{
+	if (*descriptor != -1)
+		close(*descriptor);
+	*descriptor = -1;
+}
+
 static void
 close_all(enum role role_of_child, void *arg)
 {
@@ -64,12 +74,12 @@ close_all(enum role role_of_child, void *arg)
 	say("in the child %s of %s: %ld", clutch_role_name(role_of_child), (char *)arg,
 	    (long)getpid());
 	for (i = 0; i < FILES; i++)
-		close(program.files[i]);
-	close(program.pipe[0]);
-	close(program.pipe[1]);
-	close(program.listener);
-	close(program.client);
-	close(program.server);
+		close_once(&program.files[i]);
+	close_once(&program.pipe[0]);
+	close_once(&program.pipe[1]);
+	close_once(&program.listener);
+	close_once(&program.client);
+	close_once(&program.server);
 }
 
 static char word[] = "mine";
