@@ -45,6 +45,7 @@ enum {
 };
 
 struct caller {
+	struct caller *next; /* of the test's callers */
 	pid_t pid;
 	int output;   /* the reading end of stdout, stderr and WORDS */
 	int terminal; /* or -1: the master's end of the caller's terminal */
@@ -54,6 +55,9 @@ struct caller {
 	char *text;
 	size_t length;
 };
+
+/* All of them: a leak checker in a forked process must find what it has inherited. */
+static struct caller *callers;
 
 /* The cluster is started by fork_cluster, and not by start_cluster. */
 static bool forks;
@@ -144,6 +148,8 @@ caller_start(int (*body)(void))
 		leash = test_leash();
 	}
 	cr_assert(caller != NULL && null != -1 && pipe(ends) == 0);
+	caller->next = callers;
+	callers = caller;
 	fflush(stdout);
 	fflush(stderr);
 	caller->pid = fork();
@@ -351,6 +357,11 @@ caller_status(struct caller *caller)
 static inline void
 caller_free(struct caller *caller)
 {
+	struct caller **link = &callers;
+
+	while (*link != caller)
+		link = &(*link)->next;
+	*link = caller->next;
 	close(caller->output);
 	if (caller->terminal != -1)
 		close(caller->terminal);
