@@ -50,8 +50,9 @@ struct caller {
 	int output;   /* the reading end of stdout, stderr and WORDS */
 	int terminal; /* or -1: the master's end of the caller's terminal */
 	bool ended;   /* nobody has the other end of the output any more */
-	bool dead;
-	int status; /* as waitpid(2) has it, once the caller is dead */
+	bool reaped;  /* by the test */
+	bool dead;    /* the same, and all that it had written before has been read */
+	int status;   /* as waitpid(2) has it */
 	char *text;
 	size_t length;
 };
@@ -146,6 +147,7 @@ caller_start(int (*body)(void))
 	if (leash == -1) {
 		clear_environment();
 		leash = test_leash();
+		prctl(PR_SET_CHILD_SUBREAPER, 1); /* orphans are the test's to reap */
 	}
 	cr_assert(caller != NULL && null != -1 && pipe(ends) == 0);
 	caller->next = callers;
@@ -191,13 +193,31 @@ caller_read(struct caller *caller, int descriptor)
 	return true;
 }
 
+/* Callers, and the orphans that they leave. */
+static inline void
+caller_reap(void)
+{
+	struct caller *caller;
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		for (caller = callers; caller != NULL; caller = caller->next)
+			if (caller->pid == pid) {
+				caller->reaped = true;
+				caller->status = status;
+			}
+}
+
 static inline void
 caller_turn(struct caller *caller, int timeout)
 {
 	struct pollfd set[] = {{caller->ended ? -1 : caller->output, POLLIN, 0},
 	                       {caller->terminal, POLLIN, 0}};
-	bool dead = caller->dead || waitpid(caller->pid, &caller->status, WNOHANG) == caller->pid;
+	bool dead;
 
+	caller_reap();
+	dead = caller->reaped;
 	poll(set, 2, timeout);
 	while (caller_read(caller, caller->output))
 		;
