@@ -88,6 +88,10 @@ struct connection {
 static struct connection *connections;
 static bool before_close_is_set;
 
+/* The connection that on_leaving looks at next. A handler that it calls can end any
+ * connection, this one too: then connection_drop moves the mark on. */
+static struct connection *upcoming;
+
 static const char *
 reason(int status)
 {
@@ -139,6 +143,8 @@ connection_drop(struct connection *connection)
 		connections = connection->next;
 	if (connection->next != NULL)
 		connection->next->previous = connection->previous;
+	if (upcoming == connection)
+		upcoming = connection->next;
 	messenger_unwatch(connection->request.app, connection->descriptor);
 	close(connection->descriptor);
 	connection->descriptor = -1;
@@ -815,11 +821,11 @@ on_timer(struct messenger *app, void *arg)
 static int
 on_leaving(struct messenger *app, void *arg)
 {
-	struct connection *connection, *next;
+	struct connection *connection;
 
 	(void)arg;
-	for (connection = connections; connection != NULL; connection = next) {
-		next = connection->next;
+	for (connection = connections; connection != NULL; connection = upcoming) {
+		upcoming = connection->next;
 		if (connection->state == STREAMING) {
 			connection->state = CLOSING;
 			connection_run(connection);
