@@ -15,13 +15,18 @@
 /* Those of this process that are not closed. */
 static struct cluster_client *clients;
 
+/* As a tick: there is none, and none is to be set. A client is freed by the tick after its
+ * close, and a callback that is called by the close may turn the loop. */
+enum { TICK_HELD = -1 };
+
 /* ---- small things ------------------------------------------------------------ */
 
 void
 cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
                  const char *then)
 {
-	clutch_print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
+	clutch_print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what,
+	                  then);
 }
 
 struct value *
@@ -192,10 +197,13 @@ void
 cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
                      struct listener *only)
 {
-	struct listener *listener;
+	struct listener *listener, *next = topic->listeners, *last = next;
 
-	topic->busy++; /* whatever a listener does, this one stays */
-	for (listener = topic->listeners; listener != NULL; listener = listener->next) {
+	while (last != NULL && last->next != NULL)
+		last = last->next;
+	topic->busy++; /* whatever a listener does, the topic and its listeners stay */
+	while ((listener = next) != NULL) {
+		next = listener != last ? listener->next : NULL; /* new ones stand behind it */
 		if (client->closed || listener->removed || (only != NULL && only != listener))
 			continue;
 		listener->late = false;
@@ -238,15 +246,21 @@ take_delivery(struct cluster_client *client)
 	return delivery;
 }
 
+/* Those that wait now. What a listener adds has its own turn, or one listener that always
+ * adds something would stop the whole process. */
 static void
 run_deliveries(struct cluster_client *client)
 {
-	struct delivery *delivery;
+	struct delivery *delivery, *last = client->deliveries;
 	struct value *value;
+	bool more = last != NULL;
 
-	while ((delivery = take_delivery(client)) != NULL) {
+	while (more && last->next != NULL)
+		last = last->next;
+	while (more && (delivery = take_delivery(client)) != NULL) {
+		more = delivery != last;
 		value = delivery->value;
-		/* the late one may have heard something newer meanwhile */
+		/* a late listener may have heard a newer value meanwhile */
 		if (!delivery->owed || delivery->only->late)
 			cluster_base_deliver(client, delivery->topic, value, delivery->only);
 		else
@@ -259,11 +273,16 @@ run_deliveries(struct cluster_client *client)
 static void
 call_waiters(struct cluster_client *client, const struct cluster_error *error)
 {
-	struct waiter *waiter, *list = client->waiters;
+	struct waiter *waiter, *last = client->waiters;
+	bool more = last != NULL;
 
-	client->waiters = NULL; /* those who come now wait for the next time */
-	while ((waiter = list) != NULL) {
-		list = waiter->next;
+	while (more && last->next != NULL)
+		last = last->next;
+	/* New waiters stand behind the last one, and wait for the next time. A callback
+	 * that closes the client leaves no waiter: the others have been called then. */
+	while (more && (waiter = client->waiters) != NULL) {
+		more = waiter != last;
+		client->waiters = waiter->next;
 		check(client, waiter->callback(client, error, waiter->arg));
 		free(waiter);
 	}
@@ -338,13 +357,15 @@ fail_sent(struct cluster_client *client, const char *code, const char *message)
 	}
 }
 
+/* Those of this turn: a callback may call again, and be answered at once. */
 static void
 settle_answered(struct cluster_client *client)
 {
 	struct pending *pending = client->pending;
+	uint64_t last = client->last_id;
 
 	while (pending != NULL) {
-		if (pending->answer == NULL) {
+		if (pending->answer == NULL || pending->id > last) {
 			pending = pending->next;
 			continue;
 		}
@@ -919,6 +940,8 @@ cluster_client_close(struct cluster_client *client)
 		return;
 	client->closed = true;
 	unlist(client);
+	clear_timer(client, &client->tick);
+	client->tick = TICK_HELD;
 	clear_timer(client, &client->retry);
 	clear_timer(client, &client->expiry);
 	clear_timer(client, &client->heartbeat);
@@ -926,6 +949,7 @@ cluster_client_close(struct cluster_client *client)
 		settle_with(client, client->pending, error.code, error.message);
 	call_waiters(client, &error);
 	client->side->close(client);
+	client->tick = 0;
 	cluster_base_tick(client); /* whoever stands in it now has left it by then */
 }
 

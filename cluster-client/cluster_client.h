@@ -128,7 +128,8 @@ struct real_client {
 	void (*publish)(struct cluster_client *client, const char *key, const char *data,
 	                size_t length, void *arg);
 	const struct real_method *methods; /* NULL: none */
-	/* The last call: `client` is not to be used afterwards. */
+	/* The last call: `client` is not to be used afterwards. It may turn the loop where
+	 * the process may (in messenger_before_close). */
 	void (*close)(struct cluster_client *client, void *arg);
 	void *arg;
 };
@@ -159,10 +160,11 @@ struct cluster_client *cluster_client_follower(struct messenger *app, const char
 
 /*
  * Close: the leader closes its followers' connections (they wait for the next
- * leader) and the real client; a follower's subscriptions are gone. Calls without
- * an answer, and who waits for ready, are called back with an error before it
- * returns; afterwards nobody is called. The client is freed in a later turn of
- * the loop: do not use it any more. NULL is ignored.
+ * leader) and the real client; a follower's subscriptions are gone. The callbacks of
+ * calls without an answer, and those that wait for ready, are called with an error
+ * before it returns; after that no callback is called. It may be called in any callback.
+ * The client is freed in a later turn of the loop: do not use it any more. NULL is
+ * ignored.
  * egg: WrapperBase close
  */
 void cluster_client_close(struct cluster_client *client);
@@ -179,8 +181,10 @@ int cluster_client_ready(struct cluster_client *client, cluster_ready_callback c
  * same listener and arg may be added again. Before the client is ready, and while
  * the leader is dead, it waits, and after each new start it is repeated: then the
  * listener hears the last value again.
+ * A listener that is added while a value is being delivered is not called for that
+ * value; it hears the last one, in a later turn.
  * unsubscribe removes the most recently added match, or with a NULL listener
- * every listener of the key. Who is removed is not called any more. errno: EINVAL
+ * every listener of the key. A removed listener is not called any more. errno: EINVAL
  * (no listener; an empty or overlong key), ENOSYS (the real client has no
  * subscribe), ENOENT (unsubscribe: none), ENOBUFS (too many keys, or a full queue), ENOMEM, EPIPE.
  * egg: WrapperBase subscribe, unSubscribe
@@ -455,7 +459,7 @@ struct cluster_client {
 	struct delivery *deliveries, **last_delivery;
 	size_t delivery_bytes;
 	struct waiter *waiters;
-	int tick, expiry, retry, heartbeat; /* timers; 0: none */
+	int tick, expiry, retry, heartbeat; /* timers; 0: none; tick: -1, not to be set */
 	int delay;                          /* before the next retry */
 
 	/* a follower's */

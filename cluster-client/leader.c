@@ -77,7 +77,8 @@ subscribe_upstream(struct cluster_client *client, struct topic *topic)
 	client->real->subscribe(client, topic->key, client->real->arg);
 }
 
-/* D35: the last one gone, nothing is kept, nor heard any more. */
+/* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
+ * client may close its leader here; after that it is not called for the other keys. */
 static void
 unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
 {
@@ -86,7 +87,7 @@ unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
 	topic->subscribed = false;
 	cluster_value_drop(topic->value);
 	topic->value = NULL;
-	if (client->real->unsubscribe != NULL)
+	if (client->real->unsubscribe != NULL && !client->closed)
 		client->real->unsubscribe(client, topic->key, client->real->arg);
 }
 
@@ -518,7 +519,7 @@ take_socket(int handle)
 
 	if (getsockopt(handle, SOL_SOCKET, SO_TYPE, &type, &size) == -1 || type != SOCK_STREAM)
 		return -1;
-	return fcntl(handle, F_DUPFD_CLOEXEC, 0);
+	return fcntl(handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
 }
 
 /* egg: _handleConnection. The message's handle is closed after us: if we do not keep
