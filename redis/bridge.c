@@ -65,6 +65,7 @@ struct listener {
 	struct listener *next;
 	bridge_listener call;
 	void *arg;
+	size_t number; /* the n-th that was added, from 1 */
 	char action[]; /* "": every one */
 };
 
@@ -92,6 +93,7 @@ struct bridge {
 	/* app: what it hears */
 	bool silent; /* the agent does not know of it yet */
 	struct listener *listeners;
+	size_t listener_count;
 	char *data; /* of the message being heard */
 
 	/* agent: to Redis */
@@ -448,6 +450,7 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	struct listener *listener;
 	struct envelope envelope;
 	struct bridge_message heard;
+	size_t known = bridge->listener_count;
 	int result = 0, one;
 
 	(void)app;
@@ -461,6 +464,8 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	                                envelope.data != NULL ? bridge->data : NULL,
 	                                envelope.data_length};
 	for (listener = bridge->listeners; listener != NULL; listener = listener->next) {
+		if (listener->number > known) /* a listener has just added it */
+			continue;
 		if (listener->action[0] != '\0' && strcmp(listener->action, heard.action) != 0)
 			continue;
 		one = listener->call(bridge, &heard, listener->arg);
@@ -496,7 +501,7 @@ bridge_on(struct bridge *bridge, const char *action, bridge_listener call, void 
 	listener = malloc(sizeof *listener + size);
 	if (listener == NULL)
 		return -1;
-	*listener = (struct listener){NULL, call, arg};
+	*listener = (struct listener){NULL, call, arg, ++bridge->listener_count};
 	memcpy(listener->action, action != NULL ? action : "", size);
 	while (*last != NULL && (action != NULL || (*last)->action[0] == '\0'))
 		last = &(*last)->next;

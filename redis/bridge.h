@@ -127,7 +127,8 @@ typedef int (*bridge_listener)(struct bridge *bridge, const struct bridge_messag
 struct bridge *bridge_start(struct messenger *messenger, const struct bridge_options *options);
 
 /* App: call the listener for each message of that action; NULL: for every one, before
- * the others. errno: EINVAL (no listener; an agent), ENOMEM. */
+ * the others. A listener that is added while a message is being delivered is called from
+ * the next message on. errno: EINVAL (no listener; an agent), ENOMEM. */
 int bridge_on(struct bridge *bridge, const char *action, bridge_listener listener, void *arg);
 
 /*

@@ -88,6 +88,7 @@ struct redis {
 	size_t elements_size;
 
 	bool turning;  /* callbacks are being called, perhaps */
+	bool closed;   /* redis_close is at work: nothing more is queued */
 	int result;    /* the first of theirs that was not 0 */
 	short watched; /* messenger: the events; and the timer that will come */
 	int timer;
@@ -429,6 +430,10 @@ queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
 	uint64_t begin = redis->written + buffered(&redis->out);
 	struct command *command;
 
+	if (redis->closed) {
+		errno = EPIPE;
+		return -1;
+	}
 	if (size > REDIS_QUEUE_MAX) {
 		errno = EMSGSIZE;
 		return -1;
@@ -1123,7 +1128,8 @@ redis_close(struct redis *redis)
 	if (redis->timer != 0)
 		messenger_clear_timeout(redis->messenger, redis->timer);
 	redis->messenger = NULL;
-	redis->turning = true;
+	redis->turning = redis->closed = true;
+	redis->state = WAITING;
 	answer_all(redis, redis->count, REDIS_NO_REPLY, "closed");
 	free_redis(redis);
 }

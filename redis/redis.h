@@ -149,9 +149,9 @@ struct redis_options {
  * for its answer.
  *
  * NULL with errno: EINVAL (the URL), ENOMEM. The messenger must outlive it.
- * redis_close closes and frees, and whoever waits for a reply hears REDIS_NO_REPLY;
- * what was not written is not written. Not inside a callback of its own; NULL is
- * ignored.
+ * redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY, and
+ * what was not written is not written. Commands that these callbacks queue are refused
+ * (EPIPE). Do not close a connection inside a callback of its own. NULL is ignored.
  */
 struct redis *redis_open(struct messenger *messenger, const char *url,
                          const struct redis_options *options);
@@ -162,7 +162,7 @@ void redis_close(struct redis *redis);
  * argc of them in argv, of these lengths (NULL: C strings). The callback may be
  * NULL. Commands queued in one turn of the loop leave in one write. errno: EINVAL
  * (no word, or too many; or this connection subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX),
- * ENOBUFS (the queue is full), ENOMEM.
+ * ENOBUFS (the queue is full), ENOMEM, EPIPE (it is being closed).
  */
 #ifdef __GNUC__
 __attribute__((sentinel))
