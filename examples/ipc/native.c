@@ -12,6 +12,7 @@
  */
 #define CLUTCH_CHANNEL
 #include "messenger.h"
+#include "standard.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -264,6 +265,8 @@ main(int argc, char **argv)
 		fprintf(stderr, "native: %s: it takes no arguments\n", argv[1]);
 		return 64;
 	}
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
 	signal(SIGPIPE, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	pid = start(&channel);

@@ -15,6 +15,7 @@
  *	                                 or unix:///path
  */
 #include "rsmq.h"
+#include "standard.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -498,6 +499,8 @@ main(int argc, char **argv)
 		                "or unix:///path]\n");
 		return 64;
 	}
+	if (!fill_standard_descriptors())
+		fail_by_errno("/dev/null");
 	url = argv[1];
 	snprintf(name, sizeof name, "jobs-%ld", (long)getpid()); /* so as to disturb nobody's */
 	snprintf(channel, sizeof channel, "news-%ld", (long)getpid());

@@ -15,6 +15,7 @@
  * status is 0; 1 if it failed, and one line says why; 2 if there is no such message.
  */
 #include "rsmq.h"
+#include "standard.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -152,6 +153,10 @@ main(int argc, char **argv)
 		fprintf(stderr, "usage: rsmq_call URL create|remove|attributes|send|receive|"
 		                "delete|hide NAME ...\n");
 		return 64;
+	}
+	if (!fill_standard_descriptors()) {
+		fprintf(stderr, "rsmq_call: /dev/null: %s\n", strerror(errno));
+		return 1;
 	}
 	redis = redis_open(NULL, argv[1], &(struct redis_options){.log = no_log});
 	if (redis == NULL) {

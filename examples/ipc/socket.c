@@ -14,6 +14,8 @@
  *
  *	build/examples/ipc/socket [MILLISECONDS between two tries]
  */
+#include "standard.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -493,6 +495,8 @@ main(int argc, char **argv)
 		        DEADLINE);
 		return 64;
 	}
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
 	temp = temp != NULL ? temp : "/tmp";
 	errno = ENAMETOOLONG; /* a path of a socket is short: see sys/un.h */
 	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||

@@ -13,8 +13,9 @@
  *
  *	build/examples/ipc/stdio
  */
+#include "standard.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -44,7 +45,9 @@ child_main(void)
 	int id, a, b;
 
 	printf("{\"hello\":\"parent\",\"version\":1}\n");
-	/* To a pipe stdio writes when its buffer is full. We want it now. */
+	/* A program's stdout is a buffer that is written into a pipe when it is full. A filter
+	 * must write each answer at once. (This one has line buffering from its parent, but
+	 * half a line must be written, too.) */
 	while (fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL) {
 		if (sscanf(line, "{\"id\":%d,\"add\":[%d,%d]}", &id, &a, &b) == 3) {
 			printf("{\"id\":%d,\"sum\":%d}\n", id, a + b);
@@ -243,16 +246,16 @@ int
 main(int argc, char **argv)
 {
 	static struct child child;
-	int null, status;
+	int status;
 
 	if (argc > 1) {
 		fprintf(stderr, "stdio: %s: it takes no arguments\n", argv[1]);
 		return 64;
 	}
-	while ((null = open("/dev/null", O_RDWR)) != -1 && null <= STDERR_FILENO)
-		; /* 0, 1 and 2 are open now: no pipe will be one of them */
-	close(null);
-	signal(SIGPIPE, SIG_IGN); /* write(2) shall tell us */
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
+	setvbuf(stdout, NULL, _IOLBF, 0); /* into a pipe, too, each line is written at once */
+	signal(SIGPIPE, SIG_IGN);         /* a write(2) to a dead child returns EPIPE */
 
 	start(&child);
 	answer(&child); /* the handshake: it runs, and speaks our version */
