@@ -1,21 +1,21 @@
 /*
- * A data source that seldom changes: a configuration server, a list of prices. It is
- * a small egg application itself, with one app worker, which holds the data.
+ * A data source whose data seldom changes: a configuration server, a list of prices. It
+ * is a small egg application itself, with one app worker, which holds the data.
  *
  *	GET /data              {"index":7}
- *	GET /check             the same; where the data is large, only its version
+ *	GET /check             the same; for large data it would be only the version
  *	GET /push              a stream: a line at once, and one for each change
- *	GET /change            changes the data, for you to try it (a real source
- *	                       would want a POST)
- *	GET /change?quietly    and nobody hears of it: a notice can get lost, too
+ *	GET /change            changes the data, for a try (a real source would want
+ *	                       a POST)
+ *	GET /change?quietly    the same without a notice: a notice can get lost, too
  *
  *	build/examples/source [--port=7002] [--every=0] [--lose=0] [--ready=DESCRIPTOR]
  *	curl -N http://127.0.0.1:7002/push
  *
  * --every=15: the data changes by itself, every 15 s. --lose=2: every second one of these
  * changes is not told. A client that relies on /push alone would never know of it.
- * --ready=3: when the source answers, it writes a line to descriptor 3, which the process
- * that started it has opened (readiness notification: see examples/run).
+ * --ready=3: when the source can answer, it writes a line to descriptor 3, which the
+ * process that started it has opened (readiness notification: see examples/run).
  */
 #include "../messenger.h"
 #include "http.h"
@@ -150,7 +150,7 @@ main(int argc, char *argv[])
 		fprintf(stderr, "source: --ready=%d: no such descriptor is open\n", ready);
 		return USAGE;
 	}
-	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one write for each line, so that lines do not mix */
 	return start_cluster(&(struct options){.app = app,
 	                                       .connection = connection,
 	                                       .name = "source",
