@@ -1,6 +1,7 @@
 /*
- * What leader and follower are to their user: subscriptions, publications and
- * calls, which wait until the client is ready, and are repeated when it is again.
+ * The side of a client that its user sees, in a leader and in a follower: subscriptions,
+ * publications and calls. They wait until the client is ready; when it has been lost and
+ * is ready again, subscriptions and publications are repeated.
  *
  * egg: cluster-client/lib/wrapper/base.js
  */
@@ -12,11 +13,12 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Those of this process that are not closed. */
+/* The clients of this process that are not closed. */
 static struct cluster_client *clients;
 
-/* As a tick: there is none, and none is to be set. A client is freed by the tick after its
- * close, and a callback that is called by the close may turn the loop. */
+/* A value of client->tick: there is no timer, and none may be set. The tick after the close
+ * frees the client, and a callback inside of the close may turn the loop: the tick must not
+ * come then. */
 enum { TICK_HELD = -1 };
 
 /* ---- small things ------------------------------------------------------------ */
@@ -79,7 +81,7 @@ cluster_base_result(struct cluster_client *client)
 	return result;
 }
 
-/* The first exception of a turn is the one that is told. */
+/* The loop is told of the first uncaught exception of a turn. */
 static void
 check(struct cluster_client *client, int result)
 {
@@ -201,9 +203,9 @@ cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct 
 
 	while (last != NULL && last->next != NULL)
 		last = last->next;
-	topic->busy++; /* whatever a listener does, the topic and its listeners stay */
+	topic->busy++; /* a listener cannot free the topic, or a listener of it */
 	while ((listener = next) != NULL) {
-		next = listener != last ? listener->next : NULL; /* new ones stand behind it */
+		next = listener != last ? listener->next : NULL; /* added ones stand behind */
 		if (client->closed || listener->removed || (only != NULL && only != listener))
 			continue;
 		listener->late = false;
@@ -246,8 +248,8 @@ take_delivery(struct cluster_client *client)
 	return delivery;
 }
 
-/* Those that wait now. What a listener adds has its own turn, or one listener that always
- * adds something would stop the whole process. */
+/* Only the deliveries that wait now. A listener may add one; that has its turn later, or a
+ * listener that always adds one would stop the whole process. */
 static void
 run_deliveries(struct cluster_client *client)
 {
@@ -278,8 +280,9 @@ call_waiters(struct cluster_client *client, const struct cluster_error *error)
 
 	while (more && last->next != NULL)
 		last = last->next;
-	/* New waiters stand behind the last one, and wait for the next time. A callback
-	 * that closes the client leaves no waiter: the others have been called then. */
+	/* Waiters that are added now stand behind the last one, and are called the next time.
+	 * If a callback closes the client, the close calls the other waiters, and none is
+	 * left. */
 	while (more && (waiter = client->waiters) != NULL) {
 		more = waiter != last;
 		client->waiters = waiter->next;
@@ -357,7 +360,8 @@ fail_sent(struct cluster_client *client, const char *code, const char *message)
 	}
 }
 
-/* Those of this turn: a callback may call again, and be answered at once. */
+/* Only the calls that were made before: a callback may make the next call, whose answer may
+ * come at once. */
 static void
 settle_answered(struct cluster_client *client)
 {
@@ -404,7 +408,7 @@ cluster_base_tick(struct cluster_client *client)
 	if (client->tick != 0)
 		return;
 	id = messenger_set_timeout(client->messenger, 0, on_tick, client);
-	client->tick = id > 0 ? id : 0; /* no memory: whoever is next tries again */
+	client->tick = id > 0 ? id : 0; /* no memory: the next event sets it */
 }
 
 /* ---- ready, and ready again --------------------------------------------------------- */
@@ -478,7 +482,7 @@ say_calls(struct cluster_client *client)
 			client->waiting_bytes -= data->length;
 			cluster_value_drop(pending->data);
 			pending->data = NULL;
-			if (pending->callback == NULL) /* it is said, and that is all */
+			if (pending->callback == NULL) /* one-way: there will be no answer */
 				cluster_base_settle(client, pending, true, NULL, 0);
 		}
 		cluster_value_drop(data);
@@ -504,9 +508,9 @@ cluster_base_ready(struct cluster_client *client)
 	client->state = CLIENT_READY;
 	client->delay = CLUSTER_CLIENT_RETRY_MIN;
 	client->catching_up = say_topics(client) == -1 || say_calls(client) == -1;
-	if (client->catching_up) /* the queue is full: the rest is said later */
+	if (client->catching_up) /* the queue is full: the rest follows later */
 		cluster_base_retry(client, say_again);
-	cluster_base_tick(client); /* who waits for ready is called then */
+	cluster_base_tick(client); /* it calls those who wait for ready */
 }
 
 void
@@ -607,8 +611,8 @@ add_listener(struct topic *topic, cluster_listener call, void *arg)
 	return listener;
 }
 
-/* The first listener of a key is told of to the leader, or to the real client; the
- * others are late, if there is a value already. */
+/* For the first listener of a key, subscribe at the leader or the real client. A further
+ * listener is late if there is a value already: it is owed that value. */
 static int
 begin_listening(struct cluster_client *client, struct topic *topic, struct listener *listener)
 {
@@ -648,7 +652,7 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 	return result;
 }
 
-/* The last match, or with no call the last of all. */
+/* The match that was added last; without a call, the listener that was added last. */
 static struct listener *
 find_listener(const struct topic *topic, cluster_listener call, const void *arg)
 {
@@ -724,8 +728,9 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 
 static int on_expiry(struct messenger *messenger, void *arg);
 
-/* All calls have the same time, so the first is the first to expire. The timer is
- * not moved at every call: it looks who is due, and goes on to the next. */
+/* All calls have the same response timeout, so the oldest call is the first to expire. The
+ * timer is not moved at every call: on expiry it fails the calls that are due, and is set
+ * for the next one. */
 static void
 watch_expiry(struct cluster_client *client)
 {
@@ -757,7 +762,7 @@ on_expiry(struct messenger *messenger, void *arg)
 	return cluster_base_result(client);
 }
 
-/* Speak now, or keep it until there is somebody to speak to. */
+/* Send the call now, or keep it until the client is ready. */
 static int
 say_or_keep(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
 {
@@ -799,7 +804,7 @@ call(struct cluster_client *client, const struct pending *what, const void *data
 		free(pending);
 		return -1;
 	}
-	if (client->closed) /* by the real client: it has been settled */
+	if (client->closed) /* by the real client: the close has settled the call */
 		return 0;
 	if (pending->callback == NULL && pending->data == NULL)
 		cluster_base_settle(client, pending, true, NULL, 0);
@@ -907,7 +912,7 @@ cluster_base_new(struct messenger *messenger, const char *name, const struct rea
 	return client;
 }
 
-/* D37: without the option nobody sends heartbeats, nor waits for any. */
+/* D37: without the option no heartbeat is sent, and none is expected. */
 int
 cluster_base_beat(struct cluster_client *client, messenger_timer beat)
 {
@@ -950,7 +955,7 @@ cluster_client_close(struct cluster_client *client)
 	call_waiters(client, &error);
 	client->side->close(client);
 	client->tick = 0;
-	cluster_base_tick(client); /* whoever stands in it now has left it by then */
+	cluster_base_tick(client); /* by then every function that uses the client has returned */
 }
 
 void
