@@ -64,10 +64,10 @@ static const struct {
 	int number;
 	bool may_be_ignored;
 	void (*handler)(int);
-} caught[] = {{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
-              {SIGHUP, true, on_caught},   {SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught},
-              {SIGUSR2, false, on_caught}, {SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored},
-              {SIGXFSZ, true, on_ignored}};
+} caught[] = {
+	{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
+	{SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught}, {SIGUSR2, false, on_caught},
+	{SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 enum phase {
@@ -128,7 +128,7 @@ struct master {
 	bool retry; /* a channel met a shortage: try again soon */
 };
 
-static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT, SIGQUIT or SIGHUP */
+static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
 static volatile sig_atomic_t got_sigchld;
 static volatile sig_atomic_t got_sigusr1;
 static volatile sig_atomic_t got_sigusr2;
@@ -553,14 +553,11 @@ log_exit(const struct master *master) /* :521 onExit */
 static void
 on_signal(struct master *master, int number) /* :536 */
 {
-	static const char *const names[] = {[SIGTERM] = "SIGTERM",
-	                                    [SIGINT] = "SIGINT",
-	                                    [SIGQUIT] = "SIGQUIT",
-	                                    [SIGHUP] = "SIGHUP"};
+	const char *name = number == SIGTERM ? "SIGTERM" : number == SIGINT ? "SIGINT" : "SIGQUIT";
 
 	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
 		return;
-	log_info("master is killed by signal %s, closing", names[number]);
+	log_info("master is killed by signal %s, closing", name);
 	close_cluster(master); /* :546 close */
 }
 
@@ -607,7 +604,7 @@ is_anyone_left(struct master *master, bool with_agent)
 
 /* One step further towards the end, if its time has come. egg: _doClose, close */
 static bool
-do_close(struct master *master) /* :573 _doClose */
+do_close(struct master *master) /* :573 async */
 {
 	switch (master->phase) {
 	case PHASE_RUNNING:
@@ -1742,10 +1739,7 @@ obey(struct master *master)
 
 	if (order != 0) {
 		got_signal = 0;
-		if (order == SIGHUP && !master->has_terminal) /* D51: a daemon */
-			on_reload(master);
-		else
-			on_signal(master, order);
+		on_signal(master, order);
 	}
 	if (got_sigusr1) {
 		got_sigusr1 = 0;
