@@ -1105,7 +1105,8 @@ may_leave_pid_file(void)
 	switch ((int)sites[plan->site].call) {
 	case CALL_fcntl:
 	case CALL_fstat:
-	case CALL_stat:
+	case CALL_lstat:
+	case CALL_pread:
 	case CALL_unlink:
 		return true;
 	default:
