@@ -26,13 +26,11 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -158,30 +156,6 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
 }
 
-/* systemd's sd_notify, without its library: a datagram to the socket that it names
- * ("@name" is an abstract one). Where nobody listens, nobody is told. */
-static void
-notify(const char *state)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	size_t length = path != NULL ? strlen(path) : 0;
-	int descriptor;
-
-	if (length < 2 || length > sizeof address.sun_path)
-		return;
-	memcpy(address.sun_path, path, length);
-	if (path[0] == '@')
-		address.sun_path[0] = '\0';
-	descriptor = socket(AF_UNIX, SOCK_DGRAM, 0);
-	if (descriptor == -1 || fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
-	    sendto(descriptor, state, strlen(state), 0, (struct sockaddr *)&address,
-	           (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) == -1)
-		log_error("cannot tell NOTIFY_SOCKET=%s: %s", path, strerror(errno));
-	if (descriptor != -1)
-		close(descriptor);
-}
-
 /* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
 
 static void
@@ -305,7 +279,6 @@ become(struct master *master, const struct process *process, int descriptor, con
 	reset_signals(mask);
 	if (master->pid_file != -1)
 		lock_byte(master->pid_file, getpid());
-	unsetenv("NOTIFY_SOCKET");
 	master->pid_file = -1; /* it stays open, for the child's lock */
 	release(master, role == ROLE_AGENT);
 	if (messenger_init(&messenger, descriptor, role) == -1) {
@@ -688,7 +661,6 @@ on_ready(struct master *master)
 	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json);
 	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);
 	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
-	notify("READY=1");
 	if (master->is_production)
 		master->check_at = master->now + CHECK_INTERVAL;
 }
@@ -760,7 +732,6 @@ on_reload(struct master *master)
 static void
 close_cluster(struct master *master)
 {
-	notify("STOPPING=1");
 	master->reload_slot = -1;
 	master->phase = PHASE_CLOSING_APPS;
 	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
@@ -798,7 +769,6 @@ fail(struct master *master, int code)
 	struct process *worker;
 
 	assert(master->phase == PHASE_RUNNING);
-	notify("STOPPING=1");
 	master->reload_slot = -1;
 	master->phase = PHASE_FAILING;
 	master->exit_code = code;

@@ -162,9 +162,8 @@ struct options {
  * when every child is gone: 0 after such a signal; 1 if the start failed (one
  * line on stderr says why) or the cluster was given up. SIGUSR1: it logs a table
  * of all that it knows; SIGUSR2: it replaces the app workers one after the other,
- * as the message reload-worker does. Where NOTIFY_SOCKET is set, it tells systemd
- * READY=1 and STOPPING=1. While it runs it owns SIGTERM, SIGINT, SIGQUIT, SIGCHLD,
- * SIGUSR1, SIGUSR2 and SIGPIPE.
+ * as the message reload-worker does. While it runs it owns SIGTERM, SIGINT, SIGQUIT,
+ * SIGCHLD, SIGUSR1, SIGUSR2 and SIGPIPE.
  * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
  */
 int start_cluster(const struct options *options);

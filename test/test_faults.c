@@ -762,7 +762,6 @@ begin(void)
 
 	me = &world->lives[0];
 	snprintf(pid_file, sizeof pid_file, "%s/run/pid", world->folder);
-	setenv("NOTIFY_SOCKET", "/nowhere", 1); /* nobody hears it, and that is no harm */
 	for (attempt = 0; attempt < 100 && parent == NULL; attempt++) {
 		parent = fork_cluster(&options, &master);
 		if (parent == NULL && process_descriptors(getpid()) != before)
