@@ -1603,7 +1603,7 @@ make_directories(const char *path)
 	return 0;
 }
 
-/* Make it the file's whole content. */
+/* Make the text the file's whole content. */
 static int
 fill_file(int descriptor, const char *text, size_t length)
 {
@@ -1640,7 +1640,7 @@ why_not_pid_file(int descriptor, const struct stat *status)
 	return (off_t)length == status->st_size ? NULL : "it holds something other than a pid";
 }
 
-/* Why open(2) has failed, which gives several errors for what is not a plain file. */
+/* Why open(2) has failed. It has several errors for a file that is not a plain one. */
 static const char *
 why_not_opened(const char *path)
 {
@@ -1660,9 +1660,9 @@ why_not_locked(void)
 	               : strerror(errno);
 }
 
-/* D16: the lock says whose file it is. Somebody may unlink it between our open
- * and our lock: then the lock is on a file that nobody else can see. Returns why there
- * is no lock; NULL: there is. */
+/* D16: the lock says which master the file belongs to. Another process may unlink the file
+ * between our open and our lock: then no other process can see the file that we have
+ * locked. Returns why there is no lock; NULL: there is one. */
 static const char *
 lock_pid_file(struct master *master)
 {
@@ -1705,7 +1705,7 @@ open_pid_file(struct master *master)
 	return -1;
 }
 
-/* egg: onExit. Only our own file is removed. */
+/* egg: onExit. The master removes only its own file. */
 static void
 remove_pid_file(const struct master *master)
 {

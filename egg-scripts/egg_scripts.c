@@ -24,7 +24,7 @@ enum kind { FLAG, NUMBER, TEXT };
 #define FIELD(name) offsetof(struct command, name)
 
 static const struct option {
-	const char *name, *value; /* value: as --help calls it */
+	const char *name, *value; /* value: its name in --help */
 	size_t field;             /* of struct command */
 	enum kind kind;
 	int commands, least, most;
@@ -195,7 +195,7 @@ set_number(struct command *command, const struct option *option, const char *val
 		              option->least, option->most);
 	*number = (int)wanted;
 	if (number == &command->options.port && wanted == 0)
-		*number = -1; /* as struct options has it */
+		*number = -1; /* its name in struct options */
 	return 0;
 }
 
@@ -263,7 +263,7 @@ find_command(const char *word)
 	return -1;
 }
 
-/* Does the command take the options that were given? */
+/* Does the command take the options that were given? Otherwise complain. */
 static int
 check_given(const struct command *command, int chosen, const bool given[OPTIONS])
 {

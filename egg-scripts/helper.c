@@ -56,7 +56,7 @@ find_lock(int descriptor, off_t start, off_t length, struct flock *lock)
 	return lock->l_type != F_UNLCK;
 }
 
-/* Why the pid file says nothing, or NULL. */
+/* Look at the open file and its lock. Returns why it is of no use, or NULL. */
 static const char *
 look_at(struct cluster_found *cluster)
 {
@@ -79,7 +79,7 @@ look_at(struct cluster_found *cluster)
 	return NULL;
 }
 
-/* open(2) gives several errors for what is not a plain file. */
+/* Why open(2) has failed. It has several errors for a file that is not a plain one. */
 static const char *
 why_not_opened(const char *path)
 {
@@ -176,7 +176,8 @@ read_table(const struct cluster_found *cluster, const char *path)
 	return text;
 }
 
-/* Is it still the master? Its number may be a stranger's by now. */
+/* Does the same process still hold the master's lock? Otherwise its number may be a
+ * stranger's by now. */
 static bool
 is_master(const struct cluster_found *cluster)
 {
@@ -186,7 +187,8 @@ is_master(const struct cluster_found *cluster)
 	       lock.l_pid == cluster->master;
 }
 
-/* What is there after the order is new. EPERM is left to kill(2). */
+/* Remove the last table, so that the next one there is a new one. EPERM becomes EACCES: it
+ * is to mean that kill(2) has failed. */
 static int
 remove_table(const char *path)
 {
@@ -229,7 +231,7 @@ scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 /* ---- SIGKILL ---------------------------------------------------------------- */
 
 /* Kill every process with a lock from start on, before `end`. fcntl(2) chooses which of
- * several locks it tells: on both sides of that one there may be more. */
+ * several locks it reports: there may be more on both sides of that one. */
 static void
 kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 {
@@ -238,7 +240,7 @@ kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 	if (start >= end || find_lock(cluster->descriptor, start, end - start, &lock) != 1)
 		return;
 	if (lock.l_pid > 1 && lock.l_pid != cluster->master)
-		kill(-lock.l_pid, SIGKILL); /* each child leads a group: its own children */
+		kill(-lock.l_pid, SIGKILL); /* each child leads a process group */
 	if (lock.l_pid > 0)
 		kill(lock.l_pid, SIGKILL);
 	kill_between(cluster, start, lock.l_start);
@@ -246,8 +248,8 @@ kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 }
 
 /* Do the numbers in the table name the same processes here? Those of a container do not:
- * the master's own number, which is in its file, shows it. And root does not kill what
- * another user's table names. */
+ * then the number in the pid file is not the one that the kernel gives for the master. And
+ * root does not kill the processes that another user's table names. */
 static bool
 has_numbers_of_here(const struct cluster_found *cluster)
 {

@@ -36,7 +36,7 @@ char *scripts_home_file(const struct command *command, const char *folder, const
 struct cluster_found {
 	const char *pid_file;
 	int descriptor; /* -1: there is no such file */
-	uid_t user;     /* who owns the file */
+	uid_t user;     /* the owner of the file */
 	pid_t master;   /* 0: none */
 };
 

@@ -20,7 +20,8 @@
 #define START_TIMEOUT 300 /* seconds, of a daemon; start.js:59 */
 #define DESCRIPTORS 65536 /* a daemon closes those below this, if the limit is higher */
 
-/* The launcher hands these on to the master; of the master's end SIGCHLD tells. */
+/* The launcher hands these on to the master, except SIGCHLD, which tells it of the master's
+ * end. */
 static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGCHLD};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
@@ -34,16 +35,16 @@ struct launcher {
 	int lock;            /* -1: there is none */
 	pid_t master;
 	int status;   /* of the master, once it has ended */
-	bool ended;   /* the master has */
-	bool ready;   /* all workers are */
-	bool late;    /* they were not, within the timeout */
-	bool closing; /* systemd has been told so */
+	bool ended;   /* the master has ended */
+	bool ready;   /* all workers are ready */
+	bool late;    /* they were not ready within the timeout */
+	bool closing; /* systemd has been told of the end */
 	int order;    /* a signal that ends the start of a daemon */
 };
 
 static int signal_pipe[2]; /* the numbers of the signals that came */
 
-/* ---- events ------------------------------------------------------------------ */
+/* ---- events ------------------------------------------------------------------- */
 
 static void
 on_signal(int number)
@@ -98,7 +99,7 @@ on_signals(struct messenger *parent, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-/* {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"} */
+/* The data: {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"} */
 static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
@@ -124,8 +125,8 @@ complain_late(const struct command *command)
 	                 command->timeout > 0 ? command->timeout : START_TIMEOUT);
 }
 
-/* D47: in the foreground, too. There the master has a terminal or a supervisor to
- * kill it, should SIGTERM not do. */
+/* D47: in the foreground, too. If SIGTERM does not end the master there, the user at the
+ * terminal or a supervisor can kill it. */
 static int
 on_timeout(struct messenger *parent, void *arg)
 {
@@ -142,7 +143,7 @@ on_timeout(struct messenger *parent, void *arg)
 	return 0;
 }
 
-/* ---- one start of a daemon at a time ------------------------------------------- */
+/* ---- one start of a daemon at a time ------------------------------------------ */
 
 /* Is it an empty plain file of ours, and still the one of that name? */
 static bool
@@ -155,8 +156,8 @@ is_own_lock(int descriptor, const char *path)
 	       own.st_dev == named.st_dev;
 }
 
-/* Open and lock a file; as with D16, somebody may unlink it in between. -1: errno, EAGAIN
- * if it is locked, EEXIST if it is a file of another kind, or with something in it. */
+/* Open and lock a file. As with D16, another launcher may unlink it in between. -1: errno,
+ * EAGAIN if it is locked, EEXIST if it is a file of another kind or has a content. */
 static int
 open_locked(const char *path)
 {
@@ -173,7 +174,7 @@ open_locked(const char *path)
 			return -1;
 		}
 		if (fcntl(descriptor, F_SETLK, &lock) == -1)
-			error = errno == EACCES ? EAGAIN : errno; /* POSIX has both */
+			error = errno == EACCES ? EAGAIN : errno; /* POSIX allows both */
 		else if (is_own_lock(descriptor, path))
 			return descriptor;
 		close(descriptor);
@@ -220,7 +221,7 @@ unlock_start(struct launcher *launcher)
 	free(launcher->lock_path);
 }
 
-/* ---- the master ------------------------------------------------------------------ */
+/* ---- the master --------------------------------------------------------------- */
 
 /* A descriptor that has come through exec(3) is not close-on-exec: it belongs to the
  * process that called the launcher, which may wait for its end. One that is close-on-exec
@@ -258,8 +259,8 @@ leave_terminal(const int files[2])
 
 static pid_t daemon_master;
 
-/* D46: a daemon has no terminal whose end SIGHUP could tell: it is the order to reload,
- * as SIGUSR2 is. A child that still has this handler dies of the signal. */
+/* D46: SIGHUP tells of the end of a terminal, and a daemon has none. So SIGHUP is the order
+ * to reload, as SIGUSR2 is. A child that still has this handler dies of the signal. */
 static void
 on_hangup(int number)
 {
@@ -346,7 +347,7 @@ catch_signals(void)
 		if ((caught[i] != SIGINT && caught[i] != SIGQUIT) ||
 		    sigaction(caught[i], NULL, &old) == -1 || old.sa_handler != SIG_IGN)
 			sigaction(caught[i], &action, NULL);
-	signal(SIGPIPE, SIG_IGN); /* nobody may be there to read that it has started */
+	signal(SIGPIPE, SIG_IGN); /* the reader of its own line may have gone */
 }
 
 static int
@@ -371,7 +372,7 @@ launch(struct launcher *launcher)
 	return launcher->master == -1 ? -1 : 0;
 }
 
-/* ---- the launcher's end ------------------------------------------------------------ */
+/* ---- the launcher's end ------------------------------------------------------- */
 
 static int
 exit_status(int status)

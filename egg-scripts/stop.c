@@ -109,7 +109,7 @@ status(const struct command *command, const struct cluster_found *cluster)
 	return 0;
 }
 
-/* Call it with the master that runs. */
+/* Find the master that runs, and call the function with it. */
 static int
 with_master(const struct command *command,
             int (*call)(const struct command *command, const struct cluster_found *cluster))

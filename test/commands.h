@@ -34,17 +34,17 @@
 #include <termios.h>
 #include <unistd.h>
 
-/* ---- roles that obey -------------------------------------------------------- */
+/* ---- roles that obey ---------------------------------------------------------- */
 
 /* What the cluster's processes do. The test sets it before it starts them. */
 static struct {
 	bool app_fails, app_is_never_ready, app_forks;
 	bool fork_is_stubborn;  /* it ignores SIGTERM, and says so */
-	bool hang;              /* both roles, soon after they are ready, for ever */
+	bool hang;              /* both roles hang for ever, soon after they are ready */
 	const char *fails_if;   /* a file: while it exists, an app does not start */
 	const char *app_prints; /* on stderr */
 	bool app_prints_notify_socket;
-	int closed;            /* bits: which of 0, 1 and 2 the command does not have */
+	int closed;            /* bits: which of 0, 1 and 2 are closed in the command */
 	const char *first_pid; /* in a PID namespace of its own: the master's */
 } manners;
 
@@ -54,7 +54,7 @@ hang(struct messenger *messenger, void *arg)
 	(void)messenger, (void)arg;
 	fprintf(stderr, "hangs\n");
 	while (pause() == -1)
-		; /* SIGTERM only sets a flag, and nobody looks at the channel */
+		; /* SIGTERM only sets a flag, and the channel is not read */
 	return 0;
 }
 
@@ -100,7 +100,7 @@ app(struct messenger *messenger, void *arg)
 
 static struct options program = {.agent = agent, .app = app, .name = "egg", .workers = 2};
 
-/* ---- commands ------------------------------------------------------------------ */
+/* ---- commands ----------------------------------------------------------------- */
 
 /* A command that runs or has run. */
 struct run {
@@ -123,7 +123,7 @@ home(void)
 		unsetenv("NOTIFY_SOCKET");
 		leash = test_leash();
 		setenv("HOME", test_folder(), 1);
-		prctl(PR_SET_CHILD_SUBREAPER, 1); /* daemons are the test's to reap */
+		prctl(PR_SET_CHILD_SUBREAPER, 1); /* the test reaps its daemons */
 	}
 	return test_folder();
 }
@@ -228,7 +228,7 @@ start_in_terminal(struct run *run, const char *line)
 	cr_assert(run->output != -1 && grantpt(run->output) == 0 && unlockpt(run->output) == 0);
 	end = open(ptsname(run->output), O_RDWR | O_NOCTTY | O_CLOEXEC);
 	cr_assert(end != -1 && tcgetattr(end, &settings) == 0);
-	settings.c_lflag |= NOFLSH; /* or a Ctrl-C takes with it what is not read yet */
+	settings.c_lflag |= NOFLSH; /* or Ctrl-C drops the output that is not read yet */
 	cr_assert_eq(tcsetattr(end, TCSANOW, &settings), 0);
 	fork_command(run, line, end, true);
 }
@@ -315,7 +315,7 @@ count_text(const char *text, const char *wanted)
 	return count;
 }
 
-/* ---- files and processes ----------------------------------------------------------------- */
+/* ---- files and processes ------------------------------------------------------ */
 
 static inline const char *
 content_of(const char *path)
@@ -366,7 +366,7 @@ is_nobody_left(const void *arg)
 static inline void
 nobody_is_left(void)
 {
-	wait_until(is_nobody_left, NULL, "everybody to leave");
+	wait_until(is_nobody_left, NULL, "the end of all processes");
 	while (waitpid(-1, NULL, WNOHANG) > 0)
 		;
 }
@@ -417,7 +417,7 @@ count_files(const char *folder, const char *start_of_name)
 	return count;
 }
 
-/* ---- connections to the example server ------------------------------------------------------- */
+/* ---- connections to the example server ---------------------------------------- */
 
 static inline int
 port_in(const char *text)
@@ -428,7 +428,7 @@ port_in(const char *text)
 	return atoi(at + strlen("started on http://127.0.0.1:"));
 }
 
-/* GET / over a connection of its own: the pid that answered, or 0. */
+/* GET / over a connection of its own. Returns the pid that answered, or 0. */
 static inline pid_t
 get(int port)
 {

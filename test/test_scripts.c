@@ -19,7 +19,7 @@
 
 TestSuite(scripts, .timeout = 120);
 
-/* ---- the command line ------------------------------------------------------------------ */
+/* ---- the command line --------------------------------------------------------- */
 
 Test(scripts, a_bad_command_line_is_one_line_and_64)
 {
@@ -102,7 +102,7 @@ Test(scripts, without_home_a_pid_file_must_be_given)
 	command("status --pid-file=nowhere", 3, "egg: not running (pid file nowhere)\n");
 }
 
-/* The command line has the last word: against the program, and the environment. */
+/* The command line overrides the program, and the program overrides the environment. */
 Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 {
 	static struct run run;
@@ -173,7 +173,7 @@ Test(scripts, every_public_symbol_has_the_packages_name)
 	cr_assert(pclose(symbols) == 0 && count > 20, "%d symbols", count);
 }
 
-/* ---- in the foreground --------------------------------------------------------------------- */
+/* ---- in the foreground -------------------------------------------------------- */
 
 static void
 expect_order_to_end_it(const char *line, int number, const char *name)
@@ -197,7 +197,7 @@ Test(scripts, the_launcher_hands_orders_on)
 	expect_order_to_end_it("", SIGQUIT, "signal SIGQUIT, closing");
 }
 
-/* Without a command any number of them can run: there is no pid file to fight for. */
+/* Without a command any number of them can run: they share no pid file. */
 Test(scripts, without_a_command_there_is_no_pid_file)
 {
 	static struct run first, second, third;
@@ -219,7 +219,7 @@ Test(scripts, without_a_command_there_is_no_pid_file)
 	nobody_is_left();
 }
 
-/* D47: egg's --timeout is the daemon's alone. A cluster that is ready in time may run for
+/* D47: in egg only a daemon has a timeout. A cluster that is ready in time may run for
  * longer than that. */
 Test(scripts, in_the_foreground_a_start_may_have_a_timeout)
 {
@@ -293,7 +293,7 @@ Test(scripts, the_launcher_exits_with_the_masters_status)
 	nobody_is_left();
 }
 
-/* Whenever the order comes, nobody is left, though perhaps nobody was there yet. */
+/* No process is left, at whatever moment of the start the order comes. */
 Test(scripts, an_order_in_the_middle_of_a_start_is_not_lost)
 {
 	static struct run run;
@@ -314,7 +314,7 @@ Test(scripts, an_order_in_the_middle_of_a_start_is_not_lost)
 }
 
 /* D32: as in egg the cluster goes on; with the option it does not. */
-Test(scripts, the_cluster_outlives_its_launcher_unless_it_shall_not)
+Test(scripts, the_cluster_outlives_its_launcher_unless_told_otherwise)
 {
 	static struct run run;
 	pid_t master;
@@ -338,7 +338,7 @@ Test(scripts, the_cluster_outlives_its_launcher_unless_it_shall_not)
 	nobody_is_left();
 }
 
-/* ---- stop ------------------------------------------------------------------------------------------ */
+/* ---- stop --------------------------------------------------------------------- */
 
 static void
 start_hanging(int close_timeout)
@@ -352,9 +352,9 @@ start_hanging(int close_timeout)
 	wait_file("logs/egg-stderr.log", "hangs", 3);
 }
 
-/* D31: egg waits 5 s, whatever the master needs. The first one here needs 6 s: stop
- * learns it from the master, and nobody is killed before. The second one is to need
- * 1.4 s, and is stopped itself: stop does not wait its 30 s for it. */
+/* D31: egg waits 5 s, however long the master needs. The first master here needs 6 s: stop
+ * learns that from it, and kills no process before. The second one says that it needs
+ * 1.4 s, and then hangs: stop does not wait 30 s for it. */
 Test(scripts, stop_waits_as_long_as_the_master_may_take)
 {
 	static struct run slow, stuck;
@@ -385,8 +385,8 @@ Test(scripts, stop_waits_as_long_as_the_master_may_take)
 	nobody_is_left();
 }
 
-/* The apps obey and are dead, what they have forked does not: the master waits for it,
- * and no lock tells of it. */
+/* The apps obey SIGTERM and are dead. Their own children ignore it: the master waits for
+ * them, and they hold no lock. */
 Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
 {
 	home();
@@ -398,7 +398,7 @@ Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
 	nobody_is_left();
 }
 
-/* A master that is stopped, children that hang, and children of theirs. */
+/* The master is stopped (SIGSTOP), its children hang, and those have children. */
 Test(scripts, past_its_timeout_stop_kills_them_all)
 {
 	pid_t master;
@@ -416,7 +416,7 @@ Test(scripts, past_its_timeout_stop_kills_them_all)
 	nobody_is_left();
 }
 
-/* The master is killed; its children hang. They are still the cluster's. */
+/* The master is killed and its children hang. They still belong to the cluster. */
 Test(scripts, stop_finds_children_whose_master_is_dead)
 {
 	pid_t master;
@@ -477,7 +477,7 @@ Test(scripts, stop_ends_one_cluster_not_all)
 	nobody_is_left();
 }
 
-/* ---- pid files that are not to be believed --------------------------------------------------------- */
+/* ---- pid files that are not to be believed ------------------------------------ */
 
 static void
 expect_no_pid_file(const char *path, const char *reason)
@@ -513,7 +513,7 @@ Test(scripts, what_is_no_pid_file_is_refused_by_every_command)
 }
 
 /* A stranger that may read the file can lock a byte of it for reading. */
-Test(scripts, a_lock_of_somebody_who_may_only_read_is_nobodys)
+Test(scripts, a_lock_for_reading_is_not_the_masters)
 {
 	struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
 	int descriptor;
@@ -530,7 +530,7 @@ Test(scripts, a_lock_of_somebody_who_may_only_read_is_nobodys)
 	cr_assert_eq(close(descriptor), 0);
 }
 
-/* Put a file of that user in the table's place, as whoever may write to the folder can. */
+/* Put a file of that user in the table's place, as any user with write permission for the folder can. */
 static void
 forge_table(uid_t user, bool link)
 {
@@ -609,9 +609,9 @@ Test(scripts, a_forged_table_is_not_believed)
 	nobody_is_left();
 }
 
-/* ---- PID namespaces ---------------------------------------------------------------------------------- */
+/* ---- PID namespaces ----------------------------------------------------------- */
 
-/* What is forked between these two is process 1 of a new PID namespace. */
+/* The first process forked between these two is process 1 of a new PID namespace. */
 static int
 enter_namespace(void)
 {
@@ -690,7 +690,7 @@ Test(scripts, the_numbers_of_a_container_are_not_killed_outside)
 	nobody_is_left();
 }
 
-/* ---- status and reload ----------------------------------------------------------------------------- */
+/* ---- status and reload -------------------------------------------------------- */
 
 Test(scripts, status_shows_the_masters_table)
 {
@@ -715,7 +715,7 @@ Test(scripts, status_shows_the_masters_table)
 	nobody_is_left();
 }
 
-/* What cannot be written is one line of the log. */
+/* A status file that cannot be written is one line of the log. */
 Test(scripts, a_status_that_cannot_be_written_harms_nobody)
 {
 	home();
@@ -730,7 +730,7 @@ Test(scripts, a_status_that_cannot_be_written_harms_nobody)
 	nobody_is_left();
 }
 
-/* In shared memory: what the clients have seen. */
+/* In shared memory: what the clients count. */
 enum { CLIENTS = 3 };
 
 struct load {
@@ -771,7 +771,7 @@ serve_on(struct load *load)
 	wait_until(have_been_served, load, "20 answers for each client");
 }
 
-/* Two reloads while three clients ask and ask: nobody is refused, nobody is reset. */
+/* Two reloads while three clients send requests: no connection is refused or reset. */
 Test(scripts, a_reload_under_load_costs_nobody_a_connection)
 {
 	struct load *load =
@@ -806,7 +806,7 @@ is_dead(const void *pid)
 	return !process_is_alive((pid_t) * (const long *)pid);
 }
 
-/* Every worker is another one afterwards, and the agent is the same. */
+/* Afterwards every worker is a new process, and the agent is the same. */
 Test(scripts, a_reload_replaces_every_app_worker)
 {
 	static char before[64 * 1024];
@@ -831,7 +831,7 @@ Test(scripts, a_reload_replaces_every_app_worker)
 	nobody_is_left();
 }
 
-/* D12: the old ones stay; and the next reload is a good one. */
+/* D12: the old workers stay, and the next reload succeeds. */
 Test(scripts, a_reload_whose_workers_do_not_start_fails)
 {
 	static char before[64 * 1024];
