@@ -530,7 +530,8 @@ Test(scripts, a_lock_for_reading_is_not_the_masters)
 	cr_assert_eq(close(descriptor), 0);
 }
 
-/* Put a file of that user in the table's place, as any user with write permission for the folder can. */
+/* Put a file of that user in the table's place, as any user who may write to the folder
+ * can. */
 static void
 forge_table(uid_t user, bool link)
 {
