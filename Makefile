@@ -88,6 +88,7 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
 
 $(BUILD)/test/test_schedule: override LDFLAGS += -Wl,--wrap=messenger_set_timeout
+$(BUILD)/test/test_lifecycle_start $(BUILD)/test/test_lifecycle_end: override LDFLAGS += -Wl,--wrap=_exit
 $(BUILD)/test/test_field_missing: override LDFLAGS += -Wl,--wrap=poll -Wl,--wrap=accept
 $(BUILD)/test/test_field_lifecycle: override LDFLAGS += -Wl,--wrap=fork
 

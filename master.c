@@ -452,8 +452,10 @@ on_agent_start(struct master *master) /* :351 */
 {
 	struct process *agent = &master->agent;
 
-	agent->state = STATE_LISTENING; /* :352 started */
-	agent->deadline = DEADLINE_NONE;
+	if (agent->state == STATE_ONLINE) { /* and not told to leave meanwhile */
+		agent->state = STATE_LISTENING; /* :352 started */
+		agent->deadline = DEADLINE_NONE;
+	}
 	/* D8: first which workers there are, then that all is ready */
 	if (master->is_started) /* :369 D8 */
 		tell_agent_pids(master);
@@ -531,6 +533,7 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 	if (old != NULL)
 		leave_later(master, old);
 	if (worker->id == master->reload_id) {
+		master->reload_id = 0;
 		master->reload_slot++;
 		reload_next(master);
 	}
@@ -1122,7 +1125,7 @@ emit(void *arg, const struct message *message)
 	struct process *sender = master->messenger.sender;
 	const char *action = message->action;
 
-	if (strcmp(action, "agent-start") == 0 && sender->state == STATE_ONLINE) /* master.js:135 */
+	if (strcmp(action, "agent-start") == 0) /* master.js:135 */
 		on_agent_start(master);
 	else if (strcmp(action, "listening") == 0 &&
 	         sender->state == STATE_ONLINE) /* master.js:137 app-start */
@@ -1199,9 +1202,9 @@ bury(struct master *master, struct process *process)
 
 	process->corpse = NULL;
 	corpse->pid = process->worker_id;
-	corpse->deadline = process->deadline >= DEADLINE_LEAVE
-	                           ? process->deadline_at
-	                           : master->now + close_timeout(master, process);
+	corpse->deadline = master->now + close_timeout(master, process);
+	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < corpse->deadline)
+		corpse->deadline = process->deadline_at;
 	corpse->killed = false;
 	corpse->next = master->corpses;
 	master->corpses = corpse;

@@ -35,6 +35,7 @@ static struct {
 	bool is_short;       /* of descriptors or memory, and has said so */
 	bool terminated, leaving;
 	bool disconnects; /* it leaves gracefully */
+	bool shut;        /* it has closed its half of the channel itself */
 	int code;
 	int64_t deadline; /* of the connections, when leaving */
 } worker;
@@ -141,8 +142,8 @@ on_connection(struct messenger *app, int listener, short revents, void *arg)
 static void
 on_uncaught(struct messenger *app, int result, const char *where)
 {
-	if (app->channel.write_closed || app->channel.descriptor == -1)
-		return; /* the channel is gone: what cannot be sent any more is no news */
+	if ((app->channel.write_closed || app->channel.descriptor == -1) && !worker.shut)
+		return; /* the master is gone: what cannot be sent any more is no news */
 	clutch_print_line(STDERR_FILENO, "[app_worker] uncaught error %d in a %s", result, where);
 	if (!app->ready && !worker.leaving)
 		clutch_process_exit(1);
@@ -174,7 +175,7 @@ disconnect(struct messenger *app)
 	channel_flush(&app->channel);
 	if (channel_pending(&app->channel) > 0)
 		return;
-	app->channel.write_closed = true;
+	app->channel.write_closed = worker.shut = true;
 	shutdown(app->channel.descriptor, SHUT_WR);
 }
 

@@ -173,6 +173,20 @@ report_exit(int status, void *arg)
 	report(arg, "exits %d", status);
 }
 
+static struct messenger *exiting;
+
+/* clutch ends its processes past the handlers of on_exit. */
+void __real__exit(int code);
+void __wrap__exit(int code);
+
+void
+__wrap__exit(int code)
+{
+	if (exiting != NULL)
+		report_exit(code, exiting);
+	__real__exit(code);
+}
+
 static int
 obey(struct messenger *messenger, void *arg)
 {
@@ -182,6 +196,7 @@ obey(struct messenger *messenger, void *arg)
 		messenger_on(messenger, "test-flood", on_flood, NULL);
 	}
 	messenger_on(messenger, "test-order", on_order, NULL);
+	exiting = messenger;
 	return on_exit(report_exit, messenger) != 0 || observe(messenger) != 0;
 }
 
