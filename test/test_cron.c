@@ -59,7 +59,7 @@ use_zone(const char *zone)
 
 /* ---- golden ----------------------------------------------------------------- */
 
-/* Tests run in the root of the project, or are told where that is. */
+/* Tests run in the root of the project, or TEST_ROOT says where it is. */
 static FILE *
 open_golden(const char *name)
 {
@@ -136,7 +136,7 @@ static const struct {
          "2027-04-06 01:45:00 +1030, 2027-04-07 01:45:00 +1030"},
 };
 
-/* What cron-parser says, or, if that is wrong, what is right; that counts the row. */
+/* The row's times: those of cron-parser, unless they are wrong; wrong ones are counted. */
 static const char *
 right_times(char **row, size_t *wrong)
 {
@@ -357,7 +357,7 @@ struct change {
 	time_t at, before, after;
 };
 
-/* An expression, taken to pieces: "minute/step first-last * * *", or "minute first d m *". */
+/* An expression in numbers: "minute/step first-last * * *", or with a day and a month. */
 struct sample {
 	int minute, step; /* 0: one minute alone */
 	int first, last;
@@ -411,8 +411,8 @@ sample_text(const struct sample *sample)
 	return text;
 }
 
-/* The minutes of the two days around the change in which the sample is due: each minute
- * that a clock may show is taken, and its time is looked for. */
+/* Mark the minutes of the two days around the change in which the sample is due: take each
+ * minute that a clock could show, and look for the time at which it does. */
 static void
 search_plainly(const struct change *change, const struct sample *sample, bool due[2 * DAY / MINUTE])
 {
@@ -484,8 +484,8 @@ change_is_new(const struct change *change)
 	return true;
 }
 
-/* The first minute that is leapt over, or comes twice, and midnight; of a change of a
- * new kind, or if TEST_ALL_CHANGES is set, more. */
+/* Check the first minute that is leapt over, or comes twice, and midnight. Check more at the
+ * first change of each kind; at every change, if TEST_ALL_CHANGES is set (a minute). */
 static void
 check_change(const char *zone, const struct change *change)
 {
@@ -509,13 +509,13 @@ check_change(const char *zone, const struct change *change)
 
 	if (offset_at(change->at - DAY) != change->before ||
 	    offset_at(change->at + DAY) != change->after)
-		abort(); /* there are two: the plain search knows of one */
+		abort(); /* there are two changes: the plain search knows only of one */
 	for (i = 0; i < count; i++)
 		compare(zone, change, &samples[i]);
 	totals->changes++;
 }
 
-/* The time between these at which the offset changes: half a day at the most. */
+/* Find the change between these two times. */
 static struct change
 find_change(time_t low, time_t high)
 {
@@ -533,7 +533,7 @@ find_change(time_t low, time_t high)
 	return change;
 }
 
-/* In a child. */
+/* Runs in a child. */
 static void
 check_changes(const char *zone)
 {
@@ -550,7 +550,7 @@ check_changes(const char *zone)
 	_exit(0);
 }
 
-/* Zones have many names: is this what another one holds, too? */
+/* Zones have many names: is there no other file with the same bytes? */
 static bool
 zone_is_new(const char *data, size_t length)
 {
@@ -591,7 +591,7 @@ check_zone(const char *path, const struct stat *status, int type, struct FTW *wh
 	return 0;
 }
 
-/* D43, D48, D49, against a plain search that takes minute by minute. */
+/* D43, D48, D49. Compare with a plain search, minute by minute. */
 Test(cron, every_change_of_every_clock, .timeout = 600)
 {
 	use_zone("Europe/Berlin");

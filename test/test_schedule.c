@@ -28,7 +28,7 @@ TestSuite(schedule, .timeout = 120);
 static bool clocks_stand; /* in this process */
 static int64_t wall, steady;
 
-/* Instead of libc's. */
+/* This takes the place of libc's. */
 int
 clock_gettime(clockid_t clock, struct timespec *now)
 {
@@ -46,7 +46,7 @@ static int timers_to_fail; /* in this process */
 int __real_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
 int __wrap_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
 
-/* Instead of the loop's, for who links it. */
+/* The linker puts this in the place of messenger_set_timeout. */
 int
 __wrap_messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
                              void *arg)
@@ -78,11 +78,11 @@ use_zone(const char *zone)
 
 /* ---- clusters --------------------------------------------------------------- */
 
-/* What the processes of the cluster find: set before it is started. */
+/* The processes of the cluster inherit these: set them before it is started. */
 static const struct schedule *jobs;
 static size_t job_count, app_job_count;
 static const char *start_time = "2027-06-01 12:00:00";
-static bool real_clocks, app_loads, advances_when_it_closes;
+static bool real_clocks, app_loads, advances_when_it_closes, app_lingers;
 
 static struct schedule_run *held[16];
 static size_t held_count;
@@ -90,7 +90,7 @@ static size_t held_count;
 static char ok[] = "ok", by_cron[] = "cron", fails[] = "fail", dies[] = "die", holds[] = "hold",
 	    ends_within[] = "done within", later_fails[] = "later and fail";
 
-/* A task does what its arg says. */
+/* The task of all jobs. Its arg says what to do. */
 static int
 task(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -148,22 +148,37 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 		run_by_hand(messenger, rest);
 	} else if (strncmp(message->data, "ready ", 6) == 0) {
 		messenger_ready(messenger, 0);
+	} else if (strncmp(message->data, "leave ", 6) == 0) {
+		app_lingers = false;
 	} else if (strncmp(message->data, "graceful ", 9) == 0) {
 		messenger_graceful_exit(messenger);
 	}
 	return 0;
 }
 
-/* What agent and app have said before they say this has been heard before. */
+static int settle_turns;
+static char settle_number[32];
+
+/* In an app. Each task begins in a turn of its own, so let some turns pass first. */
+static int
+settle_later(struct messenger *app, void *arg)
+{
+	if (settle_turns-- > 0)
+		return messenger_set_timeout(app, 0, settle_later, arg) != -1 ? 0 : -1;
+	return messenger_send_to_agent(app, "test-settle", settle_number);
+}
+
+/* Messages arrive in order: all that was said before this has been heard when it arrives. */
 static int
 on_settle(struct messenger *messenger, const struct message *message, void *arg)
 {
-	(void)arg;
 	if (messenger_role(messenger) == ROLE_AGENT) {
 		report(messenger, "settled %s", message->data);
 		return 0;
 	}
-	return messenger_send_to_agent(messenger, "test-settle", message->data);
+	snprintf(settle_number, sizeof settle_number, "%s", message->data);
+	settle_turns = 8;
+	return settle_later(messenger, arg);
 }
 
 /* Time passes while the agent leaves. */
@@ -197,6 +212,17 @@ agent(struct messenger *agent, void *arg)
 	return observe(agent) != 0 || egg_schedule_agent(agent, jobs, job_count) != 0;
 }
 
+/* The app does not leave until it is ordered to. */
+static int
+linger(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "lingers");
+	while (app_lingers && messenger_step(app, -1) == 1)
+		;
+	return 0;
+}
+
 static int
 app(struct messenger *app, void *arg)
 {
@@ -205,7 +231,9 @@ app(struct messenger *app, void *arg)
 		messenger_ready_later(app);
 	messenger_on(app, "test-order", on_order, NULL);
 	messenger_on(app, "test-settle", on_settle, NULL);
-	return observe(app) != 0 || egg_schedule_app(app, jobs, app_job_count) != 0;
+	if (observe(app) != 0 || egg_schedule_app(app, jobs, app_job_count) != 0)
+		return -1;
+	return app_lingers ? messenger_before_close(app, linger, NULL) : 0;
 }
 
 static struct cluster *
@@ -216,7 +244,7 @@ start(const struct schedule *schedules, size_t count, int workers)
 	return cluster_start(&(struct options){.agent = agent, .app = app, .workers = workers});
 }
 
-/* Ready, and the agent, the n-th, has started its clocks. */
+/* A cluster that is ready, and whose agent has started its clocks. */
 static struct cluster *
 started(const struct schedule *schedules, size_t count, int workers)
 {
@@ -240,7 +268,7 @@ order(struct cluster *c, const char *who, const char *format, ...)
 	cluster_turn(c);
 }
 
-/* Wait until all that the agent has told the apps is done and told by them. */
+/* Wait until the apps have done all that the agent has told them, and have answered. */
 static void
 settle(struct cluster *c, const char *agent_name, int apps)
 {
@@ -252,7 +280,7 @@ settle(struct cluster *c, const char *agent_name, int apps)
 		at = cluster_wait(c, at, ":%s settled %d", agent_name, number);
 }
 
-/* Milliseconds pass; who is due is called, and has done what it does. */
+/* Let milliseconds pass; the jobs that are due then have been run. */
 static void
 pass(struct cluster *c, const char *agent_name, int apps, long long by)
 {
@@ -260,7 +288,7 @@ pass(struct cluster *c, const char *agent_name, int apps, long long by)
 
 	order(c, agent_name, "advance %lld", by);
 	cluster_wait(c, mark, ":%s advanced", agent_name);
-	settle(c, agent_name, apps); /* that order comes in a turn behind the timers' */
+	settle(c, agent_name, apps); /* the agent hears that order after its timers */
 }
 
 /* ---- who runs it ------------------------------------------------------------- */
@@ -438,6 +466,21 @@ Test(schedule, a_timer_that_cannot_be_set_is_set_later)
 	cluster_stop(c);
 }
 
+Test(schedule, a_task_that_finds_no_timer_begins_at_once)
+{
+	static const struct schedule list[] = {
+		{.name = "tick", .type = "worker", .interval = "10s", .task = task, .arg = ok}};
+	struct cluster *c = started(list, 1, 1);
+
+	order(c, "APP#1", "fail 1");
+	cluster_wait(c, 0, ":APP#1 saw test-order fail 1");
+	order(c, "AGENT#1", "advance 10000");
+	cluster_wait(c, 0, ":APP#1 ran ok");
+	pass(c, "AGENT#1", 1, 10000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
+	cluster_stop(c);
+}
+
 Test(schedule, immediate_and_then_the_interval)
 {
 	static const struct schedule list[] = {{.name = "both",
@@ -455,7 +498,7 @@ Test(schedule, immediate_and_then_the_interval)
 	cluster_stop(c);
 }
 
-/* The agent looks at the wall clock once in a minute, and never calls early. */
+/* The agent looks at the wall clock each minute, and is never early. */
 Test(schedule, cron_when_clocks_change)
 {
 	static const struct schedule list[] = {
@@ -557,7 +600,7 @@ Test(schedule, a_task_that_fails_is_logged_and_the_next_tick_comes)
 	at = cluster_wait(c, 0, "] bad execute failed, used ");
 	cluster_wait(c, 0, "ms. The task returned 3");
 	cluster_wait(c, 0, "\"success\":false,\"workerId\":APP#1,\"rt\":");
-	cluster_wait(c, 0, ",\"message\":\"the task returned 3\"} from app to agent");
+	cluster_wait(c, 0, ",\"message\":\"The task returned 3\"} from app to agent");
 	pass(c, "AGENT#1", 1, 1000);
 	cluster_wait(c, at, "] bad execute failed, used ");
 	cluster_stop(c);
@@ -628,7 +671,24 @@ Test(schedule, a_tick_is_skipped_while_the_last_run_goes_on)
 	cluster_stop(c);
 }
 
-/* D39, and D38: who is dead is not waited for. */
+static bool
+is_reaped(struct cluster *c, void *arg)
+{
+	(void)c;
+	return kill(*(pid_t *)arg, 0) == -1 && errno == ESRCH;
+}
+
+/* Wait until the master has reaped it. The agent, whose clock stands, then looks. */
+static void
+reaped(struct cluster *c, const char *who, const char *agent_name)
+{
+	pid_t pid = cluster_pid(c, who);
+
+	cluster_until(c, is_reaped, &pid, "a dead worker to be reaped");
+	order(c, agent_name, "advance 200");
+}
+
+/* D39, and D38: a dead worker is not waited for. */
 Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 {
 	static const struct schedule list[] = {{.name = "deadly",
@@ -640,16 +700,20 @@ Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 	struct cluster *c = started(list, 1, 1);
 
 	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, ":APP#1 ran die");
+	reaped(c, "APP#1", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#1 died");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
 	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, ":APP#2 ran die");
+	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#2 died");
 	cr_expect_eq(cluster_count(c, 0, "skip"), 0);
 	cr_expect_eq(cluster_count(c, 0, "] deadly execute failed"), 2, "each once");
 	cluster_stop(c);
 }
 
-/* D39: one of all; and one that closes its channel cannot tell any more. */
+/* D39: one of three is killed; another one closes its channel, and cannot tell any more. */
 Test(schedule, only_the_dead_ones_run_is_given_up)
 {
 	static const struct schedule list[] = {{.name = "long",
@@ -663,17 +727,148 @@ Test(schedule, only_the_dead_ones_run_is_given_up)
 
 	pass(c, "AGENT#1", 3, 60000);
 	cluster_signal(c, "APP#2", SIGKILL);
+	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] long execute failed, worker APP#2 died");
 	order(c, "APP#3", "graceful 0");
+	reaped(c, "APP#3", "AGENT#1");
 	cluster_wait(c, 0, "] long execute failed, worker APP#3 died");
-	cr_expect_eq(cluster_count(c, 0, "execute failed"), 2);
+	cr_expect_eq(cluster_count(c, 0, "] long execute failed"), 2);
 	order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, "[Timer] long skip: 1 of its runs go on");
 	order(c, "APP#1", "done 0");
-	cluster_wait(c, 0, ":AGENT#1 saw egg-schedule ");
+	cluster_wait(c, 0, "] long execute succeed");
 	mark = cluster_mark(c);
 	order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, mark, ":APP#1 ran hold");
+	cluster_stop(c);
+}
+
+/* D39: there is one line about the end of each run, and it is true. */
+Test(schedule, a_task_that_crashes_takes_no_other_run_along)
+{
+	static const struct schedule list[] = {
+		{.name = "first", .type = "all", .immediate = true, .task = task, .arg = ok},
+		{.name = "second", .type = "all", .immediate = true, .task = task, .arg = dies},
+	};
+	struct cluster *c = started(list, 2, 1);
+
+	cluster_wait(c, 0, ":APP#1 ran die");
+	reaped(c, "APP#1", "AGENT#1");
+	cluster_wait(c, 0, "] second execute failed, worker APP#1 died");
+	cr_expect_eq(cluster_count(c, 0, "] first execute succeed"), 1);
+	cr_expect_eq(cluster_count(c, 0, "] first execute "), 1);
+	cr_expect_eq(cluster_count(c, 0, "] second execute "), 1);
+	cluster_stop(c);
+}
+
+/* What a worker has said before it died counts, even if the agent hears it when the worker
+ * is not there any more. */
+Test(schedule, the_last_words_of_a_worker_count)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c = started(list, 1, 1);
+	size_t mark;
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	mark = cluster_mark(c);
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGSTOP), 0);
+	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
+	cluster_wait(c, mark, "[app_worker] receive signal SIGTERM");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, mark, ":APP#2 saw egg-ready");
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGCONT), 0);
+	reaped(c, "APP#1", "AGENT#1");
+	cluster_wait(c, mark, "] long execute succeed");
+	settle(c, "AGENT#1", 1);
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "] long execute "), 1);
+	cluster_stop(c);
+}
+
+/* ---- leaving ------------------------------------------------------------------ */
+
+Test(schedule, a_worker_that_leaves_finishes_its_runs)
+{
+	static const struct schedule list[] = {{.name = "long",
+	                                        .type = "all",
+	                                        .interval = "1m",
+	                                        .task = task,
+	                                        .arg = holds,
+	                                        .skip_while_running = true}};
+	struct cluster *c = started(list, 1, 1);
+	size_t mark;
+
+	pass(c, "AGENT#1", 1, 60000);
+	mark = cluster_mark(c);
+	cr_assert_eq(kill(c->master, SIGUSR2), 0); /* a reload */
+	mark = cluster_wait(c, mark, "[app_worker] receive signal SIGTERM");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, mark, "[Timer] long skip: 1 of its runs go on");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, mark, "] long execute succeed");
+	reaped(c, "APP#1", "AGENT#1");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "] long execute "), 1);
+	cluster_stop(c);
+}
+
+/* The same when the cluster stops: the agent hears of it before it leaves. */
+Test(schedule, runs_end_before_the_cluster_stops)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c = started(list, 1, 1);
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	cr_assert_eq(kill(c->master, SIGTERM), 0);
+	cluster_wait(c, 0, "[app_worker] receive signal SIGTERM");
+	order(c, "APP#1", "done 3");
+	cluster_wait(c, 0, "] long execute failed, used ");
+	cluster_wait(c, 0, "ms. The task returned 3");
+	cluster_wait(c, 0, "[agent_worker] beforeExit success");
+	cr_expect_eq(cluster_count(c, 0, "] long execute "), 1);
+	cluster_ended(c, 0);
+}
+
+Test(schedule, a_run_that_outlasts_the_close_timeout_has_died)
+{
+	static const struct schedule list[] = {
+		{.name = "endless", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c;
+
+	jobs = list;
+	job_count = app_job_count = 1;
+	real_clocks = true;
+	c = cluster_start(&(struct options){.agent = agent, .app = app, .app_close_timeout = 300});
+	cluster_ready(c);
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	cr_assert_eq(kill(c->master, SIGTERM), 0);
+	cluster_wait(c, 0, "] endless execute failed, worker APP#1 died");
+	cluster_wait(c, 0, "[agent_worker] beforeExit success");
+	cr_expect_eq(cluster_count(c, 0, "] endless execute "), 1);
+	cluster_ended(c, 0);
+}
+
+/* Another callback of messenger_before_close keeps the worker for a while. */
+Test(schedule, a_tick_that_comes_too_late_is_refused)
+{
+	static const struct schedule list[] = {
+		{.name = "late", .type = "all", .interval = "1m", .task = task, .arg = ok}};
+	struct cluster *c;
+
+	app_lingers = true;
+	c = started(list, 1, 1);
+	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
+	cluster_wait(c, 0, ":APP#1 lingers");
+	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "egg-schedule",
+	                               "{\"key\":\"late\",\"id\":\"1\",\"args\":[]}"),
+	             0);
+	cluster_turn(c);
+	cluster_wait(c, 0, "[Job#1] late execute failed: the worker has left");
+	order(c, "APP#1", "leave 0");
+	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
 	cluster_stop(c);
 }
 
@@ -709,7 +904,7 @@ Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
 	cluster_stop(c);
 }
 
-/* egg: await app.ready(). The agent does not know that it has the tick until it says so. */
+/* egg: await app.ready(). The agent knows that this app has the tick when the app says so. */
 Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
 {
 	static const struct schedule list[] = {
@@ -732,6 +927,7 @@ Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
 	cluster_wait(c, mark, ":APP#2 ran hold");
 	cluster_wait(c, mark, "\"args\":[],\"workerId\":APP#2} from app to agent");
 	cluster_signal(c, "APP#2", SIGKILL);
+	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, mark, "] all execute failed, worker APP#2 died");
 	cluster_stop(c);
 }
@@ -777,15 +973,15 @@ Test(schedule, what_an_app_does_not_know)
 	messenger_send_to_app(c->parent, "egg-schedule", "{\"key\":\"known");
 	messenger_send_to_agent(c->parent, "egg-schedule", "{\"success\":true}");
 	cluster_turn(c);
-	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: undefined");
-	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known\",");
-	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known");
+	cluster_wait(c, 0, "[egg-schedule] a message that is not a tick: undefined");
+	cluster_wait(c, 0, "[egg-schedule] a message that is not a tick: {\"key\":\"known\",");
+	cluster_wait(c, 0, "[egg-schedule] a message that is not a tick: {\"key\":\"known");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
 	cluster_stop(c);
 }
 
-/* The agent that waits for a run's end is told that there is none: each tick comes. */
+/* The agent is told that the run will not begin, so it does not skip the next tick. */
 Test(schedule, a_job_that_the_app_does_not_know_is_not_waited_for)
 {
 	static const struct schedule list[] = {{.name = "new",
@@ -811,7 +1007,7 @@ Test(schedule, a_job_that_the_app_does_not_know_is_not_waited_for)
 
 /* ---- limits ------------------------------------------------------------------- */
 
-/* Not even a short message fits in any more. */
+/* Fill the queue until not even a short message has room. */
 static int
 flood(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -847,7 +1043,7 @@ Test(schedule, a_result_that_has_no_room_is_told_later)
 	cluster_stop(c);
 }
 
-/* So many of them are held that not one more can be. */
+/* Begin runs that do not end, until there can be no more. */
 static int
 hoard(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -923,25 +1119,25 @@ Test(schedule, a_job_that_is_not_right_is_one_line_and_a_failed_start)
 		{{.name = "c", .type = "all", .task = task, .arg = ok},
 	         "job c: interval, cron, immediate: one of them must be given"},
 		{{.name = "d", .type = "all", .interval = "soon", .task = task, .arg = ok},
-	         "job d: interval: \"soon\" is none; write \"10s\""},
+	         "job d: interval: \"soon\" is not an interval; write \"10s\""},
 		{{.name = "e", .type = "all", .cron = "0 25 * * *", .task = task, .arg = ok},
 	         "job e: cron: \"0 25 * * *\": hour (0-23): a value is out of range"},
 		{{.name = "f", .type = "all", .cron = "0 0 30 2 *", .task = task, .arg = ok},
 	         "job f: cron: \"0 0 30 2 *\": there is no such day"},
-		{{.name = "g", .type = "all", .interval = "1s"}, "job g: task: there is none"},
+		{{.name = "g", .type = "all", .interval = "1s"}, "job g: task: it must be given"},
 		{{.name = "h",
 	          .type = "all",
 	          .interval = "1s",
 	          .end_date = "soon",
 	          .task = task,
 	          .arg = ok},
-	         "job h: end_date: \"soon\" is none"},
+	         "job h: end_date: \"soon\" is not a date"},
 		{{.name = "same", .type = "all", .interval = "1s", .task = task, .arg = ok},
 	         "job same: name: there is another job of that name"},
 		{{.name = "i\"", .type = "all", .interval = "1s", .task = task, .arg = ok},
-	         "job 1: name: it has"},
+	         "job 1: name: it must have"},
 		{{.type = "all", .interval = "1s", .task = task, .arg = ok},
-	         "job 1: name: it has 1 to 255 bytes"},
+	         "job 1: name: it must have 1 to 255 bytes"},
 	};
 	struct schedule list[2] = {{.name = "same", .disable = true, .task = task, .arg = ok}};
 	struct cluster *c;
