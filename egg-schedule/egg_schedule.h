@@ -112,10 +112,11 @@ struct schedule {
  * whose worker has died without having told its end has failed (D39), and
  * skip_while_running does not wait for it.
  *
- * A worker that leaves because of SIGTERM (a reload, or the cluster stops) finishes its runs
- * first, within the close timeout, in a callback of messenger_before_close. So callbacks
- * that take away what a task needs are to be added after egg_schedule_app. In a worker whose
- * channel is closed (messenger_graceful_exit, or the master is dead) runs are not waited for.
+ * A worker that leaves because of SIGTERM (a reload, or the cluster stops) gets no more ticks
+ * (egg-schedule-leaving, egg-schedule-left) and finishes its runs first, within the close
+ * timeout, in a callback of messenger_before_close. So add callbacks that take away what a
+ * task needs after egg_schedule_app. In a worker whose channel is closed
+ * (messenger_graceful_exit, or the master is dead) runs are not waited for.
  * egg: egg-schedule/agent.js, egg-schedule/app.js
  */
 int egg_schedule_agent(struct messenger *agent, const struct schedule *jobs, size_t count);

@@ -38,7 +38,9 @@ static struct {
 	struct jobs jobs;
 	struct running *runs; /* in no order; there is room for run_size */
 	size_t run_count, run_size;
-	bool looking_for_dead; /* a timer is set */
+	bool looking_for_dead;             /* a timer is set */
+	pid_t leaving[CLUTCH_WORKERS_MAX]; /* of the listening workers, those that leave */
+	size_t leaving_count;
 	uint64_t random;
 	unsigned ticks;
 } scheduler;
@@ -112,6 +114,17 @@ is_listening(struct messenger *agent, pid_t pid)
 	return false;
 }
 
+static bool
+takes_ticks(struct messenger *agent, pid_t pid)
+{
+	size_t i;
+
+	for (i = 0; i < scheduler.leaving_count; i++)
+		if (scheduler.leaving[i] == pid)
+			return false;
+	return is_listening(agent, pid);
+}
+
 /* A worker that egg-pids does not name any more either leaves, and finishes its runs, or is
  * dead. The kernel knows which: once the master has reaped the worker, there is no process
  * of that number. (The kernel does not give a number to another process so soon.) */
@@ -149,7 +162,7 @@ report_deaths(struct messenger *agent)
 	for (i = 0; i < scheduler.run_count; i++, run++) {
 		if (!run->dead && is_dead(run->worker_id))
 			run->dead = report_death(agent, run);
-		count += run->dead || !is_listening(agent, run->worker_id);
+		count += run->dead || !takes_ticks(agent, run->worker_id);
 	}
 	return count;
 }
@@ -178,7 +191,13 @@ look_for_dead(struct messenger *agent)
 static int
 on_pids(struct messenger *agent, const struct message *message, void *arg)
 {
+	size_t i, kept = 0;
+
 	(void)message, (void)arg;
+	for (i = 0; i < scheduler.leaving_count; i++)
+		if (is_listening(agent, scheduler.leaving[i]))
+			scheduler.leaving[kept++] = scheduler.leaving[i];
+	scheduler.leaving_count = kept;
 	look_for_dead(agent);
 	return 0;
 }
@@ -224,6 +243,44 @@ on_report(struct messenger *agent, const struct message *message, void *arg)
 		if (job != NULL && is_listening(agent, info.worker_id) && runs_reserve(job, 1))
 			runs_add(job, info.id, info.worker_id);
 	}
+	return 0;
+}
+
+/* The pid in the data of a message about leaving, or 0. */
+static pid_t
+leaving_pid(const struct message *message)
+{
+	long pid = message->data != NULL ? strtol(message->data, NULL, 10) : 0;
+
+	return pid > 0 && pid <= INT32_MAX ? (pid_t)pid : 0;
+}
+
+/* A worker begins to leave: send it no more ticks. The answer arrives behind the last one. */
+static int
+on_leaving(struct messenger *agent, const struct message *message, void *arg)
+{
+	pid_t pid = leaving_pid(message);
+
+	(void)arg;
+	if (takes_ticks(agent, pid) && scheduler.leaving_count < CLUTCH_WORKERS_MAX)
+		scheduler.leaving[scheduler.leaving_count++] = pid;
+	if (pid != 0)
+		messenger_send_to(agent, pid, "egg-schedule-leaving", NULL);
+	return 0;
+}
+
+/* A worker has left, and has told all ends before. If a run is still open, the worker has
+ * never had its tick: it was left out of that broadcast already. */
+static int
+on_left(struct messenger *agent, const struct message *message, void *arg)
+{
+	size_t i = scheduler.run_count;
+	pid_t pid = leaving_pid(message);
+
+	(void)agent, (void)arg;
+	while (i-- > 0)
+		if (scheduler.runs[i].worker_id == pid)
+			runs_remove(&scheduler.runs[i]);
 	return 0;
 }
 
@@ -277,19 +334,30 @@ make_info(struct job *job, struct run_info *info)
 	         (long long)now.tv_sec, now.tv_nsec, ++scheduler.ticks);
 }
 
+/* One of the workers that take ticks, or 0. */
+static pid_t
+random_worker(struct messenger *agent)
+{
+	size_t count, i, seen = 0;
+	const pid_t *pids = messenger_opids(agent, &count);
+	pid_t worker = 0;
+
+	for (i = 0; i < count; i++)
+		if (takes_ticks(agent, pids[i]) && random_number() % ++seen == 0)
+			worker = pids[i];
+	return worker;
+}
+
 /* egg: sendOne. The agent chooses the worker itself, so that it knows which worker runs it. */
 static int
 send_one(struct messenger *agent, struct job *job, const struct run_info *info, const char *json)
 {
-	size_t count;
-	const pid_t *pids = messenger_opids(agent, &count);
-	pid_t pid;
+	pid_t pid = random_worker(agent);
 
-	if (count == 0) {
+	if (pid == 0) {
 		errno = ESRCH;
 		return -1;
 	}
-	pid = pids[random_number() % count];
 	if (!runs_reserve(job, 1) || messenger_send_to(agent, pid, "egg-schedule", json) == -1)
 		return -1;
 	runs_add(job, info->id, pid);
@@ -306,7 +374,8 @@ send_all(struct messenger *agent, struct job *job, const struct run_info *info, 
 	if (!runs_reserve(job, count) || messenger_send_to_app(agent, "egg-schedule", json) == -1)
 		return -1;
 	for (i = 0; i < count; i++)
-		runs_add(job, info->id, pids[i]);
+		if (takes_ticks(agent, pids[i]))
+			runs_add(job, info->id, pids[i]);
 	return 0;
 }
 
@@ -474,6 +543,8 @@ egg_schedule_agent(struct messenger *agent, const struct schedule *jobs, size_t 
 {
 	if (schedule_load(&scheduler.jobs, jobs, count) == -1 ||
 	    messenger_on(agent, "egg-schedule", on_report, NULL) == -1 ||
+	    messenger_on(agent, "egg-schedule-leaving", on_leaving, NULL) == -1 ||
+	    messenger_on(agent, "egg-schedule-left", on_left, NULL) == -1 ||
 	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1 ||
 	    messenger_before_close(agent, on_close, NULL) == -1 ||
 	    messenger_set_interval(agent, LOOK_AGAIN, on_look, NULL) == -1)

@@ -15,6 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How long a worker that leaves waits for the agent's answer, in ms. */
+#define LEAVING_TIMEOUT 500
+
 /* If the queue to the agent is full, tell it again after this time, in ms. */
 #define TELL_AGAIN 100
 
@@ -39,7 +42,7 @@ static struct {
 	pid_t agent;               /* the agent that knows of the runs */
 	bool telling;              /* a timer is set: tell_again */
 	bool beginning;            /* a timer is set: begin_next */
-	bool left;                 /* no more runs: the worker leaves */
+	bool no_more_ticks;        /* the worker leaves */
 } worker;
 
 /* ---- one run ------------------------------------------------------------- */
@@ -263,6 +266,8 @@ on_tick(struct messenger *app, const struct message *message, void *arg)
 	struct job *job;
 
 	(void)arg;
+	if (worker.no_more_ticks)
+		return 0;
 	if (!schedule_info_parse(&tick, message)) {
 		schedule_log_warn("[egg-schedule] a message that is not a tick: %.100s",
 		                  message->data != NULL ? message->data : "undefined");
@@ -271,8 +276,6 @@ on_tick(struct messenger *app, const struct message *message, void *arg)
 	job = schedule_find_job(&worker.jobs, tick.key);
 	if (job == NULL || job->schedule->disable)
 		refuse_tick(app, &tick, job == NULL ? "unknown task" : "disable");
-	else if (worker.left)
-		refuse_tick(app, &tick, "execute failed: the worker has left");
 	else if (run_create(app, job, tick.id) == NULL)
 		refuse_tick(app, &tick,
 		            errno == EAGAIN ? "execute failed: too many of its runs go on"
@@ -296,15 +299,44 @@ on_ready(struct messenger *app, const struct message *message, void *arg)
 	return 0;
 }
 
-/* The worker leaves. Its runs end first, within the close timeout, and as long as there is a
- * channel: without a channel nobody hears of their ends. */
+/* The agent sends no more ticks: those that it had sent before have arrived. */
+static int
+on_leaving(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)message, (void)arg;
+	worker.no_more_ticks = true;
+	return 0;
+}
+
+static void
+tell_leaving(struct messenger *app, const char *action)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(app));
+	messenger_send_to_agent(app, action, pid);
+}
+
+/*
+ * The worker leaves. Its runs end first, within the close timeout, and as long as there is
+ * a channel: without a channel nobody hears of their ends. Ticks may be on their way here,
+ * so the agent is asked to send no more, and answers.
+ */
 static int
 on_close(struct messenger *app, void *arg)
 {
+	int64_t left, deadline = clutch_now() + LEAVING_TIMEOUT;
+	int open = 1;
+
 	(void)arg;
-	while (worker.ready && worker.runs != NULL && messenger_step(app, -1) == 1)
-		;
-	worker.left = true;
+	tell_leaving(app, "egg-schedule-leaving");
+	while (open == 1 && !worker.no_more_ticks && (left = deadline - clutch_now()) > 0)
+		open = messenger_step(app, (int)left);
+	while (open == 1 && worker.ready && worker.runs != NULL)
+		open = messenger_step(app, -1);
+	worker.no_more_ticks = true;
+	if (open == 1)
+		tell_leaving(app, "egg-schedule-left");
 	return 0;
 }
 
@@ -338,6 +370,7 @@ egg_schedule_app(struct messenger *app, const struct schedule *jobs, size_t coun
 		if (!jobs[i].disable)
 			schedule_log_info("[egg-schedule]: register schedule %s", jobs[i].name);
 	if (messenger_on(app, "egg-schedule", on_tick, NULL) == -1 ||
+	    messenger_on(app, "egg-schedule-leaving", on_leaving, NULL) == -1 ||
 	    messenger_on(app, "egg-pids", on_pids, NULL) == -1 ||
 	    messenger_before_close(app, on_close, NULL) == -1)
 		return -1;

@@ -82,7 +82,7 @@ use_zone(const char *zone)
 static const struct schedule *jobs;
 static size_t job_count, app_job_count;
 static const char *start_time = "2027-06-01 12:00:00";
-static bool real_clocks, app_loads, advances_when_it_closes, app_lingers;
+static bool real_clocks, app_loads, advances_when_it_closes;
 
 static struct schedule_run *held[16];
 static size_t held_count;
@@ -148,8 +148,6 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 		run_by_hand(messenger, rest);
 	} else if (strncmp(message->data, "ready ", 6) == 0) {
 		messenger_ready(messenger, 0);
-	} else if (strncmp(message->data, "leave ", 6) == 0) {
-		app_lingers = false;
 	} else if (strncmp(message->data, "graceful ", 9) == 0) {
 		messenger_graceful_exit(messenger);
 	}
@@ -212,17 +210,6 @@ agent(struct messenger *agent, void *arg)
 	return observe(agent) != 0 || egg_schedule_agent(agent, jobs, job_count) != 0;
 }
 
-/* The app does not leave until it is ordered to. */
-static int
-linger(struct messenger *app, void *arg)
-{
-	(void)arg;
-	report(app, "lingers");
-	while (app_lingers && messenger_step(app, -1) == 1)
-		;
-	return 0;
-}
-
 static int
 app(struct messenger *app, void *arg)
 {
@@ -231,9 +218,7 @@ app(struct messenger *app, void *arg)
 		messenger_ready_later(app);
 	messenger_on(app, "test-order", on_order, NULL);
 	messenger_on(app, "test-settle", on_settle, NULL);
-	if (observe(app) != 0 || egg_schedule_app(app, jobs, app_job_count) != 0)
-		return -1;
-	return app_lingers ? messenger_before_close(app, linger, NULL) : 0;
+	return observe(app) != 0 || egg_schedule_app(app, jobs, app_job_count) != 0;
 }
 
 static struct cluster *
@@ -850,26 +835,77 @@ Test(schedule, a_run_that_outlasts_the_close_timeout_has_died)
 	cluster_ended(c, 0);
 }
 
-/* Another callback of messenger_before_close keeps the worker for a while. */
-Test(schedule, a_tick_that_comes_too_late_is_refused)
+/* A worker that does not end a run for a long time gets no more ticks meanwhile, although it
+ * is among the pids: the master does not know that it leaves. */
+Test(schedule, a_worker_that_leaves_gets_no_more_ticks)
 {
 	static const struct schedule list[] = {
-		{.name = "late", .type = "all", .interval = "1m", .task = task, .arg = ok}};
-	struct cluster *c;
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds},
+		{.name = "one", .type = "worker", .interval = "1m", .task = task, .arg = ok},
+		{.name = "all", .type = "all", .interval = "1m", .task = task, .arg = by_cron},
+	};
+	struct cluster *c = started(list, 3, 2);
+	size_t mark;
+	int i;
 
-	app_lingers = true;
-	c = started(list, 1, 1);
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	mark = cluster_mark(c);
 	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
-	cluster_wait(c, 0, ":APP#1 lingers");
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "egg-schedule",
-	                               "{\"key\":\"late\",\"id\":\"1\",\"args\":[]}"),
-	             0);
-	cluster_turn(c);
-	cluster_wait(c, 0, "[Job#1] late execute failed: the worker has left");
-	order(c, "APP#1", "leave 0");
+	mark = cluster_wait(c, mark, ":APP#1 saw egg-schedule-leaving");
+	for (i = 0; i < 10; i++)
+		pass(c, "AGENT#1", 2, 60000);
+	cr_expect_eq(cluster_count(c, mark, ":APP#1 ran"), 0);
+	cr_expect_eq(cluster_count(c, mark, ":APP#2 ran ok"), 10);
+	cr_expect_eq(cluster_count(c, mark, ":APP#2 ran cron"), 10);
+	order(c, "APP#1", "done 0");
 	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
-	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
+	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#2,APP#3]");
+	reaped(c, "APP#1", "AGENT#1");
+	settle(c, "AGENT#1", 2);
+	cr_expect_eq(cluster_count(c, 0, "died\"}"), 0, "no run was given up");
 	cluster_stop(c);
+}
+
+/* Without an agent that answers, a worker does not wait for it. */
+Test(schedule, a_worker_leaves_without_an_answer)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c = started(list, 1, 1);
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGSTOP), 0);
+	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
+	order(c, "APP#1", "done 0");
+	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGCONT), 0);
+	cluster_wait(c, 0, "] long execute succeed");
+	cluster_stop(c);
+}
+
+/* Ticks come all the time while workers are replaced: each run that has begun succeeds. */
+Test(schedule, reloads_cost_no_run)
+{
+	static const struct schedule list[] = {
+		{.name = "one", .type = "worker", .interval = "2ms", .task = task, .arg = ok},
+		{.name = "all", .type = "all", .interval = "5ms", .task = task, .arg = by_cron},
+	};
+	struct cluster *c;
+	int i;
+
+	real_clocks = true;
+	c = started(list, 2, 1);
+	for (i = 2; i <= 10; i++) {
+		cr_assert_eq(kill(c->master, SIGUSR2), 0);
+		cluster_wait(c, 0, ":APP#%d ran ok", i);
+		cluster_wait(c, 0, ":APP#%d ran cron", i);
+	}
+	cr_assert_eq(kill(c->master, SIGTERM), 0);
+	cluster_wait(c, 0, "[agent_worker] beforeExit success");
+	cr_expect_eq(cluster_count(c, 0, "execute failed"), 0);
+	cr_expect_eq(cluster_count(c, 0, " execute succeed, used "),
+	             cluster_count(c, 0, " executing by app"));
+	cluster_ended(c, 0);
 }
 
 Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
