@@ -328,13 +328,12 @@ write_once(struct channel *channel, size_t *tried)
 		char space[CMSG_SPACE(sizeof(int))];
 	} control;
 	bool with_handle = handle_is_next(channel);
-	const struct waiting_handle *next = channel->waiting + with_handle;
 	struct iovec part;
 	struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
 
 	*tried = channel_pending(channel);
 	if (channel->waiting_count > with_handle)
-		*tried = (size_t)(next->position - channel->written);
+		*tried = (size_t)(channel->waiting[with_handle].position - channel->written);
 	part.iov_base = channel->queue + channel->queue_start;
 	part.iov_len = *tried;
 	if (!with_handle) /* the cheaper call */

@@ -1,13 +1,12 @@
 /*
- * A cron expression is six sets of numbers. To find the next time, the search leaps
- * over what cannot be right: months, then days, quarters of an hour, minutes.
+ * A cron expression is six sets of numbers. To find the next time, the search skips
+ * times that cannot be right: days first, then quarters of an hour, then minutes.
  *
  * egg: npm cron-parser 2.18, lib/expression.js; npm humanize-ms 1.2; npm ms 2.1
  *
- *	year   |---------|---------|---------|     month is wrong: to the next one
- *	month      |--|--|--|--|                   day is wrong: to the next midnight
- *	day            |----|----|----|            hour is wrong: 15 minutes on, for
- *	hour               |-|-|-|-|               clocks change at such times only
+ *	day    |---------|---------|---------|     the day is wrong: to the next midnight
+ *	hour       |-|-|-|-|                       the hour is wrong: to the next quarter
+ *	minute         ||||||                      the minute is wrong: to the next minute
  *
  * All zones that are in use today differ from UTC by whole quarters of an hour.
  */
@@ -22,6 +21,7 @@
 #define A_MINUTE 60
 #define A_QUARTER (15 * A_MINUTE)
 #define AN_HOUR (60 * A_MINUTE)
+#define A_DAY (24 * AN_HOUR)
 
 /* ---- the fields ---------------------------------------------------------- */
 
@@ -43,7 +43,7 @@ static const struct field fields[FIELDS] = {
 	{"day of week", 0, 7, "SUNMONTUEWEDTHUFRISAT", 0},
 };
 
-/* Where the parser stands. `at` goes on as long as what stands there is right. */
+/* The parser's position. `at` moves on as long as the text there is right. */
 struct parser {
 	const char *at;
 	const struct field *field;
@@ -100,7 +100,7 @@ parse_value(struct parser *parser, int *value)
 	       fail(parser, "a value is out of range");
 }
 
-/* 5, 5-9, *, and each with a step; a step behind a single value goes on to the end. */
+/* 5, 5-9, *, and each with a step. A single value with a step is a range to the end. */
 static bool
 parse_item(struct parser *parser)
 {
@@ -167,7 +167,7 @@ parse_field(struct parser *parser)
 	} while (!has_nth && take(parser, ','));
 	if (has_nth && !parse_nth(parser))
 		return false;
-	return at_end(parser) || fail(parser, "what stands there is no value, range or step");
+	return at_end(parser) || fail(parser, "this is not a value, a range or a step");
 }
 
 /* ---- the expression ------------------------------------------------------ */
@@ -217,7 +217,7 @@ days_in_month(int month, int year)
 	return days[month] + (month == 1 && leap);
 }
 
-/* One month, and none of the days that are given is in it. */
+/* Is one of the days in the month? Only if a single month is given; cron-parser checks that. */
 static bool
 day_is_in_month(const struct cron *cron)
 {
@@ -283,6 +283,36 @@ cron_parse(struct cron *cron, const char *expression, char *why, size_t size)
 	return 0;
 }
 
+/* ---- the clock on the wall ----------------------------------------------- */
+
+/* What a clock on the wall shows, as one number: the seconds since 1970 if its zone were
+ * UTC. The formula is POSIX's, "Seconds Since the Epoch"; gmtime_r(3) is its inverse. */
+static time_t
+wall_seconds(const struct tm *shown)
+{
+	time_t year = shown->tm_year;
+	time_t days = shown->tm_yday + (year - 70) * 365 + (year - 69) / 4 - (year - 1) / 100 +
+	              (year + 299) / 400;
+
+	return days * A_DAY + shown->tm_hour * AN_HOUR + shown->tm_min * A_MINUTE + shown->tm_sec;
+}
+
+/* What the local clock on the wall shows at a time. */
+static time_t
+wall_at(time_t now)
+{
+	struct tm local;
+
+	return localtime_r(&now, &local) != NULL ? wall_seconds(&local) : now;
+}
+
+/* The difference to UTC at a time. */
+static time_t
+offset_at(time_t now)
+{
+	return wall_at(now) - now;
+}
+
 /* ---- the next time ------------------------------------------------------- */
 
 static bool
@@ -300,6 +330,8 @@ day_matches(const struct cron *cron, const struct tm *local)
 	bool day = has(cron->day, local->tm_mday) || (cron->last_day && local->tm_mday == last);
 	bool weekday = has(cron->weekday, local->tm_wday);
 
+	if (!has(cron->month, local->tm_mon + 1))
+		return false;
 	if (cron->nth != 0 && (local->tm_mday + 6) / 7 != cron->nth)
 		return false;
 	if (cron->any_day)
@@ -307,54 +339,73 @@ day_matches(const struct cron *cron, const struct tm *local)
 	return day || (!cron->any_weekday && weekday);
 }
 
+static bool
+hour_matches(const struct cron *cron, const struct tm *local)
+{
+	return has(cron->hour, local->tm_hour) && day_matches(cron, local);
+}
+
+/* D49: does the clock show this time for the second time? Then it shows the same as with
+ * the offset of a day ago, by however much it was put back since. */
+static bool
+comes_again(time_t now)
+{
+	time_t wall = wall_at(now);
+	time_t first = wall - offset_at(now - A_DAY);
+
+	return first < now && wall_at(first) == wall;
+}
+
 /*
- * What the clock on the wall showed an hour ago tells whether it has been changed:
+ * D48: did clocks leap over the same minute of an earlier hour that matches, and is this
+ * the first such minute that exists since? So only the hour after a leap has made-up times:
  *
- *	3:30, and 1:30 then: there was no 2:30, which is made up for now
- *	2:30, and 2:30 then: it comes for the second time
- *
- * egg: _applyTimezoneShift, _dstStart, _dstEnd: kept from one search to the next,
- * while here each time tells by itself (D43).
+ *	wall           22:30   23:30   0:30   1:30   2:30
+ *	exists          yes     no      no    yes    yes       a leap from 23:00 to 1:00
+ *	matches                 <----- these count at 1:30
  */
 static bool
-hour_matches(const struct cron *cron, time_t now, const struct tm *local)
+is_made_up(const struct cron *cron, time_t now)
 {
-	int hour = local->tm_hour;
-	time_t ago = now - AN_HOUR;
-	struct tm then;
+	time_t offset = offset_at(now - AN_HOUR), here = wall_at(now), wall;
+	struct tm leapt;
 
-	if (cron->any_hour || localtime_r(&ago, &then) == NULL)
-		return has(cron->hour, hour);
-	if (has(cron->hour, hour))
-		return then.tm_hour != hour || then.tm_min != local->tm_min;
-	return hour >= 2 && has(cron->hour, hour - 1) && then.tm_hour == hour - 2;
+	for (wall = here - AN_HOUR; wall >= here - A_DAY; wall -= AN_HOUR) {
+		if (wall_at(wall - offset) == wall)
+			return false; /* this one was there, before the leap */
+		if (gmtime_r(&wall, &leapt) != NULL && hour_matches(cron, &leapt))
+			return true;
+	}
+	return false;
 }
 
-static int
-day_of(time_t time)
+/* egg: _applyTimezoneShift, _dstStart, _dstEnd: state that is kept from one search to the
+ * next, while here each time tells by itself (D43). */
+static bool
+hour_is_due(const struct cron *cron, time_t now, const struct tm *local)
 {
-	struct tm local;
-
-	return localtime_r(&time, &local) != NULL ? local.tm_mday : -1;
+	if (cron->any_hour)
+		return day_matches(cron, local);
+	if (hour_matches(cron, local))
+		return !comes_again(now);
+	return is_made_up(cron, now);
 }
 
-/* The first second of a later day. Its midnight may not exist, or come twice, and what
- * mktime makes of it then is every libc's own; so the way there is from noon. -1: time_t
- * does not reach that far. */
+/* The hour is wrong. Go on to the next midnight, if the day is wrong, too, or to the next
+ * quarter of an hour; but minute by minute where clocks change on the way, and to midnight
+ * only if they have not changed for an hour: otherwise there may be made-up times. */
 static time_t
-day_start(time_t now, int year, int month, int day)
+skip(const struct cron *cron, time_t now, const struct tm *local)
 {
-	struct tm noon = {
-		.tm_year = year, .tm_mon = month, .tm_mday = day, .tm_hour = 12, .tm_isdst = -1};
-	time_t at = mktime(&noon), start = at - 12 * AN_HOUR;
+	time_t today = local->tm_hour * AN_HOUR + local->tm_min * A_MINUTE + local->tm_sec;
+	time_t midnight = now - today + A_DAY;
+	time_t quarter = now - now % A_QUARTER + A_QUARTER;
 
-	if (at == -1)
-		return -1;
-	while (start < at && day_of(start) != noon.tm_mday)
-		start += A_QUARTER;
-	while (start > now && day_of(start - A_QUARTER) == noon.tm_mday)
-		start -= A_QUARTER;
-	return start > now ? start : now + A_QUARTER - now % A_QUARTER;
+	if (!day_matches(cron, local) && offset_at(now - AN_HOUR) == offset_at(midnight))
+		return midnight;
+	if (offset_at(now) == offset_at(quarter))
+		return quarter;
+	return now - now % A_MINUTE + A_MINUTE;
 }
 
 time_t
@@ -367,13 +418,9 @@ cron_next(const struct cron *cron, time_t after)
 	if (localtime_r(&now, &local) == NULL)
 		return -1;
 	last_year = local.tm_year + CRON_YEARS;
-	while (now != -1 && localtime_r(&now, &local) != NULL && local.tm_year <= last_year) {
-		if (!has(cron->month, local.tm_mon + 1))
-			now = day_start(now, local.tm_year, local.tm_mon + 1, 1);
-		else if (!day_matches(cron, &local))
-			now = day_start(now, local.tm_year, local.tm_mon, local.tm_mday + 1);
-		else if (!hour_matches(cron, now, &local))
-			now += A_QUARTER - now % A_QUARTER;
+	while (localtime_r(&now, &local) != NULL && local.tm_year <= last_year) {
+		if (!hour_is_due(cron, now, &local))
+			now = skip(cron, now, &local);
 		else if (!has(cron->minute, local.tm_min))
 			now += A_MINUTE - now % A_MINUTE;
 		else if (!has(cron->second, local.tm_sec))
@@ -386,7 +433,7 @@ cron_next(const struct cron *cron, time_t after)
 
 /* ---- interval and date --------------------------------------------------- */
 
-/* What one of a unit is in milliseconds; 0: there is no such unit. */
+/* One of this unit, in milliseconds; 0: there is no such unit. */
 static double
 unit_size(const char *unit)
 {
@@ -425,7 +472,7 @@ int64_t
 cron_parse_interval(const char *text)
 {
 	double number = 0, scale = 1, result;
-	bool digit = false; /* the last one was */
+	bool digit = false; /* was the last character a digit? */
 
 	for (; isdigit((unsigned char)*text); text++, digit = true)
 		number = 10 * number + (*text - '0');
@@ -444,13 +491,40 @@ cron_parse_interval(const char *text)
 	return (int64_t)result;
 }
 
+/* The time at which the local clock shows this: the first of two, and for a time that
+ * clocks leap over as much later as they leap; what mktime(3) makes of both is every
+ * libc's own. egg: new Date(text) */
+static time_t
+time_of(time_t wall)
+{
+	time_t before = wall - offset_at(wall - A_DAY), after = wall - offset_at(wall + A_DAY);
+
+	return wall_at(before) != wall && wall_at(after) == wall ? after : before;
+}
+
+/* Is it a day of the calendar and a time of the day? Then its day of the year is set. */
+static bool
+date_is_valid(struct tm *date)
+{
+	int month;
+
+	if (date->tm_mon < 0 || date->tm_mon > 11 || date->tm_mday < 1 ||
+	    date->tm_mday > days_in_month(date->tm_mon, date->tm_year + 1900) ||
+	    date->tm_hour < 0 || date->tm_hour > 23 || date->tm_min < 0 || date->tm_min > 59 ||
+	    date->tm_sec < 0 || date->tm_sec > 59)
+		return false;
+	date->tm_yday = date->tm_mday - 1;
+	for (month = 0; month < date->tm_mon; month++)
+		date->tm_yday += days_in_month(month, date->tm_year + 1900);
+	return true;
+}
+
 time_t
 cron_parse_date(const char *text)
 {
-	struct tm date = {.tm_isdst = -1}, asked;
+	struct tm date = {.tm_sec = 0};
 	int length[3] = {0, 0, 0}, used;
 	char between = ' ';
-	time_t result;
 
 	sscanf(text, "%4d-%2d-%2d%n%c%2d:%2d%n:%2d%n", &date.tm_year, &date.tm_mon, &date.tm_mday,
 	       &length[0], &between, &date.tm_hour, &date.tm_min, &length[1], &date.tm_sec,
@@ -458,13 +532,10 @@ cron_parse_date(const char *text)
 	used = length[2] > 0 ? length[2] : length[1] > 0 ? length[1] : length[0];
 	date.tm_year -= 1900;
 	date.tm_mon--;
-	asked = date;
-	result = mktime(&date);
-	if (used == 0 || text[used] != '\0' || (between != ' ' && between != 'T') || result == -1 ||
-	    date.tm_mon != asked.tm_mon || date.tm_mday != asked.tm_mday || asked.tm_hour < 0 ||
-	    asked.tm_hour > 23 || date.tm_min != asked.tm_min || date.tm_sec != asked.tm_sec) {
+	if (used == 0 || text[used] != '\0' || (between != ' ' && between != 'T') ||
+	    !date_is_valid(&date)) {
 		errno = EINVAL;
 		return -1;
 	}
-	return result;
+	return time_of(wall_seconds(&date));
 }

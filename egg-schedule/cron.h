@@ -1,6 +1,6 @@
 /*
- * cron: what a cron expression means, and when it is due next; and the two other
- * texts that a job holds about time. Nothing here knows of jobs or messages.
+ * cron: when a cron expression is due; and the two other texts about time in a job.
+ * Nothing here knows of jobs or messages.
  *
  * egg: npm cron-parser 2.18, npm humanize-ms 1.2
  */
@@ -21,28 +21,33 @@ struct cron {
 };
 
 /*
- * Parse an expression, as struct schedule describes it. -1 with EINVAL: it is none,
+ * Parse an expression, as struct schedule describes it. -1 with EINVAL: it is not one,
  * or it can never be due; `why` then holds a line that says so, cut to its size.
  */
 int cron_parse(struct cron *cron, const char *expression, char *why, size_t size);
 
 /*
- * The first second after `after` at which it is due, in local time; -1: none within
- * CRON_YEARS. As in cron-parser, when clocks change and hours are given (not all 24):
- * a time that they leap over is made up for an hour later, 2:30 at 3:30, and an hour
- * that comes twice counts once.
+ * The first second after `after` at which the expression is due, in local time; -1: there
+ * is none within CRON_YEARS. Where hours are given (not all 24) and clocks change:
+ *
+ *	a time that they leap over    is due at the same minute of the next hour that
+ *	                              exists: 2:30 at 3:30, 0:00 at 1:00 (D48)
+ *	a time that comes twice       counts once, the first time (D49)
+ *
+ * Where all hours are given, each hour that the clock shows counts.
  */
 time_t cron_next(const struct cron *cron, time_t after);
 
-/* So far cron_next looks: 29 February may be a Monday only after 40 years. */
+/* How far cron_next looks: 29 February may be a Monday only after 40 years. */
 #define CRON_YEARS 50
 
-/* "1.5h" in milliseconds, rounded down; -1 with EINVAL: it is none, or is not
+/* "1.5h" in milliseconds, rounded down; -1 with EINVAL: it is not an interval, or not
  * positive, or beyond 10,000 years. */
 int64_t cron_parse_interval(const char *text);
 
-/* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time; -1 with
- * EINVAL: it is none. */
+/* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time: the first of
+ * two such times, or, where clocks leap over it, as much later as they leap. -1 with
+ * EINVAL: it is not a date. */
 time_t cron_parse_date(const char *text);
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * The jobs are checked, their messages written and read, their lines logged: what
- * agent and app worker both do.
+ * What the agent and the app worker have in common: they check the jobs, print and parse
+ * the messages about runs, and log.
  *
  * egg: egg-schedule/lib/load_schedule.js
  */
@@ -26,7 +26,7 @@ egg_schedule_log(int descriptor)
 
 /* ---- the jobs ------------------------------------------------------------ */
 
-/* A name stands in JSON, and in the log, as it is. */
+/* A name is printed into JSON and into the log without any escaping. */
 static bool
 name_is_valid(const char *name)
 {
@@ -39,7 +39,7 @@ name_is_valid(const char *name)
 	return length > 0 && length <= SCHEDULE_NAME_MAX;
 }
 
-/* egg: '' is no interval, and no cron. */
+/* egg: an empty interval or cron counts as not given. */
 static bool
 is_given(const char *text)
 {
@@ -77,7 +77,7 @@ check_times(struct job *job)
 	if (is_given(schedule->interval) &&
 	    (job->interval = cron_parse_interval(schedule->interval)) == -1)
 		return refuse(schedule, "interval",
-		              "\"%.64s\" is none; write \"10s\", \"5m\" or "
+		              "\"%.64s\" is not an interval; write \"10s\", \"5m\" or "
 		              "a number of milliseconds",
 		              schedule->interval);
 	job->has_cron = is_given(schedule->cron);
@@ -87,21 +87,21 @@ check_times(struct job *job)
 		end = cron_parse_date(schedule->end_date);
 		if (end == -1)
 			return refuse(schedule, "end_date",
-			              "\"%.64s\" is none; write \"2027-12-31 23:59:59\"",
+			              "\"%.64s\" is not a date; write \"2027-12-31 23:59:59\"",
 			              schedule->end_date);
 		job->end = (int64_t)end * 1000;
 	}
 	return 0;
 }
 
-/* egg: registerSchedule; what is disabled is not looked at. */
+/* egg: registerSchedule. A disabled job needs nothing but a task. */
 static int
 check(struct job *job)
 {
 	const struct schedule *schedule = job->schedule;
 
 	if (schedule->task == NULL)
-		return refuse(schedule, "task", "there is none");
+		return refuse(schedule, "task", "it must be given");
 	if (schedule->disable)
 		return 0;
 	if (schedule->type == NULL ||
@@ -130,8 +130,8 @@ add_job(struct jobs *jobs, const struct schedule *schedule)
 
 	if (!name_is_valid(schedule->name)) {
 		schedule_log_warn(
-			"[egg-schedule] job %zu: name: it has 1 to %d bytes, no quotation mark, "
-			"backslash or control character",
+			"[egg-schedule] job %zu: name: it must have 1 to %d bytes, and no "
+			"quotation mark, backslash or control character",
 			jobs->count, SCHEDULE_NAME_MAX);
 		errno = EINVAL;
 		return -1;
@@ -153,7 +153,7 @@ schedule_load(struct jobs *jobs, const struct schedule *schedules, size_t count)
 
 	if (jobs->job != NULL) {
 		schedule_log_warn(
-			"[egg-schedule] there are jobs already: they are given once in a process");
+			"[egg-schedule] there are jobs already: a process is given its jobs once");
 		errno = EALREADY;
 		return -1;
 	}
@@ -186,16 +186,16 @@ schedule_info_print(const struct run_info *info, char *json, size_t size)
 	if (info->worker_id != 0)
 		used += snprintf(json + used, size - (size_t)used, ",\"workerId\":%ld",
 		                 (long)info->worker_id);
-	if (info->ended)
+	if (info->ended && info->rt >= 0)
 		used += snprintf(json + used, size - (size_t)used, ",\"rt\":%" PRId64, info->rt);
 	if (info->ended && !info->success)
-		used += snprintf(json + used, size - (size_t)used,
-		                 ",\"message\":\"the task returned %lld\"", info->why);
+		used += snprintf(json + used, size - (size_t)used, ",\"message\":\"%s\"",
+		                 info->message);
 	snprintf(json + used, size - (size_t)used, "}");
 }
 
-/* Where the value of a member stands, or NULL: a flat object, as schedule_info_print
- * writes it, and JSON.stringify does. */
+/* The beginning of a member's value, or NULL. The object must be flat and without blanks, as
+ * schedule_info_print and JSON.stringify write it. */
 static const char *
 member(const char *json, const char *name)
 {
@@ -217,7 +217,7 @@ copy_string(const char *value, char *copy, size_t size)
 	for (length = 0, value++; value[length] != '"'; length++)
 		if (length == size - 1 || value[length] == '\\' ||
 		    iscntrl((unsigned char)value[length]))
-			return false; /* the end of the text is a control character, too */
+			return false; /* so is the NUL at the end of the text */
 	memcpy(copy, value, length);
 	copy[length] = '\0';
 	return true;
@@ -228,9 +228,12 @@ schedule_info_parse(struct run_info *info, const struct message *message)
 {
 	const char *json = message->data != NULL ? message->data : "";
 	const char *success = member(json, "success"), *worker = member(json, "workerId");
+	const char *rt = member(json, "rt");
 	long pid = worker != NULL ? strtol(worker, NULL, 10) : 0;
 
 	*info = (struct run_info){.ended = success != NULL};
+	info->rt = rt != NULL ? strtoll(rt, NULL, 10) : -1;
+	copy_string(member(json, "message"), info->message, sizeof info->message);
 	info->success = success != NULL && strncmp(success, "true", 4) == 0;
 	info->worker_id = pid > 0 && pid <= INT32_MAX ? (pid_t)pid : 0;
 	return copy_string(member(json, "key"), info->key, sizeof info->key) &&

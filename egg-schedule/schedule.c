@@ -1,12 +1,12 @@
 /*
- * The agent's part: it holds the clocks, tells workers when a job is due, and knows
- * who runs what.
+ * The agent's part: it holds the clocks, tells workers when a job is due, knows which
+ * worker runs which job, and logs what came of each run.
  *
  *	          arm                     it is due                   arm
  *	egg-ready ---> a timer of the loop ---------> tick, and the next ---> ...
  *	                 |        ^
- *	                 +--------+ not yet: a wait that is too long for the loop, or
- *	                            cron, which looks at the wall clock every minute
+ *	                 +--------+ not yet: the wait is too long for a timer, or the job
+ *	                            has a cron: the agent looks at the wall clock each minute
  *
  * egg: egg-schedule/agent.js, lib/schedule.js, lib/strategy/{base,timer,worker,all}.js
  */
@@ -14,32 +14,40 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Somebody may set the wall clock: cron asks it at least so often. */
+/* How often to look at the wall clock for cron, in ms: somebody may set it. */
 #define LOOK_AGAIN 60000
 
-/* One run that goes on, as far as the agent knows. */
+/* How often to ask whether a worker that egg-pids does not name any more is dead, in ms. */
+#define LOOK_FOR_DEAD 200
+
+/* One run that has not ended, as far as the agent knows. */
 struct running {
 	struct job *job;
 	pid_t worker_id;
 	char id[RUN_ID_SIZE];
+	bool dead; /* the worker is dead, and report_death has said so */
 };
 
-/* There is one in a process. */
+/* There is one agent in a process. */
 static struct {
 	struct jobs jobs;
-	struct running *runs; /* run_count of them, in no order; there is room for run_size */
+	struct running *runs; /* in no order; there is room for run_size */
 	size_t run_count, run_size;
+	bool looking_for_dead;             /* a timer is set */
+	pid_t leaving[CLUTCH_WORKERS_MAX]; /* of the listening workers, those that leave */
+	size_t leaving_count;
 	uint64_t random;
 	unsigned ticks;
 } scheduler;
 
-/* ---- who runs what (D39) ------------------------------------------------- */
+/* ---- which worker runs which job (D39) ------------------------------------- */
 
-/* Make room for so many more of a job. */
+/* Make room for `more` runs of a job. EAGAIN: it would have too many. */
 static bool
 runs_reserve(const struct job *job, size_t more)
 {
@@ -62,7 +70,7 @@ runs_reserve(const struct job *job, size_t more)
 	return true;
 }
 
-/* There is room for it. */
+/* There must be room: see runs_reserve. */
 static void
 runs_add(struct job *job, const char *id, pid_t worker_id)
 {
@@ -70,6 +78,7 @@ runs_add(struct job *job, const char *id, pid_t worker_id)
 
 	run->job = job;
 	run->worker_id = worker_id;
+	run->dead = false;
 	snprintf(run->id, sizeof run->id, "%s", id);
 	job->running++;
 }
@@ -105,27 +114,114 @@ is_listening(struct messenger *agent, pid_t pid)
 	return false;
 }
 
-/* egg-pids: the workers' runs that are no longer there have failed. */
-static int
-on_pids(struct messenger *agent, const struct message *message, void *arg)
+static bool
+takes_ticks(struct messenger *agent, pid_t pid)
 {
-	size_t i = scheduler.run_count;
-	struct running *run;
+	size_t i;
 
-	(void)message, (void)arg;
-	while (i-- > 0) {
-		run = &scheduler.runs[i];
-		if (is_listening(agent, run->worker_id))
-			continue;
-		schedule_log_warn("[Job#%s] %s execute failed, worker %ld died", run->id,
-		                  run->job->schedule->name, (long)run->worker_id);
-		runs_remove(run);
+	for (i = 0; i < scheduler.leaving_count; i++)
+		if (scheduler.leaving[i] == pid)
+			return false;
+	return is_listening(agent, pid);
+}
+
+/* A worker that egg-pids does not name any more either leaves, and finishes its runs, or is
+ * dead. The kernel knows which: once the master has reaped the worker, there is no process
+ * of that number. (The kernel does not give a number to another process so soon.) */
+static bool
+is_dead(pid_t worker_id)
+{
+	return kill(worker_id, 0) == -1 && errno == ESRCH;
+}
+
+/* The agent tells itself, by way of the master: what the dead worker has said may still be
+ * on that way, and arrives before. So this is the end of the run only if the worker has not
+ * told another one. */
+static bool
+report_death(struct messenger *agent, const struct running *run)
+{
+	struct run_info info = {.worker_id = run->worker_id, .ended = true, .rt = -1};
+	char json[RUN_JSON_SIZE];
+
+	snprintf(info.key, sizeof info.key, "%s", run->job->schedule->name);
+	snprintf(info.id, sizeof info.id, "%s", run->id);
+	snprintf(info.message, sizeof info.message, "execute failed, worker %ld died",
+	         (long)run->worker_id);
+	schedule_info_print(&info, json, sizeof json);
+	return messenger_send_to(agent, messenger_pid(agent), "egg-schedule", json) == 0;
+}
+
+/* Returns how many runs may end by a death at any time: their workers leave, or are dead,
+ * and the agent has not heard yet what has become of them. */
+static size_t
+report_deaths(struct messenger *agent)
+{
+	struct running *run = scheduler.runs;
+	size_t i, count = 0;
+
+	for (i = 0; i < scheduler.run_count; i++, run++) {
+		if (!run->dead && is_dead(run->worker_id))
+			run->dead = report_death(agent, run);
+		count += run->dead || !takes_ticks(agent, run->worker_id);
 	}
+	return count;
+}
+
+/* As long as there are such runs, look for deaths again and again. */
+static int
+on_look_for_dead(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	scheduler.looking_for_dead =
+		report_deaths(agent) > 0 &&
+		messenger_set_timeout(agent, LOOK_FOR_DEAD, on_look_for_dead, NULL) != -1;
 	return 0;
 }
 
-/* egg: onJobFinish. What has not ended is told by who could not be known to run it: an
- * app that was not ready at the tick, or that runs it since before this agent. */
+/* egg-pids; and each minute, in case there was no memory for a timer. */
+static void
+look_for_dead(struct messenger *agent)
+{
+	if (!scheduler.looking_for_dead)
+		on_look_for_dead(agent, NULL);
+	else
+		report_deaths(agent);
+}
+
+static int
+on_pids(struct messenger *agent, const struct message *message, void *arg)
+{
+	size_t i, kept = 0;
+
+	(void)message, (void)arg;
+	for (i = 0; i < scheduler.leaving_count; i++)
+		if (is_listening(agent, scheduler.leaving[i]))
+			scheduler.leaving[kept++] = scheduler.leaving[i];
+	scheduler.leaving_count = kept;
+	look_for_dead(agent);
+	return 0;
+}
+
+/* One line about the end of a run, or of a tick that could not be kept. */
+static void
+log_end(const struct run_info *info)
+{
+	if (info->success)
+		schedule_log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
+		                  (long long)info->rt);
+	else if (info->rt >= 0)
+		schedule_log_warn("[Job#%s] %s execute failed, used %lldms. %s", info->id,
+		                  info->key, (long long)info->rt, info->message);
+	else
+		schedule_log_warn("[Job#%s] %s %s", info->id, info->key, info->message);
+}
+
+/*
+ * egg: onJobFinish. A worker also says which run it has begun, if this agent cannot know that:
+ * the worker was not ready at the tick, or an earlier agent sent it. The end of a run that
+ * this agent does not know is logged, too; but what this agent says itself (report_death)
+ * only counts if the run has not ended before.
+ */
 static int
 on_report(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -137,13 +233,68 @@ on_report(struct messenger *agent, const struct message *message, void *arg)
 	if (!schedule_info_parse(&info, message))
 		return 0;
 	run = runs_find(info.id, info.worker_id);
-	if (info.ended && run != NULL) {
-		runs_remove(run);
-	} else if (!info.ended && run == NULL) {
+	if (info.ended) {
+		if (run != NULL || message->from != ROLE_AGENT)
+			log_end(&info);
+		if (run != NULL)
+			runs_remove(run);
+	} else if (run == NULL) {
 		job = schedule_find_job(&scheduler.jobs, info.key);
 		if (job != NULL && is_listening(agent, info.worker_id) && runs_reserve(job, 1))
 			runs_add(job, info.id, info.worker_id);
 	}
+	return 0;
+}
+
+/* The pid in the data of a message about leaving, or 0. */
+static pid_t
+leaving_pid(const struct message *message)
+{
+	long pid = message->data != NULL ? strtol(message->data, NULL, 10) : 0;
+
+	return pid > 0 && pid <= INT32_MAX ? (pid_t)pid : 0;
+}
+
+/* A worker begins to leave: send it no more ticks. The answer arrives behind the last one. */
+static int
+on_leaving(struct messenger *agent, const struct message *message, void *arg)
+{
+	pid_t pid = leaving_pid(message);
+
+	(void)arg;
+	if (takes_ticks(agent, pid) && scheduler.leaving_count < CLUTCH_WORKERS_MAX)
+		scheduler.leaving[scheduler.leaving_count++] = pid;
+	if (pid != 0)
+		messenger_send_to(agent, pid, "egg-schedule-leaving", NULL);
+	return 0;
+}
+
+/* A worker has left, and has told all ends before. If a run is still open, the worker has
+ * never had its tick: it was left out of that broadcast already. */
+static int
+on_left(struct messenger *agent, const struct message *message, void *arg)
+{
+	size_t i = scheduler.run_count;
+	pid_t pid = leaving_pid(message);
+
+	(void)agent, (void)arg;
+	while (i-- > 0)
+		if (scheduler.runs[i].worker_id == pid)
+			runs_remove(&scheduler.runs[i]);
+	return 0;
+}
+
+/* When the cluster stops the workers leave first, and then the agent: it hears what they have
+ * said last, so that no run is left without an end. */
+static int
+on_close(struct messenger *agent, void *arg)
+{
+	int64_t deadline = clutch_now() + 2 * LOOK_FOR_DEAD;
+
+	(void)arg;
+	while (report_deaths(agent) > 0 && clutch_now() < deadline &&
+	       messenger_step(agent, LOOK_FOR_DEAD) == 1)
+		;
 	return 0;
 }
 
@@ -183,19 +334,30 @@ make_info(struct job *job, struct run_info *info)
 	         (long long)now.tv_sec, now.tv_nsec, ++scheduler.ticks);
 }
 
-/* egg: sendOne. The agent itself chooses the worker, to know who it is. */
+/* One of the workers that take ticks, or 0. */
+static pid_t
+random_worker(struct messenger *agent)
+{
+	size_t count, i, seen = 0;
+	const pid_t *pids = messenger_opids(agent, &count);
+	pid_t worker = 0;
+
+	for (i = 0; i < count; i++)
+		if (takes_ticks(agent, pids[i]) && random_number() % ++seen == 0)
+			worker = pids[i];
+	return worker;
+}
+
+/* egg: sendOne. The agent chooses the worker itself, so that it knows which worker runs it. */
 static int
 send_one(struct messenger *agent, struct job *job, const struct run_info *info, const char *json)
 {
-	size_t count;
-	const pid_t *pids = messenger_opids(agent, &count);
-	pid_t pid;
+	pid_t pid = random_worker(agent);
 
-	if (count == 0) {
+	if (pid == 0) {
 		errno = ESRCH;
 		return -1;
 	}
-	pid = pids[random_number() % count];
 	if (!runs_reserve(job, 1) || messenger_send_to(agent, pid, "egg-schedule", json) == -1)
 		return -1;
 	runs_add(job, info->id, pid);
@@ -212,7 +374,8 @@ send_all(struct messenger *agent, struct job *job, const struct run_info *info, 
 	if (!runs_reserve(job, count) || messenger_send_to_app(agent, "egg-schedule", json) == -1)
 		return -1;
 	for (i = 0; i < count; i++)
-		runs_add(job, info->id, pids[i]);
+		if (takes_ticks(agent, pids[i]))
+			runs_add(job, info->id, pids[i]);
 	return 0;
 }
 
@@ -245,7 +408,7 @@ tick(struct job *job)
 
 static int on_timer(struct messenger *agent, void *arg);
 
-/* The clock that the job goes by. */
+/* The job's clock: an interval must not change when somebody sets the wall clock. */
 static int64_t
 job_now(const struct job *job)
 {
@@ -265,13 +428,14 @@ arm(struct job *job)
 		                  strerror(errno));
 }
 
-/* Each minute: who could not be given a timer is given one now. */
+/* Each minute: set the timers for which there was no memory before. */
 static int
 on_look(struct messenger *agent, void *arg)
 {
 	size_t i;
 
 	(void)arg;
+	look_for_dead(agent);
 	for (i = 0; i < scheduler.jobs.count && !messenger_closing(agent); i++)
 		if (scheduler.jobs.job[i].has_no_timer)
 			arm(&scheduler.jobs.job[i]);
@@ -291,14 +455,14 @@ print_date(char *date, size_t size, int64_t time)
 	snprintf(date, size, "%s.%03d", text, (int)(time % 1000));
 }
 
-/* egg: getNextTick. When is it due after `now`? false: never. */
+/* egg: getNextTick. Find when the job is due after `now`. false: never again. */
 static bool
 next_due(struct job *job, int64_t now)
 {
 	time_t next;
 
 	if (job->interval != 0) {
-		/* from the last one on, so that it does not drift; what was missed is gone */
+		/* count from the last tick, so that there is no drift; missed ticks are lost */
 		job->due += job->due <= now ? (1 + (now - job->due) / job->interval) * job->interval
 		                            : 0;
 		return true;
@@ -326,8 +490,8 @@ schedule_next(struct job *job)
 	arm(job);
 }
 
-/* Is it due? It is not where the wait was too long for one timer, where the wall clock
- * was set, or where it runs slower than the other one. */
+/* Is the job due? It is not if the wait was too long for one timer, if somebody set the wall
+ * clock, or if the wall clock is slower than the clock of the timers. */
 static int
 on_timer(struct messenger *agent, void *arg)
 {
@@ -379,7 +543,10 @@ egg_schedule_agent(struct messenger *agent, const struct schedule *jobs, size_t 
 {
 	if (schedule_load(&scheduler.jobs, jobs, count) == -1 ||
 	    messenger_on(agent, "egg-schedule", on_report, NULL) == -1 ||
+	    messenger_on(agent, "egg-schedule-leaving", on_leaving, NULL) == -1 ||
+	    messenger_on(agent, "egg-schedule-left", on_left, NULL) == -1 ||
 	    messenger_on(agent, "egg-pids", on_pids, NULL) == -1 ||
+	    messenger_before_close(agent, on_close, NULL) == -1 ||
 	    messenger_set_interval(agent, LOOK_AGAIN, on_look, NULL) == -1)
 		return -1;
 	return messenger_once(agent, "egg-ready", on_ready, NULL);

@@ -1,10 +1,10 @@
 /*
  * The app worker's part: it runs the tasks, and tells the agent what came of them.
  *
- *	a tick arrives --> waits until the app is ready --> task() --> ended, told, gone
- *	                                                      |            ^
- *	                                               schedule_later      |
- *	                                                      +--> schedule_done
+ *	a tick arrives --> waits: is the app ready? --> task() --> the run has ended: tell
+ *	                   one task in a turn             |        the agent, free the run
+ *	                                           schedule_later      ^
+ *	                                                  +--> schedule_done
  *
  * egg: egg-schedule/app.js, egg-schedule/lib/schedule_worker.js
  */
@@ -15,7 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The queue to the agent is full: the result is told after so long, again. */
+/* How long a worker that leaves waits for the agent's answer, in ms. */
+#define LEAVING_TIMEOUT 500
+
+/* If the queue to the agent is full, tell it again after this time, in ms. */
 #define TELL_AGAIN 100
 
 struct schedule_run {
@@ -24,19 +27,22 @@ struct schedule_run {
 	struct job *job;
 	struct run_info info;
 	int64_t start;
-	bool by_hand; /* egg_schedule_run: the agent does not know of it */
+	bool by_hand; /* by egg_schedule_run: the agent does not know of it */
 	bool begun;
-	bool in_task; /* the task has not returned yet */
+	bool in_task; /* the task has been called and has not returned yet */
 	bool later, done;
+	int status; /* given to schedule_done within the task */
 };
 
-/* There is one in a process. */
+/* There is one app worker in a process. */
 static struct {
 	struct jobs jobs;
 	struct schedule_run *runs; /* in order of their ticks */
 	bool ready;                /* egg-ready has come */
-	pid_t agent;               /* who was last told of the runs */
-	bool telling;              /* a timer will tell again */
+	pid_t agent;               /* the agent that knows of the runs */
+	bool telling;              /* a timer is set: tell_again */
+	bool beginning;            /* a timer is set: begin_next */
+	bool no_more_ticks;        /* the worker leaves */
 } worker;
 
 /* ---- one run ------------------------------------------------------------- */
@@ -88,8 +94,8 @@ tell_agent(struct messenger *app, const struct run_info *info)
 
 static int tell_again(struct messenger *app, void *arg);
 
-/* It has ended; what cannot be told now is told later: the agent may be waiting for it
- * (skip_while_running). */
+/* Tell the agent that the run has ended; if there is no room now, tell it later, for the
+ * agent may be waiting for that (skip_while_running). */
 static void
 run_tell(struct schedule_run *run)
 {
@@ -117,6 +123,19 @@ tell_again(struct messenger *app, void *arg)
 	return 0;
 }
 
+/* Only the end of a run by hand is logged here. All others are logged by the agent, which
+ * also knows of the workers that have died: so the log has one end of each run. */
+static void
+run_log_by_hand(const struct run_info *info)
+{
+	if (info->success)
+		schedule_log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
+		                  (long long)info->rt);
+	else
+		schedule_log_warn("[Job#%s] %s execute failed, used %lldms. %s", info->id,
+		                  info->key, (long long)info->rt, info->message);
+}
+
 static void
 run_end(struct schedule_run *run, int status)
 {
@@ -124,14 +143,11 @@ run_end(struct schedule_run *run, int status)
 
 	info->ended = true;
 	info->success = status == 0;
-	info->why = status;
 	info->rt = clutch_now() - run->start;
-	if (info->success)
-		schedule_log_info("[Job#%s] %s execute succeed, used %lldms.", info->id, info->key,
-		                  (long long)info->rt);
-	else
-		schedule_log_warn("[Job#%s] %s execute failed, used %lldms. The task returned %d",
-		                  info->id, info->key, (long long)info->rt, status);
+	if (!info->success)
+		snprintf(info->message, sizeof info->message, "The task returned %d", status);
+	if (run->by_hand)
+		run_log_by_hand(info);
 	run_tell(run);
 }
 
@@ -147,7 +163,7 @@ run_begin(struct schedule_run *run)
 	status = run->job->schedule->task(run->app, run, run->job->schedule->arg);
 	run->in_task = false;
 	if (run->done)
-		run_end(run, (int)run->info.why);
+		run_end(run, run->status);
 	else if (status != 0 || !run->later)
 		run_end(run, status);
 }
@@ -161,9 +177,9 @@ schedule_later(struct schedule_run *run)
 void
 schedule_done(struct schedule_run *run, int status)
 {
-	if (run->in_task) { /* the task still has the run in its hands */
+	if (run->in_task) { /* the task may still use the run */
 		run->done = true;
-		run->info.why = status;
+		run->status = status;
 	} else {
 		run_end(run, status);
 	}
@@ -187,50 +203,7 @@ egg_schedule_run(struct messenger *app, const char *name)
 	return 0;
 }
 
-/* ---- what the agent says ------------------------------------------------- */
-
-/* A tick that cannot be kept has failed, with this errno: the agent may be waiting for
- * it (skip_while_running). */
-static void
-refuse_tick(struct messenger *app, const struct run_info *tick, int error, const char *why)
-{
-	struct run_info info = *tick;
-
-	schedule_log_warn("[Job#%s] %s %s", tick->id, tick->key, why);
-	info.ended = true;
-	info.why = error;
-	info.worker_id = messenger_pid(app);
-	tell_agent(app, &info);
-}
-
-/* egg: app.messenger.on('egg-schedule', ...); await app.ready() */
-static int
-on_tick(struct messenger *app, const struct message *message, void *arg)
-{
-	struct run_info tick;
-	struct job *job;
-	struct schedule_run *run;
-
-	(void)arg;
-	if (!schedule_info_parse(&tick, message)) {
-		schedule_log_warn("[egg-schedule] a message that is no tick: %.100s",
-		                  message->data != NULL ? message->data : "undefined");
-		return 0;
-	}
-	job = schedule_find_job(&worker.jobs, tick.key);
-	if (job == NULL || job->schedule->disable) {
-		refuse_tick(app, &tick, ENOENT, job == NULL ? "unknown task" : "disable");
-		return 0;
-	}
-	run = run_create(app, job, tick.id);
-	if (run == NULL)
-		refuse_tick(app, &tick, errno,
-		            errno == EAGAIN ? "execute failed: too many of its runs go on"
-		                            : "execute failed: no memory left");
-	else if (worker.ready)
-		run_begin(run);
-	return 0;
-}
+/* ---- ticks --------------------------------------------------------------- */
 
 static struct schedule_run *
 first_waiting(void)
@@ -242,22 +215,132 @@ first_waiting(void)
 	return run;
 }
 
-/* The agent that sent them cannot know that this app runs them: it was not ready. */
-static int
-on_ready(struct messenger *app, const struct message *message, void *arg)
+static int begin_next(struct messenger *app, void *arg);
+
+/* Each task begins in a turn of its own. By then the results of earlier runs have been
+ * written, so that a task that crashes does not take them along. */
+static void
+begin_waiting(struct messenger *app)
 {
 	struct schedule_run *run;
 
-	(void)message, (void)arg;
-	worker.ready = true;
-	while ((run = first_waiting()) != NULL) { /* a task may end others */
-		tell_agent(app, &run->info);
-		run_begin(run);
+	while (worker.ready && !worker.beginning && (run = first_waiting()) != NULL) {
+		worker.beginning = messenger_set_timeout(app, 0, begin_next, NULL) != -1;
+		if (!worker.beginning)
+			run_begin(run); /* there is no memory for a timer */
 	}
+}
+
+static int
+begin_next(struct messenger *app, void *arg)
+{
+	struct schedule_run *run = first_waiting();
+
+	(void)arg;
+	if (run != NULL)
+		run_begin(run);
+	worker.beginning = false;
+	begin_waiting(app);
 	return 0;
 }
 
-/* A new agent does not know what the last one has set in motion. */
+/* Tell the agent that this run will never begin: it may be waiting for its end
+ * (skip_while_running). */
+static void
+refuse_tick(struct messenger *app, const struct run_info *tick, const char *why)
+{
+	struct run_info info = *tick;
+
+	info.ended = true;
+	info.rt = -1;
+	info.worker_id = messenger_pid(app);
+	snprintf(info.message, sizeof info.message, "%s", why);
+	tell_agent(app, &info);
+}
+
+/* egg: app.messenger.on('egg-schedule', ...); await app.ready() */
+static int
+on_tick(struct messenger *app, const struct message *message, void *arg)
+{
+	struct run_info tick;
+	struct job *job;
+
+	(void)arg;
+	if (worker.no_more_ticks)
+		return 0;
+	if (!schedule_info_parse(&tick, message)) {
+		schedule_log_warn("[egg-schedule] a message that is not a tick: %.100s",
+		                  message->data != NULL ? message->data : "undefined");
+		return 0;
+	}
+	job = schedule_find_job(&worker.jobs, tick.key);
+	if (job == NULL || job->schedule->disable)
+		refuse_tick(app, &tick, job == NULL ? "unknown task" : "disable");
+	else if (run_create(app, job, tick.id) == NULL)
+		refuse_tick(app, &tick,
+		            errno == EAGAIN ? "execute failed: too many of its runs go on"
+		                            : "execute failed: no memory left");
+	begin_waiting(app);
+	return 0;
+}
+
+/* The agent does not know yet that this app has ticks: they came before it was ready. */
+static int
+on_ready(struct messenger *app, const struct message *message, void *arg)
+{
+	const struct schedule_run *run;
+
+	(void)message, (void)arg;
+	worker.ready = true;
+	for (run = worker.runs; run != NULL; run = run->next)
+		if (!run->begun)
+			tell_agent(app, &run->info);
+	begin_waiting(app);
+	return 0;
+}
+
+/* The agent sends no more ticks: those that it had sent before have arrived. */
+static int
+on_leaving(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)message, (void)arg;
+	worker.no_more_ticks = true;
+	return 0;
+}
+
+static void
+tell_leaving(struct messenger *app, const char *action)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(app));
+	messenger_send_to_agent(app, action, pid);
+}
+
+/*
+ * The worker leaves. Its runs end first, within the close timeout, and as long as there is
+ * a channel: without a channel nobody hears of their ends. Ticks may be on their way here,
+ * so the agent is asked to send no more, and answers.
+ */
+static int
+on_close(struct messenger *app, void *arg)
+{
+	int64_t left, deadline = clutch_now() + LEAVING_TIMEOUT;
+	int open = 1;
+
+	(void)arg;
+	tell_leaving(app, "egg-schedule-leaving");
+	while (open == 1 && !worker.no_more_ticks && (left = deadline - clutch_now()) > 0)
+		open = messenger_step(app, (int)left);
+	while (open == 1 && worker.ready && worker.runs != NULL)
+		open = messenger_step(app, -1);
+	worker.no_more_ticks = true;
+	if (open == 1)
+		tell_leaving(app, "egg-schedule-left");
+	return 0;
+}
+
+/* A new agent does not know the runs that an earlier agent has begun. */
 static int
 on_pids(struct messenger *app, const struct message *message, void *arg)
 {
@@ -270,7 +353,7 @@ on_pids(struct messenger *app, const struct message *message, void *arg)
 		return 0;
 	if (worker.agent != 0)
 		for (run = worker.runs; run != NULL; run = run->next)
-			if (run->begun && !run->by_hand && !run->info.ended)
+			if (worker.ready && !run->by_hand && !run->info.ended)
 				tell_agent(app, &run->info);
 	worker.agent = pids[0];
 	return 0;
@@ -287,7 +370,9 @@ egg_schedule_app(struct messenger *app, const struct schedule *jobs, size_t coun
 		if (!jobs[i].disable)
 			schedule_log_info("[egg-schedule]: register schedule %s", jobs[i].name);
 	if (messenger_on(app, "egg-schedule", on_tick, NULL) == -1 ||
-	    messenger_on(app, "egg-pids", on_pids, NULL) == -1)
+	    messenger_on(app, "egg-schedule-leaving", on_leaving, NULL) == -1 ||
+	    messenger_on(app, "egg-pids", on_pids, NULL) == -1 ||
+	    messenger_before_close(app, on_close, NULL) == -1)
 		return -1;
 	return messenger_once(app, "egg-ready", on_ready, NULL);
 }

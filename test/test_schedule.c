@@ -1,11 +1,9 @@
 /*
- * egg-schedule: when a job is due (golden/cron.tsv and golden/interval.tsv are what
- * cron-parser 2.18 and humanize-ms 1.2 say), and who runs it, in live clusters.
+ * egg-schedule in live clusters: which worker runs a job, and what came of it.
  *
  * The agent's clocks stand still: they go on when the test says so. Nothing here
  * depends on how fast the machine is.
  */
-#include "egg-schedule/cron.h"
 #include "egg-schedule/egg_schedule.h"
 #include "harness.h"
 
@@ -30,7 +28,7 @@ TestSuite(schedule, .timeout = 120);
 static bool clocks_stand; /* in this process */
 static int64_t wall, steady;
 
-/* Instead of libc's. */
+/* This takes the place of libc's. */
 int
 clock_gettime(clockid_t clock, struct timespec *now)
 {
@@ -48,7 +46,7 @@ static int timers_to_fail; /* in this process */
 int __real_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
 int __wrap_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
 
-/* Instead of the loop's, for who links it. */
+/* The linker puts this in the place of messenger_set_timeout. */
 int
 __wrap_messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
                              void *arg)
@@ -78,199 +76,9 @@ use_zone(const char *zone)
 	tzset();
 }
 
-/* ---- golden ----------------------------------------------------------------- */
-
-/* Tests run in the root of the project, or are told where that is. */
-static FILE *
-open_golden(const char *name)
-{
-	const char *root = getenv("TEST_ROOT");
-	char path[1024];
-	FILE *file;
-
-	snprintf(path, sizeof path, "%s/test/golden/%s", root != NULL ? root : ".", name);
-	file = fopen(path, "r");
-	cr_assert_not_null(file, "%s: %s", path, strerror(errno));
-	return file;
-}
-
-/* The columns of the next line; NULL after the last. "\t" stands for a tab. */
-static char **
-next_row(FILE *file, size_t columns)
-{
-	static char line[1024], *column[8], *tab;
-	char *next = line;
-	size_t i;
-
-	if (fgets(line, sizeof line, file) == NULL)
-		return NULL;
-	line[strcspn(line, "\n")] = '\0';
-	for (i = 0; i < columns; i++) {
-		column[i] = strsep(&next, "\t");
-		cr_assert_not_null(column[i]);
-		while ((tab = strstr(column[i], "\\t")) != NULL) {
-			*tab = '\t';
-			memmove(tab + 1, tab + 2, strlen(tab + 2) + 1);
-		}
-	}
-	return column;
-}
-
-/* So many times after that one, as in the golden file; "ERROR". */
-static const char *
-times_after(const char *expression, time_t from, int count)
-{
-	static char text[512];
-	struct cron cron;
-	struct tm local;
-	char why[128] = "";
-	size_t used = 0;
-
-	if (cron_parse(&cron, expression, why, sizeof why) == -1) {
-		cr_assert(errno == EINVAL && strlen(why) > 10, "%s: %s", expression, why);
-		return "ERROR";
-	}
-	for (; count > 0; count--) {
-		from = cron_next(&cron, from);
-		cr_assert_neq(from, -1, "%s", expression);
-		localtime_r(&from, &local);
-		used += strftime(text + used, sizeof text - used, "%Y-%m-%d %H:%M:%S %z", &local);
-		used += (size_t)snprintf(text + used, sizeof text - used, count > 1 ? ", " : "");
-	}
-	return text;
-}
-
-Test(schedule, cron_is_due_when_cron_parser_says)
-{
-	FILE *file = open_golden("cron.tsv");
-	struct tm date;
-	char **row;
-	const char *comma;
-	int rows = 0, count;
-
-	for (next_row(file, 4); (row = next_row(file, 4)) != NULL; rows++) {
-		use_zone(row[0]);
-		date = (struct tm){0};
-		cr_assert_not_null(strptime(row[1], "%Y-%m-%dT%H:%M:%SZ", &date));
-		for (count = 1, comma = row[3]; (comma = strchr(comma, ',')) != NULL; comma++)
-			count++;
-		cr_expect_str_eq(times_after(row[2], timegm(&date), count), row[3],
-		                 "%s, %s after %s", row[2], row[0], row[1]);
-	}
-	cr_assert_eq(rows, 149);
-	fclose(file);
-}
-
-Test(schedule, intervals_are_those_of_humanize_ms)
-{
-	FILE *file = open_golden("interval.tsv");
-	char **row;
-	int rows = 0;
-
-	for (next_row(file, 2); (row = next_row(file, 2)) != NULL; rows++)
-		cr_expect_eq(cron_parse_interval(row[0]),
-		             strcmp(row[1], "ERROR") == 0 ? -1 : atoll(row[1]), "\"%s\"", row[0]);
-	cr_assert_eq(rows, 51);
-	fclose(file);
-}
-
-Test(schedule, dates)
-{
-	static const char *const bad[] = {
-		"",
-		"2027",
-		"2027-13-01",
-		"2027-02-29",
-		"2027-01-01 24:00",
-		"2027-01-01 12",
-		"2027-01-01 12:60",
-		"2027-01-01 12:00:61",
-		"2027-01-01x12:00",
-		"2027-01-01 12:00:00Z",
-		"1.1.2027",
-		"2027-01-00",
-		"2027-01-01 ",
-		"tomorrow",
-	};
-	size_t i;
-
-	use_zone("Europe/Berlin");
-	cr_expect_eq(cron_parse_date("2027-07-01"), local_time("2027-07-01 00:00:00"));
-	cr_expect_eq(cron_parse_date("2027-01-31 23:59"), local_time("2027-01-31 23:59:00"));
-	cr_expect_eq(cron_parse_date("2028-02-29T12:34:56"), local_time("2028-02-29 12:34:56"));
-	for (i = 0; i < COUNT(bad); i++)
-		cr_expect_eq(cron_parse_date(bad[i]), -1, "\"%s\"", bad[i]);
-}
-
-/* D40. cron-parser: on every day of that June. */
-Test(schedule, the_mondays_of_one_month)
-{
-	use_zone("UTC");
-	cr_expect_str_eq(times_after("0 9 * 6 1", local_time("2026-06-01 00:00:00"), 3),
-	                 "2026-06-01 09:00:00 +0000, 2026-06-08 09:00:00 +0000, "
-	                 "2026-06-15 09:00:00 +0000");
-	cr_expect_str_eq(times_after("0 9 * FEB MON#5", local_time("2026-06-01 00:00:00"), 2),
-	                 "2044-02-29 09:00:00 +0000, 2072-02-29 09:00:00 +0000");
-}
-
-/* D41. cron-parser: never on a Sunday; never on the 5th. */
-Test(schedule, no_value_of_a_range_or_list_is_forgotten)
-{
-	use_zone("UTC");
-	cr_expect_str_eq(times_after("0 0 * * 5-7", local_time("2026-06-01 00:00:00"), 4),
-	                 "2026-06-05 00:00:00 +0000, 2026-06-06 00:00:00 +0000, "
-	                 "2026-06-07 00:00:00 +0000, 2026-06-12 00:00:00 +0000");
-	cr_expect_str_eq(times_after("0 0 20,L,5 * *", local_time("2026-06-01 00:00:00"), 3),
-	                 "2026-06-05 00:00:00 +0000, 2026-06-20 00:00:00 +0000, "
-	                 "2026-06-30 00:00:00 +0000");
-}
-
-/* D42. cron-parser takes all of these, for something, or for nothing at all. */
-Test(schedule, what_means_nothing_is_refused)
-{
-	static const char *const crons[] = {
-		"0 0 31 4,6 *",
-		"0 0 1|2 * *",
-		"0 0 LL * *",
-		"0 0 * * 1#1.5",
-		"*",
-		"1 2",
-		"",
-		"0 0 * 1jan *",
-		"1*/3 * * * *",
-		"1-2-3 * * * *",
-		"*/2/3 * * * *",
-		"0 0 * * */mon",
-	};
-	static const char *const intervals[] = {"0", "0s", "-5", "-1s", "0.5", ".5ms", "99999y"};
-	size_t i;
-
-	use_zone("UTC");
-	for (i = 0; i < COUNT(crons); i++)
-		cr_expect_str_eq(times_after(crons[i], 0, 1), "ERROR", "%s", crons[i]);
-	for (i = 0; i < COUNT(intervals); i++)
-		cr_expect_eq(cron_parse_interval(intervals[i]), -1, "%s", intervals[i]);
-}
-
-/* D43. cron-parser: who looks within the hour is told of 2:30 once more; and on Lord
- * Howe Island, where 2:00 becomes 2:30, of 2:40 or 3:40, as it comes. */
-Test(schedule, the_hour_that_comes_twice_counts_once_whenever_one_looks)
-{
-	time_t second; /* 2:10 */
-
-	use_zone("Europe/Berlin");
-	second = local_time("2027-10-31 03:10:00") - 3600;
-	cr_expect_str_eq(times_after("30 2 * * *", second, 1), "2027-11-01 02:30:00 +0100");
-	cr_expect_str_eq(times_after("30 * * * *", second, 1), "2027-10-31 02:30:00 +0100");
-	use_zone("Australia/Lord_Howe");
-	cr_expect_str_eq(times_after("*/20 2 * * *", local_time("2026-10-04 01:10:00"), 4),
-	                 "2026-10-04 02:40:00 +1100, 2026-10-04 03:00:00 +1100, "
-	                 "2026-10-04 03:20:00 +1100, 2026-10-05 02:00:00 +1100");
-}
-
 /* ---- clusters --------------------------------------------------------------- */
 
-/* What the processes of the cluster find: set before it is started. */
+/* The processes of the cluster inherit these: set them before it is started. */
 static const struct schedule *jobs;
 static size_t job_count, app_job_count;
 static const char *start_time = "2027-06-01 12:00:00";
@@ -282,7 +90,7 @@ static size_t held_count;
 static char ok[] = "ok", by_cron[] = "cron", fails[] = "fail", dies[] = "die", holds[] = "hold",
 	    ends_within[] = "done within", later_fails[] = "later and fail";
 
-/* A task does what its arg says. */
+/* The task of all jobs. Its arg says what to do. */
 static int
 task(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -346,16 +154,29 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-/* What agent and app have said before they say this has been heard before. */
+static int settle_turns;
+static char settle_number[32];
+
+/* In an app. Each task begins in a turn of its own, so let some turns pass first. */
+static int
+settle_later(struct messenger *app, void *arg)
+{
+	if (settle_turns-- > 0)
+		return messenger_set_timeout(app, 0, settle_later, arg) != -1 ? 0 : -1;
+	return messenger_send_to_agent(app, "test-settle", settle_number);
+}
+
+/* Messages arrive in order: all that was said before this has been heard when it arrives. */
 static int
 on_settle(struct messenger *messenger, const struct message *message, void *arg)
 {
-	(void)arg;
 	if (messenger_role(messenger) == ROLE_AGENT) {
 		report(messenger, "settled %s", message->data);
 		return 0;
 	}
-	return messenger_send_to_agent(messenger, "test-settle", message->data);
+	snprintf(settle_number, sizeof settle_number, "%s", message->data);
+	settle_turns = 8;
+	return settle_later(messenger, arg);
 }
 
 /* Time passes while the agent leaves. */
@@ -408,7 +229,7 @@ start(const struct schedule *schedules, size_t count, int workers)
 	return cluster_start(&(struct options){.agent = agent, .app = app, .workers = workers});
 }
 
-/* Ready, and the agent, the n-th, has started its clocks. */
+/* A cluster that is ready, and whose agent has started its clocks. */
 static struct cluster *
 started(const struct schedule *schedules, size_t count, int workers)
 {
@@ -432,7 +253,7 @@ order(struct cluster *c, const char *who, const char *format, ...)
 	cluster_turn(c);
 }
 
-/* Wait until all that the agent has told the apps is done and told by them. */
+/* Wait until the apps have done all that the agent has told them, and have answered. */
 static void
 settle(struct cluster *c, const char *agent_name, int apps)
 {
@@ -444,7 +265,7 @@ settle(struct cluster *c, const char *agent_name, int apps)
 		at = cluster_wait(c, at, ":%s settled %d", agent_name, number);
 }
 
-/* Milliseconds pass; who is due is called, and has done what it does. */
+/* Let milliseconds pass; the jobs that are due then have been run. */
 static void
 pass(struct cluster *c, const char *agent_name, int apps, long long by)
 {
@@ -452,7 +273,7 @@ pass(struct cluster *c, const char *agent_name, int apps, long long by)
 
 	order(c, agent_name, "advance %lld", by);
 	cluster_wait(c, mark, ":%s advanced", agent_name);
-	settle(c, agent_name, apps); /* that order comes in a turn behind the timers' */
+	settle(c, agent_name, apps); /* the agent hears that order after its timers */
 }
 
 /* ---- who runs it ------------------------------------------------------------- */
@@ -630,6 +451,21 @@ Test(schedule, a_timer_that_cannot_be_set_is_set_later)
 	cluster_stop(c);
 }
 
+Test(schedule, a_task_that_finds_no_timer_begins_at_once)
+{
+	static const struct schedule list[] = {
+		{.name = "tick", .type = "worker", .interval = "10s", .task = task, .arg = ok}};
+	struct cluster *c = started(list, 1, 1);
+
+	order(c, "APP#1", "fail 1");
+	cluster_wait(c, 0, ":APP#1 saw test-order fail 1");
+	order(c, "AGENT#1", "advance 10000");
+	cluster_wait(c, 0, ":APP#1 ran ok");
+	pass(c, "AGENT#1", 1, 10000);
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
+	cluster_stop(c);
+}
+
 Test(schedule, immediate_and_then_the_interval)
 {
 	static const struct schedule list[] = {{.name = "both",
@@ -647,7 +483,7 @@ Test(schedule, immediate_and_then_the_interval)
 	cluster_stop(c);
 }
 
-/* The agent looks at the wall clock once in a minute, and never calls early. */
+/* The agent looks at the wall clock each minute, and is never early. */
 Test(schedule, cron_when_clocks_change)
 {
 	static const struct schedule list[] = {
@@ -749,7 +585,7 @@ Test(schedule, a_task_that_fails_is_logged_and_the_next_tick_comes)
 	at = cluster_wait(c, 0, "] bad execute failed, used ");
 	cluster_wait(c, 0, "ms. The task returned 3");
 	cluster_wait(c, 0, "\"success\":false,\"workerId\":APP#1,\"rt\":");
-	cluster_wait(c, 0, ",\"message\":\"the task returned 3\"} from app to agent");
+	cluster_wait(c, 0, ",\"message\":\"The task returned 3\"} from app to agent");
 	pass(c, "AGENT#1", 1, 1000);
 	cluster_wait(c, at, "] bad execute failed, used ");
 	cluster_stop(c);
@@ -820,7 +656,24 @@ Test(schedule, a_tick_is_skipped_while_the_last_run_goes_on)
 	cluster_stop(c);
 }
 
-/* D39, and D38: who is dead is not waited for. */
+static bool
+is_reaped(struct cluster *c, void *arg)
+{
+	(void)c;
+	return kill(*(pid_t *)arg, 0) == -1 && errno == ESRCH;
+}
+
+/* Wait until the master has reaped it. The agent, whose clock stands, then looks. */
+static void
+reaped(struct cluster *c, const char *who, const char *agent_name)
+{
+	pid_t pid = cluster_pid(c, who);
+
+	cluster_until(c, is_reaped, &pid, "a dead worker to be reaped");
+	order(c, agent_name, "advance 200");
+}
+
+/* D39, and D38: a dead worker is not waited for. */
 Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 {
 	static const struct schedule list[] = {{.name = "deadly",
@@ -832,16 +685,20 @@ Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 	struct cluster *c = started(list, 1, 1);
 
 	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, ":APP#1 ran die");
+	reaped(c, "APP#1", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#1 died");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
 	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, 0, ":APP#2 ran die");
+	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#2 died");
 	cr_expect_eq(cluster_count(c, 0, "skip"), 0);
 	cr_expect_eq(cluster_count(c, 0, "] deadly execute failed"), 2, "each once");
 	cluster_stop(c);
 }
 
-/* D39: one of all; and one that closes its channel cannot tell any more. */
+/* D39: one of three is killed; another one closes its channel, and cannot tell any more. */
 Test(schedule, only_the_dead_ones_run_is_given_up)
 {
 	static const struct schedule list[] = {{.name = "long",
@@ -855,18 +712,200 @@ Test(schedule, only_the_dead_ones_run_is_given_up)
 
 	pass(c, "AGENT#1", 3, 60000);
 	cluster_signal(c, "APP#2", SIGKILL);
+	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] long execute failed, worker APP#2 died");
 	order(c, "APP#3", "graceful 0");
+	reaped(c, "APP#3", "AGENT#1");
 	cluster_wait(c, 0, "] long execute failed, worker APP#3 died");
-	cr_expect_eq(cluster_count(c, 0, "execute failed"), 2);
+	cr_expect_eq(cluster_count(c, 0, "] long execute failed"), 2);
 	order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, "[Timer] long skip: 1 of its runs go on");
 	order(c, "APP#1", "done 0");
-	cluster_wait(c, 0, ":AGENT#1 saw egg-schedule ");
+	cluster_wait(c, 0, "] long execute succeed");
 	mark = cluster_mark(c);
 	order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, mark, ":APP#1 ran hold");
 	cluster_stop(c);
+}
+
+/* D39: there is one line about the end of each run, and it is true. */
+Test(schedule, a_task_that_crashes_takes_no_other_run_along)
+{
+	static const struct schedule list[] = {
+		{.name = "first", .type = "all", .immediate = true, .task = task, .arg = ok},
+		{.name = "second", .type = "all", .immediate = true, .task = task, .arg = dies},
+	};
+	struct cluster *c = started(list, 2, 1);
+
+	cluster_wait(c, 0, ":APP#1 ran die");
+	reaped(c, "APP#1", "AGENT#1");
+	cluster_wait(c, 0, "] second execute failed, worker APP#1 died");
+	cr_expect_eq(cluster_count(c, 0, "] first execute succeed"), 1);
+	cr_expect_eq(cluster_count(c, 0, "] first execute "), 1);
+	cr_expect_eq(cluster_count(c, 0, "] second execute "), 1);
+	cluster_stop(c);
+}
+
+/* What a worker has said before it died counts, even if the agent hears it when the worker
+ * is not there any more. */
+Test(schedule, the_last_words_of_a_worker_count)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c = started(list, 1, 1);
+	size_t mark;
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	mark = cluster_mark(c);
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGSTOP), 0);
+	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
+	cluster_wait(c, mark, "[app_worker] receive signal SIGTERM");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, mark, ":APP#2 saw egg-ready");
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGCONT), 0);
+	reaped(c, "APP#1", "AGENT#1");
+	cluster_wait(c, mark, "] long execute succeed");
+	settle(c, "AGENT#1", 1);
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "] long execute "), 1);
+	cluster_stop(c);
+}
+
+/* ---- leaving ------------------------------------------------------------------ */
+
+Test(schedule, a_worker_that_leaves_finishes_its_runs)
+{
+	static const struct schedule list[] = {{.name = "long",
+	                                        .type = "all",
+	                                        .interval = "1m",
+	                                        .task = task,
+	                                        .arg = holds,
+	                                        .skip_while_running = true}};
+	struct cluster *c = started(list, 1, 1);
+	size_t mark;
+
+	pass(c, "AGENT#1", 1, 60000);
+	mark = cluster_mark(c);
+	cr_assert_eq(kill(c->master, SIGUSR2), 0); /* a reload */
+	mark = cluster_wait(c, mark, "[app_worker] receive signal SIGTERM");
+	order(c, "AGENT#1", "advance 60000");
+	cluster_wait(c, mark, "[Timer] long skip: 1 of its runs go on");
+	order(c, "APP#1", "done 0");
+	cluster_wait(c, mark, "] long execute succeed");
+	reaped(c, "APP#1", "AGENT#1");
+	settle(c, "AGENT#1", 1);
+	cr_expect_eq(cluster_count(c, 0, "] long execute "), 1);
+	cluster_stop(c);
+}
+
+/* The same when the cluster stops: the agent hears of it before it leaves. */
+Test(schedule, runs_end_before_the_cluster_stops)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c = started(list, 1, 1);
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	cr_assert_eq(kill(c->master, SIGTERM), 0);
+	cluster_wait(c, 0, "[app_worker] receive signal SIGTERM");
+	order(c, "APP#1", "done 3");
+	cluster_wait(c, 0, "] long execute failed, used ");
+	cluster_wait(c, 0, "ms. The task returned 3");
+	cluster_wait(c, 0, "[agent_worker] beforeExit success");
+	cr_expect_eq(cluster_count(c, 0, "] long execute "), 1);
+	cluster_ended(c, 0);
+}
+
+Test(schedule, a_run_that_outlasts_the_close_timeout_has_died)
+{
+	static const struct schedule list[] = {
+		{.name = "endless", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c;
+
+	jobs = list;
+	job_count = app_job_count = 1;
+	real_clocks = true;
+	c = cluster_start(&(struct options){.agent = agent, .app = app, .app_close_timeout = 300});
+	cluster_ready(c);
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	cr_assert_eq(kill(c->master, SIGTERM), 0);
+	cluster_wait(c, 0, "] endless execute failed, worker APP#1 died");
+	cluster_wait(c, 0, "[agent_worker] beforeExit success");
+	cr_expect_eq(cluster_count(c, 0, "] endless execute "), 1);
+	cluster_ended(c, 0);
+}
+
+/* A worker that does not end a run for a long time gets no more ticks meanwhile, although it
+ * is among the pids: the master does not know that it leaves. */
+Test(schedule, a_worker_that_leaves_gets_no_more_ticks)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds},
+		{.name = "one", .type = "worker", .interval = "1m", .task = task, .arg = ok},
+		{.name = "all", .type = "all", .interval = "1m", .task = task, .arg = by_cron},
+	};
+	struct cluster *c = started(list, 3, 2);
+	size_t mark;
+	int i;
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	mark = cluster_mark(c);
+	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
+	mark = cluster_wait(c, mark, ":APP#1 saw egg-schedule-leaving");
+	for (i = 0; i < 10; i++)
+		pass(c, "AGENT#1", 2, 60000);
+	cr_expect_eq(cluster_count(c, mark, ":APP#1 ran"), 0);
+	cr_expect_eq(cluster_count(c, mark, ":APP#2 ran ok"), 10);
+	cr_expect_eq(cluster_count(c, mark, ":APP#2 ran cron"), 10);
+	order(c, "APP#1", "done 0");
+	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#2,APP#3]");
+	reaped(c, "APP#1", "AGENT#1");
+	settle(c, "AGENT#1", 2);
+	cr_expect_eq(cluster_count(c, 0, "died\"}"), 0, "no run was given up");
+	cluster_stop(c);
+}
+
+/* Without an agent that answers, a worker does not wait for it. */
+Test(schedule, a_worker_leaves_without_an_answer)
+{
+	static const struct schedule list[] = {
+		{.name = "long", .type = "all", .immediate = true, .task = task, .arg = holds}};
+	struct cluster *c = started(list, 1, 1);
+
+	cluster_wait(c, 0, ":APP#1 ran hold");
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGSTOP), 0);
+	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
+	order(c, "APP#1", "done 0");
+	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGCONT), 0);
+	cluster_wait(c, 0, "] long execute succeed");
+	cluster_stop(c);
+}
+
+/* Ticks come all the time while workers are replaced: each run that has begun succeeds. */
+Test(schedule, reloads_cost_no_run)
+{
+	static const struct schedule list[] = {
+		{.name = "one", .type = "worker", .interval = "2ms", .task = task, .arg = ok},
+		{.name = "all", .type = "all", .interval = "5ms", .task = task, .arg = by_cron},
+	};
+	struct cluster *c;
+	int i;
+
+	real_clocks = true;
+	c = started(list, 2, 1);
+	for (i = 2; i <= 10; i++) {
+		cr_assert_eq(kill(c->master, SIGUSR2), 0);
+		cluster_wait(c, 0, ":APP#%d ran ok", i);
+		cluster_wait(c, 0, ":APP#%d ran cron", i);
+	}
+	cr_assert_eq(kill(c->master, SIGTERM), 0);
+	cluster_wait(c, 0, "[agent_worker] beforeExit success");
+	cr_expect_eq(cluster_count(c, 0, "execute failed"), 0);
+	cr_expect_eq(cluster_count(c, 0, " execute succeed, used "),
+	             cluster_count(c, 0, " executing by app"));
+	cluster_ended(c, 0);
 }
 
 Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
@@ -901,7 +940,7 @@ Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
 	cluster_stop(c);
 }
 
-/* egg: await app.ready(). The agent does not know that it has the tick until it says so. */
+/* egg: await app.ready(). The agent knows that this app has the tick when the app says so. */
 Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
 {
 	static const struct schedule list[] = {
@@ -924,6 +963,7 @@ Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
 	cluster_wait(c, mark, ":APP#2 ran hold");
 	cluster_wait(c, mark, "\"args\":[],\"workerId\":APP#2} from app to agent");
 	cluster_signal(c, "APP#2", SIGKILL);
+	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, mark, "] all execute failed, worker APP#2 died");
 	cluster_stop(c);
 }
@@ -969,15 +1009,15 @@ Test(schedule, what_an_app_does_not_know)
 	messenger_send_to_app(c->parent, "egg-schedule", "{\"key\":\"known");
 	messenger_send_to_agent(c->parent, "egg-schedule", "{\"success\":true}");
 	cluster_turn(c);
-	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: undefined");
-	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known\",");
-	cluster_wait(c, 0, "[egg-schedule] a message that is no tick: {\"key\":\"known");
+	cluster_wait(c, 0, "[egg-schedule] a message that is not a tick: undefined");
+	cluster_wait(c, 0, "[egg-schedule] a message that is not a tick: {\"key\":\"known\",");
+	cluster_wait(c, 0, "[egg-schedule] a message that is not a tick: {\"key\":\"known");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
 	cluster_stop(c);
 }
 
-/* The agent that waits for a run's end is told that there is none: each tick comes. */
+/* The agent is told that the run will not begin, so it does not skip the next tick. */
 Test(schedule, a_job_that_the_app_does_not_know_is_not_waited_for)
 {
 	static const struct schedule list[] = {{.name = "new",
@@ -1003,7 +1043,7 @@ Test(schedule, a_job_that_the_app_does_not_know_is_not_waited_for)
 
 /* ---- limits ------------------------------------------------------------------- */
 
-/* Not even a short message fits in any more. */
+/* Fill the queue until not even a short message has room. */
 static int
 flood(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -1039,7 +1079,7 @@ Test(schedule, a_result_that_has_no_room_is_told_later)
 	cluster_stop(c);
 }
 
-/* So many of them are held that not one more can be. */
+/* Begin runs that do not end, until there can be no more. */
 static int
 hoard(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -1115,25 +1155,25 @@ Test(schedule, a_job_that_is_not_right_is_one_line_and_a_failed_start)
 		{{.name = "c", .type = "all", .task = task, .arg = ok},
 	         "job c: interval, cron, immediate: one of them must be given"},
 		{{.name = "d", .type = "all", .interval = "soon", .task = task, .arg = ok},
-	         "job d: interval: \"soon\" is none; write \"10s\""},
+	         "job d: interval: \"soon\" is not an interval; write \"10s\""},
 		{{.name = "e", .type = "all", .cron = "0 25 * * *", .task = task, .arg = ok},
 	         "job e: cron: \"0 25 * * *\": hour (0-23): a value is out of range"},
 		{{.name = "f", .type = "all", .cron = "0 0 30 2 *", .task = task, .arg = ok},
 	         "job f: cron: \"0 0 30 2 *\": there is no such day"},
-		{{.name = "g", .type = "all", .interval = "1s"}, "job g: task: there is none"},
+		{{.name = "g", .type = "all", .interval = "1s"}, "job g: task: it must be given"},
 		{{.name = "h",
 	          .type = "all",
 	          .interval = "1s",
 	          .end_date = "soon",
 	          .task = task,
 	          .arg = ok},
-	         "job h: end_date: \"soon\" is none"},
+	         "job h: end_date: \"soon\" is not a date"},
 		{{.name = "same", .type = "all", .interval = "1s", .task = task, .arg = ok},
 	         "job same: name: there is another job of that name"},
 		{{.name = "i\"", .type = "all", .interval = "1s", .task = task, .arg = ok},
-	         "job 1: name: it has"},
+	         "job 1: name: it must have"},
 		{{.type = "all", .interval = "1s", .task = task, .arg = ok},
-	         "job 1: name: it has 1 to 255 bytes"},
+	         "job 1: name: it must have 1 to 255 bytes"},
 	};
 	struct schedule list[2] = {{.name = "same", .disable = true, .task = task, .arg = ok}};
 	struct cluster *c;
