@@ -270,6 +270,7 @@ Test(field_pause, an_agent_that_forwards_loses_nothing)
 		say(c, who, i, TO_AGENT, EACH, PIECE);
 	}
 	cluster_wait(c, 0, ":AGENT#1 holds");
+	be_patient(2);
 	let_pass(c, 300);
 	cr_assert_eq(cluster_count(c, 0, " sent #"), 0, "a client did not wait");
 	cluster_signal(c, "APP#4", SIGCONT);

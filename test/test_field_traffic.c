@@ -1160,7 +1160,7 @@ Test(field_traffic, a_pause_of_all_makes_nobody_stuck)
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 100, PIECE);
 	wait_until_full(c, "APP#1");
 	signal_all(c, SIGSTOP);
-	let_pass(c, CLUTCH_STUCK_TIMEOUT + 1000);
+	let_pass(c, CLUTCH_STUCK_TIMEOUT + 2000);
 	cluster_signal(c, "MASTER", SIGCONT); /* it is the first to run again */
 	let_pass(c, 150);
 	signal_all(c, SIGCONT);
@@ -1203,7 +1203,7 @@ expect_pause_while_closing(const char *who, struct options options)
 	cluster_signal(c, "MASTER", SIGTERM);
 	cluster_wait(c, 0, ":%s is about to leave", who);
 	cluster_signal(c, "MASTER", SIGSTOP);
-	let_pass(c, 2500);
+	let_pass(c, 3500);
 	cluster_signal(c, "MASTER", SIGCONT);
 	let_pass(c, 150);
 	cluster_signal(c, who, SIGUSR2);
@@ -1239,7 +1239,7 @@ Test(field_traffic, a_pause_takes_no_time_from_an_app_that_starts)
 
 	cluster_wait(c, 0, ":APP#1 is loading");
 	cluster_signal(c, "MASTER", SIGSTOP);
-	let_pass(c, 2500);
+	let_pass(c, 3500);
 	cluster_signal(c, "MASTER", SIGCONT);
 	let_pass(c, 150);
 	cluster_signal(c, "APP#1", SIGUSR2);
@@ -1334,7 +1334,7 @@ Test(field_traffic, a_port_that_was_shut_down_makes_nobody_busy)
 	lines = cluster_count(c, mark, "[app_worker] ") + cluster_count(c, mark, "[master] ");
 	cr_assert_lt(used, 300 * time_scale(), "%lldms of a second are spent with nothing",
 	             (long long)used);
-	cr_assert(lines >= 1 && lines <= 3, "%zu lines say so", lines);
+	cr_assert(lines >= 1 && lines <= 3 + 1, "%zu lines say so", lines);
 	stop(c);
 }
 
