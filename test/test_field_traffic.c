@@ -18,7 +18,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-enum { REAPED_MAX = 64, HELPERS = 8, PIECE = 8 * 1024 };
+enum { REAPED_MAX = 64, HELPERS = 8, PIECE = 8 * 1024, PAUSE = 3000 };
 
 /* ---- what all processes share, and the wrapped calls ------------------------------------- */
 
@@ -228,6 +228,7 @@ help(struct messenger *messenger, int number)
 	struct message message = {.action = "noise", .to = ROLE_APP, .data = data, .handle = -1};
 	int descriptor = messenger->channel.descriptor, room = 200 * 1024;
 	unsigned char *frame;
+	sigset_t none;
 	size_t size;
 
 	memset(data, '1', sizeof data - 1);
@@ -235,6 +236,8 @@ help(struct messenger *messenger, int number)
 	size = make_frame(&message, &frame);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, number % 2 == 0 ? on_told_to_end : SIG_IGN);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL); /* on_told_to_end hears what has come before it */
 	setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 	while (!told_to_end && (write(descriptor, frame, size) != -1 || errno == EAGAIN ||
 	                        errno == EINTR || errno == ENOBUFS))
@@ -248,12 +251,16 @@ help(struct messenger *messenger, int number)
 static void
 do_help(struct messenger *messenger, const char *argument)
 {
+	sigset_t all, before;
 	int i;
 
 	world->prolific = true;
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
 	for (i = 0; i < HELPERS; i++)
 		if (fork() == 0)
 			help(messenger, i);
+	sigprocmask(SIG_SETMASK, &before, NULL);
 	if (strcmp(argument, "leave") == 0)
 		_exit(0);
 	report(messenger, "has helpers");
@@ -492,9 +499,9 @@ launch(struct options options)
 	if (options.app == NULL)
 		options.app = act;
 	if (options.app_close_timeout == 0)
-		options.app_close_timeout = 500;
+		options.app_close_timeout = 300;
 	if (options.agent_close_timeout == 0)
-		options.agent_close_timeout = 500;
+		options.agent_close_timeout = 300;
 	c = cluster_start(&options);
 	world->master = c->master;
 	return c;
@@ -706,6 +713,7 @@ Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
 		exchange(c, "AGENT#1", "APP#5", 1000);
 		cluster_wait(c, mark, ":%s got it bare", who);
+		cluster_wait(c, mark, "handle");
 		cr_assert_eq(cluster_count(c, mark, "handle"), 1, "one line says so");
 		exchange(c, "APP#1", who, 1000);
 		world->shortage = 0;
@@ -778,6 +786,7 @@ Test(field_traffic, descriptors_in_flight_hold_up_no_other_channel)
 	exchange(c, "APP#3", "APP#4", 1000);
 	cluster_wait(c, 0, ":APP#2 got it");
 	cr_assert_eq(cluster_count(c, 0, ":APP#2 got it bare"), 1);
+	cluster_wait(c, 0, "handle");
 	cr_assert_eq(cluster_count(c, 0, "handle"), 1, "one line says so");
 	exchange(c, "APP#1", "APP#2", 1000);
 	stop(c);
@@ -1160,7 +1169,7 @@ Test(field_traffic, a_pause_of_all_makes_nobody_stuck)
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 100, PIECE);
 	wait_until_full(c, "APP#1");
 	signal_all(c, SIGSTOP);
-	let_pass(c, CLUTCH_STUCK_TIMEOUT + 2000);
+	let_pass(c, PAUSE);
 	cluster_signal(c, "MASTER", SIGCONT); /* it is the first to run again */
 	let_pass(c, 150);
 	signal_all(c, SIGCONT);
@@ -1170,7 +1179,18 @@ Test(field_traffic, a_pause_of_all_makes_nobody_stuck)
 	stop(c);
 }
 
-/* It needs a moment, which the pause shall not take from it. */
+/* The master, while it waits for something to happen; then it has run again. */
+static void
+stop_for_a_while(struct cluster *c)
+{
+	let_pass(c, 100);
+	cluster_signal(c, "MASTER", SIGSTOP);
+	let_pass(c, PAUSE);
+	cluster_signal(c, "MASTER", SIGCONT);
+	let_pass(c, 150);
+}
+
+/* It needs a moment, which the pause must not take from it. */
 static int
 leave_slowly(struct messenger *app, void *arg)
 {
@@ -1197,15 +1217,12 @@ expect_pause_while_closing(const char *who, struct options options)
 {
 	struct cluster *c;
 
-	options.app_close_timeout = options.agent_close_timeout = 1500;
+	options.app_close_timeout = options.agent_close_timeout = 1000;
 	c = launch(options);
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGTERM);
 	cluster_wait(c, 0, ":%s is about to leave", who);
-	cluster_signal(c, "MASTER", SIGSTOP);
-	let_pass(c, 3500);
-	cluster_signal(c, "MASTER", SIGCONT);
-	let_pass(c, 150);
+	stop_for_a_while(c);
 	cluster_signal(c, who, SIGUSR2);
 	cluster_wait(c, 0, ":%s has left in good order", who);
 	cluster_ended(c, 0);
@@ -1235,13 +1252,10 @@ load_until_released(struct messenger *app, void *arg)
 Test(field_traffic, a_pause_takes_no_time_from_an_app_that_starts)
 {
 	struct cluster *c =
-		launch((struct options){.app = load_until_released, .worker_start_timeout = 1500});
+		launch((struct options){.app = load_until_released, .worker_start_timeout = 1000});
 
 	cluster_wait(c, 0, ":APP#1 is loading");
-	cluster_signal(c, "MASTER", SIGSTOP);
-	let_pass(c, 3500);
-	cluster_signal(c, "MASTER", SIGCONT);
-	let_pass(c, 150);
+	stop_for_a_while(c);
 	cluster_signal(c, "APP#1", SIGUSR2);
 	cluster_ready(c);
 	stop(c);
@@ -1409,7 +1423,7 @@ Test(field_traffic, receivers_that_drain_one_after_the_other_make_no_queue_too_l
 	size_t bytes;
 	int i;
 
-	slower = 4; /* nobody gets stuck meanwhile */
+	slower = 2; /* nobody gets stuck meanwhile */
 	c = start(APPS);
 	for (i = 1; i <= APPS; i++) {
 		snprintf(who, sizeof who, "APP#%d", i);
