@@ -625,8 +625,14 @@ become_nobody(void)
 	cr_assert(prctl(PR_SET_DUMPABLE, 1) == 0); /* or /proc would be closed to it */
 }
 
+#ifdef __GLIBC__
+typedef __rlimit_resource_t resource_kind;
+#else
+typedef int resource_kind;
+#endif
+
 static void
-set_limit(pid_t pid, int resource, rlim_t value)
+set_limit(pid_t pid, resource_kind resource, rlim_t value)
 {
 	struct rlimit limit;
 
@@ -1043,7 +1049,7 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 
 /* All apps die in a shortage of 10 s, in which no fork works. */
 static void
-expect_return_after(int resource, rlim_t least, rlim_t most)
+expect_return_after(resource_kind resource, rlim_t least, rlim_t most)
 {
 	struct cluster *c;
 	int64_t since;
