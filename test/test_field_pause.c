@@ -147,7 +147,7 @@ keep(struct messenger *agent, const struct message *message)
 	*last = added;
 	kept_bytes += message->data_length;
 	if (kept_bytes > CHANNEL_READ_SIZE)
-		report(agent, "BAD: %zu bytes came in a pause", kept_bytes);
+		report(agent, "BAD pause: %zu bytes came in it", kept_bytes);
 	return 0;
 }
 
