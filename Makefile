@@ -116,6 +116,26 @@ $(BUILD)/faults/%.o: %.c
 	@echo "  cc  $< (for faults)"
 	$(Q)$(COMPILE) $(FAULTS_LIMITS) -O0 -g $(POSIX) -c -o $@ $<
 
+# Faults from the field: the core with small limits, a socket's buffer and a stuck
+# timeout that are smaller still, and a few calls wrapped.
+FIELD_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER=16384) \
+               -DCLUTCH_STUCK_TIMEOUT=1500
+FIELD_WRAP   = $(addprefix -Wl$(COMMA)--wrap=,poll clock_gettime sendmsg recvmsg kill waitpid waitid)
+FIELD_TESTS  = $(BUILD)/test/test_field_traffic $(BUILD)/test/test_field_pause
+COMMA        = ,
+
+$(FIELD_TESTS): %: %.o $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(CORE:%.c=$(BUILD)/field/%.o)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(FIELD_LINK) $(CRITERION_LINK) $(LDLIBS)
+
+$(BUILD)/test/test_field_traffic: FIELD_LINK = $(FIELD_WRAP)
+$(FIELD_TESTS:%=%.o): override CPPFLAGS += $(FIELD_LIMITS)
+
+$(BUILD)/field/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  cc  $< (for faults from the field)"
+	$(Q)$(COMPILE) $(FIELD_LIMITS) $(POSIX) -c -o $@ $<
+
 # The rule for test/ stands first: old makes take the first that fits.
 $(BUILD)/test/%.o: test/%.c | criterion
 	@mkdir -p $(@D)
