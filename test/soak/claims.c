@@ -84,7 +84,6 @@ on_death(struct record *record, struct victim *victim)
 	}
 	if (killed && record->role == ROLE_APP)
 		soak.killed_at = victim->died_at;
-	totals->groups += record->in_other_group && record->left_at != 0;
 }
 
 /* The record of a newer process in its slot that has long been ready, or NULL. */
@@ -126,11 +125,14 @@ watch_helper(int index)
 
 	if (helper->pid == 0 || soak.helpers_over[index] != 0)
 		return;
+	if (helper->sent > 0 && !soak.helpers_counted[index]) {
+		soak.helpers_counted[index] = true;
+		soak.totals.helpers += !helper->is_stray;
+		soak.totals.strays += helper->is_stray;
+	}
 	state = process_state(helper->pid, NULL);
 	if (state == 0 || state == 'Z') {
 		soak.helpers_over[index] = now;
-		soak.totals.helpers += helper->sent > 0 && !helper->is_stray;
-		soak.totals.strays += helper->sent > 0 && helper->is_stray;
 	} else if (helper->alone_at != 0 && now - helper->alone_at > HELPER_LIMIT) {
 		fail("a %s of a dead app worker was still there after %d ms, with %llu frames sent",
 		     helper->is_stray ? "child that has left the process group" : "helper",
@@ -175,6 +177,8 @@ watch_processes(void)
 		victim = victim_of(record);
 		if (victim->dead)
 			continue;
+		soak.totals.groups += record->in_other_group && !victim->in_other_group;
+		victim->in_other_group = record->in_other_group;
 		state = process_state(record->pid, NULL);
 		if (state == 0 || state == 'Z')
 			on_death(record, victim);

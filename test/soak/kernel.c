@@ -32,7 +32,8 @@ process_state(pid_t pid, pid_t *parent)
 	return state;
 }
 
-/* VmRSS is what a process has in memory now, VmHWM is the most that it ever had; in KiB. */
+/* RssAnon is what a process has in memory now, without the pages of files; VmHWM is the
+ * most that it ever had, with them; in KiB. */
 long
 process_memory(pid_t pid, const char *field)
 {
@@ -50,6 +51,23 @@ process_memory(pid_t pid, const char *field)
 			kib = strtol(line + length + 1, NULL, 10);
 	fclose(file);
 	return kib;
+}
+
+/* Does a process wait in a write to a pipe? */
+bool
+process_writes_pipe(pid_t pid)
+{
+	char path[64], name[64] = "";
+	FILE *file;
+
+	snprintf(path, sizeof path, "/proc/%ld/wchan", (long)pid);
+	file = fopen(path, "r");
+	if (file == NULL)
+		return false;
+	if (fgets(name, sizeof name, file) == NULL)
+		name[0] = '\0';
+	fclose(file);
+	return strstr(name, "pipe_write") != NULL;
 }
 
 long

@@ -142,6 +142,7 @@ int pages_pending(void);
 
 char process_state(pid_t pid, pid_t *parent);
 long process_memory(pid_t pid, const char *field);
+bool process_writes_pipe(pid_t pid);
 long process_descriptors(pid_t pid);
 int process_children(pid_t parent, int *zombies, int signal);
 void close_descriptors(int but, int and_but);
@@ -215,6 +216,7 @@ struct victim {
 	int sentence; /* SIGKILL or SIGTERM, which the parent has sent or ordered; 0: none */
 	int64_t sentenced_at, died_at;
 	int64_t continue_at; /* it is stopped until then; 0: it is not */
+	bool in_other_group; /* it was counted */
 	bool overdue;        /* it lives although it was replaced long ago: this was reported */
 };
 
@@ -239,6 +241,7 @@ struct soak {
 	long long heard;                         /* by the parent, at heard_at */
 	struct victim victims[RECORDS];
 	int64_t helpers_over[HELPERS]; /* when it ended; -1: it was overdue, and killed */
+	bool helpers_counted[HELPERS];
 
 	/* Parts of the storm that are under way. */
 	int log[2];

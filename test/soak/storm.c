@@ -28,9 +28,10 @@ enum {
 
 	PART_EVERY = 6000, /* at the most */
 	PART_AGAIN = 4000, /* in how much more time a part that has not occurred is tried again */
-	LOG_TRICKLE_LONG = 500,
+	LOG_TRICKLE_LONG = 1000, /* at the most */
 	LOG_STOPPED_LONG = 3500, /* longer than SILENCE_LIMIT */
 	SLOW_LONG = 1500,
+	HELPERS_MOST = 8,   /* of one app worker */
 	FORKS_SHORT = 1200, /* forks fail for this long, and in a long life for more */
 	FORKS_LONG = 5000,
 	HELD = 8,             /* requests during a reload */
@@ -211,7 +212,7 @@ end_log(void)
 }
 
 /* First a page is read each turn, while the master has much to say (SIGUSR1: its table).
- * Then nothing is read. */
+ * Then, at a moment at which the master is writing, if there is one, nothing is read. */
 static void
 turn_log(int64_t now)
 {
@@ -222,7 +223,7 @@ turn_log(int64_t now)
 	if (soak.log_mode == LOG_TRICKLE) {
 		if (read(soak.log[0], text, sizeof text) > 0 && !soak.ended)
 			kill(soak.master, SIGUSR1);
-		if (now >= soak.log_next_at) {
+		if (now >= soak.log_next_at || process_writes_pipe(soak.master)) {
 			soak.log_mode = LOG_STOPPED;
 			soak.log_next_at = now + LOG_STOPPED_LONG;
 		}
@@ -244,7 +245,7 @@ start_helper(bool is_stray)
 		return false;
 	record = &shared->records[index];
 	record->order_signal = random_below(2) == 0 ? SIGKILL : SIGTERM;
-	record->order_count = 1 + random_below(3);
+	record->order_count = 1 + random_below(HELPERS_MOST);
 	record->order_stubborn = random_below(2) == 0;
 	sentence(index, record->order_signal, false);
 	record->order = is_stray ? ORDER_STRAY : ORDER_HELPER;

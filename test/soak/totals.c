@@ -159,7 +159,7 @@ print_deaths(FILE *file, const struct totals *all)
 	        "%-14s%lld killed and started anew, %lld ended by SIGTERM; %lld processes forked\n",
 	        "masters", all->masters_killed, all->masters_ended, all->forks);
 	fprintf(file,
-	        "%-14s%lld, %lld workers replaced, of them %lld outside their process group\n",
+	        "%-14s%lld, %lld workers replaced; %lld workers had left their process group\n",
 	        "reloads", all->reloads, all->replaced, all->groups);
 	fprintf(file, "%-14s%lld that kept a dead worker's channel, %lld after setsid\n", "helpers",
 	        all->helpers, all->strays);
