@@ -23,12 +23,13 @@
 #include <unistd.h>
 
 /* The most that the master may ever have in memory, and how much more in the second pause
- * than in the first one; in KiB. */
+ * than in the first one, in KiB: the read buffer of 512 KiB may not have been full before
+ * the first one. */
 #ifndef SOAK_RSS_MAX
 #define SOAK_RSS_MAX (32 * 1024)
 #endif
 #ifndef SOAK_RSS_GROWTH
-#define SOAK_RSS_GROWTH 512
+#define SOAK_RSS_GROWTH 1024
 #endif
 
 enum {
@@ -155,6 +156,7 @@ bool
 turn(void)
 {
 	static int64_t watch_at, save_at, last;
+	static bool reported;
 	int64_t now = clutch_now();
 
 	if (soak.is_storm)
@@ -174,7 +176,10 @@ turn(void)
 	if (now >= save_at) {
 		save_at = now + SAVE_EVERY;
 		look_at_memory();
-		totals_save();
+		if (totals_save() == -1 && !reported) {
+			reported = true;
+			fail("cannot write %s: %s", soak.state_path, strerror(errno));
+		}
 	}
 	return !soak.ended;
 }

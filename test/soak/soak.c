@@ -264,6 +264,10 @@ begin(bool seed_given)
 		soak.totals.seed = (long long)seed;
 	soak.seed = (unsigned long)soak.totals.seed;
 	soak.totals.runs++;
+	if (totals_save() == -1) {
+		fprintf(stderr, "soak: cannot write %s: %s\n", soak.state_path, strerror(errno));
+		return -1;
+	}
 	printf("soak: %lld s, from %lld s on; seed %lu\n", (long long)soak.target / 1000,
 	       soak.totals.milliseconds / 1000, soak.seed);
 	return fflush(stdout);

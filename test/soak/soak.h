@@ -34,7 +34,7 @@ enum {
 	CLOSE_TIMEOUT = 3000,
 	CLEAN_LEAVE = 2500,  /* a process that has left within this time was not killed for it */
 	HELPER_SENDS = 4000, /* how long a helper sends after the death of its app worker */
-	SILENCE_LIMIT = 2500 /* with nothing for the parent although all others send to it */
+	SILENCE_LIMIT = 3000 /* with nothing for the parent although all others send to it */
 };
 
 enum way { BY_PID, TO_AGENT, TO_APPS, TO_PARENT, WAYS, ANY_WAY = WAYS };
@@ -287,7 +287,7 @@ void end_lives(void);
 struct totals totals_now(void);
 #define CHATTER '~' /* a line that begins so is only there to fill the log's pipe */
 int totals_load(void);
-void totals_save(void);
+int totals_save(void);
 int totals_report(void);
 void log_line(const char *line);
 const char *last_log_line(void);

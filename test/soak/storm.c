@@ -29,7 +29,7 @@ enum {
 	PART_EVERY = 6000, /* at the most */
 	PART_AGAIN = 4000, /* in how much more time a part that has not occurred is tried again */
 	LOG_TRICKLE_LONG = 1000, /* at the most */
-	LOG_STOPPED_LONG = 3500, /* longer than SILENCE_LIMIT */
+	LOG_STOPPED_LONG = 4000, /* longer than SILENCE_LIMIT */
 	SLOW_LONG = 1500,
 	HELPERS_MOST = 8,   /* of one app worker */
 	FORKS_SHORT = 1200, /* forks fail for this long, and in a long life for more */

@@ -38,10 +38,19 @@ log_line(const char *line)
 		snprintf(log_lines[line_count++ % LOG_LINES], sizeof log_lines[0], "%s", line);
 }
 
+/* What a master has said last. */
 const char *
 last_log_line(void)
 {
-	return line_count > 0 ? log_lines[(line_count - 1) % LOG_LINES] : "it has said nothing";
+	const char *line;
+	int i;
+
+	for (i = 1; i <= LOG_LINES && i <= line_count; i++) {
+		line = log_lines[(line_count - i) % LOG_LINES];
+		if (strncmp(line, "[master]", 8) == 0)
+			return line;
+	}
+	return "it has said nothing";
 }
 
 struct totals
@@ -100,28 +109,32 @@ totals_load(void)
 	return 0;
 }
 
-/* The new file takes the old one's place when it is complete. */
-void
-totals_save(void)
+static int
+write_state(const char *path, const struct totals *all)
 {
-	struct totals all = totals_now();
-	char path[4096];
-	FILE *file;
+	FILE *file = fopen(path, "w");
 	int i;
 
-	snprintf(path, sizeof path, "%s.new", soak.state_path);
-	file = fopen(path, "w");
-	if (file == NULL) {
-		fail("cannot write %s: %s", path, strerror(errno));
-		return;
-	}
-#define X(field) fprintf(file, "%s %lld\n", #field, all.field);
+	if (file == NULL)
+		return -1;
+#define X(field) fprintf(file, "%s %lld\n", #field, all->field);
 	TOTALS(X)
 #undef X
 	for (i = 0; i < failure_count; i++)
 		fprintf(file, "failure: %s\n", failures[i]);
-	if (fclose(file) != 0 || rename(path, soak.state_path) == -1)
-		fail("cannot write %s: %s", soak.state_path, strerror(errno));
+	return fclose(file);
+}
+
+/* The new file takes the old one's place when it is complete. -1, with errno: it could
+ * not be written. */
+int
+totals_save(void)
+{
+	struct totals all = totals_now();
+	char path[4096];
+
+	snprintf(path, sizeof path, "%s.new", soak.state_path);
+	return write_state(path, &all) == -1 ? -1 : rename(path, soak.state_path);
 }
 
 /* ---- the table ------------------------------------------------------------------ */
@@ -201,7 +214,7 @@ print_table(FILE *file, const struct totals *all)
 	if (all->failures == 0)
 		fprintf(file, "soak: ok\n");
 	else
-		fprintf(file, "soak: FAILED, for %lld reasons, the first: %s\n", all->failures,
+		fprintf(file, "soak: FAILED, reasons: %lld, the first: %s\n", all->failures,
 		        failures[0]);
 }
 

@@ -17,7 +17,7 @@ enum {
 	BURST = 16,        /* messages in a tick, each way */
 	FLOOD_EVERY = 250, /* once in this many ticks one way gets all that fits, at most FLOOD: */
 	FLOOD = 50000,     /* a process that floods does not listen meanwhile */
-	SLOW_BYTES = 2048  /* a slow reader sleeps for 1 ms after this many bytes */
+	SLOW_BYTES = 4096  /* a slow reader sleeps for 1 ms after this many bytes */
 };
 
 struct shared *shared;
