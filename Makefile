@@ -7,9 +7,11 @@
 #	make sanitize           the tests under AddressSanitizer and UBSan
 #	make valgrind           a sample of them, and two clusters, under valgrind
 #	make static             a stripped static program against musl of 64 KiB, and run it
-#	make warnings           everything with gcc and clang, a warning being an error
+#	make warnings           everything with gcc and clang, with our flags and with others;
+#	                        a warning is an error
 #	make tidy               clang-tidy and cppcheck
 #	make format-check       clang-format
+#	make size               the core has few lines, and no long or deep function
 #	make soak               a storm of faults under full traffic, SOAK_SECONDS=60
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
@@ -86,6 +88,8 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
 
 $(BUILD)/test/test_schedule: override LDFLAGS += -Wl,--wrap=messenger_set_timeout
+$(BUILD)/test/test_field_missing: override LDFLAGS += -Wl,--wrap=poll -Wl,--wrap=accept
+$(BUILD)/test/test_field_lifecycle: override LDFLAGS += -Wl,--wrap=fork
 
 # Failing system calls: the core once more, with small limits and with each call
 # of the list in test/faults.h wrapped; not optimized, so that a call in the source
@@ -143,10 +147,11 @@ run: all
 
 # ---- test ------------------------------------------------------------------
 
-# The tests find what they run ($BUILD/examples/hello) by the environment.
+# The tests find what they run ($BUILD/examples/hello), and how to link with the
+# library, by the environment.
 # The last line says it all: N passed, N failed.
 test: all $(TEST_PROGRAMS) | redis-server
-	@BUILD=$(BUILD) sh test/run $(TEST_PROGRAMS)
+	@BUILD=$(BUILD) CC='$(CC)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' sh test/run $(TEST_PROGRAMS)
 
 # Installs Criterion where it is missing.
 criterion:
@@ -163,6 +168,7 @@ check:
 	$(MAKE) test
 	$(MAKE) warnings
 	$(MAKE) format-check
+	$(MAKE) size
 	$(MAKE) tidy
 	$(MAKE) sanitize
 	$(MAKE) valgrind
@@ -223,11 +229,21 @@ $(BUILD)/static/%: %.c $(CORE) $(HEADERS)
 	$(Q)$(MUSL_CC) $(POSIX) $(filter-out -Wconversion,$(WARN)) -I. $(CPPFLAGS) $(SMALL) -o $@ \
 		$< $(CORE)
 
-warnings:
-	$(MAKE) BUILD=build/warnings/gcc CC=gcc WERROR=-Werror objects
-	$(MAKE) BUILD=build/warnings/clang CC=clang WERROR=-Werror objects
+# With our flags everything; and all but the tests as others compile them who copy our
+# files: with the flags that a compiler has by itself, with those of a program that
+# wants all of the system, and with the C that compilers are about to take for granted.
+warnings: warnings-gcc warnings-clang
 
-objects: $(patsubst %.c,$(BUILD)/%.o,$(SOURCES) $(TEST_SOURCES))
+warnings-%:
+	$(MAKE) BUILD=build/warnings/$* CC=$* WERROR=-Werror objects
+	$(MAKE) BUILD=build/warnings/$*-plain POSIX= $(ELSEWHERE)
+	$(MAKE) BUILD=build/warnings/$*-gnu POSIX=-D_GNU_SOURCE $(ELSEWHERE)
+	$(MAKE) BUILD=build/warnings/$*-c2x POSIX=-std=gnu2x $(ELSEWHERE)
+
+ELSEWHERE = CC=$* CFLAGS= WARN='-Wall -Wextra' WERROR=-Werror objects TEST_OBJECTS=
+
+TEST_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(TEST_SOURCES))
+objects: $(patsubst %.c,$(BUILD)/%.o,$(SOURCES)) $(TEST_OBJECTS)
 
 # Which checks, and which not and why: .clang-tidy. Not the tests: Criterion's
 # macros are beyond both tools. Style is clang-tidy's: cppcheck takes callbacks'
@@ -242,8 +258,14 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 	clang-tidy --quiet $< -- $(POSIX) -I. $(CPPFLAGS)
 	@touch $@
 
+# How long and how deep a function may be: .clang-tidy. The limits are in lines of code.
+SIZE_MAX        = 3600
+SENDMESSAGE_MAX = 600
+size:
+	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)
+
 format-check:
-	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS)
+	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS) $(wildcard test/*/*.cc)
 
 # ---- at leisure -------------------------------------------------------------
 
@@ -300,5 +322,5 @@ $(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects tidy \
-	format-check soak fuzz coverage bench bench-ipc bench-bridge clean
+.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects size \
+	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge clean

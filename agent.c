@@ -11,13 +11,65 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 /* egg's exit code of an agent that has lost its master */
 #define EXIT_DISCONNECTED 110
 
-/* ---- graceful-process ---------------------------------------------------- */
+/* ---- egg-cluster/lib/agent_worker.js ------------------------------------- */
+
+static void
+start_error_handler(void)
+{
+	clutch_print_line(STDERR_FILENO,
+	                  "[agent_worker] start error, exiting with code:1"); /* :43 */
+	clutch_process_exit(1);                                               /* D19 */
+}
+
+static void
+on_ready(struct messenger *agent, int status) /* :47 ready */
+{
+	if (status != 0) /* :49 err */
+		start_error_handler();
+	clutch_process_catch_sigterm();
+	messenger_tell_master(agent, "agent-start", NULL); /* :52 */
+}
+
+static void
+on_uncaught(struct messenger *agent, int result, const char *where)
+{
+	if (agent->channel.write_closed || agent->channel.descriptor == -1)
+		return; /* the master is gone: what cannot be sent any more is no news */
+	clutch_print_line(STDERR_FILENO, "[agent_worker] uncaught error %d in a %s", result, where);
+}
+
+void
+agent_run(struct messenger *agent, const struct options *options)
+{
+	int code;
+
+	agent->on_ready = on_ready;
+	agent->on_uncaught = on_uncaught;
+	if (clutch_process_start(agent, options->agent, options->arg) == -1)
+		start_error_handler();
+	while (!clutch_process_terminated() && agent->channel.descriptor != -1)
+		messenger_step(agent, -1);
+	if (!clutch_process_terminated())
+		messenger_step(agent, 0); /* a SIGTERM that comes with the end explains it */
+	code = clutch_process_terminated() ? 0 : EXIT_DISCONNECTED;
+	if (code == 0)
+		clutch_print_line(STDOUT_FILENO,
+		                  "[agent_worker] receive signal SIGTERM, exiting with code:0");
+	else
+		clutch_print_line(STDERR_FILENO,
+		                  "[agent_worker] receive disconnect event, exiting with code:110");
+	clutch_process_leave(agent, "agent_worker", code, options->agent_close_timeout);
+	clutch_process_exit(code);
+}
+
+/* ---- npm graceful-process ------------------------------------------------ */
 
 static volatile sig_atomic_t terminated;
 static volatile sig_atomic_t exit_code;
@@ -47,17 +99,14 @@ on_wake(struct messenger *messenger, int descriptor, short revents, void *arg)
 }
 
 int
-clutch_process_start(struct messenger *messenger, const char *label, messenger_callback role,
-                       void *arg)
+clutch_process_start(struct messenger *messenger, messenger_callback role, void *arg)
 {
 	int descriptor = clutch_wake_open();
 
 	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
-	    (role != NULL && role(messenger, arg) != 0)) {
-		clutch_print_line(STDERR_FILENO, "[%s] start error, exiting with code:1", label);
+	    (role != NULL && role(messenger, arg) != 0))
 		return -1;
-	}
 	if (messenger->ready_later || messenger->ready)
 		clutch_process_catch_sigterm(); /* until here SIGTERM kills, as it does in egg */
 	else
@@ -80,8 +129,14 @@ clutch_process_terminated(void)
 void
 clutch_process_leave(struct messenger *messenger, const char *label, int code, int timeout)
 {
+	sigset_t set;
+
+	messenger_resume(messenger);
 	exit_code = code;
 	clutch_catch_signal(SIGALRM, on_sigalrm);
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	sigprocmask(SIG_UNBLOCK, &set, NULL); /* the starter may have blocked it */
 	alarm((unsigned)timeout / 1000 + 1);
 	if (messenger_run_closers(messenger) == 0)
 		clutch_print_line(STDOUT_FILENO, "[%s] beforeExit success", label);
@@ -89,56 +144,12 @@ clutch_process_leave(struct messenger *messenger, const char *label, int code, i
 		clutch_print_line(STDERR_FILENO, "[%s] beforeExit fail", label);
 }
 
-/* Tell the master, whatever else waits in the queue: this it waits for. */
+/* exit(3) would run the handlers of the program that started the cluster, and move the
+ * offset of its standard input, which all processes share. */
 void
-clutch_process_tell(struct messenger *messenger, const char *action, const char *data)
+clutch_process_exit(int code)
 {
-	messenger->channel.limit = SIZE_MAX;
-	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 && errno == ENOMEM)
-		poll(NULL, 0, 10);
-	messenger->channel.limit = CHANNEL_QUEUE_MAX;
-}
-
-/* ---- egg-cluster/lib/agent_worker.js ------------------------------------- */
-
-static void
-on_ready(struct messenger *agent, int status)
-{
-	if (status != 0) { /* D19 */
-		clutch_print_line(STDERR_FILENO, "[agent_worker] start error, exiting with code:1");
-		exit(1);
-	}
-	clutch_process_catch_sigterm();
-	clutch_process_tell(agent, "agent-start", NULL);
-}
-
-static void
-on_uncaught(struct messenger *agent, int result, const char *where)
-{
-	(void)agent;
-	clutch_print_line(STDERR_FILENO, "[agent_worker] uncaught error %d in a %s", result, where);
-}
-
-void
-agent_run(struct messenger *agent, const struct options *options)
-{
-	int code;
-
-	agent->on_ready = on_ready;
-	agent->on_uncaught = on_uncaught;
-	if (clutch_process_start(agent, "agent_worker", options->agent, options->arg) == -1)
-		exit(1);
-	while (!terminated && agent->channel.descriptor != -1)
-		messenger_step(agent, -1);
-	if (!terminated)
-		messenger_step(agent, 0); /* a SIGTERM that comes with the end explains it */
-	code = terminated ? 0 : EXIT_DISCONNECTED;
-	if (terminated)
-		clutch_print_line(STDOUT_FILENO,
-		           "[agent_worker] receive signal SIGTERM, exiting with code:0");
-	else
-		clutch_print_line(STDERR_FILENO,
-		           "[agent_worker] receive disconnect event, exiting with code:110");
-	clutch_process_leave(agent, "agent_worker", code, options->agent_close_timeout);
-	exit(code);
+	messenger_flush_own();
+	fflush(NULL);
+	_exit(code);
 }

@@ -2,18 +2,18 @@
  * The master: it starts the others, relays what they say, and outlives them.
  *
  * egg: egg-cluster/lib/master.js, lib/utils/manager.js, lib/utils/terminate.js,
- * lib/utils/mode/impl/process/agent.js and app.js, npm cfork
+ * npm cfork; what egg has from Node (forking, counting the dead, the loop)
  *
  *	start_cluster     parse_options, bind, lock the pid file, fork the agent
- *	  agent-start     on_agent_start: fork the apps
+ *	  agent-start     on_agent_start: fork the apps (pre-fork: before a client comes)
  *	    listening     on_app_start: when all are, egg-ready
  *	loop              the living speak; the dead are counted; orders; the clock
  *	  disconnect      on_disconnect: a replacement for an app, at once
  *	  exit            on_app_exit, on_agent_exit: the agent's after 1 s
  *	  SIGTERM         close_cluster: apps, then agent, then itself
  *
- * Who is alive is what the kernel says; who speaks is whose channel it is. What
- * a message claims is never believed (D5).
+ * waitid says which process is alive; the channel over which a message came says which
+ * process sent it. No message can claim either (D5).
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"
@@ -26,13 +26,11 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,14 +41,33 @@
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
-#define FORK_RETRY 1000 /* fork failed: no process or memory left */
-#define KILL_RETRY 1000 /* kill failed */
-#define KILL_TIME 200   /* in which SIGKILL has ended a process */
-#define GROUP_CHECK 50  /* how soon a process group's end is noticed */
-#define PID_SIZE 12     /* a pid in JSON, and its comma, in bytes */
+#define FORK_RETRY 1000          /* fork failed: no process or memory left */
+#define KILL_RETRY 1000          /* SIGKILL could not be sent, or has not worked yet */
+#define KILL_TIME 200            /* a process group has this long to die of SIGKILL */
+#define GROUP_CHECK 50           /* how soon a process group's end is noticed */
+#define LAST_WORDS (1024 * 1024) /* what is read from a dead process, in bytes */
+#define LOG_SILENCE 10000        /* a full log gets no line for this long */
+#define PORT_PATIENCE 3000       /* how long to wait for a port in use */
+#define TRIM_INTERVAL 1000       /* queues that were not used for this long are freed */
+#define LATE 1000                /* the master itself did not run, if it is this late */
+#define OTHER_DESCRIPTORS 16     /* 0 to 2, agent, parent, listener, files ... */
+#define SIGNAL_MAX 64            /* the system refuses numbers past its last signal */
+#define PID_SIZE 12              /* a pid in JSON, and its comma, in bytes */
 
-/* The signals that are the master's while it runs. */
-static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE};
+static void on_caught(int number);
+static void on_alarm(int number);
+static void on_ignored(int number);
+
+/* The signals that are the master's while it runs. Some stay ignored where the starter
+ * ignores them (nohup, a shell's `&`), because the master can do without them. */
+static const struct {
+	int number;
+	bool may_be_ignored;
+	void (*handler)(int);
+} caught[] = {{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
+              {SIGHUP, true, on_caught},   {SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught},
+              {SIGUSR2, false, on_caught}, {SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored},
+              {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 enum phase {
@@ -63,8 +80,9 @@ enum phase {
 
 /* The place of one app worker, kept by its replacements. */
 struct slot {
-	int64_t refork_at; /* 0: not waiting for one */
-	int failures;      /* deaths in a row before it was ready */
+	bool started;      /* a worker in it has been ready */
+	int64_t refork_at; /* 0: not waiting for a re-fork */
+	int failures;      /* deaths in a row before a worker was ready */
 	int reforks;
 	char last_death[64];
 };
@@ -73,50 +91,104 @@ struct master {
 	struct options options; /* every default filled in */
 	char options_json[160]; /* what egg-ready carries */
 	char address[80];       /* http://host:port, or empty */
-	char *pids;             /* room for egg-pids, with all of them */
-	size_t pids_size;
-	bool is_production;
+	bool is_production, has_terminal, port_given;
 	struct worker_manager worker_manager;
 	struct master_messenger messenger;
 	struct process parent, agent;
 	struct slot agent_slot, *slots;
+	struct corpse *corpses;
 	int listener, pid_file;
 	struct stat pid_file_status;
 
 	enum phase phase;
 	int exit_code;
-	bool is_started;            /* egg-ready was sent */
-	bool is_all_worker_started; /* the same, seen from the apps */
+	bool is_started; /* egg-ready was sent (egg: isAllWorkerStarted, too) */
 	int start_success_count;
 	int agent_id, app_id; /* forked so far */
 	int reload_slot;      /* the next one of an ordered reload, or -1 */
+	int reload_id;        /* the app worker that the reload has forked for it, or 0 */
 	int reloads_done, reloads_given_up;
 
 	int64_t now, start_time, app_start_time;
 	int64_t check_at;              /* 0: no health check */
+	int64_t trim_at;               /* 0: no queue keeps memory */
 	int exception;                 /* failed health checks in a row */
+	bool fork_failed;              /* the last time it was tried */
+	bool can_drain;                /* a process that holds others up is itself read */
 	int64_t reforks[REFORK_LIMIT]; /* when, the oldest first */
 	int refork_count;
 
 	int wake;
 	size_t caught; /* signals, the first of those above */
 	struct sigaction inherited[CAUGHT];
+	sigset_t mask;  /* the caller's */
+	unsigned alarm; /* the caller's, in seconds */
 	struct pollfd *set;
-	struct process **speakers; /* whose descriptor stands there in the set */
 	size_t set_size;
-	bool retry; /* a process's channel met a shortage: a pause, and try again */
+	bool retry; /* a channel met a shortage: try again soon */
 };
 
-static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
+static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT, SIGQUIT or SIGHUP */
 static volatile sig_atomic_t got_sigchld;
 static volatile sig_atomic_t got_sigusr1;
 static volatile sig_atomic_t got_sigusr2;
+static volatile sig_atomic_t catches_alarm;
 
+static void close_cluster(struct master *master);
 static void fail(struct master *master, int code);
+static void get_listening_worker_ids(const struct master *master, char *json, size_t size);
+static int fork_process(struct master *master, struct process *process);
+static void on_fork(struct master *master, struct process *worker);
+static bool fork_again(struct master *master, int slot);
+static struct process *fork_app_worker(struct master *master, int slot);
+static void expect(struct master *master, struct process *process, int timeout,
+                   enum deadline deadline);
+static void leave_later(struct master *master, struct process *worker);
+static void refork(struct master *master, int number);
+static void reload_next(struct master *master);
+static void end_reload(struct master *master, int *count);
 static void save_status(const struct master *master);
+static void remove_pid_file(const struct master *master);
+static int signal_process(const struct process *process, int number);
+static void terminate(struct master *master, struct process *process);
 
-#define log_info(...) clutch_print_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
-#define log_error(...) clutch_print_line(STDERR_FILENO, "[master] " __VA_ARGS__)
+/* ---- the log ------------------------------------------------------------- */
+
+#define log_info(...) log_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
+#define log_error(...) log_line(STDERR_FILENO, "[master] " __VA_ARGS__)
+
+/* The log may be a pipe that other processes fill, too, between our poll and our write. An
+ * alarm ends a write that waits (its handler does not restart it), and then the log gets
+ * no line for a while: the master serves everybody else. */
+static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...)
+{
+	static int64_t silent_until;
+	int64_t now = clutch_now();
+	va_list arguments;
+
+	if (now < silent_until)
+		return;
+	if (catches_alarm)
+		alarm(1);
+	va_start(arguments, format);
+	clutch_vprint_line(descriptor, format, arguments);
+	va_end(arguments);
+	if (catches_alarm)
+		alarm(0);
+	if (clutch_now() - now > LATE / 2)
+		silent_until = clutch_now() + LOG_SILENCE;
+}
+
+/* "app#2:4711", for a line about a process. */
+static const char *
+process_name(const struct process *process)
+{
+	static char name[48];
+
+	snprintf(name, sizeof name, "%s#%d:%ld", clutch_role_name(process->role), process->id,
+	         (long)process->worker_id);
+	return name;
+}
 
 /* ---- what the master says ------------------------------------------------ */
 
@@ -129,21 +201,13 @@ tell(struct master *master, enum role to, pid_t receiver_pid, const char *action
 	master_messenger_send(&master->messenger, &message);
 }
 
-/* egg-pids to the agent. egg: getListeningWorkerIds */
+/* egg-pids to the agent */
 static void
 tell_agent_pids(struct master *master)
 {
-	const struct process *worker;
-	char *json = master->pids;
-	size_t used = 1;
+	char json[(CLUTCH_WORKERS_MAX + 1) * PID_SIZE + 3];
 
-	json[0] = '[';
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->state == STATE_LISTENING)
-			used += (size_t)snprintf(json + used, master->pids_size - used, "%s%ld",
-			                         used > 1 ? "," : "", (long)worker->worker_id);
-	json[used++] = ']';
-	json[used] = '\0';
+	get_listening_worker_ids(master, json, sizeof json);
 	tell(master, ROLE_AGENT, 0, "egg-pids", json);
 }
 
@@ -158,34 +222,27 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
 }
 
-/* systemd's sd_notify, without its library: a datagram to the socket that it names
- * ("@name" is an abstract one). Where nobody listens, nobody is told. */
-static void
-notify(const char *state)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	size_t length = path != NULL ? strlen(path) : 0;
-	int descriptor;
-
-	if (length < 2 || length > sizeof address.sun_path)
-		return;
-	memcpy(address.sun_path, path, length);
-	if (path[0] == '@')
-		address.sun_path[0] = '\0';
-	descriptor = socket(AF_UNIX, SOCK_DGRAM, 0);
-	if (descriptor == -1 || fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
-	    sendto(descriptor, state, strlen(state), 0, (struct sockaddr *)&address,
-	           (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) == -1)
-		log_error("cannot tell NOTIFY_SOCKET=%s: %s", path, strerror(errno));
-	if (descriptor != -1)
-		close(descriptor);
-}
-
 /* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
 
+static bool
+is_alive(const struct process *process)
+{
+	return process->worker_id > 0 && process->state != STATE_DEAD;
+}
+
+/* Parent, agent and app workers, one after the other; the first follows NULL. */
+static struct process *
+next_process(struct master *master, const struct process *process)
+{
+	if (process == NULL)
+		return &master->parent;
+	return process == &master->parent  ? &master->agent
+	       : process == &master->agent ? master->worker_manager.workers
+	                                   : process->next;
+}
+
 static void
-set_worker(struct master *master, struct process *worker)
+set_worker(struct master *master, struct process *worker) /* :30 */
 {
 	struct process **last = &master->worker_manager.workers;
 
@@ -194,21 +251,8 @@ set_worker(struct master *master, struct process *worker)
 	*last = worker;
 }
 
-static void
-delete_worker(struct master *master, struct process *worker)
-{
-	struct process **link = &master->worker_manager.workers;
-
-	while (*link != worker)
-		link = &(*link)->next;
-	*link = worker->next;
-	process_forget(worker, &master->worker_manager);
-	channel_close(&worker->channel);
-	free(worker);
-}
-
-/* The process that holds a slot, if it is not the one with that id (0: none has).
- * Who has been replaced and is on its way out holds none. */
+/* The process that holds a slot, if it is not the one with that id (0: none has it).
+ * A process that was replaced and is on its way out holds none. */
 static struct process *
 get_slot_worker(const struct master *master, int slot, int except)
 {
@@ -221,25 +265,599 @@ get_slot_worker(const struct master *master, int slot, int except)
 	return NULL;
 }
 
-/* Agent and workers must be alive; if they are not three times in a row, the
- * cluster is in a state that nobody knows. egg: startCheck */
 static void
-check(struct master *master)
+delete_worker(struct master *master, struct process *worker) /* :38 */
+{
+	struct process **link = &master->worker_manager.workers;
+
+	while (*link != worker)
+		link = &(*link)->next;
+	*link = worker->next;
+	channel_close(&worker->channel);
+	free(worker->corpse);
+	free(worker);
+}
+
+/* As JSON; a pid that finds no room there is left out. */
+static void
+get_listening_worker_ids(const struct master *master, char *json, size_t size) /* :46 */
+{
+	const struct process *worker;
+	size_t used = 1;
+
+	json[0] = '[';
+	for (worker = master->worker_manager.workers; worker != NULL;
+	     worker = worker->next)                                                 /* :48 */
+		if (worker->state == STATE_LISTENING && size - used > PID_SIZE + 2) /* :49 */
+			used += (size_t)snprintf(json + used, size - used, "%s%ld",
+			                         used > 1 ? "," : "", (long)worker->worker_id);
+	memcpy(json + used, "]", 2);
+}
+
+/* Agent and workers must be alive; if they are not three times in a row, the cluster is
+ * in a state that nobody knows. egg: count, startCheck */
+static void
+check_alive(struct master *master) /* :65 startCheck */
 {
 	const struct process *worker;
 	int agents = master->agent.state == STATE_LISTENING, workers = 0;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		workers += worker->worker_id != 0;
+		workers += is_alive(worker);
 	master->check_at = master->now + CHECK_INTERVAL;
-	if (agents > 0 && workers > 0) {
+	if ((agents > 0 && workers > 0) || master->fork_failed) { /* :69 count */
 		master->exception = 0;
 		return;
 	}
-	if (++master->exception < CHECK_EXCEPTIONS)
+	if (++master->exception < CHECK_EXCEPTIONS) /* :74 */
 		return;
 	log_error("%d agent and %d worker(s) alive, exit to avoid unknown state", agents, workers);
-	fail(master, 1);
+	fail(master, 1); /* master.js:184 */
+}
+
+/* ---- egg-cluster/lib/utils/terminate.js ---------------------------------- */
+
+static int
+close_timeout(const struct master *master, const struct process *process)
+{
+	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
+	                                   : master->options.app_close_timeout;
+}
+
+/* SIGTERM to a process and its children; SIGKILL when the timeout is over (D3). egg:
+ * killProcess, killChildren */
+static void
+terminate(struct master *master, struct process *process) /* :7 timeout */
+{
+	if (!is_alive(process) || process->deadline == DEADLINE_LEAVE) /* :24 killed, D3 */
+		return;
+	signal_process(process, SIGTERM);
+	if (process->state != STATE_DISCONNECTED)
+		process->state = STATE_LEAVING;
+	expect(master, process, close_timeout(master, process), DEADLINE_LEAVE);
+}
+
+/* The only place where a process is signalled: by its number, because it may have left its
+ * group, and its group, because its children are in it. Neither number is ever reused
+ * before the process was reaped, and that is the last step (see `bury`). */
+static int
+signal_process(const struct process *process, int number)
+{
+	if (!is_alive(process))
+		return 0;
+	kill(-process->worker_id, number);
+	return kill(process->worker_id, number);
+}
+
+/* ---- egg-cluster/lib/master.js ------------------------------------------- */
+
+/* egg: this.ready(() => { ... }) */
+static void
+on_ready(struct master *master) /* :94 ready */
+{
+	const char *name = master->options.name;
+
+	master->is_started = true; /* :95 */
+	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
+	         master->address, (long long)(clutch_now() - master->start_time));
+	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
+	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json); /* :109 */
+	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);    /* :119 */
+	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);  /* :124 */
+	if (master->is_production)                                       /* :129 */
+		master->check_at = master->now + CHECK_INTERVAL;
+}
+
+static void
+fork_agent_worker(struct master *master) /* :281 */
+{
+	struct process *agent = &master->agent;
+
+	master->agent_slot.refork_at = 0;
+	if (fork_process(master, agent) == -1) { /* :283 fork */
+		log_error("cannot fork the agent_worker: %s, next try in %dms", strerror(errno),
+		          FORK_RETRY);
+		master->agent_slot.refork_at = master->now + FORK_RETRY;
+		return;
+	}
+	master->agent_slot.reforks += master->is_started;
+	agent->id = ++master->agent_id;
+	log_info("agent_worker#%d:%ld start", agent->id, (long)agent->worker_id);
+}
+
+/* All are forked before the first is announced: master and children then copy fewer
+ * pages. */
+static void
+fork_app_workers(struct master *master) /* :286 */
+{
+	struct process *worker;
+	int slot;
+
+	master->app_start_time = master->now;
+	for (slot = 0; slot < master->options.workers; slot++)
+		fork_app_worker(master, slot); /* :288 fork */
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->state == STATE_ONLINE)
+			on_fork(master, worker);
+}
+
+static void
+kill_agent_worker(struct master *master) /* :300 */
+{
+	log_info("kill agent worker with signal SIGTERM");
+	terminate(master, &master->agent); /* :301 kill */
+}
+
+static void
+kill_app_workers(struct master *master) /* :304 */
+{
+	struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		terminate(master, worker); /* :305 kill */
+}
+
+static void
+on_agent_exit(struct master *master) /* :315 */
+{
+	struct process *agent = &master->agent;
+	struct channel waiting = agent->channel; /* D24: on_disconnect has opened it */
+	long worker_id = (long)agent->worker_id;
+
+	if (master->phase != PHASE_RUNNING) /* :316 closed, D14 */
+		return;
+	tell_app_pids(master, 0); /* :319 egg-pids */
+	free(agent->corpse);
+	memset(agent, 0, sizeof *agent); /* :324 delete_agent */
+	agent->channel = waiting;
+	agent->role = ROLE_AGENT;
+	agent->id = master->agent_id;
+	agent->state = STATE_DEAD;
+	log_error("agent_worker#%d:%ld died (%s)", agent->id, worker_id, /* :326 */
+	          master->agent_slot.last_death);
+	if (master->is_started) { /* :334 */
+		log_info("try to start a new agent_worker after 1s ...");
+		master->agent_slot.refork_at =
+			master->now + AGENT_REFORK_DELAY;                /* :336 setTimeout */
+		tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL); /* :342 */
+	} else {                                                         /* :344 */
+		log_error("agent_worker#%d:%ld start fail, exiting with code:1", agent->id,
+		          worker_id);
+		fail(master, 1); /* :347 */
+	}
+}
+
+static void
+on_agent_start(struct master *master) /* :351 */
+{
+	struct process *agent = &master->agent;
+
+	agent->state = STATE_LISTENING; /* :352 started */
+	agent->deadline = DEADLINE_NONE;
+	/* D8: first which workers there are, then that all is ready */
+	if (master->is_started) /* :369 D8 */
+		tell_agent_pids(master);
+	if (master->is_started) /* :355 isAllWorkerStarted */
+		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
+	tell_app_pids(master, 0);                       /* :364 egg-pids */
+	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :379 */
+	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
+	         (long long)(clutch_now() - agent->forked_at));
+	if (master->app_start_time == 0 &&
+	    master->phase == PHASE_RUNNING) /* :142 forkAppWorkers, D14 */
+		fork_app_workers(master);
+}
+
+static void
+on_app_exit(struct master *master, struct process *worker) /* :392 */
+{
+	struct slot *slot = &master->slots[worker->slot];
+	int number = worker->slot, id = worker->id;
+	bool never_ready = worker->disable_refork, replaced = worker->is_dev_reload;
+	long worker_id = (long)worker->worker_id;
+
+	if (master->phase != PHASE_RUNNING) /* :393 closed */
+		return;
+	if (!replaced) /* :397 isDevReload */
+		log_error("app_worker#%d:%ld died (%s)", id, worker_id, slot->last_death);
+	delete_worker(master, worker); /* :419 */
+	tell_agent_pids(master);       /* :422 egg-pids */
+	if (master->is_started) {      /* :427 isAllWorkerStarted */
+		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
+	} else { /* :434 */
+		log_error("app_worker#%d:%ld start fail, exiting with code:1", id, worker_id);
+		fail(master, 1); /* :438 */
+		return;
+	}
+	slot->failures += never_ready && !replaced;
+	if (id == master->reload_id) { /* D12 */
+		log_error("reload given up: the new app_worker died before it was ready");
+		end_reload(master, &master->reloads_given_up);
+	} else if (master->reload_id == 0 && replaced) {
+		reload_next(master); /* which has waited for this one's end */
+	}
+	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
+		refork(master, number);
+}
+
+/* egg compares the port that the worker reports with its own (:458). Here each worker
+ * accepts on the one listener that the master has bound: there is nothing to compare. */
+static void
+on_app_start(struct master *master, struct process *worker) /* :448 */
+{
+	struct slot *slot = &master->slots[worker->slot];
+	struct process *old = get_slot_worker(master, worker->slot, worker->id);
+	int remain = 0;
+
+	worker->state = STATE_LISTENING;
+	worker->deadline = DEADLINE_NONE;
+	if (old != NULL) { /* D12 */
+		old->is_dev_reload = true;
+		old->state = STATE_LEAVING;
+	}
+	tell_agent_pids(master);               /* :466 egg-pids */
+	if (!slot->started)                    /* D18 */
+		master->start_success_count++; /* :471 */
+	slot->started = true;
+	if (!master->is_started) /* :473 isAllWorkerStarted */
+		remain = master->options.workers - master->start_success_count;
+	log_info("app_worker#%d:%ld started%s%s, remain %d (%lldms)", worker->id,
+	         (long)worker->worker_id, master->address[0] != '\0' ? " at " : "", master->address,
+	         remain, (long long)(clutch_now() - worker->forked_at));
+	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
+		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
+	worker->disable_refork = false;
+	slot->failures = 0;
+	if (old != NULL)
+		leave_later(master, old);
+	if (worker->id == master->reload_id) {
+		master->reload_slot++;
+		reload_next(master);
+	}
+	if (master->is_started ||
+	    master->start_success_count < master->options.workers || /* :491 */
+	    master->phase != PHASE_RUNNING)
+		return;
+	on_ready(master); /* :513 ready */
+}
+
+static void
+log_exit(const struct master *master) /* :521 onExit */
+{
+	if (master->options.pid_file != NULL) /* :522 */
+		remove_pid_file(master);
+	log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO, /* :533 code */
+	         "[master] exit with code:%d", master->exit_code);
+}
+
+static void
+on_signal(struct master *master, int number) /* :536 */
+{
+	static const char *const names[] = {[SIGTERM] = "SIGTERM",
+	                                    [SIGINT] = "SIGINT",
+	                                    [SIGQUIT] = "SIGQUIT",
+	                                    [SIGHUP] = "SIGHUP"};
+
+	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
+		return;
+	log_info("master is killed by signal %s, closing", names[number]);
+	close_cluster(master); /* :546 close */
+}
+
+/* An order during a reload begins it anew: its new worker may never get ready. */
+static void
+on_reload(struct master *master) /* :552 */
+{
+	struct process *worker;
+
+	if (!master->is_started || master->phase != PHASE_RUNNING)
+		return;
+	log_info("reload workers...%s", master->reload_slot != -1 ? " anew" : ""); /* :553 */
+	for (worker = master->worker_manager.workers; worker != NULL;
+	     worker = worker->next) /* :554 */
+		if (worker->id == master->reload_id && master->reload_id != 0) {
+			worker->is_dev_reload = true; /* :556 */
+			terminate(master, worker);
+		}
+	master->reload_slot = master->reload_id = 0;
+	reload_next(master); /* :558 cluster-reload, D12 */
+}
+
+static void
+close_cluster(struct master *master) /* :561 close */
+{
+	master->reload_slot = -1;
+	master->phase = PHASE_CLOSING_APPS; /* :562 closed */
+	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms", /* :580 */
+	         master->options.app_close_timeout);
+	kill_app_workers(master); /* :583 */
+}
+
+/* Is a process alive, or a process group that one has left? (D27) */
+static bool
+is_anyone_left(struct master *master, bool with_agent)
+{
+	const struct process *worker = master->worker_manager.workers;
+
+	while (worker != NULL && !is_alive(worker))
+		worker = worker->next;
+	return worker != NULL || master->corpses != NULL ||
+	       (with_agent && is_alive(&master->agent));
+}
+
+/* One step further towards the end, if its time has come. egg: _doClose, close */
+static bool
+do_close(struct master *master) /* :573 _doClose */
+{
+	switch (master->phase) {
+	case PHASE_RUNNING:
+	case PHASE_CLOSED:
+		return false;
+	case PHASE_CLOSING_APPS:
+		if (is_anyone_left(master, false))
+			return false;
+		log_info(
+			"send kill SIGTERM to agent worker, will exit with code:0 after %dms", /* :587 */
+			master->options.agent_close_timeout);
+		kill_agent_worker(master); /* :590 */
+		master->phase = PHASE_CLOSING_AGENT;
+		return true;
+	case PHASE_CLOSING_AGENT:
+	case PHASE_FAILING:
+		if (is_anyone_left(master, true))
+			return false;
+		master->phase = PHASE_CLOSED; /* master.js:566 exit */
+		return true;
+	}
+	return false;
+}
+
+/* egg: process.exit(code). But nobody is left behind (D3): the children see the
+ * end of their channels, and a process that does not leave then is killed. */
+static void
+fail(struct master *master, int code)
+{
+	struct process *process;
+
+	assert(master->phase == PHASE_RUNNING);
+	master->reload_slot = -1;
+	master->phase = PHASE_FAILING;
+	master->exit_code = code;
+	for (process = &master->agent; process != NULL; process = next_process(master, process)) {
+		channel_flush(&process->channel);
+		channel_close(&process->channel);
+		if (is_alive(process))
+			expect(master, process, close_timeout(master, process),
+			       DEADLINE_DISCONNECTED);
+	}
+}
+
+/* ---- what egg does not have: rolling reload (D12) ------------------------- */
+
+/* A process is to end, or to get ready, within this time; on_deadline says what happens
+ * if it does not. A process that was told to end gets no more time by anything that
+ * happens later (D31). */
+static void
+expect(struct master *master, struct process *process, int timeout, enum deadline deadline)
+{
+	int64_t at = master->now + timeout;
+
+	if (process->deadline >= DEADLINE_LEAVE && at > process->deadline_at)
+		return;
+	process->deadline = deadline;
+	process->deadline_at = at;
+}
+
+/* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
+ * egg-pids without that worker: so no message for the worker is on its way when its channel
+ * ends (D52). */
+static void
+leave_later(struct master *master, struct process *worker)
+{
+	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
+	worker->leave_after = ++master->agent.barriers_told;
+	expect(master, worker, master->options.app_close_timeout, DEADLINE_BARRIER);
+}
+
+static bool
+may_leave(const struct master *master, const struct process *process)
+{
+	return process->deadline == DEADLINE_BARRIER &&
+	       (master->agent.barriers_heard >= process->leave_after || !is_alive(&master->agent));
+}
+
+static bool
+is_replaced_one_left(const struct master *master, int slot)
+{
+	const struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->is_dev_reload && (slot == -1 || worker->slot == slot))
+			return true;
+	return false;
+}
+
+static void
+end_reload(struct master *master, int *count)
+{
+	master->reload_slot = -1;
+	master->reload_id = 0;
+	(*count)++;
+	save_status(master); /* the program that has ordered the reload waits for this */
+}
+
+/* Replace the worker of the next slot; egg: cluster-reload, all at once. A slot has one
+ * old worker at most: the next one is forked when that one has left. */
+static void
+reload_next(struct master *master)
+{
+	const struct process *worker;
+
+	if (master->reload_slot == -1)
+		return;
+	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
+		if (is_replaced_one_left(master, master->reload_slot))
+			return; /* on_app_exit comes here again */
+		worker = get_slot_worker(master, master->reload_slot, 0);
+		if (worker != NULL && worker->state == STATE_LISTENING) {
+			fork_again(master, master->reload_slot);
+			return;
+		}
+		/* else the slot's re-fork is new anyway */
+	}
+	if (is_replaced_one_left(master, -1))
+		return;
+	log_info("reload done");
+	end_reload(master, &master->reloads_done);
+}
+
+/* ---- npm cfork ----------------------------------------------------------- */
+
+/* egg: cluster.on('fork') */
+static void
+on_fork(struct master *master, struct process *worker)
+{
+	worker->id = ++master->app_id;
+	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
+	tell_app_pids(master, worker->worker_id); /* D7 */
+}
+
+static bool
+fork_again(struct master *master, int slot)
+{
+	struct process *worker = fork_app_worker(master, slot);
+
+	if (worker == NULL)
+		return false;
+	on_fork(master, worker);
+	if (slot == master->reload_slot)
+		master->reload_id = worker->id;
+	return true;
+}
+
+/* cfork's allow(): when may the next re-fork be? D13: later, not never. */
+static int64_t
+next_refork_time(const struct master *master)
+{
+	if (master->refork_count < REFORK_LIMIT ||
+	    master->now - master->reforks[0] > REFORK_DURATION)
+		return master->now;
+	return master->reforks[0] + REFORK_DURATION + 1;
+}
+
+static void
+wait_for_window(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int64_t at = next_refork_time(master);
+
+	if (at <= master->now || at <= slot->refork_at)
+		return;
+	slot->refork_at = at;
+	log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
+	          (long long)(slot->refork_at - master->now));
+}
+
+/* Fork for a slot if its time has come. A fork that fails counts as none. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+
+	if (slot->refork_at == 0 || slot->refork_at > master->now)
+		return;
+	wait_for_window(master, number); /* others have been there meanwhile */
+	if (slot->refork_at > master->now || !fork_again(master, number))
+		return;
+	if (master->refork_count == REFORK_LIMIT)
+		memmove(master->reforks, master->reforks + 1,
+		        (size_t)--master->refork_count * sizeof master->reforks[0]);
+	master->reforks[master->refork_count++] = master->now;
+	slot->reforks++;
+}
+
+/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
+ * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
+static void
+refork(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
+
+	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
+	    get_slot_worker(master, number, 0) != NULL)
+		return;
+	slot->refork_at = master->now;
+	if (slot->failures > 0)
+		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
+	wait_for_window(master, number);
+	refork_due(master, number);
+}
+
+static void
+on_parent_gone(struct master *master)
+{
+	master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+	if (!master->options.end_with_parent || master->phase != PHASE_RUNNING) /* D32 */
+		return;
+	log_info("the parent is gone, closing");
+	close_cluster(master);
+}
+
+/* A channel has ended; its process may live on. What waits for a worker that
+ * leaves gracefully still goes out; any other process has closed for good.
+ * egg: cluster.on('disconnect') */
+static void
+on_disconnect(struct master *master, struct process *process)
+{
+	bool again = process->state == STATE_DISCONNECTED;
+	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
+
+	channel_flush(&process->channel);
+	if (!graceful || channel_pending(&process->channel) == 0)
+		channel_close(&process->channel);
+	if (again)
+		return;
+	if (process->role == ROLE_PARENT) {
+		on_parent_gone(master);
+		return;
+	}
+	process->state = STATE_DISCONNECTED;
+	if (master->phase != PHASE_RUNNING)
+		return;
+	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
+		expect(master, process, close_timeout(master, process), DEADLINE_DISCONNECTED);
+		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
+		return;
+	}
+	expect(master, process,
+	       close_timeout(master, process) +
+	               (process->disable_refork ? 0 : CLUTCH_GRACEFUL_TIMEOUT),
+	       DEADLINE_DISCONNECTED);
+	log_info("app_worker#%d:%ld disconnect", process->id, (long)process->worker_id);
+	tell_agent_pids(master); /* D9 */
+	if (!process->disable_refork)
+		refork(master, process->slot);
 }
 
 /* ---- forking ------------------------------------------------------------- */
@@ -248,26 +866,28 @@ check(struct master *master)
 static void
 release(struct master *master, bool with_listener)
 {
-	struct process *worker;
+	struct corpse *corpse;
 
-	while ((worker = master->worker_manager.workers) != NULL)
-		delete_worker(master, worker);
+	while (master->worker_manager.workers != NULL)
+		delete_worker(master, master->worker_manager.workers);
+	while ((corpse = master->corpses) != NULL) {
+		master->corpses = corpse->next;
+		free(corpse);
+	}
+	free(master->agent.corpse);
 	channel_close(&master->agent.channel);
 	channel_close(&master->parent.channel);
-	messenger_disown();
 	if (master->pid_file != -1)
 		close(master->pid_file);
 	if (with_listener && master->listener != -1)
 		close(master->listener);
-	free(master->pids);
 	free(master->slots);
 	free(master->set);
-	free(master->speakers);
 }
 
 /* Lock one byte of the pid file: the master the first one, a child that of its own
- * number. So the kernel's list of its locks is the list of those alive, and who stops
- * the cluster from outside takes no stranger for one of them (D30). */
+ * number. So the kernel's list of its locks is the list of those alive, and a program that
+ * stops the cluster from outside takes no stranger for one of them (D30). */
 static int
 lock_byte(int descriptor, off_t byte)
 {
@@ -280,73 +900,115 @@ lock_byte(int descriptor, off_t byte)
 	return result;
 }
 
-/* No handler of the master's in a child. SIGPIPE stays ignored. */
+/* No handler of the program that started the cluster, nor of the master, runs in a child. */
 static void
-reset_signals(const sigset_t *mask)
+drop_handlers(void)
 {
-	size_t i;
+	struct sigaction action;
+	int number;
 
-	for (i = 0; i < CAUGHT; i++)
-		if (caught[i] != SIGPIPE)
-			clutch_catch_signal(caught[i], SIG_DFL);
-	sigprocmask(SIG_SETMASK, mask, NULL);
+	for (number = 1; number <= SIGNAL_MAX; number++)
+		if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
+		    action.sa_handler != SIG_IGN && action.sa_handler != on_ignored)
+			clutch_catch_signal(number, SIG_DFL);
 }
 
-/* The child's first steps: nothing of the master's stays but its options. */
+/* In a child: what the starter ignores is ignored again, but SIGTERM, which must end it. */
 static void
-become(struct master *master, const struct process *process, int descriptor, const sigset_t *mask)
+reset_signals(const struct master *master)
+{
+	sigset_t mask = master->mask;
+	size_t i;
+
+	drop_handlers();
+	for (i = 0; i < CAUGHT; i++)
+		if (master->inherited[i].sa_handler == SIG_IGN && caught[i].number != SIGTERM)
+			clutch_catch_signal(caught[i].number, SIG_IGN);
+	if (master->has_terminal) { /* which stops background groups that use it */
+		clutch_catch_signal(SIGTTIN, SIG_IGN);
+		clutch_catch_signal(SIGTTOU, SIG_IGN);
+	}
+	sigdelset(&mask, SIGTERM);
+	sigprocmask(SIG_SETMASK, &mask, NULL);
+}
+
+/* The child's first steps: nothing of the master's stays but its options. It closes its
+ * siblings' descriptors: while a copy of a channel's end is open in any process, the other
+ * end does not see its end of file. */
+static void
+become_child(struct master *master, const struct process *process, int descriptor)
 {
 	enum role role = process->role;
+	const struct options *options = &master->options;
 	int slot = process->slot;
 	struct messenger messenger;
 	char number[16];
 
 	setpgid(0, 0);
-	reset_signals(mask);
+	reset_signals(master);
 	if (master->pid_file != -1)
 		lock_byte(master->pid_file, getpid());
-	unsetenv("NOTIFY_SOCKET");
 	master->pid_file = -1; /* it stays open, for the child's lock */
 	release(master, role == ROLE_AGENT);
+	messenger_disown();
+	if (options->in_child != NULL)
+		options->in_child(role, options->arg);
 	if (messenger_init(&messenger, descriptor, role) == -1) {
-		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role), strerror(errno));
-		exit(1);
+		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
+		                  strerror(errno));
+		clutch_process_exit(1);
 	}
 	if (role == ROLE_AGENT)
-		agent_run(&messenger, &master->options);
+		agent_run(&messenger, options);
 	messenger.slot = slot;
 	snprintf(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
-	snprintf(number, sizeof number, "%d", master->options.workers);
+	snprintf(number, sizeof number, "%d", options->workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
-	worker_run(&messenger, &master->options, master->listener, master->options_json);
+	worker_run(&messenger, options, master->listener, master->options_json);
 }
 
-/* Fork a child over a channel of its own. In its own process group, so that
- * Ctrl-C reaches the master alone (D4), and kill(-pid) its children too. */
+/* A channel's two ends, the master's attached; -1: neither is open. */
 static int
-fork_process(struct master *master, struct process *process)
+open_channel(struct process *process)
 {
 	int pair[2];
-	sigset_t all, mask;
-	pid_t pid;
 
 	if (channel_pair(pair) == -1)
 		return -1;
-	if (channel_attach(&process->channel, pair[0]) == -1) {
-		close(pair[0]);
-		close(pair[1]);
-		return -1;
-	}
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, &mask);
-	pid = fork();
-	if (pid == 0)
-		become(master, process, pair[1], &mask);
-	sigprocmask(SIG_SETMASK, &mask, NULL);
+	if (channel_attach(&process->channel, pair[0]) == 0)
+		return pair[1];
+	close(pair[0]);
 	close(pair[1]);
+	return -1;
+}
+
+/* Fork a child over a channel of its own. It leads a process group of its own, so that
+ * Ctrl-C reaches the master alone (D4), and a signal to the group its children, too. Both
+ * sides call setpgid: whichever runs first, the group is there when either goes on. */
+static int
+fork_process(struct master *master, struct process *process)
+{
+	sigset_t all, mask;
+	int descriptor;
+	pid_t pid = -1;
+
+	if (process->corpse == NULL)
+		process->corpse = calloc(1, sizeof *process->corpse);
+	descriptor = process->corpse != NULL ? open_channel(process) : -1;
+	if (descriptor != -1) {
+		sigfillset(&all);
+		sigprocmask(SIG_SETMASK, &all, &mask);
+		pid = fork();
+		if (pid == 0)
+			become_child(master, process, descriptor);
+		sigprocmask(SIG_SETMASK, &mask, NULL);
+		close(descriptor);
+	}
+	master->fork_failed = pid == -1;
 	if (pid == -1) {
-		close(pair[0]);
+		if (process->channel.descriptor != -1)
+			close(process->channel.descriptor);
 		process->channel.descriptor = -1; /* what waits goes on waiting */
 		return -1;
 	}
@@ -355,35 +1017,17 @@ fork_process(struct master *master, struct process *process)
 	process->worker_id = pid;
 	process->state = STATE_ONLINE;
 	process->forked_at = master->now;
-	process->deadline = master->now + master->options.worker_start_timeout;
+	process->dropped = 0;
+	process->drop_logged = false;
+	expect(master, process, master->options.worker_start_timeout, DEADLINE_START);
 	return 0;
 }
 
-/* Room for the pid of one more app worker. */
-static bool
-pids_reserve(struct master *master)
-{
-	const struct process *worker;
-	size_t size = sizeof "[]" + PID_SIZE;
-	char *pids;
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		size += PID_SIZE;
-	if (size <= master->pids_size)
-		return true;
-	pids = realloc(master->pids, 2 * size);
-	if (pids == NULL)
-		return false;
-	master->pids = pids;
-	master->pids_size = 2 * size;
-	return true;
-}
-
-/* A place for an app worker that is not forked yet; NULL if memory is short. */
+/* A place for an app worker that is not forked yet; NULL: ENOMEM. */
 static struct process *
 new_worker(struct master *master, int slot)
 {
-	struct process *worker = pids_reserve(master) ? calloc(1, sizeof *worker) : NULL;
+	struct process *worker = calloc(1, sizeof *worker);
 
 	if (worker == NULL)
 		return NULL;
@@ -395,16 +1039,7 @@ new_worker(struct master *master, int slot)
 	return worker;
 }
 
-/* egg: cluster.on('fork') */
-static void
-on_fork(struct master *master, struct process *worker)
-{
-	worker->id = ++master->app_id;
-	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
-	tell_app_pids(master, worker->worker_id); /* D7 */
-}
-
-/* Returns who holds the slot now, for on_fork; NULL: it is tried again later. */
+/* Returns the process that holds the slot now, for on_fork; NULL: it is tried again. */
 static struct process *
 fork_app_worker(struct master *master, int slot)
 {
@@ -424,490 +1059,62 @@ fork_app_worker(struct master *master, int slot)
 	return worker;
 }
 
-static void
-fork_again(struct master *master, int slot)
-{
-	struct process *worker = fork_app_worker(master, slot);
-
-	if (worker != NULL)
-		on_fork(master, worker);
-}
-
-/* cfork's allow(): when may the next re-fork be? D13: later, not never. */
-static int64_t
-allow(struct master *master)
-{
-	if (master->refork_count < REFORK_LIMIT ||
-	    master->now - master->reforks[0] > REFORK_DURATION)
-		return master->now;
-	return master->reforks[0] + REFORK_DURATION + 1;
-}
-
-static void
-wait_for_window(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int64_t at = allow(master);
-
-	if (at <= master->now || at <= slot->refork_at)
-		return;
-	slot->refork_at = at;
-	log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
-	          (long long)(slot->refork_at - master->now));
-}
-
-/* Fork for a slot if its time has come. */
-static void
-refork_due(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-
-	if (slot->refork_at == 0 || slot->refork_at > master->now)
-		return;
-	wait_for_window(master, number); /* others have been there meanwhile */
-	if (slot->refork_at > master->now)
-		return;
-	if (master->refork_count == REFORK_LIMIT)
-		memmove(master->reforks, master->reforks + 1,
-		        (size_t)--master->refork_count * sizeof master->reforks[0]);
-	master->reforks[master->refork_count++] = master->now;
-	slot->reforks++;
-	slot->refork_at = 0;
-	fork_again(master, number);
-}
-
-/* cfork's re-fork of a slot that nobody holds: now if it may be. */
-static void
-refork(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int64_t at = master->now;
-
-	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
-	    get_slot_worker(master, number, 0) != NULL)
-		return;
-	if (slot->failures > 0) /* D11 */
-		at += (int64_t)BACKOFF_FIRST
-		      << (slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1
-		                                             : BACKOFF_DOUBLINGS);
-	slot->refork_at = at;
-	wait_for_window(master, number);
-	refork_due(master, number);
-}
-
-/* ---- egg-cluster/lib/master.js ------------------------------------------- */
-
-static void
-fork_agent_worker(struct master *master)
-{
-	struct process *agent = &master->agent;
-
-	master->agent_slot.refork_at = 0;
-	master->agent_slot.reforks += master->is_started;
-	if (fork_process(master, agent) == -1) {
-		log_error("cannot fork the agent_worker: %s, next try in %dms", strerror(errno),
-		          FORK_RETRY);
-		master->agent_slot.refork_at = master->now + FORK_RETRY;
-		return;
-	}
-	agent->id = ++master->agent_id;
-	log_info("agent_worker#%d:%ld start", agent->id, (long)agent->worker_id);
-}
-
-static void
-fork_app_workers(struct master *master)
-{
-	struct process *worker;
-	int slot;
-
-	master->app_start_time = master->now;
-	for (slot = 0; slot < master->options.workers; slot++)
-		fork_app_worker(master, slot);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->state == STATE_ONLINE)
-			on_fork(master, worker);
-}
-
-static int
-close_timeout(const struct master *master, const struct process *process)
-{
-	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
-	                                   : master->options.app_close_timeout;
-}
-
-/* SIGTERM to a process and its children; SIGKILL when the timeout is over. */
-static void
-terminate(struct master *master, struct process *process)
-{
-	if (process->worker_id == 0 || process->terminated || process->state == STATE_DEAD)
-		return;
-	kill(-process->worker_id, SIGTERM);
-	process->terminated = true;
-	process->deadline = master->now + close_timeout(master, process);
-}
-
-static void
-kill_agent_worker(struct master *master)
-{
-	log_info("kill agent worker with signal SIGTERM");
-	terminate(master, &master->agent);
-}
-
-static void
-kill_app_workers(struct master *master)
-{
-	struct process *worker;
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		terminate(master, worker);
-}
-
-/* What died of what: "code: 1, signal: null" (D19). */
-static void
-describe_death(struct slot *slot, int status, const char *killed_for)
-{
-	char code[16] = "null", name[16] = "null";
-
-	if (WIFEXITED(status))
-		snprintf(code, sizeof code, "%d", WEXITSTATUS(status));
-	else if (WTERMSIG(status) == SIGKILL)
-		snprintf(name, sizeof name, "SIGKILL");
-	else if (WTERMSIG(status) == SIGTERM)
-		snprintf(name, sizeof name, "SIGTERM");
-	else
-		snprintf(name, sizeof name, "%d", WTERMSIG(status));
-	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code, name,
-	         killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
-}
-
-static void
-on_agent_exit(struct master *master, int status)
-{
-	struct process *agent = &master->agent;
-	pid_t worker_id = agent->worker_id;
-	struct channel waiting;
-
-	describe_death(&master->agent_slot, status, agent->killed_for);
-	if (master->phase != PHASE_RUNNING) /* D14 */
-		return;
-	waiting = agent->channel;        /* D24: on_disconnect has opened it */
-	memset(agent, 0, sizeof *agent); /* egg: deleteAgent */
-	agent->channel = waiting;
-	agent->role = ROLE_AGENT;
-	agent->id = master->agent_id;
-	agent->state = STATE_DEAD;
-	tell_app_pids(master, 0);
-	log_error("agent_worker#%d:%ld died (%s)", agent->id, (long)worker_id,
-	          master->agent_slot.last_death);
-	if (!master->is_started) {
-		log_error("agent_worker#%d:%ld start fail, exiting with code:1", agent->id,
-		          (long)worker_id);
-		fail(master, 1);
-		return;
-	}
-	log_info("try to start a new agent_worker after 1s ...");
-	master->agent_slot.refork_at = master->now + AGENT_REFORK_DELAY;
-	tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL);
-}
-
-/* It need not be ready in time any more; but who was told to leave must do that. */
-static void
-start_is_over(struct process *process)
-{
-	if (!process->terminated)
-		process->deadline = 0;
-}
-
-static void
-on_agent_start(struct master *master)
-{
-	struct process *agent = &master->agent;
-
-	agent->state = STATE_LISTENING; /* egg: status = 'started' */
-	start_is_over(agent);
-	if (master->is_started) { /* D8: first who is there, then that all is ready */
-		tell_agent_pids(master);
-		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
-	}
-	tell_app_pids(master, 0);
-	tell(master, ROLE_APP, 0, "agent-start", NULL);
-	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
-	         (long long)(clutch_now() - agent->forked_at));
-	if (master->app_start_time == 0 && master->phase == PHASE_RUNNING) /* D14; this.once */
-		fork_app_workers(master);
-}
-
-static void
-end_reload(struct master *master, int *count)
-{
-	master->reload_slot = -1;
-	(*count)++;
-	save_status(master); /* who has ordered it waits for this */
-}
-
-static void
-on_app_exit(struct master *master, struct process *worker, int status)
-{
-	struct slot *slot = &master->slots[worker->slot];
-	int number = worker->slot, id = worker->id;
-	bool never_ready = worker->disable_refork;
-	pid_t worker_id = worker->worker_id;
-
-	describe_death(slot, status, worker->killed_for);
-	if (master->phase != PHASE_RUNNING)
-		return;
-	if (!worker->is_dev_reload)
-		log_error("app_worker#%d:%ld died (%s)", id, (long)worker_id, slot->last_death);
-	delete_worker(master, worker);
-	tell_agent_pids(master);
-	if (!master->is_all_worker_started) {
-		log_error("app_worker#%d:%ld start fail, exiting with code:1", id, (long)worker_id);
-		fail(master, 1);
-		return;
-	}
-	tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
-	slot->failures += never_ready;
-	if (never_ready && number == master->reload_slot) { /* D12 */
-		log_error("reload given up: the new app_worker died before it was ready");
-		end_reload(master, &master->reloads_given_up);
-	}
-	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
-		refork(master, number);
-}
-
-/* egg: this.ready(() => { ... }) */
-static void
-on_ready(struct master *master)
-{
-	const char *name = master->options.name;
-
-	master->is_started = true;
-	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
-	         master->address, (long long)(clutch_now() - master->start_time));
-	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
-	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json);
-	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);
-	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
-	notify("READY=1");
-	if (master->is_production)
-		master->check_at = master->now + CHECK_INTERVAL;
-}
-
-/* Replace the worker of the next slot; egg: cluster-reload, all at once. */
-static void
-reload_next(struct master *master)
-{
-	while (master->reload_slot < master->options.workers) {
-		if (get_slot_worker(master, master->reload_slot, 0) != NULL) {
-			fork_again(master, master->reload_slot);
-			return;
-		}
-		master->reload_slot++; /* it waits for its re-fork: that will be a new one */
-	}
-	log_info("reload done");
-	end_reload(master, &master->reloads_done);
-}
-
-static void
-on_app_start(struct master *master, struct process *worker)
-{
-	struct slot *slot = &master->slots[worker->slot];
-	struct process *old;
-	int remain;
-
-	worker->state = STATE_LISTENING;
-	start_is_over(worker);
-	tell_agent_pids(master);
-	master->start_success_count++; /* D18: a worker comes here once, and none has died */
-	remain = master->is_all_worker_started
-	                 ? 0
-	                 : master->options.workers - master->start_success_count;
-	log_info("app_worker#%d:%ld started%s%s, remain %d (%lldms)", worker->id,
-	         (long)worker->worker_id, master->address[0] != '\0' ? " at " : "", master->address,
-	         remain, (long long)(clutch_now() - worker->forked_at));
-	if (master->is_all_worker_started) /* D10: to the newcomer alone */
-		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
-	worker->disable_refork = false;
-	slot->failures = 0;
-	old = get_slot_worker(master, worker->slot, worker->id);
-	if (old != NULL) { /* D12 */
-		old->is_dev_reload = true;
-		terminate(master, old);
-	}
-	if (worker->slot == master->reload_slot) {
-		master->reload_slot++;
-		reload_next(master);
-	}
-	if (master->is_all_worker_started || master->phase != PHASE_RUNNING ||
-	    master->start_success_count < master->options.workers)
-		return;
-	master->is_all_worker_started = true;
-	on_ready(master);
-}
-
-static void
-on_reload(struct master *master)
-{
-	if (!master->is_all_worker_started || master->reload_slot != -1 ||
-	    master->phase != PHASE_RUNNING)
-		return;
-	log_info("reload workers...");
-	master->reload_slot = 0;
-	reload_next(master);
-}
-
-/* egg: close */
-static void
-close_cluster(struct master *master)
-{
-	notify("STOPPING=1");
-	master->reload_slot = -1;
-	master->phase = PHASE_CLOSING_APPS;
-	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms",
-	         master->options.app_close_timeout);
-	kill_app_workers(master);
-}
-
-/* egg: onSignal */
-static void
-on_signal(struct master *master, int number)
-{
-	if (master->phase != PHASE_RUNNING) /* D15 */
-		return;
-	log_info("master is killed by signal %s, closing", number == SIGTERM  ? "SIGTERM"
-	                                                   : number == SIGINT ? "SIGINT"
-	                                                                      : "SIGQUIT");
-	close_cluster(master);
-}
-
-static void
-on_parent_gone(struct master *master)
-{
-	master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
-	if (!master->options.end_with_parent || master->phase != PHASE_RUNNING) /* D32 */
-		return;
-	log_info("the parent is gone, closing");
-	close_cluster(master);
-}
-
-/* egg: process.exit(code). But nobody is left behind (D3): the children see the
- * end of their channels, and who does not leave then is killed. */
-static void
-fail(struct master *master, int code)
-{
-	struct process *worker;
-
-	assert(master->phase == PHASE_RUNNING);
-	notify("STOPPING=1");
-	master->reload_slot = -1;
-	master->phase = PHASE_FAILING;
-	master->exit_code = code;
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
-		channel_flush(&worker->channel);
-		channel_close(&worker->channel);
-		worker->deadline = master->now + master->options.app_close_timeout;
-		worker->terminated = true;
-	}
-	channel_flush(&master->agent.channel);
-	channel_close(&master->agent.channel);
-	master->agent.deadline = master->now + master->options.agent_close_timeout;
-	master->agent.terminated = true;
-}
-
 /* ---- the living speak ---------------------------------------------------- */
-
-/* A channel has ended; its process may live on. What waits for a worker that
- * leaves gracefully still goes out; anybody else has closed for good.
- * egg: cluster.on('disconnect') */
-static void
-on_disconnect(struct master *master, struct process *process)
-{
-	bool again = process->state == STATE_DISCONNECTED;
-
-	channel_flush(&process->channel);
-	if (again || process->role != ROLE_APP || process->killed_for != NULL ||
-	    channel_pending(&process->channel) == 0)
-		channel_close(&process->channel);
-	process_forget(process, &master->worker_manager);
-	if (again)
-		return;
-	if (process->role == ROLE_PARENT) {
-		on_parent_gone(master);
-		return;
-	}
-	process->state = STATE_DISCONNECTED;
-	if (master->phase != PHASE_RUNNING)
-		return;
-	process->deadline = master->now + close_timeout(master, process);
-	if (process->role == ROLE_AGENT) {
-		channel_init(&process->channel, 0); /* D24: for the next one */
-		return;
-	}
-	if (!process->disable_refork)
-		process->deadline += CLUTCH_GRACEFUL_TIMEOUT;
-	log_info("app_worker#%d:%ld disconnect", process->id, (long)process->worker_id);
-	tell_agent_pids(master); /* D9 */
-	if (!process->disable_refork)
-		refork(master, process->slot);
-}
 
 /* A process did what none may do, or cannot be served: it alone pays for it. */
 static void
 condemn(struct master *master, struct process *process, const char *why)
 {
-	log_error("%s#%d:%ld %s: %s", clutch_role_name(process->role), process->id,
-	          (long)process->worker_id, why,
+	log_error("%s %s: %s", process_name(process), why,
 	          process->role == ROLE_PARENT ? "its channel is closed" : "killed");
 	process->killed_for = why;
-	if (process->role != ROLE_PARENT)
-		kill(-process->worker_id, SIGKILL);
+	signal_process(process, SIGKILL);
 	on_disconnect(master, process);
 }
 
-/* The actions that only the master may utter, and those that only it hears. */
+enum { PARENT = 1 << ROLE_PARENT, AGENT = 1 << ROLE_AGENT, APP = 1 << ROLE_APP };
+
+/* The actions with a meaning for the master, and the roles that may say them to it (D5). The
+ * first few are the master's own: no child sends them to any other process either. */
+static const struct rule {
+	const char *action;
+	bool everywhere;
+	int roles;
+	bool once; /* while the process is not ready */
+} rules[] = {
+	{"agent-exit", true, 0, false},
+	{"agent-start", true, AGENT, true},
+	{"agent-worker-died", true, 0, false},
+	{"app-exit", true, 0, false},
+	{"app-start", true, 0, false},
+	{"app-worker-died", true, 0, false},
+	{"clutch-pause", true, PARENT | AGENT | APP, false},
+	{"clutch-barrier", true, AGENT, false},
+	{"clutch-resume", true, PARENT | AGENT | APP, false},
+	{"egg-pids", true, 0, false},
+	{"egg-ready", true, 0, false},
+	{"listening", false, APP, true},
+	{"realport", false, 0, false},
+	{"reload-worker", false, PARENT | AGENT, false},
+};
+
 static bool
-is_reserved(const struct master *master, const struct process *process,
-            const struct message *message)
+may_say(const struct master *master, const struct process *process, const struct message *message)
 {
-	static const char *const reserved[] = {"agent-exit",        "agent-start",    "app-exit",
-	                                       "app-start",         "egg-pids",       "egg-ready",
-	                                       "agent-worker-died", "app-worker-died"};
-	static const char *const orders[] = {"listening", "realport", "reload-worker"};
 	bool to_master = message->receiver_pid != 0
 	                         ? message->receiver_pid == master->messenger.pid
 	                         : message->to == ROLE_MASTER || (message->to == ROLE_NONE &&
 	                                                          process->role == ROLE_PARENT);
-	size_t i;
+	const struct rule *rule = rules, *end = rules + sizeof rules / sizeof rules[0];
 
-	switch (message->action[0]) { /* most are not worth a comparison */
-	case 'a':
-	case 'e':
-	case 'l':
-	case 'r':
-		break;
-	default:
-		return false;
-	}
-	for (i = 0; i < sizeof reserved / sizeof reserved[0]; i++)
-		if (strcmp(message->action, reserved[i]) == 0)
-			return true;
-	for (i = 0; to_master && i < sizeof orders / sizeof orders[0]; i++)
-		if (strcmp(message->action, orders[i]) == 0)
-			return true;
-	return false;
-}
-
-/* D5: each says of itself once that it is ready; parent and agent may order a
- * reload. Everything else that is reserved, nobody may say. */
-static bool
-is_allowed(const struct process *process, const struct message *message)
-{
-	bool online = process->state == STATE_ONLINE && message->to == ROLE_MASTER;
-
-	if (strcmp(message->action, "reload-worker") == 0)
-		return process->role != ROLE_APP;
-	return online && strcmp(message->action,
-	                        process->role == ROLE_AGENT ? "agent-start" : "listening") == 0;
+	if (strchr("acelr", message->action[0]) == NULL) /* most are not worth a comparison */
+		return true;
+	while (rule < end && strcmp(message->action, rule->action) != 0)
+		rule++;
+	if (rule == end || (!to_master && !rule->everywhere))
+		return true;
+	return to_master && (rule->roles >> process->role & 1) != 0 &&
+	       (!rule->once || process->state != STATE_LISTENING);
 }
 
 /* this.on(...): what is routed to the master itself. */
@@ -915,26 +1122,32 @@ static void
 emit(void *arg, const struct message *message)
 {
 	struct master *master = arg;
+	struct process *sender = master->messenger.sender;
+	const char *action = message->action;
 
-	if (strcmp(message->action, "agent-start") == 0)
+	if (strcmp(action, "agent-start") == 0 && sender->state == STATE_ONLINE) /* master.js:135 */
 		on_agent_start(master);
-	else if (strcmp(message->action, "listening") == 0)
-		on_app_start(master, master->messenger.sender);
-	else if (strcmp(message->action, "reload-worker") == 0)
+	else if (strcmp(action, "listening") == 0 &&
+	         sender->state == STATE_ONLINE) /* master.js:137 app-start */
+		on_app_start(master, sender);
+	else if (strcmp(action, "reload-worker") == 0) /* master.js:138 */
 		on_reload(master);
+	else if (strcmp(action, "clutch-barrier") == 0) /* D52 */
+		sender->barriers_heard++;
+	else if (strcmp(action, "clutch-pause") == 0 || strcmp(action, "clutch-resume") == 0)
+		sender->paused = strcmp(action, "clutch-pause") == 0;
 }
 
 static void
 on_message(struct master *master, struct process *process, struct message *message)
 {
-	if (!is_reserved(master, process, message) || is_allowed(process, message)) {
+	if (may_say(master, process, message)) {
 		master_messenger_receive(&master->messenger, process, message);
 		return;
 	}
 	if (!process->refused)
-		log_error("%s#%d:%ld may not send %s: refused, as are more of this kind",
-		          clutch_role_name(process->role), process->id, (long)process->worker_id,
-		          message->action);
+		log_error("%s may not send %s: refused, as are more of this kind",
+		          process_name(process), message->action);
 	process->refused = true;
 }
 
@@ -951,73 +1164,161 @@ hear(struct master *master, struct process *process)
 		if (handle != -1)
 			close(handle);
 	}
-	if (found == -1 && errno == ENOMEM)
-		condemn(master, process, "no memory for what it sends");
-	else if (found == -1 || peer == PEER_BROKEN) /* D2 */
-		condemn(master, process, "broke the protocol");
+	if (found == -1 || peer == PEER_BROKEN) /* D2 */
+		condemn(master, process,
+		        errno == ENOMEM ? "sends more than there is memory for"
+		                        : "broke the protocol");
 	else if (peer == PEER_GONE)
 		on_disconnect(master, process);
 }
 
 /* ---- the dead are counted ------------------------------------------------ */
 
+/* How a process died: "code: 1, signal: null" (D19). */
+static void
+describe_death(struct slot *slot, const siginfo_t *info, const char *killed_for)
+{
+	char code[16] = "null", name[16] = "null";
+
+	if (info->si_code == CLD_EXITED)
+		snprintf(code, sizeof code, "%d", info->si_status);
+	else if (info->si_status == SIGKILL)
+		snprintf(name, sizeof name, "SIGKILL");
+	else if (info->si_status == SIGTERM)
+		snprintf(name, sizeof name, "SIGTERM");
+	else
+		snprintf(name, sizeof name, "%d", info->si_status);
+	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code, name,
+	         killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
+}
+
+/* What a process has started must not outlive it: its group gets SIGTERM, and SIGKILL at
+ * the deadline. The zombie is moved out of its group, so that the group's end shows, and
+ * is reaped after that. egg: killChildren */
+static void
+bury(struct master *master, struct process *process)
+{
+	struct corpse *corpse = process->corpse;
+
+	process->corpse = NULL;
+	corpse->pid = process->worker_id;
+	corpse->deadline = process->deadline >= DEADLINE_LEAVE
+	                           ? process->deadline_at
+	                           : master->now + close_timeout(master, process);
+	corpse->killed = false;
+	corpse->next = master->corpses;
+	master->corpses = corpse;
+	setpgid(corpse->pid, getpgrp());
+	kill(-corpse->pid, SIGTERM);
+}
+
+/* Reap a corpse if its group is gone, or has not gone for SIGKILL: an init may not reap
+ * what it adopts. Returns whether it did. */
 static bool
-group_lives(const struct process *process)
+reap_corpse(struct master *master, struct corpse *corpse)
 {
-	return kill(-process->worker_id, 0) == 0 || errno == EPERM;
+	bool group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+
+	if (group_lives && corpse->deadline > master->now)
+		return false;
+	if (group_lives && !corpse->killed) {
+		kill(-corpse->pid, SIGKILL);
+		corpse->killed = true;
+		corpse->deadline = master->now + KILL_TIME;
+		return false;
+	}
+	while (waitpid(corpse->pid, NULL, 0) == -1 && errno == EINTR)
+		;
+	return true;
 }
 
-/* A dead process's children were sent SIGKILL: their end takes a moment, and is
- * waited for, but not for long: an init may not reap what it adopts. */
 static void
-await_group(struct master *master, struct process *process)
+reap_corpses(struct master *master)
 {
-	if (!process->group_killed)
-		process->deadline = master->now + KILL_TIME;
-	process->group_killed = true;
+	struct corpse *corpse, **link = &master->corpses;
+
+	while ((corpse = *link) != NULL)
+		if (reap_corpse(master, corpse)) {
+			*link = corpse->next;
+			free(corpse);
+		} else {
+			link = &corpse->next;
+		}
 }
 
-/* A process is dead: its last words, then the end of its channel, then its end.
- * Its own children must not outlive it: while closing they have until the
- * deadline, as the process had (egg: killChildren). */
+/* A process is dead: its last words, then the end of its channel, then its end. Last words
+ * are finite: what was in the socket, not what a child of it goes on writing there. */
 static void
-on_exit(struct master *master, struct process *process, int status)
+on_process_exit(struct master *master, struct process *process, const siginfo_t *info)
 {
-	uint64_t heard;
+	struct channel *channel = &process->channel;
+	uint64_t before, first = channel->bytes_in;
+	int64_t deadline = 0;
+	bool more = true;
+
+	while (channel->descriptor != -1 && more && channel->bytes_in - first < LAST_WORDS) {
+		before = channel->bytes_in;
+		hear(master, process);
+		more = channel->bytes_in > before ||
+		       (channel_take_starved(channel) && clutch_retry(&deadline));
+	}
+	if (channel->descriptor != -1)
+		on_disconnect(master, process);
+	if (channel->descriptor != -1) /* something still waited there */
+		channel_close(channel);
+	describe_death(process->role == ROLE_AGENT ? &master->agent_slot
+	                                           : &master->slots[process->slot],
+	               info, process->killed_for);
+	process->state = STATE_DEAD;
+	if (info->si_pid != 0)
+		bury(master, process);
+	if (process->role == ROLE_AGENT)
+		on_agent_exit(master);
+	else
+		on_app_exit(master, process);
+}
+
+/* Look at the dead without reaping them. */
+static int
+wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
+{
+	int result;
 
 	do {
-		heard = process->channel.bytes_in;
-		if (process->channel.descriptor != -1)
-			hear(master, process);
-	} while (process->channel.descriptor != -1 && process->channel.bytes_in != heard);
-	if (process->channel.descriptor != -1)
-		on_disconnect(master, process);
-	if (master->phase == PHASE_RUNNING)
-		kill(-process->worker_id, SIGKILL);
-	if (master->phase == PHASE_FAILING)
-		kill(-process->worker_id, SIGTERM);
-	process->state = STATE_DEAD;
-	if (master->phase != PHASE_RUNNING && process->deadline == 0)
-		await_group(master, process);
-	if (process->role == ROLE_AGENT)
-		on_agent_exit(master, status);
-	else
-		on_app_exit(master, process, status);
+		memset(info, 0, sizeof *info);
+		result = waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT);
+	} while (result == -1 && errno == EINTR);
+	return result;
 }
 
 static void
 reap(struct master *master, struct process *process)
 {
-	int status = 0;
-	pid_t pid;
+	siginfo_t info;
 
-	if (process->worker_id == 0 || process->state == STATE_DEAD)
+	if (!is_alive(process))
 		return;
-	do
-		pid = waitpid(process->worker_id, &status, WNOHANG);
-	while (pid == -1 && errno == EINTR);
-	if (pid != 0) /* -1: somebody else has reaped it; it is dead all the same */
-		on_exit(master, process, status);
+	/* -1: something else has reaped it; it is dead all the same */
+	if (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0)
+		on_process_exit(master, process, &info);
+}
+
+/* Process 1 of a container inherits every orphan there, and reaps them. */
+static void
+reap_orphans(struct master *master)
+{
+	const struct process *process;
+	siginfo_t info;
+
+	while (master->messenger.pid == 1 && master->corpses == NULL &&
+	       wait_for_death(P_ALL, 0, &info) == 0 && info.si_pid != 0) {
+		for (process = &master->agent; process != NULL;)
+			process = process->worker_id == info.si_pid ? NULL
+			                                            : next_process(master, process);
+		if (process == NULL)
+			return;
+		waitpid(info.si_pid, NULL, 0);
+	}
 }
 
 static void
@@ -1030,104 +1331,62 @@ reap_all(struct master *master)
 		next = worker->next;
 		reap(master, worker);
 	}
+	reap_orphans(master);
 }
 
 /* ---- the clock ----------------------------------------------------------- */
 
-/* A process has had its time. */
+/* A process has had its time: the table at `struct process` says what follows. */
 static void
 on_deadline(struct master *master, struct process *process)
 {
-	process->deadline = 0;
-	switch (process->state) {
-	case STATE_NONE:
+	enum deadline deadline = process->deadline;
+
+	process->deadline = DEADLINE_NONE;
+	switch (deadline) {
+	case DEADLINE_NONE:
 		return;
-	case STATE_ONLINE:
-		if (!process->terminated) { /* D25 */
-			log_error("%s#%d:%ld start timeout", clutch_role_name(process->role), process->id,
-			          (long)process->worker_id);
-			process->killed_for = "start timeout";
-			terminate(master, process);
-			return;
-		}
+	case DEADLINE_START: /* D25 */
+		log_error("%s start timeout", process_name(process));
+		process->killed_for = "start timeout";
+		terminate(master, process);
+		return;
+	case DEADLINE_BARRIER:
+		terminate(master, process);
+		return;
+	case DEADLINE_DEAF:
+		process->killed_for = "reads no more";
 		break;
-	case STATE_LISTENING:
-		if (!process->terminated)
-			process->killed_for = "reads no more";
+	case DEADLINE_LEAVE:
+	case DEADLINE_DISCONNECTED:
+		if (process->killed_for == NULL)
+			process->killed_for = "did not leave in time";
 		break;
-	case STATE_DISCONNECTED:
-	case STATE_DEAD:
+	case DEADLINE_KILLED:
 		break;
 	}
-	if (process->killed_for == NULL)
-		process->killed_for = "did not leave in time";
-	if (kill(-process->worker_id, SIGKILL) == -1 && process->state != STATE_DEAD) /* D3 */
-		process->deadline = master->now + KILL_RETRY;
-	if (process->state == STATE_DEAD)
-		await_group(master, process);
-}
-
-/* Is nothing left of it (D27)? While closing, its children count too. */
-static bool
-is_gone(const struct process *process)
-{
-	return process->worker_id == 0 ||
-	       (process->state == STATE_DEAD && (process->deadline == 0 || !group_lives(process)));
-}
-
-static bool
-are_apps_gone(const struct master *master)
-{
-	const struct process *worker = master->worker_manager.workers;
-
-	while (worker != NULL && is_gone(worker))
-		worker = worker->next;
-	return worker == NULL;
-}
-
-/* One step further towards the end, if its time has come. egg: _doClose */
-static void
-advance(struct master *master)
-{
-	switch (master->phase) {
-	case PHASE_RUNNING:
-		return;
-	case PHASE_CLOSING_APPS:
-		if (!are_apps_gone(master))
-			return;
-		log_info("send kill SIGTERM to agent worker, will exit with code:0 after %dms",
-		         master->options.agent_close_timeout);
-		kill_agent_worker(master);
-		master->phase = PHASE_CLOSING_AGENT;
-		return;
-	case PHASE_CLOSING_AGENT:
-	case PHASE_FAILING:
-		if (are_apps_gone(master) && is_gone(&master->agent))
-			master->phase = PHASE_CLOSED;
-		return;
-	case PHASE_CLOSED:
-		return;
-	}
-}
-
-static void
-sooner(int64_t *next, int64_t at)
-{
-	if (at != 0 && (*next == 0 || at < *next))
-		*next = at;
+	signal_process(process, SIGKILL); /* D3 */
+	if (is_alive(process))
+		expect(master, process, KILL_RETRY, DEADLINE_KILLED);
 }
 
 static void
 run_clock(struct master *master)
 {
-	struct process *worker;
+	struct process *process = NULL;
+	bool trim = master->trim_at != 0 && master->trim_at <= master->now;
 	int slot;
 
-	if (master->agent.deadline != 0 && master->agent.deadline <= master->now)
-		on_deadline(master, &master->agent);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->deadline != 0 && worker->deadline <= master->now)
-			on_deadline(master, worker);
+	while ((process = next_process(master, process)) != NULL) {
+		if ((process->deadline != DEADLINE_NONE && process->deadline_at <= master->now) ||
+		    may_leave(master, process))
+			on_deadline(master, process);
+		if (trim)
+			channel_trim(&process->channel);
+	}
+	if (trim)
+		master->trim_at = 0; /* prepare sets it again, if a queue keeps memory */
+	reap_corpses(master);
 	if (master->phase != PHASE_RUNNING)
 		return;
 	if (master->agent_slot.refork_at != 0 && master->agent_slot.refork_at <= master->now)
@@ -1135,39 +1394,65 @@ run_clock(struct master *master)
 	for (slot = 0; slot < master->options.workers; slot++)
 		refork_due(master, slot);
 	if (master->check_at != 0 && master->check_at <= master->now)
-		check(master);
+		check_alive(master);
 }
 
-/* Milliseconds until the clock has something to do; -1: it has not. */
-static int
-clock_timeout(const struct master *master)
+static void
+keep_earlier(int64_t *next, int64_t at)
 {
-	const struct process *worker;
+	if (at != 0 && (*next == 0 || at < *next))
+		*next = at;
+}
+
+/* Milliseconds until the clock has something to do; -1: it has not. While a process has a
+ * deadline, the clock runs each second, so that it notices when the master itself was
+ * stopped (see skip_lost_time). */
+static int
+clock_timeout(struct master *master)
+{
+	const struct process *process = NULL;
 	int64_t next = 0, left;
 	int slot;
 
-	sooner(&next, master->agent.deadline);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next) {
-		sooner(&next, worker->deadline);
-		if (worker->stuck_since != 0)
-			sooner(&next, worker->stuck_since + CLUTCH_STUCK_TIMEOUT);
-		if (worker->state == STATE_DEAD)
-			sooner(&next, master->now + GROUP_CHECK);
+	while ((process = next_process(master, process)) != NULL) {
+		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
+			keep_earlier(&next, master->now + LATE);
+		if (process->deadline != DEADLINE_NONE)
+			keep_earlier(&next, process->deadline_at);
+		if (process->full_since != 0)
+			keep_earlier(&next, process->full_since + CLUTCH_STUCK_TIMEOUT);
 	}
-	if (master->agent.state == STATE_DEAD && master->phase != PHASE_RUNNING)
-		sooner(&next, master->now + GROUP_CHECK);
-	if (master->agent.stuck_since != 0)
-		sooner(&next, master->agent.stuck_since + CLUTCH_STUCK_TIMEOUT);
-	if (master->parent.stuck_since != 0)
-		sooner(&next, master->parent.stuck_since + CLUTCH_STUCK_TIMEOUT);
+	if (master->corpses != NULL)
+		keep_earlier(&next, master->now + GROUP_CHECK);
+	if (master->retry)
+		keep_earlier(&next, master->now + 10);
+	keep_earlier(&next, master->trim_at);
 	for (slot = 0; slot < master->options.workers && master->phase == PHASE_RUNNING; slot++)
-		sooner(&next, master->slots[slot].refork_at);
+		keep_earlier(&next, master->slots[slot].refork_at);
 	if (master->phase == PHASE_RUNNING) {
-		sooner(&next, master->agent_slot.refork_at);
-		sooner(&next, master->check_at);
+		keep_earlier(&next, master->agent_slot.refork_at);
+		keep_earlier(&next, master->check_at);
 	}
 	left = next - clutch_now();
 	return next == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+}
+
+/* The whole cluster may have been stopped (a container that was paused, a laptop that
+ * slept): then nobody had the time that has passed, and deadlines move by it. */
+static void
+skip_lost_time(struct master *master, int64_t lost)
+{
+	struct process *process = NULL;
+	struct corpse *corpse;
+
+	if (lost < LATE)
+		return;
+	while ((process = next_process(master, process)) != NULL) {
+		process->deadline_at += lost;
+		process->full_since += process->full_since != 0 ? lost : 0;
+	}
+	for (corpse = master->corpses; corpse != NULL; corpse = corpse->next)
+		corpse->deadline += lost;
 }
 
 /* ---- SIGUSR1: all that the master knows ----------------------------------- */
@@ -1204,7 +1489,8 @@ put(struct sheet *sheet, const char *format, ...)
 	size_t length;
 
 	va_start(arguments, format);
-	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments), sizeof line - 1);
+	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments),
+	                            sizeof line - 1);
 	va_end(arguments);
 	if (sheet->file == -1) {
 		log_info("%s", line);
@@ -1235,8 +1521,8 @@ static void
 put_process(struct sheet *sheet, const struct master *master, const struct process *process,
             const struct slot *slot)
 {
-	static const char *const states[] = {"waiting", "starting", "listening", "disconnected",
-	                                     "dead"};
+	static const char *const states[] = {"waiting", "starting",     "listening",
+	                                     "leaving", "disconnected", "dead"};
 	const struct channel *channel = &process->channel;
 
 	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
@@ -1322,35 +1608,50 @@ save_status(const struct master *master)
 
 /* ---- the loop ------------------------------------------------------------ */
 
-/* A full queue that nobody empties: give its owner up before it harms others. And
- * one who reads no more is about to leave, or is made to. */
+/* Is a queue so full, for so long, that its owner must go before it harms others? The
+ * clock does not run for a process that wants a pause, nor for one that is itself not read
+ * because of others; unless all of these wait for each other. A process that has closed its
+ * reading end is expected to exit. */
 static void
 watch_queue(struct master *master, struct process *process)
 {
-	struct channel *channel = &process->channel;
+	bool stopped = process->paused || (process->waits && master->can_drain);
 
-	if (channel->write_closed && process->deadline == 0 && process->role != ROLE_PARENT)
-		process->deadline = master->now + close_timeout(master, process);
-	if (process->killed_for == NULL && channel_pending(channel) > CHANNEL_HIGH_WATER) {
-		if (process->stuck_since == 0 || process->stuck_at != channel->written)
-			process->stuck_since = master->now;
-		process->stuck_at = channel->written;
-		if (master->now - process->stuck_since >= CLUTCH_STUCK_TIMEOUT)
-			process->killed_for = "is stuck, its queue is full";
-	} else {
-		process->stuck_since = 0;
-	}
-	if (process->killed_for != NULL && !process->terminated)
+	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
+	    is_alive(process))
+		expect(master, process, close_timeout(master, process), DEADLINE_DEAF);
+	if (stopped || process_is_drained(process))
+		process->full_since = 0;
+	else if (process->full_since == 0 && process_is_full(process))
+		process->full_since = master->now;
+	if (process->full_since != 0 && master->now - process->full_since >= CLUTCH_STUCK_TIMEOUT)
+		process->killed_for = "is stuck, its queue is full";
+	if (process->killed_for != NULL && process->deadline < DEADLINE_LEAVE &&
+	    process->state != STATE_DISCONNECTED)
 		condemn(master, process, process->killed_for);
 }
 
-/* Room for one more to poll. Where memory is short, somebody is not heard for now. */
+/* Say once what is lost, and why. */
+static void
+watch_losses(struct process *process)
+{
+	if (process->dropped > 0 && !process->drop_logged)
+		log_error("%s is not there and its queue is full: messages for it are dropped",
+		          process_name(process));
+	process->drop_logged = process->dropped > 0;
+	if (process->channel.handles_lost > 0 && !process->handle_logged)
+		log_error("%s: no descriptor or memory for a handle: its message goes without it, "
+		          "as do more of this kind",
+		          process_name(process));
+	process->handle_logged = process->channel.handles_lost > 0;
+}
+
+/* Room for one more to poll. Where memory is short, a process is not heard for now. */
 static bool
 set_reserve(struct master *master, size_t count)
 {
-	struct process **speakers;
-	struct pollfd *set;
 	size_t size = 2 * count + 8;
+	struct pollfd *set;
 
 	if (count < master->set_size)
 		return true;
@@ -1358,112 +1659,143 @@ set_reserve(struct master *master, size_t count)
 	if (set == NULL)
 		return false;
 	master->set = set;
-	speakers = realloc(master->speakers, size * sizeof(struct process *));
-	if (speakers == NULL)
-		return false;
-	master->speakers = speakers;
 	master->set_size = size;
 	return true;
 }
 
-/* Say what to poll for. */
+/* Say what to poll for. A descriptor without events is left out, or its hangup would be
+ * reported again and again. */
 static void
 prepare(struct master *master, struct process *process, size_t *count)
 {
+	struct channel *channel = &process->channel;
 	struct pollfd *entry;
 
-	if (process->channel.descriptor == -1)
+	process->polled = 0;
+	watch_losses(process);
+	if (channel->descriptor != -1)
+		watch_queue(master, process);
+	if (channel->queue_size > 0 && master->trim_at == 0)
+		master->trim_at = master->now + TRIM_INTERVAL;
+	if (channel->descriptor == -1)
 		return;
-	watch_queue(master, process);
-	if (channel_starved(&process->channel)) {
+	if (channel_take_starved(channel) || !set_reserve(master, *count)) {
 		master->retry = true;
 		return;
 	}
-	if (process->channel.descriptor == -1 || !set_reserve(master, *count))
-		return;
 	entry = &master->set[*count];
-	entry->fd = process->channel.descriptor;
+	entry->fd = channel->descriptor;
 	entry->events = 0;
-	if (process->state != STATE_DISCONNECTED && process_may_speak(process))
+	if (process->state != STATE_DISCONNECTED &&
+	    process_stop_waiting(process, &master->worker_manager))
 		entry->events |= POLLIN;
-	if (channel_pending(&process->channel) > 0)
+	if (channel_pending(channel) > 0)
 		entry->events |= POLLOUT;
-	if (entry->events == 0) { /* or its hangup would be reported again and again */
-		if (process->state == STATE_DISCONNECTED)
-			channel_close(&process->channel);
-		return;
-	}
-	master->speakers[(*count)++] = process;
+	if (entry->events != 0)
+		process->polled = (*count)++;
+	else if (process->state == STATE_DISCONNECTED) /* all is written */
+		channel_close(channel);
 }
 
+/* Flush all queues before asking which processes may be read: a flush can release a
+ * sender. */
 static size_t
 prepare_all(struct master *master)
 {
-	struct process *worker;
+	struct process *process = NULL;
+	bool can_drain = false;
 	size_t count = 1;
 
 	master->set[0].fd = master->wake;
 	master->set[0].events = POLLIN;
 	master->retry = false;
-	/* All queues first: a sender is heard again when the last of them is short. */
-	channel_flush(&master->parent.channel);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		channel_flush(&worker->channel);
-	channel_flush(&master->agent.channel);
-	prepare(master, &master->parent, &count);
-	prepare(master, &master->agent, &count);
-	/* A replacement, too: it stands behind the one that is given up here. */
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		prepare(master, worker, &count);
+	while ((process = next_process(master, process)) != NULL)
+		channel_flush(&process->channel);
+	while ((process = next_process(master, process)) != NULL) {
+		can_drain = can_drain || (!process->waits && !process_is_drained(process));
+		prepare(master, process, &count);
+	}
+	master->can_drain = can_drain;
 	return count;
+}
+
+/* Hear the processes that poll has found to have something to say. */
+static void
+hear_all(struct master *master, size_t count)
+{
+	struct process *process = NULL;
+	const struct pollfd *entry;
+
+	while ((process = next_process(master, process)) != NULL) {
+		if (process->polled == 0 || process->polled >= count)
+			continue;
+		entry = &master->set[process->polled];
+		if ((entry->revents & ~POLLOUT) != 0 && entry->fd == process->channel.descriptor)
+			hear(master, process);
+	}
+}
+
+static void
+obey(struct master *master)
+{
+	int order = got_signal;
+
+	if (order != 0) {
+		got_signal = 0;
+		if (order == SIGHUP && !master->has_terminal) /* D51: a daemon */
+			on_reload(master);
+		else
+			on_signal(master, order);
+	}
+	if (got_sigusr1) {
+		got_sigusr1 = 0;
+		put_table(master, &(struct sheet){.file = -1});
+		save_status(master);
+	}
+	if (got_sigusr2) {
+		got_sigusr2 = 0;
+		on_reload(master);
+	}
 }
 
 static void
 loop(struct master *master)
 {
-	size_t i, count;
-	int timeout, order;
+	int64_t start;
+	size_t count;
+	int timeout;
 
-	while (master->phase != PHASE_CLOSED) {
+	for (;;) {
+		while (do_close(master))
+			;
+		if (master->phase == PHASE_CLOSED)
+			return;
 		count = prepare_all(master);
 		timeout = clock_timeout(master);
-		if (master->retry && (timeout < 0 || timeout > 10))
-			timeout = 10;
+		start = clutch_now();
+		skip_lost_time(master, start - master->now);
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
 		master->now = clutch_now();
+		if (timeout != -1)
+			skip_lost_time(master, master->now - start - timeout);
 
-		for (i = 1; i < count; i++) /* the living speak */
-			if ((master->set[i].revents & ~POLLOUT) != 0 &&
-			    master->speakers[i]->channel.descriptor == master->set[i].fd)
-				hear(master, master->speakers[i]);
+		hear_all(master, count); /* the living speak */
 		if (count > 0 && master->set[0].revents != 0)
 			clutch_wake_drain(master->wake);
 		if (got_sigchld) { /* the dead are counted */
 			got_sigchld = 0;
 			reap_all(master);
 		}
-		if (got_signal != 0) { /* orders; the flag first, or the next one is lost */
-			order = got_signal;
-			got_signal = 0;
-			on_signal(master, order);
-		}
-		if (got_sigusr1) {
-			got_sigusr1 = 0;
-			put_table(master, &(struct sheet){.file = -1});
-			save_status(master);
-		}
-		if (got_sigusr2) {
-			got_sigusr2 = 0;
-			on_reload(master);
-		}
+		obey(master);
 		run_clock(master);
-		advance(master);
 	}
 }
 
 /* ---- start_cluster ------------------------------------------------------- */
 
+/* A handler may call only what is async-signal-safe, and runs between any two lines of the
+ * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
 static void
 on_caught(int number)
 {
@@ -1481,6 +1813,21 @@ on_caught(int number)
 		got_signal = number;
 	}
 	clutch_wake_up();
+}
+
+/* See log_line. Again, should the first alarm have come too early. */
+static void
+on_alarm(int number)
+{
+	(void)number;
+	alarm(1);
+}
+
+/* Not SIG_IGN: that would be inherited by what an application starts. */
+static void
+on_ignored(int number)
+{
+	(void)number;
 }
 
 /* The option's value if it is given, or the environment's, or the default. */
@@ -1524,6 +1871,7 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
+	master->port_given = given->port != 0;
 	if (options->name == NULL)
 		options->name = "egg";
 	if (options->env == NULL)
@@ -1558,6 +1906,25 @@ parse_options(struct master *master, const struct options *given)
 	return 0;
 }
 
+/* The apps of a master that was killed have the port until they have left. */
+static int
+bind_patiently(const struct master *master, const struct sockaddr *address, socklen_t length)
+{
+	int64_t deadline = clutch_now() + PORT_PATIENCE;
+	bool waits = false;
+
+	while (bind(master->listener, address, length) == -1) {
+		if (errno != EADDRINUSE || clutch_now() >= deadline)
+			return -1;
+		if (!waits)
+			log_info("port %d is in use, waiting up to %dms", master->options.port,
+			         PORT_PATIENCE);
+		waits = true;
+		poll(NULL, 0, 50);
+	}
+	return 0;
+}
+
 /* The shared port, before any fork: who cannot have it says so at once (D19). */
 static int
 open_listener(struct master *master)
@@ -1567,6 +1934,7 @@ open_listener(struct master *master)
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 	struct sockaddr *address = (struct sockaddr *)&v4;
 	socklen_t length = sizeof v4;
+	const char *advice = master->port_given ? "" : ", as in PORT=7002";
 	in_port_t port = htons((in_port_t)(master->options.port > 0 ? master->options.port : 0));
 	int on = 1;
 
@@ -1587,13 +1955,13 @@ open_listener(struct master *master)
 	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
 	    fcntl(master->listener, F_SETFD, FD_CLOEXEC) == -1 ||
 	    fcntl(master->listener, F_SETFL, O_NONBLOCK) == -1 ||
-	    bind(master->listener, address, length) == -1 ||
+	    bind_patiently(master, address, length) == -1 ||
 	    listen(master->listener, SOMAXCONN) == -1 ||
 	    getsockname(master->listener, address, &length) == -1) {
 		if (errno == EADDRINUSE)
 			log_error("%s port %d is in use: stop what listens there, or choose "
-			          "another port, as in PORT=%d",
-			          host, master->options.port, master->options.port % 65535 + 1);
+			          "another port%s",
+			          host, master->options.port, advice);
 		else
 			log_error("cannot listen on %s port %d: %s", host, master->options.port,
 			          strerror(errno));
@@ -1739,35 +2107,91 @@ open_parent(struct master *master)
 	return channel_attach(&master->parent.channel, master->options.parent);
 }
 
+/* Each process has a descriptor here. Whether there can be as many is known before the
+ * first fork. */
 static int
-open_signals(struct master *master)
+check_descriptors(const struct master *master)
 {
-	struct sigaction action;
-	sigset_t set;
+	long limit = sysconf(_SC_OPEN_MAX);
+
+	if (limit == -1 || limit >= master->options.workers + OTHER_DESCRIPTORS)
+		return 0;
+	log_error("%d workers need %d descriptors, and the limit is %ld: raise it (ulimit -n), or "
+	          "start fewer workers",
+	          master->options.workers, master->options.workers + OTHER_DESCRIPTORS, limit);
+	return -1;
+}
+
+/* Take the signals over. */
+static int
+open_signals(struct master *master, const sigset_t *mask)
+{
+	sigset_t set = *mask;
 	size_t i;
 
 	master->wake = clutch_wake_open();
 	if (master->wake == -1)
 		return -1;
 	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
-	memset(&action, 0, sizeof action);
-	sigemptyset(&action.sa_mask);
-	sigemptyset(&set);
+	master->mask = *mask;
 	for (i = 0; i < CAUGHT; i++) {
-		action.sa_handler = caught[i] == SIGPIPE ? SIG_IGN : on_caught;
-		if (sigaction(caught[i], &action, &master->inherited[i]) == -1)
+		if (sigaction(caught[i].number, NULL, &master->inherited[i]) == -1 ||
+		    ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
+		     clutch_catch_signal(caught[i].number, caught[i].handler) == -1))
 			return -1;
-		sigaddset(&set, caught[i]);
+		sigdelset(&set, caught[i].number);
 		master->caught = i + 1;
 	}
-	return sigprocmask(SIG_UNBLOCK, &set, NULL);
+	master->alarm = alarm(0);
+	catches_alarm = 1;
+	return sigprocmask(SIG_SETMASK, &set, NULL);
 }
 
-int
-start_cluster(const struct options *given)
+/* Give them back. */
+static void
+close_signals(struct master *master)
+{
+	size_t i;
+
+	clutch_wake_close();
+	if (catches_alarm)
+		alarm(master->alarm);
+	catches_alarm = 0;
+	for (i = 0; i < master->caught; i++)
+		sigaction(caught[i].number, &master->inherited[i], NULL);
+	if (master->caught > 0)
+		sigprocmask(SIG_SETMASK, &master->mask, NULL);
+}
+
+/* Is there a terminal to which the cluster belongs? */
+static bool
+has_terminal(void)
+{
+	int descriptor = open("/dev/tty", O_RDWR | O_NOCTTY);
+
+	if (descriptor != -1)
+		close(descriptor);
+	return descriptor != -1;
+}
+
+/* Open descriptors 0 to 2, where they are closed, so that no channel becomes one of them:
+ * what is printed would go there. */
+static void
+fill_standard_descriptors(void)
+{
+	int descriptor;
+
+	do
+		descriptor = open("/dev/null", O_RDWR);
+	while (descriptor != -1 && descriptor <= STDERR_FILENO);
+	if (descriptor != -1)
+		close(descriptor);
+}
+
+static int
+run_cluster(const struct options *given, const sigset_t *mask)
 {
 	struct master master;
-	size_t i;
 
 	memset(&master, 0, sizeof master);
 	master.listener = master.pid_file = -1;
@@ -1779,37 +2203,64 @@ start_cluster(const struct options *given)
 	master.messenger.emit = emit;
 	master.messenger.master = &master;
 	master.messenger.pid = getpid();
-	fflush(NULL); /* or each child would print it again */
-	if (parse_options(&master, given) == 0 &&
+	master.has_terminal = has_terminal();
+	clutch_trace_init();
+	fflush(stdout); /* or each child would print it again */
+	fflush(stderr);
+	if (parse_options(&master, given) == 0 && check_descriptors(&master) == 0 &&
 	    (given->connection == NULL || open_listener(&master) == 0) &&
 	    open_pid_file(&master) == 0) {
 		compose_options_json(&master);
 		if (open_slots(&master) == -1 || open_parent(&master) == -1 ||
-		    open_signals(&master) == -1) {
+		    open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
 		} else {
 			master.exit_code = 0;
 			fork_agent_worker(&master);
 			loop(&master);
-			clutch_print_line(master.exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
-			           "[master] exit with code:%d", master.exit_code);
+			log_exit(&master);
 		}
 	}
 	remove_pid_file(&master);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
-	for (i = 0; i < master.caught; i++)
-		sigaction(caught[i], &master.inherited[i], NULL);
+	close_signals(&master);
 	return master.exit_code;
 }
 
-struct messenger *
-fork_cluster(const struct options *given, pid_t *pid)
+int
+start_cluster(const struct options *given)
+{
+	sigset_t mask;
+
+	fill_standard_descriptors();
+	sigprocmask(SIG_BLOCK, NULL, &mask);
+	return run_cluster(given, &mask);
+}
+
+/* In the master-to-be: all signals are blocked, so that none is lost before the master
+ * has its handlers. */
+static void
+become_master(const struct options *given, int parent, const sigset_t *mask)
 {
 	struct options options = *given;
+
+	drop_handlers();
+	messenger_disown();
+	if (options.in_child != NULL)
+		options.in_child(ROLE_MASTER, options.arg);
+	options.parent = parent;
+	clutch_process_exit(run_cluster(&options, mask));
+}
+
+struct messenger *
+fork_cluster(const struct options *options, pid_t *pid)
+{
 	struct messenger *parent;
+	sigset_t all, mask;
 	int pair[2];
 
+	fill_standard_descriptors();
 	if (channel_pair(pair) == -1)
 		return NULL;
 	parent = messenger_open(pair[0], ROLE_PARENT);
@@ -1818,14 +2269,14 @@ fork_cluster(const struct options *given, pid_t *pid)
 		close(pair[1]);
 		return NULL;
 	}
-	fflush(NULL);
+	fflush(stdout);
+	fflush(stderr);
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &mask);
 	*pid = fork();
-	if (*pid == 0) {
-		messenger_free(parent);
-		messenger_disown();
-		options.parent = pair[1] > 0 ? pair[1] : fcntl(pair[1], F_DUPFD, 1);
-		exit(start_cluster(&options));
-	}
+	if (*pid == 0)
+		become_master(options, pair[1], &mask);
+	sigprocmask(SIG_SETMASK, &mask, NULL);
 	close(pair[1]);
 	if (*pid == -1) {
 		messenger_free(parent);

@@ -2,7 +2,7 @@
  * Who receives what (in the master), and what a child does with it.
  *
  * egg: egg-cluster/lib/utils/messenger.js (the master's side), to be read beside
- * it: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
+ * this file: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
  * (the child's side), and the loop that Node gives for free.
  */
 #define CLUTCH_PRIVATE
@@ -13,16 +13,26 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* What was sent is written out before an exit, within this time. */
+/* How long an exit waits until what was sent is written out, in ms. */
 #define EXIT_FLUSH_TIMEOUT 5000
 
-/* The same before a parent's messenger_close returns. */
+/* The same for messenger_close. */
 #define CLOSE_FLUSH_TIMEOUT 1000
+
+/* How long nothing happens in a process before its queue's memory is freed, in ms. */
+#define QUIET_TIME 1000
+
+/* A line of the log, in bytes, its new line included. */
+#define LOG_LINE 1024
+
+/* The log is full: a line waits this long, in ms, before it is lost. */
+#define LOG_PATIENCE 10
 
 /* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
 
@@ -30,39 +40,25 @@ static void send_to_master(struct master_messenger *messenger, struct message *d
 static void send_to_parent(struct master_messenger *messenger, struct message *data);
 static void send_to_app_worker(struct master_messenger *messenger, struct message *data);
 static void send_to_agent_worker(struct master_messenger *messenger, struct message *data);
-
-/* D26: nobody receives it. What the master says of itself may find nobody. */
-static void
-count_undeliverable(struct master_messenger *messenger, const struct message *data)
-{
-	messenger->undeliverable += data->from != ROLE_MASTER;
-}
-
-/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
-static void
-debug(const struct message *data, enum role claimed)
-{
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", clutch_role_name(data->from),
-		      clutch_role_name(data->to),
-		      data->receiver_pid != 0 ? "by its receiverPid"
-		      : claimed == ROLE_NONE  ? "by default"
-		                              : "by its to");
-}
+static bool process_send(struct master_messenger *messenger, struct process *process,
+                         struct message *data);
+static void count_undeliverable(struct master_messenger *messenger, const struct message *data);
+static void debug(const struct message *data, enum role claimed);
 
 void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                          struct message *msg)
 {
 	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld", clutch_role_name(sender->role),
-		      (long)sender->worker_id);
+		clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld",
+		             clutch_role_name(sender->role), (long)sender->worker_id);
 	msg->from = sender->role; /* :60 */
 	messenger->sender = sender;
 	master_messenger_send(messenger, msg); /* :61 */
 	messenger->sender = NULL;
 }
 
+/* NOLINTBEGIN(readability-function-size): as long as the JavaScript that it mirrors */
 void
 master_messenger_send(struct master_messenger *messenger, struct message *data)
 {
@@ -72,7 +68,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 	if (data->from == ROLE_NONE)      /* :75 */
 		data->from = ROLE_MASTER; /* :76 */
 
-	/* recognise receiver_pid: who is it? */
+	/* recognise receiver_pid: whose is it? */
 	if (data->receiver_pid != 0) {                                                /* :80 */
 		if (data->receiver_pid == messenger->pid) {                           /* :81 */
 			data->to = ROLE_MASTER;                                       /* :82 */
@@ -83,7 +79,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 		}
 	}
 
-	/* who gets what is addressed to nobody */
+	/* default rules from -> to */
 	if (data->to == ROLE_NONE) {          /* :91 */
 		if (data->from == ROLE_AGENT) /* :92 */
 			data->to = ROLE_APP;
@@ -122,77 +118,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 	}
 	count_undeliverable(messenger, data);
 }
-
-/* The sender waits for the receiver with the longest queue of those it feeds.
- * Once that one has drained it is heard again, and if another is too long still,
- * that one is then the longest: so none grows by more than two reads. */
-static void
-wait_for(struct process *sender, struct process *receiver)
-{
-	const struct process *longest = sender->waits_for;
-
-	if (longest == NULL ||
-	    channel_pending(&longest->channel) < channel_pending(&receiver->channel))
-		sender->waits_for = receiver;
-}
-
-static bool
-is_above(const struct process *process, size_t mark)
-{
-	return channel_pending(&process->channel) > mark ||
-	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
-}
-
-bool
-process_may_speak(struct process *process)
-{
-	if (process->waits_for != NULL && !is_above(process->waits_for, CHANNEL_LOW_WATER))
-		process->waits_for = NULL;
-	return process->waits_for == NULL;
-}
-
-void
-process_forget(const struct process *gone, const struct worker_manager *manager)
-{
-	struct process *worker;
-
-	if (manager->agent != NULL && manager->agent->waits_for == gone)
-		manager->agent->waits_for = NULL;
-	if (manager->parent != NULL && manager->parent->waits_for == gone)
-		manager->parent->waits_for = NULL;
-	for (worker = manager->workers; worker != NULL; worker = worker->next)
-		if (worker->waits_for == gone)
-			worker->waits_for = NULL;
-}
-
-/* worker.send(data). A queue that is long now makes the sender wait. Where there is no
- * memory for a message, its receiver is given up rather than left with a gap. */
-static bool
-process_send(struct master_messenger *messenger, struct process *process, struct message *data)
-{
-	struct message without;
-	int result;
-
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld", clutch_role_name(process->role),
-		      (long)process->worker_id);
-	result = sendmessage(&process->channel, data);
-	if (result == -1 && errno == EMFILE && data->handle != -1) {
-		without = *data;
-		without.handle = -1; /* the message is worth more than its handle */
-		result = sendmessage(&process->channel, &without);
-	}
-	if (result == -1) {
-		if (errno == ENOMEM && process->channel.descriptor != -1)
-			process->killed_for = "no memory for its messages";
-		return false; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
-	}
-	/* D21; a queue with a limit of its own has nobody at its end to drain it */
-	if (messenger->sender != NULL && process->channel.limit == 0 &&
-	    is_above(process, CHANNEL_HIGH_WATER))
-		wait_for(messenger->sender, process);
-	return true;
-}
+/* NOLINTEND(readability-function-size) */
 
 /* message to the master itself */
 static void
@@ -229,7 +155,10 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		/* check receiver_pid */
 		if (data->receiver_pid != 0 && data->receiver_pid != worker->worker_id) /* :163 */
 			continue;
-		/* D23: before it is forked, what the agent and the parent say waits */
+		/* D52: the worker that replaces this one hears what is for all */
+		if (worker->is_dev_reload && data->receiver_pid == 0)
+			continue;
+		/* D23: what agent and parent say waits until the worker is forked */
 		if (worker->state == STATE_NONE && data->from == ROLE_MASTER)
 			continue;
 		receivers += process_send(messenger, worker, data); /* :166 */
@@ -247,22 +176,226 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 	/* D24: a dead agent's slot keeps what others send for the next one */
 	if (agent != NULL && agent->channel.descriptor == -1 && data->from == ROLE_MASTER)
 		return;
-	/* by its pid it was meant for the dead one, not for the next */
+	/* a message with the dead agent's pid was not meant for the next one */
 	if (agent == NULL || (agent->channel.descriptor == -1 && data->receiver_pid != 0) ||
 	    !process_send(messenger, agent, data)) /* :176 */
 		count_undeliverable(messenger, data);
 }
 
+/* ---- the master's side: backpressure ------------------------------------- */
+
+/* The receivers for which a sender waits are a set, with a bit for each place: the
+ * parent, the agent, each slot. */
+static size_t
+place(const struct process *process)
+{
+	return process->role == ROLE_PARENT  ? 0
+	       : process->role == ROLE_AGENT ? 1
+	                                     : 2 + (size_t)process->slot;
+}
+
+static bool
+is_above(const struct process *process, size_t mark)
+{
+	return channel_pending(&process->channel) > mark ||
+	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
+}
+
+bool
+process_is_full(const struct process *process)
+{
+	return is_above(process, CHANNEL_HIGH_WATER);
+}
+
+bool
+process_is_drained(const struct process *process)
+{
+	return !is_above(process, CHANNEL_LOW_WATER);
+}
+
+static void
+wait_for(struct process *sender, const struct process *receiver)
+{
+	sender->waits = true;
+	sender->waits_for[place(receiver) / 8] |= (unsigned char)(1 << place(receiver) % 8);
+}
+
+static bool
+waits_for(const struct process *sender, const struct process *receiver)
+{
+	return (sender->waits_for[place(receiver) / 8] >> place(receiver) % 8 & 1) != 0 &&
+	       receiver->state != STATE_DISCONNECTED && !process_is_drained(receiver);
+}
+
+bool
+process_stop_waiting(struct process *sender, const struct worker_manager *manager)
+{
+	const struct process *worker;
+
+	if (!sender->waits)
+		return true;
+	if ((manager->parent != NULL && waits_for(sender, manager->parent)) ||
+	    (manager->agent != NULL && waits_for(sender, manager->agent)))
+		return false;
+	for (worker = manager->workers; worker != NULL; worker = worker->next)
+		if (waits_for(sender, worker))
+			return false;
+	memset(sender->waits_for, 0, sizeof sender->waits_for);
+	sender->waits = false;
+	return true;
+}
+
+/* worker.send(data). A queue that is too long now makes the sender wait (D21). Where
+ * there is no memory, the master tries again for a second, and then gives the receiver
+ * up: a gap in what the receiver is sent would be worse. */
+static bool
+process_send(struct master_messenger *messenger, struct process *process, struct message *data)
+{
+	int handle = data->handle;
+	int64_t deadline = 0;
+	int result;
+
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld",
+		             clutch_role_name(process->role), (long)process->worker_id);
+	while ((result = sendmessage(&process->channel, data)) == -1) {
+		if (errno == EMFILE && data->handle != -1) {
+			data->handle = -1; /* the message is worth more than its handle */
+			process->channel.handles_lost++;
+		} else if (errno != ENOMEM || process->channel.descriptor == -1) {
+			break; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
+		} else if (channel_flush(&process->channel) == PEER_GONE ||
+		           !clutch_retry(&deadline)) {
+			process->killed_for = "no memory for its messages";
+			break;
+		}
+	}
+	data->handle = handle; /* the next receiver may have more luck */
+	process->dropped += result == -1 && errno == ENOBUFS;
+	/* A queue with a limit of its own has nobody at its end who drains it. */
+	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
+	    process_is_full(process))
+		wait_for(messenger->sender, process);
+	return result == 0;
+}
+
+/* D26: no process receives it. What the master says of itself may find nobody. */
+static void
+count_undeliverable(struct master_messenger *messenger, const struct message *data)
+{
+	messenger->undeliverable += data->from != ROLE_MASTER;
+}
+
+/* ---- trace and log ------------------------------------------------------- */
+
+bool clutch_trace_on;
+
+/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
+static void
+debug(const struct message *data, enum role claimed)
+{
+	const char *rule = data->receiver_pid != 0 ? "by its receiverPid"
+	                   : claimed == ROLE_NONE  ? "by default"
+	                                           : "by its to";
+
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
+		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
+}
+
+const char *
+clutch_role_name(enum role role)
+{
+	static const char *const names[] = {"-", "master", "parent", "agent", "app"};
+
+	return (unsigned)role <= ROLE_APP ? names[role] : "?";
+}
+
+/* Print a text shorter than LOG_LINE as a line. A log that nobody reads does not stop
+ * the process (D17): after LOG_PATIENCE the line is lost. Another writer may fill the
+ * pipe between poll and write, so that write blocks: the master sets an alarm, which
+ * interrupts it. */
+static void
+write_line(int descriptor, char *line, size_t length)
+{
+	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
+	ssize_t written = -1;
+	int ready;
+
+	line[length++] = '\n';
+	do {
+		ready = poll(&log, 1, LOG_PATIENCE);
+		if (ready == 1)
+			written = write(descriptor, line, length);
+	} while (written == -1 && ready != 0 && errno == EINTR);
+}
+
+size_t
+clutch_text_length(int result, size_t size)
+{
+	return result < 0 ? 0 : (size_t)result < size ? (size_t)result : size - 1;
+}
+
+void
+clutch_vprint_line(int descriptor, const char *format, va_list arguments)
+{
+	char line[LOG_LINE];
+	int length = vsnprintf(line, sizeof line, format, arguments);
+
+	write_line(descriptor, line, clutch_text_length(length, sizeof line));
+}
+
+void
+clutch_print_line(int descriptor, const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	clutch_vprint_line(descriptor, format, arguments);
+	va_end(arguments);
+}
+
+void
+clutch_trace_init(void)
+{
+	const char *wanted = getenv("CLUTCH_TRACE");
+
+	clutch_trace_on = wanted != NULL && strcmp(wanted, "1") == 0;
+}
+
+void
+clutch_trace(enum role role, const char *step, const struct message *message, const char *format,
+             ...)
+{
+	bool short_data = message->data != NULL && message->data_length <= 128;
+	bool has_action = message->action != NULL && message->action[0] != '\0';
+	char line[LOG_LINE];
+	va_list arguments;
+	size_t used;
+
+	used = clutch_text_length(snprintf(line, sizeof line,
+	                                   "trace %s:%ld %s %.64s %.*s: ", clutch_role_name(role),
+	                                   (long)getpid(), step, has_action ? message->action : "-",
+	                                   short_data ? (int)message->data_length : 1,
+	                                   short_data ? message->data : "-"),
+	                          sizeof line);
+	va_start(arguments, format);
+	used += clutch_text_length(vsnprintf(line + used, sizeof line - used, format, arguments),
+	                           sizeof line - used);
+	va_end(arguments);
+	write_line(STDERR_FILENO, line, used);
+}
+
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
 
 struct listener {
-	uint32_t hash;
-	size_t length; /* of the action; 0: it hears every message */
+	uint32_t hash; /* of the action, compared first */
+	size_t length; /* of the action; 0: the listener hears every message */
 	char *action;
 	messenger_listener call;
 	void *arg;
 	bool once;
-	bool removed; /* it is forgotten after the message that is being delivered */
+	bool removed; /* forgotten after the message that is being delivered */
 };
 
 struct watch {
@@ -273,15 +406,15 @@ struct watch {
 
 struct timer {
 	int id;
-	bool fresh; /* set by a timer of this turn */
+	bool set_in_this_turn; /* by a timer's callback: it is not called before the next turn */
 	int64_t due;
 	int period; /* 0: once */
 	messenger_timer call;
 	void *arg;
 };
 
-/* A message is being delivered: it stands in the read buffer, which no loop of
- * this process may use meanwhile. */
+/* A message is being delivered: the message stands in the read buffer, so that no loop of
+ * this process may read meanwhile. */
 static bool in_listener;
 
 struct closer {
@@ -297,6 +430,7 @@ static struct messenger *own;
 int
 messenger_init(struct messenger *messenger, int descriptor, enum role role)
 {
+	clutch_trace_init();
 	memset(messenger, 0, sizeof *messenger);
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
 	messenger->role = role;
@@ -407,7 +541,7 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 		return -1;
 	if (clutch_trace_on)
 		clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
-		      clutch_role_name(message->to), (long)message->receiver_pid);
+		             clutch_role_name(message->to), (long)message->receiver_pid);
 	return 0;
 }
 
@@ -605,7 +739,7 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 	return -1;
 }
 
-/* What a callback returned: non-zero is an uncaught exception. */
+/* A callback has returned: non-zero is an uncaught exception. */
 static void
 check(struct messenger *messenger, int result, const char *where)
 {
@@ -617,8 +751,9 @@ check(struct messenger *messenger, int result, const char *where)
 		messenger->canceled = true;
 }
 
-/* Call those of the first `count` listeners that listen to an action: not what is added
- * meanwhile, but also what is removed meanwhile. Returns how many they are. */
+/* Call those of the first `count` listeners that listen to this action. A listener that
+ * is added meanwhile stands behind them; one that is removed meanwhile is still called.
+ * Returns how many were called. */
 static size_t
 emit_action(struct messenger *messenger, size_t count, const char *action, size_t length,
             const struct message *message)
@@ -628,14 +763,15 @@ emit_action(struct messenger *messenger, size_t count, const char *action, size_
 	size_t i, called = 0;
 
 	for (i = 0; i < count; i++) {
-		listener = &messenger->listeners[i]; /* until a call: the list may move */
+		listener = &messenger->listeners[i]; /* valid until the call: the list may move */
 		if (!is_action(listener, hash, action, length))
 			continue;
 		if (listener->once)
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
 		if (clutch_trace_on)
-			clutch_trace(messenger->role, "delivers", message, "to listener %zu", called);
+			clutch_trace(messenger->role, "delivers", message, "to listener %zu",
+			             called);
 		check(messenger, listener->call(messenger, message, listener->arg), "listener");
 	}
 	return called;
@@ -650,26 +786,30 @@ emit(struct messenger *messenger, const struct message *message)
 		emit_action(messenger, count, "", 0, message);
 	if ((length == 0 || emit_action(messenger, count, message->action, length, message) == 0) &&
 	    clutch_trace_on)
-		clutch_trace(messenger->role, "receives", message, "without a listener for its action");
+		clutch_trace(messenger->role, "receives", message,
+		             "without a listener for its action");
 }
 
-/* this.on('egg-pids', pids => { this.opids = pids; }). Where memory is short, those that
- * fit are true. */
+/* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once. If
+ * there is no memory for it, retry for a second, then keep the pids that fit. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
-	const char *comma;
-	size_t most = 1;
+	size_t most = 1, i;
+	int64_t deadline = 0;
 	pid_t *grown;
 	char *end;
 	long pid;
 
-	for (comma = at; (comma = strchr(comma, ',')) != NULL; comma++)
-		most++;
-	grown = most > messenger->opid_size ? realloc(messenger->opids, most * sizeof *grown)
-	                                    : NULL;
-	if (grown != NULL) {
+	for (i = 0; at[i] != '\0'; i++)
+		most += at[i] == ',';
+	while (most > messenger->opid_size) {
+		grown = realloc(messenger->opids, most * sizeof *grown);
+		if (grown == NULL && !clutch_retry(&deadline))
+			break;
+		if (grown == NULL)
+			continue;
 		messenger->opids = grown;
 		messenger->opid_size = most;
 	}
@@ -687,10 +827,14 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
+	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
+		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D52 */
+		return;
+	}
 	in_listener = messenger->delivering = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
-	emit(messenger, message); /* ipc.js:117 ipc.js:120 D6 */
+	emit(messenger, message); /* ipc.js:120 D6 */
 	in_listener = messenger->delivering = false;
 	sweep(messenger);
 	if (message->handle != -1)
@@ -865,7 +1009,7 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 		messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
 	while (find_timer(messenger, messenger->timer_id) < messenger->timer_count);
 	messenger->timers[messenger->timer_count++] = (struct timer){messenger->timer_id,
-	                                                             messenger->timing,
+	                                                             messenger->in_timers,
 	                                                             clutch_now() + milliseconds,
 	                                                             period,
 	                                                             call,
@@ -909,11 +1053,19 @@ next_timer(const struct messenger *messenger)
 
 	for (i = 0; i < messenger->timer_count; i++) {
 		timer = &messenger->timers[i];
-		if (!timer->fresh && (first == NULL || timer->due < first->due ||
-		                      (timer->due == first->due && timer->id < first->id)))
+		if (!timer->set_in_this_turn &&
+		    (first == NULL || timer->due < first->due ||
+		     (timer->due == first->due && timer->id < first->id)))
 			first = timer;
 	}
 	return first;
+}
+
+/* Have messages waited for the end of a pause? */
+static bool
+may_go_on(const struct messenger *messenger)
+{
+	return messenger->has_unread && !messenger->paused;
 }
 
 int
@@ -922,6 +1074,8 @@ messenger_timeout(const struct messenger *messenger)
 	const struct timer *timer = next_timer(messenger);
 	int64_t left = timer != NULL ? timer->due - clutch_now() : -1;
 
+	if (may_go_on(messenger))
+		return 0;
 	if (timer == NULL)
 		return -1;
 	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
@@ -938,7 +1092,7 @@ run_timers(struct messenger *messenger)
 	if (messenger->timer_count == 0)
 		return;
 	now = clutch_now();
-	messenger->timing = true;
+	messenger->in_timers = true;
 	while ((timer = next_timer(messenger)) != NULL && timer->due <= now) {
 		due = *timer;
 		if (due.period > 0)
@@ -947,33 +1101,40 @@ run_timers(struct messenger *messenger)
 			*timer = messenger->timers[--messenger->timer_count];
 		check(messenger, due.call(messenger, due.arg), "timer");
 	}
-	messenger->timing = false;
+	messenger->in_timers = false;
 	for (i = 0; i < messenger->timer_count; i++)
-		messenger->timers[i].fresh = false;
+		messenger->timers[i].set_in_this_turn = false;
 }
 
-/* The channel has something to say, or is gone. */
+/* The channel can be read, or its peer is gone. A listener may pause the messenger: then
+ * the messages behind its own wait. */
 static void
 hear(struct messenger *messenger)
 {
-	enum peer peer = channel_read(&messenger->channel);
+	struct channel *channel = &messenger->channel;
+	enum peer peer = channel_read(channel);
 	struct message message;
 	int found;
 
-	while ((found = channel_next(&messenger->channel, &message)) == 1)
-		deliver(messenger, &message);
+	do
+		if ((found = channel_next(channel, &message)) == 1)
+			deliver(messenger, &message);
+	while (found == 1 && !messenger->paused);
+	messenger->has_unread = found == 1; /* paused: there may be more */
 	if (found == -1)
 		peer = PEER_BROKEN;
 	messenger->broken = peer == PEER_BROKEN;
 	if (peer != PEER_ALIVE)
-		channel_close(&messenger->channel);
+		channel_close(channel);
 }
 
 static void
 prepare(const struct messenger *messenger, struct pollfd *channel)
 {
 	channel->fd = messenger->channel.descriptor;
-	channel->events = channel_pending(&messenger->channel) > 0 ? POLLIN | POLLOUT : POLLIN;
+	channel->events = messenger->paused ? 0 : POLLIN;
+	if (channel_pending(&messenger->channel) > 0)
+		channel->events |= POLLOUT;
 	channel->revents = 0;
 }
 
@@ -994,7 +1155,7 @@ messenger_descriptors(const struct messenger *messenger, struct pollfd *set, siz
 	return count;
 }
 
-/* One turn, after poll(2) has filled the set. */
+/* Do what there is to do, after poll(2) has filled the set. */
 static void
 dispatch(struct messenger *messenger)
 {
@@ -1002,9 +1163,13 @@ dispatch(struct messenger *messenger)
 	struct pollfd ready;
 
 	if ((messenger->set[0].revents & POLLOUT) != 0)
-		channel_flush(&messenger->channel); /* who waited for room finds it */
-	if ((messenger->set[0].revents & ~POLLOUT) != 0)
+		channel_flush(&messenger->channel); /* a callback that needs room finds it */
+	if ((messenger->set[0].revents & ~POLLOUT) != 0) {
+		messenger->paused = false; /* a hangup ends a pause */
 		hear(messenger);
+	} else if (may_go_on(messenger)) {
+		hear(messenger);
+	}
 	for (i = 0; i < count; i++) {
 		ready = messenger->set[i + 1];
 		messenger->set[i + 1].revents = 0;
@@ -1020,10 +1185,29 @@ dispatch(struct messenger *messenger)
 static bool
 is_busy(const struct messenger *messenger)
 {
+	if (messenger->stepping || in_listener)
+		errno = EBUSY;
 	return messenger->stepping || in_listener;
 }
 
-/* One turn, after what was queued has been written: wait, and do what there is to do. */
+/* poll(2), and if nothing happens for a while: the queue's memory is not needed now. */
+static int
+wait_for_events(struct messenger *messenger, int timeout)
+{
+	int ready;
+
+	if (messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME)) {
+		ready = poll(messenger->set, messenger->watch_count + 1, QUIET_TIME);
+		if (ready != 0)
+			return ready;
+		messenger->channel.queue_used = false;
+		channel_trim(&messenger->channel);
+		timeout = timeout < 0 ? -1 : timeout - QUIET_TIME;
+	}
+	return poll(messenger->set, messenger->watch_count + 1, timeout);
+}
+
+/* One turn, after what was queued has been written. */
 static int
 turn(struct messenger *messenger, int timeout)
 {
@@ -1032,11 +1216,11 @@ turn(struct messenger *messenger, int timeout)
 	prepare(messenger, &messenger->set[0]);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
-	if (channel_starved(&messenger->channel)) { /* let time pass, then try again */
+	if (channel_take_starved(&messenger->channel)) { /* poll would return at once */
 		messenger->set[0].fd = -1;
 		timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
 	}
-	if (poll(messenger->set, messenger->watch_count + 1, timeout) == -1 && errno != EINTR)
+	if (wait_for_events(messenger, timeout) == -1 && errno != EINTR)
 		return -1;
 	messenger->stepping = true;
 	dispatch(messenger);
@@ -1054,10 +1238,8 @@ turn(struct messenger *messenger, int timeout)
 int
 messenger_step(struct messenger *messenger, int timeout)
 {
-	if (is_busy(messenger)) {
-		errno = EBUSY;
+	if (is_busy(messenger))
 		return -1;
-	}
 	channel_flush(&messenger->channel);
 	return turn(messenger, timeout);
 }
@@ -1068,15 +1250,47 @@ messenger_drain(struct messenger *messenger, size_t most)
 	int result = 1;
 
 	while (result == 1 && channel_pending(&messenger->channel) > most) {
-		if (is_busy(messenger)) {
-			errno = EBUSY;
+		if (is_busy(messenger))
 			return -1;
-		}
 		channel_flush(&messenger->channel);
-		if (channel_pending(&messenger->channel) > most) /* else nobody would wake it */
+		if (channel_pending(&messenger->channel) > most)
 			result = turn(messenger, -1);
 	}
 	return result;
+}
+
+/* ---- pausing ------------------------------------------------------------- */
+
+/* Tell the master something, whatever else waits in the queue. */
+void
+messenger_tell_master(struct messenger *messenger, const char *action, const char *data)
+{
+	messenger->channel.limit = SIZE_MAX;
+	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 && errno == ENOMEM)
+		poll(NULL, 0, 10);
+	messenger->channel.limit = CHANNEL_QUEUE_MAX;
+}
+
+int
+messenger_pause(struct messenger *messenger)
+{
+	if (messenger->channel.descriptor == -1) {
+		errno = EPIPE;
+		return -1;
+	}
+	if (!messenger->paused)
+		messenger_tell_master(messenger, "clutch-pause", NULL);
+	messenger->paused = true;
+	return 0;
+}
+
+int
+messenger_resume(struct messenger *messenger)
+{
+	if (messenger->paused)
+		messenger_tell_master(messenger, "clutch-resume", NULL);
+	messenger->paused = false;
+	return 0;
 }
 
 /* ---- starting and leaving ------------------------------------------------ */
@@ -1141,9 +1355,9 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* Take what was read, for nobody. */
+/* Take what was read, but deliver nothing. Returns what channel_next does at the end. */
 static int
-take_for_nobody(struct channel *channel)
+skip_messages(struct channel *channel)
 {
 	struct message message;
 	int found;
@@ -1154,25 +1368,26 @@ take_for_nobody(struct channel *channel)
 	return found;
 }
 
-/* D22: what a send call accepted leaves before the process does. It reads too:
- * the master does not listen to who feeds itself and does not take it. */
-static void
-flush_at_exit(void)
+/* D22: what a send call accepted leaves before the process does. Read meanwhile: the
+ * master stops reading from a process whose own incoming queue is full (D21), so that a
+ * process that sends to itself would wait for ever. */
+void
+messenger_flush_own(void)
 {
 	int64_t left, deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
 	struct pollfd wait = {.events = POLLIN | POLLOUT};
 
 	if (own == NULL || own->pid != getpid())
 		return;
-	take_for_nobody(&own->channel); /* exit(3) may stand in a listener: what is behind it */
+	skip_messages(&own->channel); /* exit(3) may be called by a listener */
 	wait.fd = own->channel.descriptor;
 	while (wait.fd != -1 && channel_flush(&own->channel) == PEER_ALIVE &&
 	       channel_pending(&own->channel) > 0 && (left = deadline - clutch_now()) > 0) {
-		if (channel_starved(&own->channel))
+		if (channel_take_starved(&own->channel))
 			poll(NULL, 0, 10);
 		else if (poll(&wait, 1, (int)left) == 1 && (wait.revents & ~POLLOUT) != 0 &&
 		         (channel_read(&own->channel) != PEER_ALIVE ||
-		          take_for_nobody(&own->channel) == -1))
+		          skip_messages(&own->channel) == -1))
 			return;
 	}
 }
@@ -1181,7 +1396,7 @@ int
 messenger_own(struct messenger *messenger)
 {
 	own = messenger;
-	return atexit(flush_at_exit);
+	return atexit(messenger_flush_own);
 }
 
 void

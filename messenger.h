@@ -7,8 +7,10 @@
  *                /   |   \        there is no channel between two children:
  *           agent   app   app     the master relays
  *
- * This header is the whole contract. Part one is all that an application
- * needs. Part two is what the files of clutch share among themselves.
+ * This header is the whole contract. Part one is all that an application needs, and
+ * all that it sees. Part two, the channel alone, is for a program that defines
+ * CLUTCH_CHANNEL before the include. Part three is private: what the files of
+ * clutch share among themselves.
  *
  * Unless a function says otherwise: times are milliseconds; a pointer that you
  * pass is read during the call and stays yours; an int result is 0, or -1 with
@@ -25,6 +27,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* ------------------------------------------------------------------------ */
 /* Limits: each can be set on the compiler's command line, for tiny systems  */
@@ -54,13 +60,14 @@
 #define CHANNEL_FLUSH_SIZE (256 * 1024)
 #endif
 
-/* Child and parent: a send call that would queue more bytes fails. */
+/* In child and parent: a send call that would queue more bytes than this fails. In the
+ * master: of what is sent to a process that is not there, this many bytes wait. */
 #ifndef CHANNEL_QUEUE_MAX
 #define CHANNEL_QUEUE_MAX (4 * 1024 * 1024)
 #endif
 
-/* Master: past the high mark of a receiver's queue (bytes), those who send to
- * it are not read; below the low mark they are again. */
+/* In the master: when a receiver's queue passes the high mark (bytes), the processes
+ * that feed it are not read until it has fallen below the low mark. */
 #ifndef CHANNEL_HIGH_WATER
 #define CHANNEL_HIGH_WATER (1024 * 1024)
 #endif
@@ -73,12 +80,13 @@
 #define CHANNEL_HANDLES_MAX 16
 #endif
 
-/* Master: a process whose full queue makes no progress this long is killed. */
+/* In the master: a process whose queue has held up its senders for this long is
+ * killed. */
 #ifndef CLUTCH_STUCK_TIMEOUT
 #define CLUTCH_STUCK_TIMEOUT 30000
 #endif
 
-/* A worker in its graceful exit leaves after this long at the latest. */
+/* A worker in its graceful exit leaves after this time at the latest. */
 #ifndef CLUTCH_GRACEFUL_TIMEOUT
 #define CLUTCH_GRACEFUL_TIMEOUT 30000
 #endif
@@ -95,19 +103,19 @@
 enum role { ROLE_NONE, ROLE_MASTER, ROLE_PARENT, ROLE_AGENT, ROLE_APP };
 
 /*
- * One message. Received: everything in it lives until the listener returns,
- * and the handle, if there is one, is closed then: dup(2) it to keep it.
- * Sent: everything in it stays yours, the handle too (the channel duplicates).
+ * One message. Received: everything in it is valid until the listener returns, and
+ * the handle, if there is one, is closed then: dup(2) it to keep it. Sent:
+ * everything in it stays yours, the handle too (the channel duplicates it).
  */
 struct message {
-	const char *action;   /* NULL or "" travels, but no listener hears it */
+	const char *action;   /* NULL or "": only listeners of every action hear it */
 	enum role from;       /* stamped by the master; what you claim is lost */
 	enum role to;         /* ROLE_NONE: agent to app, app to agent, parent to master */
 	pid_t receiver_pid;   /* 0: none; otherwise it overrides `to` */
 	const char *data;     /* JSON text; NULL is JavaScript's undefined */
 	size_t data_length;   /* bytes; data[data_length] is 0 in what you receive */
 	int handle;           /* a descriptor that travels along, or -1 */
-	unsigned char *frame; /* the bytes it arrived in; leave it NULL to send */
+	unsigned char *frame; /* the bytes that the message stands in; not yours */
 };
 
 /* A process's end of the cluster: the emitter, the send calls and the loop. */
@@ -127,17 +135,22 @@ typedef int (*messenger_callback)(struct messenger *messenger, void *arg);
 
 /* What start_cluster is told. Zero (or NULL) in a field means its default. */
 struct options {
-	/* Run once in the agent and in each app worker, after the fork. They
+	/* Called once in the agent and in each app worker, after the fork. They
 	 * add listeners and return 0; non-zero is a failed start. */
 	messenger_callback agent;
 	messenger_callback app;
 	/* Given: the master binds host:port, and each app worker calls this for
 	 * every connection it accepts, with a descriptor (non-blocking, close on
-	 * exec) that is the callback's to close. If the callback watches it
-	 * (messenger_watch) it counts as open, until it is unwatched: who leaves
-	 * waits for that. */
+	 * exec) that is the callback's to close. If the callback watches the
+	 * descriptor (messenger_watch), the connection counts as open until it is
+	 * unwatched, and a worker that leaves waits for that. */
 	int (*connection)(struct messenger *app, int descriptor, void *arg);
-	void *arg; /* handed to the three above */
+	/* Called first in every process that clutch forks, before anything else
+	 * of the application's: close there what the process must not keep. The
+	 * role is what the process will be: ROLE_MASTER (fork_cluster), ROLE_AGENT
+	 * or ROLE_APP. */
+	void (*in_child)(enum role role, void *arg);
+	void *arg; /* handed to the four above */
 
 	const char *name;         /* in the log; "egg" */
 	int workers;              /* EGG_WORKERS, or the number of processors */
@@ -156,15 +169,52 @@ struct options {
 };
 
 /*
+ * Messages of the cluster
+ *
+ * These messages the cluster itself sends; a listener hears them as it hears any other.
+ * "app" is every app worker, unless the last column says otherwise.
+ *
+ *	action             from    to      data     when
+ *	agent-start        agent   master  -        the agent is ready
+ *	agent-start        master  app     -        the agent is ready, and so is each later one
+ *	listening          app     master  OPTIONS  the app worker is ready
+ *	egg-pids           master  app     PIDS     the agent is ready, or has died; and to each
+ *	                                            new app worker alone, as its first message
+ *	egg-pids           master  agent   PIDS     an app worker is ready, has disconnected, or
+ *	                                            has died; and to a new agent, when it is ready
+ *	egg-ready          master  parent  OPTIONS  all are ready: once
+ *	egg-ready          master  app     OPTIONS  all are ready: once; and to each later app
+ *	                                            worker alone, when it is ready
+ *	egg-ready          master  agent   OPTIONS  all are ready: once; and to each later agent,
+ *	                                            when it is ready, after its egg-pids
+ *	agent-worker-died  master  parent  -        the agent has died; a new one starts in 1 s
+ *	app-worker-died    master  parent  -        an app worker has died, replaced or not
+ *	reload-worker      parent  master  -        an order, by the application: replace the app
+ *	                                            workers, one after the other
+ *	reload-worker      agent   master  -        the same
+ *
+ *	PIDS     [4711,4712]: to the agent those of all app workers that are ready, to an app
+ *	         worker that of the agent; or []
+ *	OPTIONS  {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"}
+ *	OPTIONS  {"workers":2} if options.connection is NULL
+ *
+ * The two that have died are told once egg-ready has been sent: a death before is a
+ * failed start. No process may send these actions in the cluster's place, nor egg's
+ * agent-exit, app-exit, app-start, and, to the master, realport: the message is dropped,
+ * and the first one of each process is logged. Of the actions of clutch's own no listener
+ * hears: clutch-barrier (the agent answers the master, before a reload tells a replaced
+ * worker to leave), clutch-pause and clutch-resume (a process tells the master).
+ */
+
+/*
  * Make the calling process the master: bind the port, start the agent, then
  * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
  * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
  * when every child is gone: 0 after such a signal; 1 if the start failed (one
  * line on stderr says why) or the cluster was given up. SIGUSR1: it logs a table
  * of all that it knows; SIGUSR2: it replaces the app workers one after the other,
- * as the message reload-worker does. Where NOTIFY_SOCKET is set, it tells systemd
- * READY=1 and STOPPING=1. While it runs it owns SIGTERM, SIGINT, SIGQUIT, SIGCHLD,
- * SIGUSR1, SIGUSR2 and SIGPIPE.
+ * as the message reload-worker does. An order to reload while a reload is under
+ * way begins it anew.
  * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
  */
 int start_cluster(const struct options *options);
@@ -172,13 +222,61 @@ int start_cluster(const struct options *options);
 /*
  * Fork a process that calls start_cluster with these options and the caller as
  * its parent. Returns the parent's messenger (end it with messenger_close) and
- * stores the pid in *master: reaping it is the caller's. NULL with errno:
- * ENOMEM, EMFILE, EAGAIN. It changes no signal of the caller's. As in egg the
- * cluster outlives its parent, unless options.end_with_parent is set: end it with
- * SIGTERM to the master.
+ * stores the pid in *master: reaping it is the caller's task. NULL with errno:
+ * ENOMEM, EMFILE, EAGAIN. As in egg the cluster outlives its parent, unless
+ * options.end_with_parent is set: end it with SIGTERM to the master.
  * egg: child_process.fork in egg-scripts/lib/cmd/start.js
  */
 struct messenger *fork_cluster(const struct options *options, pid_t *master);
+
+/*
+ * In a program that already lives
+ *
+ * What start_cluster and fork_cluster find is given back when start_cluster returns,
+ * and fork_cluster changes nothing in the caller but the first row:
+ *
+ *	descriptors 0 to 2   those that are closed are opened on /dev/null, and stay so:
+ *	                     no descriptor of clutch's is ever below 3. All other
+ *	                     descriptors stay open in every process of the cluster, close
+ *	                     on exec or not: see options.in_child
+ *	signals              while start_cluster runs, the master owns SIGTERM, SIGINT,
+ *	                     SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2, SIGPIPE, SIGXFSZ and
+ *	                     SIGALRM, and unblocks them; SIGINT and SIGQUIT stay ignored
+ *	                     where the starter ignores them. A handler of the caller's
+ *	                     runs in no process that clutch forks. What an application
+ *	                     starts finds the dispositions and the mask of the starter,
+ *	                     SIGTTIN and SIGTTOU aside: these are ignored in the children
+ *	                     of a cluster that has a terminal, which would stop them
+ *	SIGPIPE, SIGXFSZ     do not end a process of the cluster: write(2) fails with
+ *	                     EPIPE or EFBIG
+ *	SIGALRM              is the application's in agent and app, until its process
+ *	                     leaves: then it ends the process at the close timeout
+ *	exit handlers        clutch ends its processes with _exit(2), after it has written
+ *	                     out what was sent and flushed the output streams of stdio:
+ *	                     no handler of atexit(3) runs, and stdin is left alone.
+ *	                     exit(3), called by the application, does what the C library
+ *	                     says, and what was sent is written out, too
+ *	standard streams     stdout and stderr are flushed before each call's first fork;
+ *	                     flush other output streams yourself, or each process writes
+ *	                     what their buffers hold. clutch does not set line buffering:
+ *	                     with setvbuf(3) a program sees its lines when they are printed
+ *	threads              fork before you start any: only the calling thread lives on in
+ *	                     the processes of the cluster
+ *	children             the master waits only for processes that it has forked, by
+ *	                     their pids; as PID 1 of a container it reaps orphans, too
+ *	working directory    and environment are the caller's; agent and app inherit both,
+ *	                     an app finds CFORK_WORKER_INDEX and CFORK_WORKER_COUNT, too
+ *	the log              the master waits at most a second for a log that is full,
+ *	                     then drops lines for ten; shared pipes stay as they are
+ *
+ * In a worker
+ *
+ * Agent and app lead process groups of their own. When one dies, what it has started and
+ * what is still in its group gets SIGTERM, and after the close timeout SIGKILL. A reload
+ * takes a worker out of egg-pids, then sends SIGTERM to its group. The worker stops
+ * accepting, calls the callbacks of messenger_before_close in order of adding, serves
+ * its open connections and hears its channel to the end, within the close timeout.
+ */
 
 /*
  * A messenger over one end of a connected stream socket, in the given role
@@ -191,8 +289,8 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
 struct messenger *messenger_open(int descriptor, enum role role);
 void messenger_close(struct messenger *messenger);
 
-/* Who am I? The slot is an app worker's number, 0 to workers - 1, kept by its
- * replacements (egg: CFORK_WORKER_INDEX); -1 in other roles. */
+/* The process's role, pid and slot. The slot is an app worker's number, 0 to
+ * workers - 1, kept by its replacements (egg: CFORK_WORKER_INDEX); -1 in other roles. */
 enum role messenger_role(const struct messenger *messenger);
 pid_t messenger_pid(const struct messenger *messenger);
 int messenger_slot(const struct messenger *messenger);
@@ -200,7 +298,7 @@ int messenger_slot(const struct messenger *messenger);
 /*
  * The pids on the other side, as the master last told: in the agent those of
  * the listening apps, in an app that of the agent. The array is the
- * messenger's and lives until the next message is heard; it may be NULL where
+ * messenger's and is valid until the next message is heard; it may be NULL where
  * *count is 0.
  * egg: Messenger#opids
  */
@@ -226,10 +324,12 @@ int messenger_remove_listener(struct messenger *messenger, const char *action,
 
 /*
  * Send. The message is queued and leaves with the others of this turn of the
- * loop; what was accepted is also written out before exit(3). `data` is a C
+ * loop; what was accepted is also written out before an exit. `data` is a C
  * string of JSON, or NULL. errno: EINVAL (a role that does not exist), EMSGSIZE
  * (see the limits), ENOBUFS (the queue is full: nothing was queued; try again
  * in a later turn), EPIPE (the channel is closed), EMFILE (the handle), ENOMEM.
+ * A handle for which a process on the way has no descriptor, or the kernel no
+ * memory, is lost; its message arrives without it.
  *   broadcast       every app, then the agent. Both or neither are queued.
  *   send_to         the process with that pid; EINVAL unless pid > 0
  *   send_random     one of opids, uniformly; ESRCH when there is none
@@ -261,17 +361,23 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * if it is not pending. An interval that is late by several periods is called
  * once. errno: EINVAL (negative, or an interval of 0), ENOMEM.
  *
- * step: write what is queued, wait up to `timeout` (-1: as long as it takes)
- * for something to do, and do it: messages, watched descriptors, timers.
- * Returns 1 while the channel is open; 0 once it is closed and all that came
- * over it is delivered (descriptors and timers go on); -1 with EBUSY inside a
- * callback of the same loop or a listener of any, EPROTO when the other end broke
- * the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
+ * step: write what is queued, wait up to `timeout` (-1: without a limit) for
+ * something to do, and do it: messages, watched descriptors, timers. Returns 1
+ * while the channel is open; 0 once it is closed and all that came over it is
+ * delivered (descriptors and timers go on); -1 with EBUSY inside a callback of
+ * the same loop or a listener of any, EPROTO when the other end broke the
+ * protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
  *
- * drain: turn the loop until at most so many bytes of what was sent wait to be
- * written; at once, without a turn, if there are no more. A stream that pauses so
- * after each message never meets ENOBUFS, and is fastest with a CHANNEL_FLUSH_SIZE.
+ * drain: turn the loop until at most `most` bytes of what was sent wait to be
+ * written; at once, without a turn, if there are no more. A stream that calls it
+ * after each message never meets ENOBUFS, and is fastest with CHANNEL_FLUSH_SIZE.
  * Returns as step does, 1 if there is nothing to wait for.
+ *
+ * pause, resume: hear no message until resume, not even one that has arrived
+ * already; sending, descriptors and timers go on. Meanwhile the processes that send
+ * to this one are held up, as by any slow receiver: a listener that cannot send on
+ * what it hears (ENOBUFS) pauses, and the backpressure reaches the source. A pause
+ * ends with the channel, and when the process begins to leave. pause: EPIPE.
  *
  * A foreign loop polls what `descriptors` stores (at most `size`; it returns
  * how many there are), for `timeout` at the longest (-1: no limit), and then,
@@ -287,6 +393,8 @@ int messenger_set_interval(struct messenger *messenger, int milliseconds, messen
 int messenger_clear_timeout(struct messenger *messenger, int id);
 int messenger_step(struct messenger *messenger, int timeout);
 int messenger_drain(struct messenger *messenger, size_t most);
+int messenger_pause(struct messenger *messenger);
+int messenger_resume(struct messenger *messenger);
 size_t messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size);
 int messenger_timeout(const struct messenger *messenger);
 
@@ -333,27 +441,37 @@ int64_t clutch_now(void);
 #endif
 
 /*
- * A line for the log, in one write(2), so that those of several processes do not mix.
- * The new line at its end is added. The loop does not wait for who reads the log: past
- * 1023 bytes a line is cut, and after 10 ms it is lost. errno may change.
+ * Print a line for the log in one write(2), so that the lines of several processes do
+ * not mix; the new line at its end is added. Past 1023 bytes a line is cut. The process
+ * does not wait for a log that is full: after 10 ms the line is lost. errno may change.
  */
 void clutch_print_line(int descriptor, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
-/* ------------------------------------------------------------------------ */
-/* Part two: the channel, for who defines CLUTCH_CHANNEL before the include   */
-/* ------------------------------------------------------------------------ */
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* MESSENGER_H */
+
+/* ------------------------------------------------------------------------ */
+/* Part two: the channel, for a program that defines CLUTCH_CHANNEL          */
+/* ------------------------------------------------------------------------ */
 
 #if (defined CLUTCH_CHANNEL || defined CLUTCH_PRIVATE) && !defined CLUTCH_CHANNEL_H
 #define CLUTCH_CHANNEL_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /*
- * sendmessage.c: one message, one channel.
+ * sendmessage.c: one message, one channel. Two processes that only want to talk need
+ * this file alone.
  *
- * A frame, in network byte order. `length` counts what follows it; action and
- * data are C strings in the read buffer, without a copy; offsets are fixed, so
- * that the master forwards the bytes it read, with from and to stamped into the copy.
+ * A frame, in network byte order. `length` counts what follows it. The two NULs are part
+ * of the frame, so that a receiver uses action and data as C strings where they stand.
+ * Offsets are fixed, so that the master copies the bytes it read, and stamps from and to
+ * into the copy.
  *
  *  0               4       5       6       7               8               12
  *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
@@ -379,13 +497,13 @@ enum frame {
 /* What an operation found at the other end. */
 enum peer {
 	PEER_ALIVE,
-	PEER_GONE,  /* end of file, EPIPE, ECONNRESET: dead, or it closed */
-	PEER_BROKEN /* it broke the protocol */
+	PEER_GONE,  /* end of file, EPIPE, ECONNRESET: the peer is dead, or closed its end */
+	PEER_BROKEN /* the peer broke the protocol */
 };
 
-/* A handle that waits for its frame's turn to be written. */
+/* A handle that waits until its frame is written. */
 struct waiting_handle {
-	uint64_t position; /* of its frame's first byte, in the stream */
+	uint64_t position; /* of the frame's first byte, in the stream */
 	int descriptor;
 };
 
@@ -394,31 +512,33 @@ struct waiting_handle {
  * of frames on the way out.
  */
 struct channel {
-	int descriptor;    /* -1: nobody there yet: what is sent waits */
-	bool write_closed; /* the other end reads no more: sends fail with EPIPE */
-	bool starved;      /* a read or a write met a shortage of the system's */
-	size_t limit;      /* of the queue, in bytes; 0: none */
+	int descriptor;        /* -1: nobody is there yet, and what is sent waits */
+	bool write_closed;     /* the peer reads no more, or we shut our half down */
+	bool starved;          /* a read or a write met a shortage of the system's */
+	int64_t starved_since; /* the first of these writes in a row, or 0 */
+	size_t limit;          /* of the queue, in bytes; 0: none */
 
-	unsigned char *torn; /* a frame of torn_size bytes, torn_length of them here */
-	size_t torn_size, torn_length;
-	unsigned char header[FRAME_HEADER]; /* the same, while not even its header is here */
-	int arrived[2];                     /* handles that came before their frame was complete */
+	unsigned char *kept; /* what was read and not given, while another channel reads */
+	size_t kept_length;  /* with a kept of NULL: there was no memory for it */
+	int arrived[2];      /* handles that came before their frame was complete */
 	int arrived_count;
 
 	unsigned char *queue; /* to be written: the bytes from start to end */
 	size_t queue_start, queue_end, queue_size;
-	size_t flush_at; /* a queue of so many bytes is written at once */
+	bool queue_used; /* since the last channel_trim */
+	size_t flush_at; /* a queue of this many bytes is written at once */
 	struct waiting_handle *waiting;
 	int waiting_count, waiting_size;
 
 	uint64_t written; /* bytes, ever */
-	uint64_t bytes_in, messages_in, messages_out;
+	uint64_t bytes_in, messages_in, messages_out, handles_lost;
 };
 
 /* channel_init makes a channel with nobody at the other end; channel_attach
  * gives it a descriptor, which becomes the channel's (non-blocking, close on
- * exec), and keeps what waits; on failure (fcntl(2)'s errno) it stays the
- * caller's. channel_close drops what waits and frees all; once more is nothing. */
+ * exec), and keeps what waits; on failure (fcntl(2)'s errno) the descriptor stays
+ * the caller's. channel_close drops what waits and frees all; closing twice is
+ * closing once. */
 void channel_init(struct channel *channel, size_t limit);
 int channel_attach(struct channel *channel, int descriptor);
 void channel_close(struct channel *channel);
@@ -429,15 +549,15 @@ int channel_pair(int descriptors[2]);
 
 /*
  * Copy a message to the end of the queue. A message that came over a channel
- * (message->frame) is copied as the frame it stands in, with message->from, message->to
- * and message->handle stamped into the copy. A queue that passes CHANNEL_FLUSH_SIZE is
- * written. errno as at messenger_send.
+ * (message->frame) is copied as the frame that it stands in, with message->from,
+ * message->to and message->handle stamped into the copy. A queue that passes
+ * CHANNEL_FLUSH_SIZE is written. errno as at messenger_send.
  * egg: npm sendmessage, child.send
  */
 int sendmessage(struct channel *channel, const struct message *message);
 
-/* The bytes that sendmessage would take for a message; 0 with errno EINVAL or
- * EMSGSIZE if it would refuse it. */
+/* The size of a message's frame in bytes; 0 with errno EINVAL or EMSGSIZE if
+ * sendmessage would refuse the message. */
 size_t message_size(const struct message *message);
 
 /* The bytes that wait to be written. */
@@ -450,22 +570,31 @@ channel_pending(const struct channel *channel)
 /* Write what the socket takes; the rest stays queued. Never PEER_BROKEN. */
 enum peer channel_flush(struct channel *channel);
 
+/* Write what is queued, waiting up to `timeout` for the socket to take it. */
+enum peer channel_drain(struct channel *channel, int timeout);
+
 /*
  * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take out the
- * messages one by one, until there is none (0). They live until anything is read in
- * this process again; message->handle is yours to close. -1, and nothing more comes:
- * EPROTO, a bad frame (as PEER_BROKEN); ENOMEM, for the rest of a frame whose beginning
- * is here.
+ * messages one by one, until there is none (0) or a bad frame (-1). A message is valid
+ * until the next channel_read in this process, of any channel; message->handle is yours
+ * to close. Messages that were not taken out come again after the channel's next read.
+ * PEER_BROKEN, -1: nothing more comes, with EPROTO (the peer broke the protocol), or
+ * ENOMEM (for a frame that had begun).
  */
 enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
 
-/* Did a read or a write of this channel meet a shortage since the last call? Then do not
- * poll it, but try again soon: the socket would be ready at once. */
-bool channel_starved(struct channel *channel);
+/* Did a read or a write meet a shortage of the system's since the last call? Then do not
+ * poll the channel, but try again soon: the socket would be ready at once. */
+bool channel_take_starved(struct channel *channel);
 
-/* The last resort: wait up to `timeout` for the socket to take what is queued. */
-enum peer channel_drain(struct channel *channel, int timeout);
+/* Free the queue's memory if it was not used since the last call. Returns whether it
+ * was: then call again, about a second later. */
+bool channel_trim(struct channel *channel);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif /* CLUTCH_CHANNEL_H */
 
@@ -476,24 +605,83 @@ enum peer channel_drain(struct channel *channel, int timeout);
 #if defined CLUTCH_PRIVATE && !defined CLUTCH_PRIVATE_H
 #define CLUTCH_PRIVATE_H
 
-/* What snprintf(3) has left in a buffer of that size, given what it returned. */
+#include <stdarg.h>
+
+/* Memory is short for something that may not be lost: wait 10 ms and return true; false
+ * when a second has passed since *deadline was set, which is 0 before the first call. */
+bool clutch_retry(int64_t *deadline);
+
+void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
+
+/* The length of what snprintf(3) has left in a buffer of that size, given its result. */
 size_t clutch_text_length(int result, size_t size);
 
-/* A line on stderr for each step of a message, if CLUTCH_TRACE is "1". */
+/* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
+ * clutch_trace_init was called. */
 extern bool clutch_trace_on;
-void clutch_trace(enum role role, const char *step, const struct message *message, const char *format, ...)
-	CLUTCH_PRINTF(4, 5);
+void clutch_trace_init(void);
+void clutch_trace(enum role role, const char *step, const struct message *message,
+                  const char *format, ...) CLUTCH_PRINTF(4, 5);
 const char *clutch_role_name(enum role role);
 
 /*
- * messenger.c, master side: who receives what.
+ * messenger.c, master's side: who receives what.
+ *
+ * A process's life:
+ *
+ *              fork_process              "agent-start", "listening"
+ *     NONE ---------------> ONLINE ------------------------------> LISTENING
+ *      ^                      |  \                                  /   |
+ *      |             its end  |   \  told to leave: SIGTERM        /    | its end
+ *      |             of the   |    +---------> LEAVING <----------+     | of the
+ *      | refork,     channel  |                   |                     | channel
+ *      | 1 s                  v                   v                     v
+ *      |                  DISCONNECTED <----------+---------------------+
+ *      |                      |
+ *      |                      | exit, seen by waitid (from every state)
+ *      +------------------- DEAD   an app's record is freed, the agent's place waits; the
+ *                                  corpse is kept until its process group is gone
+ *
+ * A deadline and its reason are set together by expect (master.c):
+ *
+ *	set when                          the process must     if it does not
+ *	START         forked              be ready             SIGTERM, "start timeout"
+ *	BARRIER       to be replaced      be forgotten         it is told to leave anyway
+	                                  by the agent
+ *	LEAVE         sent SIGTERM        be gone              SIGKILL, "did not leave in time"
+ *	DISCONNECTED  its channel ended   be gone (in a        SIGKILL, the same
+ *	                                  graceful exit it has CLUTCH_GRACEFUL_TIMEOUT more)
+ *	DEAF          it reads no more    be gone              SIGKILL, "reads no more"
+ *	KILLED        sent SIGKILL        be gone              SIGKILL again
+ *
+ * The deadline of a process that was told to end never moves back.
  */
 enum process_state {
-	STATE_NONE,         /* has never been forked */
+	STATE_NONE,         /* never forked */
 	STATE_ONLINE,       /* forked, not ready */
 	STATE_LISTENING,    /* ready */
-	STATE_DISCONNECTED, /* its channel is closed, it lives */
+	STATE_LEAVING,      /* told to end; it hears its channel to the end */
+	STATE_DISCONNECTED, /* its channel is closed, the process lives */
 	STATE_DEAD
+};
+
+enum deadline {
+	DEADLINE_NONE,
+	DEADLINE_START,
+	DEADLINE_BARRIER,
+	DEADLINE_LEAVE, /* from here on the process was told to end */
+	DEADLINE_DISCONNECTED,
+	DEADLINE_DEAF,
+	DEADLINE_KILLED
+};
+
+/* A dead process that is not reaped yet. A zombie keeps its number, so that no signal to
+ * its process group reaches a stranger; it is reaped when the group is gone. */
+struct corpse {
+	struct corpse *next;
+	pid_t pid;
+	int64_t deadline; /* then the group gets SIGKILL */
+	bool killed;      /* it got that */
 };
 
 /* Parent, agent or app worker, as the master knows it. */
@@ -505,24 +693,30 @@ struct process {
 	int id;                 /* the n-th forked of its role, from 1 */
 	int slot;               /* app worker: from 0, kept by its replacements */
 	bool disable_refork;    /* it has not been ready yet */
-	bool is_dev_reload;     /* an order replaces it: its death is no news */
-	bool terminated;        /* it was sent SIGTERM */
+	bool is_dev_reload;     /* another process has its slot: its death is no news */
 	bool refused;           /* a refused action of it has been logged */
-	bool group_killed;      /* it is dead, and its children were sent SIGKILL */
+	bool paused;            /* it hears nothing for a while, because it wants so */
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
+	struct corpse *corpse;  /* memory for its death */
 
-	struct process *waits_for; /* it is not read: that one's queue is too long */
-	uint64_t stuck_at;         /* channel.written when its own queue was found full */
-	int64_t stuck_since;       /* 0: it is not */
+	bool waits; /* it is not read: queues that it feeds are too long, those of */
+	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2 + 7) / 8]; /* these places */
+	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
+	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
+	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
+	uint64_t dropped;     /* messages that found no room while it was not there */
+	bool drop_logged, handle_logged;
+	size_t polled; /* where its descriptor stands in the master's set; 0: nowhere */
 
 	int64_t forked_at;
-	int64_t deadline; /* it is killed then; 0: none */
+	int64_t deadline_at; /* 0: none */
+	enum deadline deadline;
 };
 
 struct worker_manager {
 	struct process *workers; /* egg's Map: in order of registration */
-	struct process *agent;   /* one slot for all agents, one after the other */
+	struct process *agent;   /* one place for all agents, one after the other */
 	struct process *parent;  /* NULL: none, or gone (egg: hasParent) */
 };
 
@@ -539,17 +733,19 @@ struct master_messenger {
 /*
  * send routes one message: it stamps from and to, and queues the message at
  * every receiver. receive does so for a message that came over the sender's
- * channel; a receiver whose queue is long then makes the sender wait, until
- * process_may_speak. process_forget: nobody waits for a receiver that is gone.
+ * channel; a receiver whose queue is then too long makes the sender wait.
+ * process_stop_waiting: lets the sender be read again, if every queue for which it
+ * waits has drained; returns whether it may be read.
  */
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
-bool process_may_speak(struct process *process);
-void process_forget(const struct process *gone, const struct worker_manager *manager);
+bool process_stop_waiting(struct process *sender, const struct worker_manager *manager);
+bool process_is_full(const struct process *process);
+bool process_is_drained(const struct process *process);
 
 /*
- * messenger.c, child side: what agent.c and worker.c add to it.
+ * messenger.c, child's side: what agent.c and worker.c add to it.
  */
 struct messenger {
 	struct messenger *next; /* of this process */
@@ -563,9 +759,10 @@ struct messenger {
 
 	struct listener *listeners; /* in order of adding */
 	size_t listener_count, listener_size;
-	size_t every_count; /* of them, those of a NULL action */
+	size_t every_count; /* of them, those of every action */
 	bool delivering;
-	bool unswept; /* there are listeners to be forgotten */
+	bool unswept; /* there are removed listeners in the list */
+	bool paused, has_unread;
 
 	struct watch *watches;
 	struct pollfd *set; /* the channel, then one for each watch */
@@ -574,7 +771,7 @@ struct messenger {
 	struct timer *timers;
 	size_t timer_count, timer_size;
 	int timer_id;
-	bool timing; /* timers are being called */
+	bool in_timers; /* timers are being called */
 	bool stepping, canceled, broken;
 
 	/* set by the roles */
@@ -592,43 +789,47 @@ struct messenger {
 int messenger_init(struct messenger *messenger, int descriptor, enum role role);
 void messenger_free(struct messenger *messenger);
 
+/* Tell the master something, whatever else waits in the queue. */
+void messenger_tell_master(struct messenger *messenger, const char *action, const char *data);
+
 /* Call the callbacks of messenger_before_close, each once. Returns how many
  * failed. */
 int messenger_run_closers(struct messenger *messenger);
 
-/* own: this is the messenger of the process's role; what it was sent is written
- * out at exit(3). -1: atexit(3) failed. disown, in a forked child: the channels of
- * its parent, all of them, are its parent's. */
+/* own: this is the messenger of the process's role. What it was sent is written out by
+ * flush_own, also before exit(3); -1: atexit(3) failed. disown, in a forked child: the
+ * messengers of its parent, all of them, are its parent's. */
 int messenger_own(struct messenger *messenger);
+void messenger_flush_own(void);
 void messenger_disown(void);
 
 /*
  * The roles. Each runs in a freshly forked child and ends it: it never returns.
  * The listener is the shared port's, or -1; address is its JSON.
+ * egg: agent_worker.js, app_worker.js
  */
 void agent_run(struct messenger *agent, const struct options *options);
 void worker_run(struct messenger *app, const struct options *options, int listener,
                 const char *address);
 
 /*
- * agent.c, for both roles (egg: npm graceful-process). start runs the role's
- * function and, unless it shall be ready later, says so; -1: it failed. From then
- * on clutch_process_catch_sigterm catches SIGTERM; terminated tells whether it came. tell
- * sends to the master, whatever it takes. leave runs the callbacks of
- * messenger_before_close; soon after the timeout the process ends by itself.
+ * agent.c, for both roles (egg: npm graceful-process). start calls the role's function
+ * and, unless the process will be ready later, says that it is ready; -1: it failed.
+ * From then on catch_sigterm catches SIGTERM; terminated tells whether it came. leave
+ * runs the callbacks of messenger_before_close; soon after the timeout the process ends
+ * by itself. exit writes out what was sent and printed, and ends the process.
  */
-int clutch_process_start(struct messenger *messenger, const char *label, messenger_callback role,
-                           void *arg);
+int clutch_process_start(struct messenger *messenger, messenger_callback role, void *arg);
 void clutch_process_catch_sigterm(void);
 bool clutch_process_terminated(void);
-void clutch_process_tell(struct messenger *messenger, const char *action, const char *data);
 void clutch_process_leave(struct messenger *messenger, const char *label, int code, int timeout);
+void clutch_process_exit(int code);
 
 /*
- * messenger.c, for every loop: a signal handler, set with clutch_catch_signal, calls
- * clutch_wake_up, which makes the descriptor of clutch_wake_open (one for a process; -1 with
- * socketpair(2)'s errno) readable until clutch_wake_drain. A forked child closes its
- * parent's with clutch_wake_close.
+ * messenger.c, for every loop: a signal handler, set with catch_signal, calls
+ * wake_up, which makes the descriptor of wake_open (one for a process; -1 with
+ * socketpair(2)'s errno) readable until wake_drain: the self-pipe trick. A forked child
+ * closes its parent's with wake_close.
  */
 int clutch_catch_signal(int number, void (*handler)(int));
 int clutch_wake_open(void);

@@ -1,21 +1,30 @@
 /*
- * One message, one channel: frames, queues, read, write.
+ * One message, one channel: frames, queues, reading, writing.
  *
  * egg: npm sendmessage/index.js, and the IPC channel that Node gives for free
  *
- * A message is copied once: from the read buffer, or from the caller's memory, into
- * the queue of its receiver. A queue that passes CHANNEL_FLUSH_SIZE is written at once,
- * the others are written at the end of the turn: hundreds of messages leave in one
- * system call.
+ * A socket carries bytes, not messages. So each message travels as a frame that
+ * begins with its length (framing), and the receiver puts together what the kernel
+ * has cut apart (a partial read).
  *
- *	read buffer   | frame | frame | frame | frame | fra      <- torn
- *	                  |       |       |       |
- *	                  v       v       v       v    memcpy
- *	queue of app 1    |-------|---------------|
- *	queue of app 2            |-------|
+ * A message is copied once: sendmessage copies it to the end of its receiver's
+ * queue. A queue that passes CHANNEL_FLUSH_SIZE is written at once, the others at
+ * the end of the turn, so that hundreds of messages leave in one system call.
  *
- * The read buffer belongs to the process, not to a channel. At the end of a read a frame
- * may be torn: its first bytes are kept in its channel, and the next read continues there.
+ *	read buffer      | frame | frame | frame | frame | fra      <- a torn frame
+ *	                     |       |       |       |
+ *	                     v       v       v       v    memcpy
+ *	queue of app 0       |-------|---------------|
+ *	queue of app 1               |-------|
+ *
+ * The read buffer belongs to the process, not to a channel: 256 idle children cost
+ * kilobytes. A message that was read stands in the read buffer, and is valid until
+ * the next channel_read in this process, of any channel.
+ *
+ * A frame that a read has torn waits in the read buffer for its rest; if another
+ * channel reads first, its own channel keeps it meanwhile. When its writer dies, the
+ * rest never comes: the torn frame is dropped with the channel, and half a message is
+ * never heard.
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"
@@ -23,8 +32,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -35,31 +42,22 @@
 /* The first memory of a queue, in bytes. */
 #define QUEUE_LEAST 256
 
-/* An empty queue keeps at most this much memory for the next burst, in bytes: memory
- * that is freed at each drain is paged in anew by each burst. */
-#define QUEUE_KEEP (4 * CHANNEL_FLUSH_SIZE)
+/* How long to retry an allocation without which a message would be lost, and how
+ * long a handle that the kernel does not take may hold up its channel, in ms. */
+#define SHORTAGE_TIMEOUT 1000
 
-/* A line of the log, in bytes, its new line included. */
-#define LOG_LINE 1024
-
-/* The log is full: a line waits so long, in milliseconds, before it is lost. */
-#define LOG_PATIENCE 10
-
-/* A handle that came, but that this process had no descriptor left for. */
+/* A handle that came, but for which this process had no descriptor left. */
 #define HANDLE_LOST (-2)
 
 typedef char queue_holds_the_largest_frame[CHANNEL_QUEUE_MAX >= FRAME_MAX ? 1 : -1];
 typedef char pid_fits_its_field[sizeof(pid_t) <= sizeof(uint32_t) ? 1 : -1];
 
-/* The read buffer: one for the process, lent to one reader at a time. */
+/* The read buffer: one for the process, lent to one channel at a time. */
 static struct {
 	struct channel *reader;
-	size_t next, end;                       /* what the reader has not taken yet */
-	unsigned char *mended;                  /* the torn frame that was completed last */
-	unsigned char bytes[CHANNEL_READ_SIZE]; /* last: a short read touches one page */
+	size_t next, end; /* what channel_next has not given yet */
+	unsigned char bytes[FRAME_MAX + CHANNEL_READ_SIZE];
 } buffer;
-
-bool clutch_trace_on;
 
 static uint32_t
 get32(const unsigned char *p)
@@ -83,6 +81,19 @@ clutch_now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+bool
+clutch_retry(int64_t *deadline)
+{
+	int64_t now = clutch_now();
+
+	if (*deadline == 0)
+		*deadline = now + SHORTAGE_TIMEOUT;
+	if (now >= *deadline)
+		return false;
+	poll(NULL, 0, 10);
+	return true;
 }
 
 /* ---- frames -------------------------------------------------------------- */
@@ -110,7 +121,8 @@ message_size(const struct message *message)
 	return FRAME_HEADER + action + 1 + message->data_length + 1;
 }
 
-/* A valid message as a frame of message_size bytes. */
+/* Write a valid message as a frame of `size` bytes, which message_size has told;
+ * sendmessage sets from, to and the flag of a handle. */
 static void
 frame_encode(unsigned char *frame, size_t size, const struct message *message)
 {
@@ -129,8 +141,8 @@ frame_encode(unsigned char *frame, size_t size, const struct message *message)
 	frame[size - 1] = 0;
 }
 
-/* The header, as soon as it is complete: nothing is kept for a frame that lies.
- * The size is what it announces. */
+/* Can a frame of that size, the one that it announces, have this header? Checked as
+ * soon as the header is complete, so that no memory is kept for a frame that lies. */
 static bool
 frame_header_valid(const unsigned char *frame, size_t size)
 {
@@ -143,14 +155,15 @@ frame_header_valid(const unsigned char *frame, size_t size)
 	       frame[FRAME_RECEIVER_PID] <= 0x7f;
 }
 
-/* The whole frame, its header being valid. */
-static inline bool
+/* Decode a whole frame whose header is valid. False: its strings do not end where
+ * they must, or the action has a NUL inside. */
+static bool
 frame_decode(unsigned char *frame, size_t size, struct message *message)
 {
 	size_t action = frame[FRAME_ACTION_LENGTH], i;
 	unsigned char *data = frame + FRAME_HEADER + action + 1;
 
-	for (i = 0; i < action; i++) /* it is short: quicker than a call of memchr */
+	for (i = 0; i < action; i++) /* an action is short: quicker than a call of memchr */
 		if (frame[FRAME_HEADER + i] == 0)
 			return false;
 	if (data[-1] != 0 || frame[size - 1] != 0)
@@ -184,9 +197,6 @@ channel_pair(int descriptors[2])
 void
 channel_init(struct channel *channel, size_t limit)
 {
-	const char *wanted = getenv("CLUTCH_TRACE");
-
-	clutch_trace_on = wanted != NULL && strcmp(wanted, "1") == 0;
 	memset(channel, 0, sizeof *channel);
 	channel->descriptor = -1;
 	channel->limit = limit;
@@ -206,35 +216,40 @@ channel_attach(struct channel *channel, int descriptor)
 	return 0;
 }
 
-/* Drop what waits to be written: nobody reads it any more. */
 static void
-close_writing(struct channel *channel)
+free_queue(struct channel *channel)
+{
+	free(channel->queue);
+	channel->queue = NULL;
+	channel->queue_start = channel->queue_end = channel->queue_size = 0;
+}
+
+/* Drop what waits to be written: the peer does not read it any more. */
+static void
+stop_writing(struct channel *channel)
 {
 	while (channel->waiting_count > 0)
 		close(channel->waiting[--channel->waiting_count].descriptor);
 	free(channel->waiting);
 	channel->waiting = NULL;
 	channel->waiting_size = 0;
-	free(channel->queue);
-	channel->queue = NULL;
-	channel->queue_start = channel->queue_end = channel->queue_size = 0;
+	free_queue(channel);
 	channel->write_closed = true;
 }
 
-/* Drop what is left of an incomplete frame. */
 static void
-drop_torn(struct channel *channel)
+forget_kept(struct channel *channel)
 {
-	free(channel->torn);
-	channel->torn = NULL;
-	channel->torn_size = channel->torn_length = 0;
+	free(channel->kept);
+	channel->kept = NULL;
+	channel->kept_length = 0;
 }
 
 void
 channel_close(struct channel *channel)
 {
-	close_writing(channel);
-	drop_torn(channel);
+	stop_writing(channel);
+	forget_kept(channel);
 	if (buffer.reader == channel)
 		buffer.reader = NULL;
 	while (channel->arrived_count > 0)
@@ -247,9 +262,9 @@ channel_close(struct channel *channel)
 
 /* ---- writing ------------------------------------------------------------- */
 
-/* Make room for `size` more bytes at the queue's end; NULL: ENOMEM. Written bytes at its
- * start are reused when they are the greater part, and otherwise the queue doubles: so a
- * byte is moved once or twice, however long the queue. */
+/* Make room for `size` more bytes at the queue's end; NULL: ENOMEM. Bytes at its start
+ * that are written are reused when they are the greater part, otherwise the queue
+ * doubles: so a byte is moved once or twice, however long the queue is. */
 static unsigned char *
 queue_reserve(struct channel *channel, size_t size)
 {
@@ -257,6 +272,7 @@ queue_reserve(struct channel *channel, size_t size)
 	size_t room = channel->queue_size;
 	unsigned char *queue = channel->queue;
 
+	channel->queue_used = true;
 	if (room - channel->queue_end >= size)
 		return queue + channel->queue_end;
 	if (channel->queue_start < used || room - used < size) {
@@ -276,8 +292,34 @@ queue_reserve(struct channel *channel, size_t size)
 	return queue + used;
 }
 
-/* Write once, but not past the next handle, which goes with the first byte of its
- * frame. Returns what sendmsg(2) does, and stores how much it tried. */
+bool
+channel_trim(struct channel *channel)
+{
+	bool used = channel->queue_used || channel_pending(channel) > 0;
+
+	channel->queue_used = false;
+	if (!used)
+		free_queue(channel);
+	return used;
+}
+
+/* Does the frame at the queue's start take a handle along? */
+static bool
+handle_is_next(const struct channel *channel)
+{
+	return channel->waiting_count > 0 && channel->waiting[0].position == channel->written;
+}
+
+static void
+remove_first_handle(struct channel *channel)
+{
+	close(channel->waiting[0].descriptor);
+	memmove(channel->waiting, channel->waiting + 1,
+	        (size_t)--channel->waiting_count * sizeof channel->waiting[0]);
+}
+
+/* Write once, but not past the next handle, which travels with the first byte of its
+ * frame. Returns what sendmsg(2) does, and stores how many bytes it tried. */
 static ssize_t
 write_once(struct channel *channel, size_t *tried)
 {
@@ -285,49 +327,38 @@ write_once(struct channel *channel, size_t *tried)
 		struct cmsghdr align;
 		char space[CMSG_SPACE(sizeof(int))];
 	} control;
+	bool with_handle = handle_is_next(channel);
+	const struct waiting_handle *next = channel->waiting + with_handle;
 	struct iovec part;
 	struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
-	const struct waiting_handle *waiting = channel->waiting;
-	int waiting_count = channel->waiting_count;
 
 	*tried = channel_pending(channel);
-	if (waiting_count > 0 && waiting->position == channel->written) {
-		memset(&control, 0, sizeof control);
-		header.msg_control = &control;
-		header.msg_controllen = sizeof control;
-		control.align.cmsg_level = SOL_SOCKET;
-		control.align.cmsg_type = SCM_RIGHTS;
-		control.align.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.align), &waiting->descriptor, sizeof(int));
-		waiting_count--;
-		waiting++;
-	}
-	if (waiting_count > 0)
-		*tried = (size_t)(waiting->position - channel->written);
+	if (channel->waiting_count > with_handle)
+		*tried = (size_t)(next->position - channel->written);
 	part.iov_base = channel->queue + channel->queue_start;
 	part.iov_len = *tried;
+	if (!with_handle) /* the cheaper call */
+		return send(channel->descriptor, part.iov_base, part.iov_len, MSG_NOSIGNAL);
+	memset(&control, 0, sizeof control);
+	header.msg_control = &control;
+	header.msg_controllen = sizeof control;
+	control.align.cmsg_level = SOL_SOCKET;
+	control.align.cmsg_type = SCM_RIGHTS;
+	control.align.cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(&control.align), &channel->waiting[0].descriptor, sizeof(int));
 	return sendmsg(channel->descriptor, &header, MSG_NOSIGNAL);
 }
 
-/* So many bytes are written. */
 static void
 write_advance(struct channel *channel, size_t count)
 {
-	if (channel->waiting_count > 0 && channel->waiting[0].position == channel->written) {
-		close(channel->waiting[0].descriptor);
-		memmove(channel->waiting, channel->waiting + 1,
-		        (size_t)--channel->waiting_count * sizeof channel->waiting[0]);
-	}
+	if (handle_is_next(channel))
+		remove_first_handle(channel);
+	channel->starved_since = 0;
 	channel->written += count;
 	channel->queue_start += count;
-	if (channel->queue_start < channel->queue_end)
-		return;
-	channel->queue_start = channel->queue_end = 0;
-	if (channel->queue_size > QUEUE_KEEP) {
-		free(channel->queue);
-		channel->queue = NULL;
-		channel->queue_size = 0;
-	}
+	if (channel->queue_start == channel->queue_end)
+		channel->queue_start = channel->queue_end = 0;
 }
 
 /* Is memory, or something else of the system's, short for the moment? */
@@ -335,6 +366,24 @@ static bool
 is_shortage(int error)
 {
 	return error == ENOMEM || error == ENOBUFS || error == ETOOMANYREFS;
+}
+
+/* The system has nothing left for this channel's next write. A handle that holds it up
+ * is given up after a while: the message is worth more than its handle. */
+static void
+write_later(struct channel *channel)
+{
+	int64_t now = clutch_now();
+
+	channel->starved = true;
+	if (channel->starved_since == 0)
+		channel->starved_since = now;
+	if (!handle_is_next(channel) || now - channel->starved_since < SHORTAGE_TIMEOUT)
+		return;
+	remove_first_handle(channel);
+	channel->queue[channel->queue_start + FRAME_FLAGS] &= (unsigned char)~FRAME_HAS_HANDLE;
+	channel->handles_lost++;
+	channel->starved_since = 0;
 }
 
 enum peer
@@ -352,10 +401,10 @@ channel_flush(struct channel *channel)
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			writable = false;
 		} else if (is_shortage(errno)) {
-			channel->starved = true;
+			write_later(channel);
 			writable = false;
 		} else if (errno != EINTR) {
-			close_writing(channel); /* but it may have left last words to read */
+			stop_writing(channel); /* but the peer may have left last words to read */
 		}
 	}
 	channel->flush_at = channel_pending(channel) + CHANNEL_FLUSH_SIZE;
@@ -363,7 +412,7 @@ channel_flush(struct channel *channel)
 }
 
 bool
-channel_starved(struct channel *channel)
+channel_take_starved(struct channel *channel)
 {
 	bool starved = channel->starved;
 
@@ -384,14 +433,14 @@ channel_drain(struct channel *channel, int timeout)
 		if (peer != PEER_ALIVE || channel_pending(channel) == 0 || timeout <= 0 ||
 		    channel->descriptor == -1)
 			return peer;
-		if (channel_starved(channel)) /* the socket has room, the system has not */
+		if (channel_take_starved(channel)) /* the socket has room, the system has not */
 			poll(NULL, 0, timeout < 10 ? timeout : 10);
 		else
 			poll(&wait, 1, timeout);
 	}
 }
 
-/* Let a handle wait for the frame that comes next. */
+/* Let a handle wait for the frame that is queued next. */
 static int
 queue_handle(struct channel *channel, int handle)
 {
@@ -407,7 +456,7 @@ queue_handle(struct channel *channel, int handle)
 		channel->waiting_size = size;
 	}
 	waiting.position = channel->written + channel_pending(channel);
-	waiting.descriptor = fcntl(handle, F_DUPFD_CLOEXEC, 0);
+	waiting.descriptor = fcntl(handle, F_DUPFD_CLOEXEC, 3);
 	if (waiting.descriptor == -1)
 		return -1;
 	channel->waiting[channel->waiting_count++] = waiting;
@@ -462,36 +511,74 @@ sendmessage(struct channel *channel, const struct message *message)
 
 /* ---- reading ------------------------------------------------------------- */
 
-/* The rest of the read buffer is the beginning of a frame: keep it for the next read.
- * -1: ENOMEM. */
-static int
-keep_torn(struct channel *channel)
+/* Another channel needs the read buffer: its reader keeps what was not given yet, a torn
+ * frame or messages of a paused process. Where there is no memory for that, the reader
+ * has lost the thread, and its next read says so. */
+static void
+keep_rest(struct channel *reader)
 {
-	const unsigned char *left = buffer.bytes + buffer.next;
 	size_t length = buffer.end - buffer.next;
+	int64_t deadline = 0;
 
-	buffer.reader = NULL;
-	if (length >= FRAME_HEADER) {
-		channel->torn_size = frame_size(left);
-		channel->torn = malloc(channel->torn_size);
-		if (channel->torn == NULL)
-			return -1;
+	do
+		reader->kept = malloc(length);
+	while (reader->kept == NULL && clutch_retry(&deadline));
+	if (reader->kept != NULL)
+		memcpy(reader->kept, buffer.bytes + buffer.next, length);
+	reader->kept_length = length;
+}
+
+/* Lend the read buffer to a channel; the rest of its last read stands at the beginning. */
+static int
+lend_buffer(struct channel *channel)
+{
+	if (buffer.reader == channel) {
+		memmove(buffer.bytes, buffer.bytes + buffer.next, buffer.end - buffer.next);
+		buffer.end -= buffer.next;
+		buffer.next = 0;
+		return 0;
 	}
-	memcpy(channel->torn != NULL ? channel->torn : channel->header, left, length);
-	channel->torn_length = length;
+	if (buffer.reader != NULL && buffer.next < buffer.end)
+		keep_rest(buffer.reader);
+	buffer.reader = channel;
+	buffer.next = buffer.end = 0;
+	if (channel->kept_length == 0)
+		return 0;
+	if (channel->kept == NULL) {
+		errno = ENOMEM;
+		return -1;
+	}
+	memcpy(buffer.bytes, channel->kept, channel->kept_length);
+	buffer.end = channel->kept_length;
+	forget_kept(channel);
 	return 0;
 }
 
-/* Keep the handles that came. An honest sender sends one with a frame, so two
- * at most are here before their frames are taken: one of a torn frame, and the
- * one at which the kernel stopped reading. */
-static enum peer
-take_handles(struct channel *channel, struct msghdr *header)
+/* Keep a descriptor that came until its frame is taken, or close it. An honest sender
+ * sends one with a frame, so two at most are here before their frames are taken: one of
+ * a torn frame, and the one at which the kernel stopped reading. */
+static bool
+keep_handle(struct channel *channel, int descriptor)
 {
 	enum { MOST = sizeof channel->arrived / sizeof channel->arrived[0] };
+	bool room = channel->arrived_count < MOST;
+
+	if (descriptor >= 0 && (!room || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)) {
+		close(descriptor);
+		descriptor = HANDLE_LOST; /* which is not the sender's fault */
+	}
+	if (room)
+		channel->arrived[channel->arrived_count++] = descriptor;
+	return room;
+}
+
+/* Take the descriptors out of what recvmsg(2) has read: one at most in an honest read. */
+static bool
+take_handles(struct channel *channel, struct msghdr *header)
+{
 	struct cmsghdr *control;
-	enum peer peer = PEER_ALIVE;
 	size_t i, count, total = 0;
+	bool honest = true;
 	int descriptor;
 
 	for (control = CMSG_FIRSTHDR(header); control != NULL;
@@ -501,25 +588,16 @@ take_handles(struct channel *channel, struct msghdr *header)
 		count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		for (i = 0; i < count; i++, total++) {
 			memcpy(&descriptor, CMSG_DATA(control) + i * sizeof(int), sizeof(int));
-			if (total == 0 && channel->arrived_count < MOST) {
-				if (fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1) {
-					close(descriptor); /* not the sender's fault */
-					descriptor = HANDLE_LOST;
-				}
-				channel->arrived[channel->arrived_count++] = descriptor;
-			} else {
+			if (total == 0 && keep_handle(channel, descriptor))
+				continue;
+			if (total > 0)
 				close(descriptor);
-				peer = PEER_BROKEN;
-			}
+			honest = false;
 		}
 	}
-	if ((header->msg_flags & MSG_CTRUNC) != 0) {
-		if (total == 0 && channel->arrived_count < MOST)
-			channel->arrived[channel->arrived_count++] = HANDLE_LOST;
-		else
-			peer = PEER_BROKEN;
-	}
-	return peer;
+	if ((header->msg_flags & MSG_CTRUNC) != 0) /* this process has no descriptor left */
+		honest = honest && total == 0 && keep_handle(channel, HANDLE_LOST);
+	return honest;
 }
 
 enum peer
@@ -529,27 +607,21 @@ channel_read(struct channel *channel)
 		struct cmsghdr align;
 		char space[CMSG_SPACE(sizeof(int))];
 	} control;
-	struct iovec part[2];
-	struct msghdr header = {.msg_iov = part,
+	struct iovec part;
+	struct msghdr header = {.msg_iov = &part,
 	                        .msg_iovlen = 1,
 	                        .msg_control = &control,
 	                        .msg_controllen = sizeof control};
-	size_t head = 0, completes = 0;
 	ssize_t count;
 
-	free(buffer.mended);
-	buffer.mended = NULL;
-	if (channel->torn != NULL) {
-		completes = channel->torn_size - channel->torn_length;
-		part[0].iov_base = channel->torn + channel->torn_length;
-		part[0].iov_len = completes;
-		header.msg_iovlen = 2;
-	} else {
-		head = channel->torn_length;
-		memcpy(buffer.bytes, channel->header, head);
-	}
-	part[header.msg_iovlen - 1].iov_base = buffer.bytes + head;
-	part[header.msg_iovlen - 1].iov_len = sizeof buffer.bytes - head;
+	if (lend_buffer(channel) == -1)
+		return PEER_BROKEN;
+	part.iov_base = buffer.bytes + buffer.end;
+	part.iov_len = sizeof buffer.bytes - buffer.end;
+	if (part.iov_len == 0) /* all of it waits for a process that has paused */
+		return PEER_ALIVE;
+	if (part.iov_len > CHANNEL_READ_SIZE)
+		part.iov_len = CHANNEL_READ_SIZE;
 	do
 		count = recvmsg(channel->descriptor, &header, 0);
 	while (count == -1 && errno == EINTR);
@@ -561,21 +633,16 @@ channel_read(struct channel *channel)
 	}
 	if (count <= 0)
 		return PEER_GONE;
-
 	channel->bytes_in += (uint64_t)count;
-	completes = (size_t)count < completes ? (size_t)count : completes;
-	channel->torn_length = channel->torn != NULL ? channel->torn_length + completes : 0;
-	buffer.reader = channel;
-	buffer.next = 0;
-	buffer.end = head + (size_t)count - completes;
-	if (take_handles(channel, &header) == PEER_ALIVE)
+	buffer.end += (size_t)count;
+	if (take_handles(channel, &header))
 		return PEER_ALIVE;
-	buffer.reader = NULL; /* nothing more comes, not even what this read completed */
-	drop_torn(channel);
+	buffer.reader = NULL; /* nothing of this read is heard */
+	errno = EPROTO;
 	return PEER_BROKEN;
 }
 
-/* The handle that a frame announces. */
+/* Take the handle that a frame announces. */
 static bool
 take_handle(struct channel *channel, struct message *message)
 {
@@ -584,8 +651,10 @@ take_handle(struct channel *channel, struct message *message)
 	message->handle = channel->arrived[0];
 	channel->arrived[0] = channel->arrived[1];
 	channel->arrived_count--;
-	if (message->handle == HANDLE_LOST)
+	if (message->handle == HANDLE_LOST) {
 		message->handle = -1; /* the message is worth more than its handle */
+		channel->handles_lost++;
+	}
 	return true;
 }
 
@@ -595,99 +664,18 @@ channel_next(struct channel *channel, struct message *message)
 	unsigned char *frame = buffer.bytes + buffer.next;
 	size_t size, left = buffer.end - buffer.next;
 
-	if (channel->torn != NULL) { /* it began in an earlier read */
-		if (channel->torn_length < channel->torn_size)
-			return 0;
-		frame = buffer.mended = channel->torn;
-		size = channel->torn_size;
-		channel->torn = NULL;
-		channel->torn_length = 0;
-	} else {
-		if (buffer.reader != channel)
-			return 0;
-		size = left < FRAME_HEADER ? SIZE_MAX : frame_size(frame);
-		if (left >= FRAME_HEADER && !frame_header_valid(frame, size))
-			goto broken;
-		if (left < size)
-			return keep_torn(channel);
-		buffer.next += size;
+	if (buffer.reader != channel || left < FRAME_HEADER)
+		return 0;
+	size = frame_size(frame);
+	if (frame_header_valid(frame, size) && left < size)
+		return 0;
+	if (!frame_header_valid(frame, size) || !frame_decode(frame, size, message) ||
+	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0 && !take_handle(channel, message))) {
+		buffer.reader = NULL; /* what follows a lie is not to be believed */
+		errno = EPROTO;
+		return -1;
 	}
-	if (!frame_decode(frame, size, message) ||
-	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0 && !take_handle(channel, message)))
-		goto broken;
+	buffer.next += size;
 	channel->messages_in++;
 	return 1;
-broken:
-	buffer.reader = NULL; /* what follows a lie is not to be kept */
-	errno = EPROTO;
-	return -1;
-}
-
-/* ---- log and trace ------------------------------------------------------- */
-
-/* A text shorter than LOG_LINE, as a line. */
-static void
-write_line(int descriptor, char *line, size_t length)
-{
-	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
-	int ready;
-
-	line[length++] = '\n';
-	/* D17: if nobody reads the log, the line is lost, and nobody waits for long. (A
-	 * terminal that another process writes to is busy for a moment.) */
-	do
-		ready = poll(&log, 1, LOG_PATIENCE);
-	while (ready == -1 && errno == EINTR);
-	while (ready == 1 && write(descriptor, line, length) == -1 && errno == EINTR)
-		;
-}
-
-size_t
-clutch_text_length(int result, size_t size)
-{
-	return result < 0 ? 0 : (size_t)result < size ? (size_t)result : size - 1;
-}
-
-void
-clutch_print_line(int descriptor, const char *format, ...)
-{
-	char line[LOG_LINE];
-	va_list arguments;
-	int length;
-
-	va_start(arguments, format);
-	length = vsnprintf(line, sizeof line, format, arguments);
-	va_end(arguments);
-	write_line(descriptor, line, clutch_text_length(length, sizeof line));
-}
-
-const char *
-clutch_role_name(enum role role)
-{
-	static const char *const names[] = {"-", "master", "parent", "agent", "app"};
-
-	return (unsigned)role <= ROLE_APP ? names[role] : "?";
-}
-
-void
-clutch_trace(enum role role, const char *step, const struct message *message, const char *format, ...)
-{
-	bool short_data = message->data != NULL && message->data_length <= 128;
-	char line[LOG_LINE];
-	va_list arguments;
-	size_t used;
-
-	used = clutch_text_length(
-		snprintf(line, sizeof line, "trace %s:%ld %s %.64s %.*s: ", clutch_role_name(role),
-	                 (long)getpid(), step,
-	                 message->action != NULL && message->action[0] != '\0' ? message->action
-	                                                                       : "-",
-	                 short_data ? (int)message->data_length : 1,
-	                 short_data ? message->data : "-"),
-		sizeof line);
-	va_start(arguments, format);
-	used += clutch_text_length(vsnprintf(line + used, sizeof line - used, format, arguments),
-	                    sizeof line - used);
-	va_end(arguments);
-	write_line(STDERR_FILENO, line, used);
 }

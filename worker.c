@@ -3,11 +3,15 @@
  *
  * egg: egg-cluster/lib/app_worker.js, npm graceful, npm graceful-process
  *
- *	what happens              channel                        connections   exit
- *	SIGTERM                   until the end                  finish        0
- *	the master dies           is gone                        finish        0 (not ready: 1)
- *	an uncaught error, or     closed at once, so that the    finish        1
- *	messenger_graceful_exit   master forks a replacement
+ * How a worker leaves, and when:
+ *
+ *	why                    first                      then                     exit
+ *	SIGTERM                its connections finish     its channel is heard     0
+ *	                                                  to the end
+ *	the master dies        its connections finish     -                        0 (not ready: 1)
+ *	an uncaught error, or  its channel is closed, so  its connections finish   1
+ *	messenger_graceful_    that the master forks a
+ *	exit                   replacement
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"
@@ -19,15 +23,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Out of descriptors or memory: nobody is accepted for so long. */
+/* How long nobody is accepted when the process is out of descriptors or memory, in ms. */
 #define ACCEPT_PAUSE 100
 
-/* What app_worker is about; there is one in a process. */
+/* What the role knows; there is one app worker in a process. */
 static struct {
 	const struct options *options;
 	int listener;
 	const char *address; /* JSON */
 	bool was_first;      /* it accepted the last time it tried */
+	bool is_short;       /* of descriptors or memory, and has said so */
 	bool terminated, leaving;
 	bool disconnects; /* it leaves gracefully */
 	int code;
@@ -35,6 +40,32 @@ static struct {
 } worker;
 
 static int on_connection(struct messenger *app, int listener, short revents, void *arg);
+
+/* ---- egg-cluster/lib/app_worker.js --------------------------------------- */
+
+static void
+exit_process(void)
+{
+	clutch_print_line(STDERR_FILENO, "[app_worker] start error, exiting with code:1"); /* :82 */
+	clutch_process_exit(1);                                                            /* D19 */
+}
+
+/* egg: startServer */
+static void
+on_ready(struct messenger *app, int status) /* :79 startServer */
+{
+	if (status != 0) /* :80 err */
+		exit_process();
+	if (worker.listener != -1 && messenger_watch(app, worker.listener, POLLIN, on_connection,
+	                                             NULL) == -1) /* :108 server */
+		exit_process();
+	clutch_process_catch_sigterm();
+	messenger_tell_master(app, "listening", worker.address); /* :164 */
+	if (channel_flush(&app->channel) == PEER_GONE)
+		clutch_process_exit(1); /* the master died while this process was busy loading */
+}
+
+/* ---- accepting ----------------------------------------------------------- */
 
 static int
 accept_again(struct messenger *app, void *arg)
@@ -45,28 +76,54 @@ accept_again(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* One connection a turn: the others are for the other workers. All of them were
- * woken for this one, and whose turn it was last lets the others go first. */
+static void
+on_accept_error(struct messenger *app, int error)
+{
+	switch (error) {
+	case EMFILE:
+	case ENFILE:
+	case ENOMEM:
+	case ENOBUFS:
+		if (!worker.is_short)
+			clutch_print_line(
+				STDERR_FILENO,
+				"[app_worker] cannot accept: no descriptor or memory left");
+		worker.is_short = true;
+		messenger_unwatch(app, worker.listener);
+		messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL);
+		return;
+	case EBADF:
+	case EINVAL:
+	case ENOTSOCK:
+		clutch_print_line(STDERR_FILENO,
+		                  "[app_worker] accepts no more: the shared listener "
+		                  "was shut down; restart the cluster");
+		messenger_unwatch(app, worker.listener);
+		return;
+	default: /* another worker was first, or the client has left */
+		return;
+	}
+}
+
+/* The listener became readable in every worker at once (a thundering herd), and one of
+ * them gets the connection: so the listener is non-blocking, or the others would hang in
+ * accept. One connection a turn, and the worker that accepted last yields, so that
+ * connections spread. */
 static int
 on_connection(struct messenger *app, int listener, short revents, void *arg)
 {
 	int descriptor, result;
 
+	(void)revents, (void)arg;
 	if (worker.was_first)
 		sched_yield();
 	descriptor = accept(listener, NULL, NULL);
 	worker.was_first = descriptor != -1;
-
-	(void)revents, (void)arg;
 	if (descriptor == -1) {
-		if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-			clutch_print_line(STDERR_FILENO,
-			           "[app_worker] cannot accept: no descriptor or memory left");
-			messenger_unwatch(app, listener);
-			messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL);
-		}
-		return 0; /* otherwise another worker was first, or the client has left */
+		on_accept_error(app, errno);
+		return 0;
 	}
+	worker.is_short = false;
 	if (fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
 	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1) {
 		close(descriptor);
@@ -78,29 +135,17 @@ on_connection(struct messenger *app, int listener, short revents, void *arg)
 	return result;
 }
 
-/* egg: startServer */
-static void
-on_ready(struct messenger *app, int status)
-{
-	if (status != 0 ||
-	    (worker.listener != -1 &&
-	     messenger_watch(app, worker.listener, POLLIN, on_connection, NULL) == -1)) { /* D19 */
-		clutch_print_line(STDERR_FILENO, "[app_worker] start error, exiting with code:1");
-		exit(1);
-	}
-	clutch_process_catch_sigterm();
-	clutch_process_tell(app, "listening", worker.address);
-	if (channel_flush(&app->channel) == PEER_GONE)
-		exit(1); /* the master died while this process was busy loading */
-}
+/* ---- leaving: npm graceful, npm graceful-process -------------------------- */
 
 /* egg: npm graceful, uncaughtException */
 static void
 on_uncaught(struct messenger *app, int result, const char *where)
 {
+	if (app->channel.write_closed || app->channel.descriptor == -1)
+		return; /* the channel is gone: what cannot be sent any more is no news */
 	clutch_print_line(STDERR_FILENO, "[app_worker] uncaught error %d in a %s", result, where);
 	if (!app->ready && !worker.leaving)
-		exit(1);
+		clutch_process_exit(1);
 	messenger_graceful_exit(app);
 }
 
@@ -119,8 +164,8 @@ leave(struct messenger *app, int code, int timeout)
 	clutch_process_leave(app, "app_worker", code, timeout);
 }
 
-/* egg: worker.disconnect(). When all is written, our half of the channel is closed;
- * the master then closes its own, and what it had sent until then still arrives. */
+/* egg: worker.disconnect(). When all is written, this end stops writing. The master then
+ * closes its own end, and what it had sent until then still arrives. */
 static void
 disconnect(struct messenger *app)
 {
@@ -133,21 +178,21 @@ disconnect(struct messenger *app)
 	shutdown(app->channel.descriptor, SHUT_WR);
 }
 
-/* Is there a reason to leave? SIGTERM is one even for who is leaving. */
+/* Is there a reason to leave? SIGTERM is one even if the worker is already leaving. */
 static void
 consider_leaving(struct messenger *app)
 {
 	int timeout = worker.options->app_close_timeout;
-	int patience = timeout - timeout / 10; /* it ends before the master's SIGKILL */
+	int patience = timeout - timeout / 10; /* the worker ends before the master's SIGKILL */
 
 	if (clutch_process_terminated() && !worker.terminated) {
 		worker.terminated = true;
 		clutch_print_line(STDOUT_FILENO,
-		           "[app_worker] receive signal SIGTERM, exiting with code:0");
+		                  "[app_worker] receive signal SIGTERM, exiting with code:0");
 		leave(app, 0, patience);
 	} else if (app->graceful && !worker.leaving) {
 		clutch_print_line(STDERR_FILENO, "[app_worker] will exit after %dms at most",
-		           CLUTCH_GRACEFUL_TIMEOUT);
+		                  CLUTCH_GRACEFUL_TIMEOUT);
 		worker.disconnects = true;
 		disconnect(app); /* the sooner there is a replacement */
 		leave(app, 1, CLUTCH_GRACEFUL_TIMEOUT);
@@ -157,14 +202,12 @@ consider_leaving(struct messenger *app)
 	}
 }
 
-/* Has all ended that is worth waiting for? (D20: at once, where there is none.) */
+/* Has everything ended that is worth waiting for (D20)? */
 static bool
 has_left(const struct messenger *app)
 {
-	bool disconnected = app->channel.descriptor == -1 || !worker.disconnects;
-
-	return worker.leaving &&
-	       (clutch_now() >= worker.deadline || (app->connections == 0 && disconnected));
+	return worker.leaving && (clutch_now() >= worker.deadline ||
+	                          (app->connections == 0 && app->channel.descriptor == -1));
 }
 
 void
@@ -177,16 +220,16 @@ worker_run(struct messenger *app, const struct options *options, int listener, c
 	worker.address = address;
 	app->on_ready = on_ready;
 	app->on_uncaught = on_uncaught;
-	if (clutch_process_start(app, "app_worker", options->app, options->arg) == -1)
-		exit(1);
+	if (clutch_process_start(app, options->app, options->arg) == -1)
+		exit_process();
 	for (;;) {
 		consider_leaving(app);
+		if (worker.leaving && (worker.disconnects || app->connections == 0))
+			disconnect(app);
 		if (has_left(app))
 			break;
-		if (worker.disconnects)
-			disconnect(app);
 		left = worker.deadline - clutch_now();
 		messenger_step(app, !worker.leaving ? -1 : left > 0 ? (int)left : 0);
 	}
-	exit(worker.code);
+	clutch_process_exit(worker.code);
 }

@@ -7,7 +7,9 @@
  * In each round every contestant of a case runs once, one after the other, so
  * that whatever else the machine does meets all of them; the table has medians.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "bench.h"
 
 #include <errno.h>

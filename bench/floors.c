@@ -6,7 +6,9 @@
  *
  * Their descriptors block: the kernel schedules them, and no loop has to.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "bench.h"
 
 #include <errno.h>
@@ -215,7 +217,7 @@ find_best(int64_t duration)
 	double result, most = 0;
 	size_t chunk, i;
 
-	for (chunk = COPY_CHUNK; chunk <= CHUNK_MAX; chunk *= 2) {
+	for (chunk = COPY_CHUNK; chunk <= CHUNK_MAX; chunk *= 2)
 		for (i = 0; i < sizeof socket_buffers / sizeof socket_buffers[0]; i++) {
 			plan.write_size = plan.read_size = chunk;
 			plan.socket_buffer = socket_buffers[i];
@@ -225,7 +227,6 @@ find_best(int64_t duration)
 				best = plan;
 			}
 		}
-	}
 	fprintf(stderr, "copy-best: chunks of %zu KiB, SO_SNDBUF %d KiB (0: the system's)\n",
 	        best.write_size / 1024, best.socket_buffer / 1024);
 	return best;

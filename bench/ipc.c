@@ -16,7 +16,9 @@
  * of waking up another one.
  */
 #ifdef __linux__
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <sched.h>
 #endif
 #include "../examples/ipc/rsmq.h"

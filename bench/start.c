@@ -3,7 +3,9 @@
  * how much memory they take. The tree is a program of its own (tree.c), linked
  * statically against musl where that is possible: so small systems run it.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "bench.h"
 
 #include "../messenger.h"

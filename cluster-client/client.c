@@ -4,6 +4,7 @@
  *
  * egg: cluster-client/lib/wrapper/base.js
  */
+#define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"
 
 #include <errno.h>

@@ -29,6 +29,10 @@
 
 #include "../messenger.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* ------------------------------------------------------------------------ */
 /* Limits: each can be set on the compiler's command line, for tiny systems  */
 /* ------------------------------------------------------------------------ */
@@ -232,9 +236,15 @@ int cluster_client_emit(struct cluster_client *client, const char *key, const vo
 int cluster_client_reply(struct cluster_call *call, const void *data, size_t length);
 int cluster_client_fail(struct cluster_call *call, const char *code, const char *message);
 
+#ifdef __cplusplus
+}
+#endif
+
 /* ------------------------------------------------------------------------ */
-/* Part two: what the files of cluster-client share                          */
+/* Part two: what the files of cluster-client share; private                 */
 /* ------------------------------------------------------------------------ */
+
+#ifdef CLUSTER_CLIENT_PRIVATE
 
 /* The linker shows these names to the application, which has its own of such words:
  * hence cluster_connection_, cluster_topic_, cluster_value_, and cluster_base_ for what
@@ -527,5 +537,7 @@ bool cluster_topic_has_listeners(const struct topic *topic);
 struct value *cluster_value_new(const void *data, size_t length);
 struct value *cluster_value_hold(struct value *value);
 void cluster_value_drop(struct value *value);
+
+#endif /* CLUSTER_CLIENT_PRIVATE */
 
 #endif

@@ -6,6 +6,7 @@
  * Both ends are watched by the loop of their process. Whatever comes is checked
  * before it is used: the other end may be anybody.
  */
+#define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"
 
 #include <ctype.h>

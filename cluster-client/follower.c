@@ -14,6 +14,7 @@
  *	    |                 |               ask again             |
  *	    +----- wait ------+---------- end of file --------------+
  */
+#define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"
 
 #include <errno.h>

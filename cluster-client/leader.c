@@ -6,6 +6,7 @@
  * However many subscribe to a key, the real client does so once. What a follower
  * does wrong costs that follower its connection, and nobody else anything.
  */
+#define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"
 
 #include <errno.h>

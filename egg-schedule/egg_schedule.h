@@ -36,6 +36,10 @@
 
 #include "../messenger.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The longest name of a job, in bytes. */
 #ifndef SCHEDULE_NAME_MAX
 #define SCHEDULE_NAME_MAX 255
@@ -138,5 +142,9 @@ void schedule_done(struct schedule_run *run, int status);
  * egg: config.customLogger.scheduleLogger
  */
 void egg_schedule_log(int descriptor);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -23,6 +23,10 @@
 
 #include "../messenger.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What --version says. */
 #ifndef CLUTCH_VERSION
 #define CLUTCH_VERSION "1.0.0"
@@ -63,5 +67,9 @@ int egg_scripts(int argc, char *const argv[], const struct options *options);
 
 /* A program with options of its own takes them out of argv first (examples/refresh.c). */
 enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -52,6 +52,10 @@
 
 #include "../messenger.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The longest channel, cluster and action, in bytes. No control characters, no " and
  * no \ in them. */
 #ifndef BRIDGE_NAME_MAX
@@ -145,5 +149,9 @@ int bridge_send(struct bridge *bridge, const char *cluster, const char *action, 
 
 /* The reliable messages of this process that Redis is not known to have. */
 size_t bridge_waiting(const struct bridge *bridge);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -32,6 +32,10 @@
 
 #include "../messenger.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* ------------------------------------------------------------------------ */
 /* Limits: each can be set on the compiler's command line                    */
 /* ------------------------------------------------------------------------ */
@@ -201,5 +205,9 @@ const char *redis_name(const struct redis *redis);
 int redis_step(struct redis *redis, int timeout);
 int redis_descriptor(const struct redis *redis, short *events);
 int redis_timeout(const struct redis *redis);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

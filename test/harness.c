@@ -66,8 +66,9 @@ void
 report(const struct messenger *messenger, const char *format, ...)
 {
 	char line[PIPE_BUF];
-	int used = snprintf(line, sizeof line, "@%s:%d:%ld ", clutch_role_name(messenger_role(messenger)),
-	                    messenger_slot(messenger), (long)getpid());
+	int used = snprintf(line, sizeof line, "@%s:%d:%ld ",
+	                    clutch_role_name(messenger_role(messenger)), messenger_slot(messenger),
+	                    (long)getpid());
 	va_list arguments;
 	char *c;
 
@@ -586,6 +587,16 @@ cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
 	for (i = from; i < cluster->record->count; i++)
 		count += strstr(symbolic(cluster, cluster->record->lines[i]), text) != NULL;
 	return count;
+}
+
+const char *
+cluster_next_line(struct cluster *cluster, size_t *from, const char *text)
+{
+	turn(cluster, 0);
+	while (*from < cluster->record->count)
+		if (strstr(cluster->record->lines[(*from)++], text) != NULL)
+			return cluster->record->lines[*from - 1];
+	return NULL;
 }
 
 const char *

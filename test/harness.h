@@ -107,6 +107,9 @@ size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ..
 size_t cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);
 const char *cluster_line(struct cluster *cluster, const char *format, ...) CLUTCH_PRINTF(2, 3);
+/* The first line from `*from` on that has the text, as it was written: with pids; and
+ * `*from` is then behind it. NULL if there is none. */
+const char *cluster_next_line(struct cluster *cluster, size_t *from, const char *text);
 size_t cluster_mark(struct cluster *cluster); /* behind what is there now */
 void cluster_dump(struct cluster *cluster);   /* to stderr */
 

@@ -1645,7 +1645,8 @@ expect_refusal(const struct options *options, const char *line)
 
 	cluster_wait(c, 0, "%s", line);
 	cluster_wait_death(c, "MASTER");
-	cr_assert_eq(cluster_count(c, 0, "[master]"), 1, "more than one line");
+	cr_assert_eq(cluster_count(c, 0, "[master]") - cluster_count(c, 0, "waiting up to"), 1,
+	             "more than one line");
 	cr_assert_eq(cluster_count(c, 0, "_worker#"), 0);
 	cluster_ended(c, 1);
 }
@@ -1657,8 +1658,8 @@ Test(cluster, a_port_in_use_is_one_clear_line) /* 06g, D19 */
 
 	snprintf(line, sizeof line,
 	         "[master] 127.0.0.1 port %d is in use: stop what listens there, or choose "
-	         "another port, as in PORT=%d",
-	         port, port % 65535 + 1);
+	         "another port",
+	         port);
 	expect_refusal(&(struct options){.app = obey, .connection = answer, .port = port}, line);
 	close(descriptor);
 }

@@ -2430,28 +2430,11 @@ Test(loop, a_step_without_a_limit_wakes_when_the_socket_takes_more)
 
 /* ---- the loop: who speaks in each turn ----------------------------------- */
 
-Test(loop, who_speaks_in_each_turn_is_spoken_to_in_the_eighth)
-{
-	int turns, i;
-
-	hear("x", a);
-	for (i = 0; i < 3; i++) {
-		calls[0] = '\0';
-		say("x");
-		for (turns = 0; calls[0] == '\0' && turns < 100; turns++) {
-			cr_assert_eq(messenger_send_to_agent(child, "y", NULL), 0);
-			turn();
-		}
-		cr_assert_eq(turns, 8);
-	}
-}
-
 Test(loop, who_speaks_and_then_looks_hears_at_once)
 {
 	hear("x", a);
 	say("x");
 	cr_assert_eq(messenger_send_to_agent(child, "y", NULL), 0);
-	turn();
 	turn();
 	expect_calls("a");
 }

@@ -1,0 +1,1146 @@
+/*
+ * The life of a process, where it was found to go wrong in the field: a worker that is
+ * being replaced, a child that fails while something else happens, and the processes
+ * that an application leaves behind.
+ *
+ * A process that waits here waits for `shared`, memory that the test and all processes
+ * of its cluster have in common. A worker that is told to leave says "leaves" in its
+ * callback of messenger_before_close. The program is linked with --wrap for fork.
+ */
+#include "egg-schedule/egg_schedule.h"
+#include "egg-scripts/egg_scripts.h"
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+TestSuite(field_lifecycle, .timeout = 120);
+
+#define LONG 60000 /* a close timeout that is not the point */
+
+enum { SLOTS = 2, NUMBERS = 1 << 17 };
+
+struct shared {
+	volatile bool go;   /* a worker that leaves, or a job, may end */
+	volatile bool load; /* a worker that loads may be ready */
+	volatile bool stop; /* the agent sends no more */
+	volatile int sent;  /* numbers 1 to this one */
+	volatile int gaps;  /* a worker missed a broadcast between two that it heard */
+	volatile pid_t job; /* what an application has forked */
+	volatile bool job_told, job_finished;
+	unsigned char is_sent[NUMBERS], is_heard[NUMBERS]; /* of send_random */
+	unsigned char all_heard[SLOTS][NUMBERS];           /* of broadcasts */
+};
+
+static struct shared *shared;
+
+static void
+share(void)
+{
+	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+	              0);
+	cr_assert(shared != MAP_FAILED);
+}
+
+/* ---- fork, which may fail, or begin a session -------------------------------------- */
+
+static pid_t test_pid;    /* in this process fork does not fail */
+static bool fork_fails;   /* in the processes of the cluster; the first time SIGTERM comes, too */
+static bool fork_session; /* a child is the leader of a session of its own */
+
+pid_t __real_fork(void);
+pid_t __wrap_fork(void);
+
+/* It returns when the session is there: until then setpgid(2) would prevent it. */
+static pid_t
+fork_leader(void)
+{
+	int ends[2];
+	char byte;
+	pid_t pid;
+
+	if (pipe(ends) == -1)
+		return -1;
+	pid = __real_fork();
+	if (pid == 0) {
+		fork_session = false;
+		setsid();
+	}
+	close(ends[1]);
+	while (pid > 0 && read(ends[0], &byte, 1) == -1 && errno == EINTR)
+		;
+	close(ends[0]);
+	return pid;
+}
+
+pid_t
+__wrap_fork(void)
+{
+	static bool raised;
+
+	if (!fork_fails || getpid() == test_pid)
+		return fork_session ? fork_leader() : __real_fork();
+	if (!raised)
+		raise(SIGTERM);
+	raised = true;
+	errno = EAGAIN;
+	return -1;
+}
+
+/* ---- processes ------------------------------------------------------------------------ */
+
+static int
+plain(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return observe(messenger);
+}
+
+static int
+say_leaves(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "leaves");
+	return 0;
+}
+
+/* A worker that says when it is told to leave. */
+static int
+polite(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return messenger_before_close(app, say_leaves, NULL) == 0 ? observe(app) : -1;
+}
+
+/* It leaves when it may. */
+static int
+linger(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "leaves");
+	while (!shared->go)
+		messenger_step(app, 5);
+	return 0;
+}
+
+static int
+lingers(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return messenger_before_close(app, linger, NULL) == 0 ? observe(app) : -1;
+}
+
+static int
+on_exit_order(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)message, (void)arg;
+	exit(3);
+}
+
+/* ---- the test's side -------------------------------------------------------------------- */
+
+static void
+send_to(struct cluster *c, pid_t pid, const char *action, const char *data)
+{
+	cr_assert_eq(messenger_send_to(c->parent, pid, action, data), 0);
+	cluster_turn(c);
+}
+
+/* Whatever the process was told before, by a signal or a message, it has done now. It is
+ * asked twice: a signal and a message of the same turn may be done in either order. */
+static void
+fence(struct cluster *c, const char *who)
+{
+	static int number;
+	char data[16];
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		snprintf(data, sizeof data, "%d", ++number);
+		send_to(c, cluster_pid(c, who), "test-fence", data);
+		cluster_wait(c, 0, "%s saw test-fence %d ", who, number);
+	}
+}
+
+/* Let the master print its table; returns where in the record to look for it. The master
+ * has then done what the turns before had to do. */
+static size_t
+table(struct cluster *c)
+{
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "MASTER", SIGUSR1);
+	cluster_wait(c, mark, " undeliverable");
+	return mark;
+}
+
+static long
+undeliverable(struct cluster *c)
+{
+	const char *line;
+
+	table(c);
+	line = cluster_line(c, " undeliverable");
+	return atol(strchr(line, ' ') + 1);
+}
+
+/* How many app workers live? */
+static size_t
+count_apps(struct cluster *c)
+{
+	size_t i, count, apps = 0;
+	pid_t pids[128];
+
+	count = cluster_processes(c, pids, 128);
+	for (i = 0; i < count; i++)
+		apps += strncmp(cluster_name(c, pids[i]), "APP#", 4) == 0;
+	return apps;
+}
+
+/* ---- jobs: processes that an application starts, in its own process group ------------------- */
+
+#define JOB_TIME 3000 /* a close timeout within which the test is done with a job */
+
+static void
+do_job(const struct messenger *boss, const sigset_t *set, bool obeys)
+{
+	int number;
+
+	close(boss->channel.descriptor);
+	sigwait(set, &number);
+	shared->job_told = true;
+	while (!obeys || !shared->go)
+		poll(NULL, 0, 1);
+	shared->job_finished = true;
+	_exit(0);
+}
+
+static int
+start_job(struct messenger *boss, bool obeys)
+{
+	sigset_t set;
+	pid_t pid;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	pid = fork();
+	if (pid == 0)
+		do_job(boss, &set, obeys);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+	shared->job = pid;
+	report(boss, "has a job");
+	return pid != -1 ? 0 : -1;
+}
+
+/* The first worker, and the first agent, have a job. */
+static int
+has_a_job(struct messenger *boss, void *arg)
+{
+	return messenger_on(boss, "test-exit", on_exit_order, NULL) == 0 && observe(boss) == 0 &&
+	                       (shared->job != 0 || start_job(boss, arg == NULL) == 0)
+	               ? 0
+	               : -1;
+}
+
+/* As an init does: an orphan is reaped when it ends. */
+static bool
+job_is_told(struct cluster *c, void *arg)
+{
+	(void)c, (void)arg;
+	return shared->job_told || waitpid(shared->job, NULL, WNOHANG) == shared->job ||
+	       !process_is_alive(shared->job);
+}
+
+static bool
+job_has_ended(struct cluster *c, void *arg)
+{
+	(void)c, (void)arg;
+	waitpid(shared->job, NULL, WNOHANG);
+	return !process_is_alive(shared->job);
+}
+
+static void
+wait_job_told(struct cluster *c)
+{
+	cluster_until(c, job_is_told, NULL, "the job to be told or killed");
+	cr_assert(shared->job_told, "the job was killed; nobody had told it to end");
+}
+
+static void
+wait_job_finished(struct cluster *c)
+{
+	shared->go = true;
+	cluster_until(c, job_has_ended, NULL, "the job's end");
+	cr_assert(shared->job_finished, "the job was killed before its time was over");
+}
+
+Test(field_lifecycle, a_job_of_an_app_that_has_died_is_told_before_it_is_killed)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){
+		.agent = plain, .app = has_a_job, .app_close_timeout = JOB_TIME * time_scale()});
+	cluster_ready(c);
+	cluster_wait(c, 0, "APP#1 has a job");
+	send_to(c, cluster_pid(c, "APP#1"), "test-exit", NULL);
+	wait_job_told(c);
+	cluster_pid(c, "APP#2"); /* the replacement does not wait for the job */
+	wait_job_finished(c);
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, a_job_of_an_app_that_is_replaced_has_until_the_deadline)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){
+		.agent = plain, .app = has_a_job, .app_close_timeout = JOB_TIME * time_scale()});
+	cluster_ready(c);
+	cluster_wait(c, 0, "APP#1 has a job");
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait_death(c, "APP#1");
+	wait_job_told(c);
+	table(c); /* the master has counted its dead */
+	wait_job_finished(c);
+	cluster_stop(c);
+}
+
+/* A signal to a group must not reach a stranger: the group's number is taken as long as
+ * its leader, though dead, has not been reaped. */
+Test(field_lifecycle, a_dead_app_keeps_its_number_while_its_job_lives)
+{
+	struct cluster *c;
+	pid_t app;
+
+	share();
+	c = cluster_start(&(struct options){
+		.agent = plain, .app = has_a_job, .app_close_timeout = JOB_TIME * time_scale()});
+	cluster_ready(c);
+	cluster_wait(c, 0, "APP#1 has a job");
+	app = cluster_pid(c, "APP#1");
+	send_to(c, app, "test-exit", NULL);
+	wait_job_told(c);
+	cluster_wait_death(c, "APP#1");
+	table(c);
+	cr_assert_eq(kill(app, 0), 0, "its number is free: %s", strerror(errno));
+	wait_job_finished(c);
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, a_job_that_does_not_obey_is_killed_at_the_deadline)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){
+		.agent = plain, .app = has_a_job, .arg = shared, .app_close_timeout = 400});
+	cluster_ready(c);
+	cluster_wait(c, 0, "APP#1 has a job");
+	send_to(c, cluster_pid(c, "APP#1"), "test-exit", NULL);
+	wait_job_told(c);
+	cluster_until(c, job_has_ended, NULL, "SIGKILL to the job");
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, a_close_waits_for_a_job_that_an_app_has_left)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){
+		.agent = plain, .app = has_a_job, .arg = shared, .app_close_timeout = 1000});
+	cluster_ready(c);
+	cluster_wait(c, 0, "APP#1 has a job");
+	send_to(c, cluster_pid(c, "APP#1"), "test-exit", NULL);
+	wait_job_told(c);
+	cluster_stop(c); /* it asks whether anybody is left */
+}
+
+Test(field_lifecycle, a_job_of_an_agent_that_dies_while_closing_is_told_before_it_is_killed)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){.agent = has_a_job,
+	                                    .app = polite,
+	                                    .app_close_timeout = JOB_TIME * time_scale(),
+	                                    .agent_close_timeout = JOB_TIME * time_scale()});
+	cluster_ready(c);
+	cluster_wait(c, 0, "AGENT#1 has a job");
+	cluster_signal(c, "APP#1", SIGSTOP); /* the cluster goes on closing */
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, 0, "[master] send kill SIGTERM to app workers");
+	send_to(c, cluster_pid(c, "AGENT#1"), "test-exit", NULL);
+	wait_job_told(c);
+	wait_job_finished(c);
+	cluster_signal(c, "APP#1", SIGCONT);
+	cluster_ended(c, 0);
+}
+
+/* ---- leaving ----------------------------------------------------------------------------- */
+
+/* Each millisecond one message to a random worker, and one to all. */
+static int
+send_numbers(struct messenger *agent, void *arg)
+{
+	int number = shared->sent + 1;
+	char data[16];
+
+	(void)arg;
+	if (shared->stop || number == NUMBERS) {
+		messenger_send_to_app(agent, "test-last", NULL);
+		return 0;
+	}
+	snprintf(data, sizeof data, "%d", number);
+	shared->is_sent[number] = messenger_send_random(agent, "test-one", data) == 0;
+	if (messenger_send_to_app(agent, "test-all", data) == 0)
+		shared->sent = number;
+	return 0;
+}
+
+static int
+start_numbers(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return messenger_set_interval(agent, 1, send_numbers, NULL) > 0 ? 0 : -1;
+}
+
+static int
+sends_numbers(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	return messenger_once(agent, "egg-ready", start_numbers, NULL);
+}
+
+static int
+hear_one(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)arg;
+	shared->is_heard[atoi(message->data)]++;
+	return 0;
+}
+
+static int
+hear_all(struct messenger *app, const struct message *message, void *arg)
+{
+	int *last = arg, number = atoi(message->data);
+
+	if (*last != 0 && number != *last + 1)
+		shared->gaps++;
+	*last = number;
+	shared->all_heard[messenger_slot(app)][number] = 1;
+	return 0;
+}
+
+static int
+hear_last(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	report(app, "heard the last");
+	return 0;
+}
+
+static int
+hears_numbers(struct messenger *app, void *arg)
+{
+	static int last;
+
+	(void)arg;
+	return messenger_on(app, "test-one", hear_one, NULL) == 0 &&
+	                       messenger_on(app, "test-all", hear_all, &last) == 0 &&
+	                       messenger_once(app, "test-last", hear_last, NULL) == 0
+	               ? 0
+	               : -1;
+}
+
+/* Reload so many times, and wait for the end of those that were replaced. */
+static void
+reload_times(struct cluster *c, int times)
+{
+	char who[16];
+	size_t mark;
+	int i, slot;
+
+	for (i = 0; i < times; i++) {
+		mark = cluster_mark(c);
+		cluster_signal(c, "MASTER", SIGUSR2);
+		cluster_wait(c, mark, "[master] reload done");
+		for (slot = 1; slot <= SLOTS; slot++) {
+			snprintf(who, sizeof who, "APP#%d", SLOTS * i + slot);
+			cluster_wait_death(c, who);
+		}
+	}
+}
+
+Test(field_lifecycle, nothing_that_was_sent_is_lost_while_workers_are_replaced)
+{
+	enum { RELOADS = 100 };
+	int number, one = 0, missed = 0, twice = 0, all = 0;
+	struct cluster *c;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = sends_numbers, .app = hears_numbers, .workers = SLOTS});
+	cluster_ready(c);
+	reload_times(c, RELOADS);
+	shared->stop = true;
+	cluster_wait(c, 0, "APP#%d heard the last", SLOTS * RELOADS + 1);
+	cluster_wait(c, 0, "APP#%d heard the last", SLOTS * RELOADS + 2);
+	for (number = 1; number <= shared->sent; number++) {
+		one += shared->is_sent[number];
+		missed += shared->is_sent[number] && shared->is_heard[number] == 0;
+		twice += shared->is_heard[number] > 1;
+		all += !shared->all_heard[0][number] || !shared->all_heard[1][number];
+	}
+	cr_assert_eq(missed, 0, "%d of %d messages are lost", missed, one);
+	cr_assert_eq(twice, 0, "%d messages came twice", twice);
+	cr_assert_eq(all, 0, "in a slot nobody has heard %d of %d broadcasts", all, shared->sent);
+	cr_assert_eq(shared->gaps, 0, "broadcasts are missing in between");
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, the_agent_is_told_without_a_worker_before_that_one_is_told_to_leave)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = plain, .app = lingers, .app_close_timeout = LONG});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#1 leaves");
+	fence(c, "AGENT#1");
+	cr_assert_neq(cluster_count(c, 0, "AGENT#1 saw egg-pids [APP#2] "), 0,
+	              "APP#1 is leaving, and the agent still takes it for one that listens");
+	shared->go = true;
+	cluster_wait_death(c, "APP#1");
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, a_leaving_worker_hears_what_is_sent_to_its_pid_and_no_broadcast)
+{
+	struct cluster *c;
+	long before;
+	pid_t app;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = plain, .app = lingers, .app_close_timeout = LONG});
+	cluster_ready(c);
+	app = cluster_pid(c, "APP#1");
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#1 leaves");
+	before = undeliverable(c);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-all", NULL), 0);
+	fence(c, "APP#1");
+	fence(c, "APP#2");
+	cr_assert_eq(cluster_count(c, 0, "APP#2 saw test-all "), 1);
+	cr_assert_eq(cluster_count(c, 0, "APP#1 saw test-all "), 0);
+	cr_assert_eq(undeliverable(c), before, "what has reached a leaving worker is counted");
+	shared->go = true;
+	cluster_wait_death(c, "APP#1");
+	table(c); /* the master has counted its dead */
+	send_to(c, app, "test-late", NULL);
+	fence(c, "APP#2");
+	cr_assert_eq(undeliverable(c), before + 1);
+	cluster_stop(c);
+}
+
+/* What came before its end is heard, though the worker has nothing else to wait for. */
+static int
+tell_number(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)arg;
+	shared->is_heard[atoi(message->data)]++;
+	return 0;
+}
+
+static int
+tells_numbers(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return messenger_on(app, "test-one", tell_number, NULL);
+}
+
+Test(field_lifecycle, a_worker_that_leaves_reads_its_channel_to_the_end)
+{
+	enum { COUNT = 1000 };
+	struct cluster *c;
+	char data[16];
+	int i, heard = 0;
+	pid_t app;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain, .app = tells_numbers});
+	cluster_ready(c);
+	app = cluster_pid(c, "APP#1");
+	kill(app, SIGSTOP); /* all of it is there before the worker goes on */
+	for (i = 1; i <= COUNT; i++) {
+		snprintf(data, sizeof data, "%d", i);
+		cr_assert_eq(messenger_send_to(c->parent, app, "test-one", data), 0);
+	}
+	cluster_turn(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "app_worker#2:APP#2 started");
+	table(c); /* the order to leave has been given */
+	cr_assert_eq(kill(app, SIGCONT), 0);
+	cluster_wait_death(c, "APP#1");
+	for (i = 1; i <= COUNT; i++)
+		heard += shared->is_heard[i];
+	cr_assert_eq(heard, COUNT);
+	cluster_stop(c);
+}
+
+static int
+task(struct messenger *app, struct schedule_run *run, void *arg)
+{
+	(void)app, (void)run, (void)arg;
+	shared->sent++;
+	return 0;
+}
+
+static const struct schedule jobs[] = {
+	{.name = "tick", .type = "worker", .interval = "1ms", .task = task}};
+
+static int
+schedule_agent(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	return egg_schedule_agent(agent, jobs, 1);
+}
+
+static int
+schedule_app(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return egg_schedule_app(app, jobs, 1);
+}
+
+Test(field_lifecycle, no_tick_of_a_schedule_fails_while_workers_are_replaced)
+{
+	struct cluster *c;
+
+	share();
+	egg_schedule_log(-1);
+	c = cluster_start(
+		&(struct options){.agent = schedule_agent, .app = schedule_app, .workers = SLOTS});
+	cluster_ready(c);
+	reload_times(c, 50);
+	cr_assert_gt(shared->sent, 0);
+	cr_assert_eq(cluster_count(c, 0, "execute failed"), 0);
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, the_table_shows_who_is_leaving)
+{
+	struct cluster *c;
+	size_t mark;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = plain, .app = lingers, .app_close_timeout = LONG});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#1 leaves");
+	mark = table(c);
+	cr_assert_eq(cluster_count(c, mark, " APP#2 listening "), 1);
+	cr_assert_eq(cluster_count(c, mark, " APP#1 listening "), 0);
+	cr_assert_eq(cluster_count(c, mark, " APP#1 leaving "), 1);
+	shared->go = true;
+	cluster_wait_death(c, "APP#1");
+	cluster_stop(c);
+}
+
+/* Has a reload come to its end, or had a while for it? */
+struct patience {
+	size_t mark;
+	int64_t until;
+};
+
+static bool
+is_patience_over(struct cluster *c, void *arg)
+{
+	const struct patience *patience = arg;
+
+	return clutch_now() >= patience->until ||
+	       cluster_count(c, patience->mark, "[master] reload done") > 0;
+}
+
+/* Whether further orders wait, are refused, or cost an old worker its time: four
+ * processes for each slot are plenty. */
+Test(field_lifecycle, workers_that_leave_slowly_do_not_pile_up)
+{
+	struct patience patience;
+	struct cluster *c;
+	int i;
+
+	share();
+	c = cluster_start(&(struct options){
+		.agent = plain, .app = lingers, .workers = SLOTS, .app_close_timeout = LONG});
+	cluster_ready(c);
+	for (i = 0; i < 12; i++) {
+		patience = (struct patience){cluster_mark(c), clutch_now() + 200L * time_scale()};
+		cluster_signal(c, "MASTER", SIGUSR2);
+		cluster_until(c, is_patience_over, &patience, "the reload");
+	}
+	cr_assert_leq(count_apps(c), 4 * SLOTS);
+	shared->go = true;
+	cluster_stop(c);
+}
+
+/* The command reload, in a process of its own. Its output ends with it. */
+static pid_t
+run_reload(const char *pid_file, int *output)
+{
+	char option[320];
+	char *argv[] = {(char[]){"hello"}, (char[]){"reload"}, option, NULL};
+	int ends[2];
+	pid_t pid;
+
+	snprintf(option, sizeof option, "--pid-file=%s", pid_file);
+	cr_assert_eq(pipe(ends), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(ends[1], 1);
+		dup2(ends[1], 2);
+		close(ends[0]);
+		close(ends[1]);
+		_exit(egg_scripts(3, argv, &(struct options){.name = "hello"}));
+	}
+	close(ends[1]);
+	cr_assert_neq(pid, -1);
+	*output = ends[0];
+	return pid;
+}
+
+/* Either the command waits for the old workers, or it says that they are leaving. */
+Test(field_lifecycle, the_command_reload_says_what_is_true_of_the_old_workers)
+{
+	char path[300], text[1024] = "";
+	struct pollfd entry = {.events = POLLIN};
+	struct cluster *c;
+	size_t used = 0;
+	int status;
+	pid_t pid;
+	ssize_t n;
+
+	share();
+	snprintf(path, sizeof path, "%s/pid", test_folder());
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = lingers,
+	                                    .workers = SLOTS,
+	                                    .app_close_timeout = LONG,
+	                                    .pid_file = path});
+	cluster_ready(c);
+	pid = run_reload(path, &entry.fd);
+	cluster_wait(c, 0, "APP#1 leaves");
+	if (poll(&entry, 1, 1000 * time_scale()) == 0)
+		shared->go = true; /* it waits */
+	while (used < sizeof text - 1 &&
+	       (n = read(entry.fd, text + used, sizeof text - 1 - used)) > 0)
+		used += (size_t)n;
+	close(entry.fd);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", text);
+	cr_assert(shared->go || strstr(text, "leav") != NULL || strstr(text, "old ") != NULL,
+	          "it ends while %d old workers are still there, and says only: %s", SLOTS, text);
+	shared->go = true;
+	cluster_stop(c);
+}
+
+/* ---- the master is gone ------------------------------------------------------------------ */
+
+static int
+send_hello(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_role(messenger) == ROLE_AGENT
+	               ? messenger_send_to_app(messenger, "test-hello", NULL)
+	               : messenger_send_to_agent(messenger, "test-hello", NULL);
+}
+
+static int
+take_a_while(struct messenger *messenger, void *arg)
+{
+	int64_t until = clutch_now() + 100;
+
+	(void)arg;
+	while (clutch_now() < until)
+		messenger_step(messenger, 1);
+	return 0;
+}
+
+static int
+talks(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_before_close(messenger, take_a_while, NULL) == 0 &&
+	                       messenger_set_interval(messenger, 1, send_hello, NULL) > 0
+	               ? 0
+	               : -1;
+}
+
+Test(field_lifecycle, a_child_says_once_that_its_master_is_gone)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = talks, .app = talks, .workers = 1});
+	size_t mark;
+
+	cluster_ready(c);
+	mark = cluster_mark(c);
+	cluster_signal(c, "MASTER", SIGKILL);
+	cluster_wait_death(c, "APP#1");
+	cluster_wait_death(c, "AGENT#1");
+	cr_assert_eq(cluster_count(c, mark, "uncaught error"), 0);
+	cr_assert_eq(cluster_count(c, mark, "[app_worker] ") -
+	                     cluster_count(c, mark, "[app_worker] beforeExit success"),
+	             1);
+	cr_assert_eq(cluster_count(c, mark, "[agent_worker] ") -
+	                     cluster_count(c, mark, "[agent_worker] beforeExit success"),
+	             1);
+	cluster_killed(c, SIGKILL);
+}
+
+/* ---- the start --------------------------------------------------------------------------- */
+
+/* It loads until it may go on, and does not look at its channel meanwhile. */
+static int
+loads(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "loads");
+	while (!shared->load)
+		poll(NULL, 0, 1);
+	return polite(app, NULL);
+}
+
+static bool
+has_its_session(struct cluster *c, void *arg)
+{
+	(void)arg;
+	return getsid(c->master) == c->master && getpgid(c->master) == c->master;
+}
+
+/* A signal to process number 0 is one to the sender's own group: it must be that of the
+ * master alone, and not that of the test. */
+Test(field_lifecycle, an_agent_that_dies_while_an_app_loads_costs_the_master_no_signal)
+{
+	struct cluster *c;
+
+	share();
+	fork_session = true;
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = loads,
+	                                    .app_close_timeout = 600,
+	                                    .agent_close_timeout = 200});
+	fork_session = false;
+	cluster_until(c, has_its_session, NULL, "the master to be in a session of its own");
+	cluster_wait(c, 0, "APP#1 loads");
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_ended(c, 1);
+}
+
+Test(field_lifecycle, a_close_while_the_agent_cannot_be_forked_comes_to_its_end)
+{
+	struct cluster *c;
+
+	test_pid = getpid();
+	fork_fails = true;
+	c = cluster_start(&(struct options){.agent = plain, .app = plain});
+	cluster_wait(c, 0, "[master] master is killed by signal SIGTERM");
+	cluster_ended(c, 0);
+}
+
+static int
+on_leave_order(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	messenger_graceful_exit(app);
+	return 0;
+}
+
+/* The worker of slot 1 loads for long; that of slot 0 leaves when it is told to. */
+static int
+one_leaves_one_loads(struct messenger *app, void *arg)
+{
+	if (messenger_slot(app) == 1)
+		return loads(app, arg);
+	return messenger_on(app, "test-leave", on_leave_order, NULL) == 0 ? lingers(app, arg) : -1;
+}
+
+Test(field_lifecycle, a_slot_counts_once_before_all_have_started)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = plain, .app = one_leaves_one_loads, .workers = 2});
+	cluster_wait(c, 0, "app_worker#1:APP#1 started");
+	cluster_wait(c, 0, "APP#2 loads");
+	send_to(c, cluster_pid(c, "APP#1"), "test-leave", NULL);
+	cluster_wait(c, 0, "app_worker#3:APP#3 started");
+	table(c);
+	cluster_turn(c);
+	cr_assert_eq(cluster_count(c, 0, " egg started"), 0, "slot 1 has never been ready");
+	cr_assert_eq(cluster_count(c, 0, " saw egg-ready "), 0);
+	shared->load = true;
+	cluster_ready(c);
+	shared->go = true;
+	cr_assert_neq(cluster_count(c, 0, "app_worker#2:APP#2 started"), 0);
+	cluster_stop(c);
+}
+
+/* ---- reloads --------------------------------------------------------------------------- */
+
+static int
+ready_at_last(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "is ready at last");
+	return messenger_ready(app, 0);
+}
+
+/* The second worker is ready only when it is told to end. */
+static int
+second_is_late(struct messenger *app, void *arg)
+{
+	(void)arg;
+	if (shared->sent++ > 0) {
+		messenger_ready_later(app);
+		if (messenger_before_close(app, ready_at_last, NULL) != 0)
+			return -1;
+	}
+	return polite(app, NULL);
+}
+
+Test(field_lifecycle, a_worker_that_is_being_ended_replaces_nobody)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = second_is_late,
+	                                    .worker_start_timeout = 1000 * time_scale(),
+	                                    .app_close_timeout = LONG});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#2 is ready at last");
+	cluster_wait_death(c, "APP#2");
+	table(c); /* the master has counted its dead */
+	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
+	fence(c, "APP#1");
+	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0, "no place is free");
+	cluster_stop(c);
+}
+
+/* Each worker but the first loads until it may go on, and says when it has told that it
+ * is ready. */
+static int
+say_waits(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "waits");
+	return 0;
+}
+
+static int
+others_load(struct messenger *app, void *arg)
+{
+	if (shared->sent++ > 0 && loads(app, arg) != 0)
+		return -1;
+	return messenger_set_timeout(app, 0, say_waits, NULL) > 0 ? polite(app, arg) : -1;
+}
+
+/* The reload has either forked a worker of its own, or passed over the slot. */
+static bool
+is_order_done(struct cluster *c, void *arg)
+{
+	size_t mark = *(size_t *)arg;
+
+	return cluster_count(c, mark, "app_worker#3:") > 0 ||
+	       cluster_count(c, mark, "[master] reload done") > 0;
+}
+
+/* Returns how many workers there are besides the first: 1 or 2. */
+static int
+reload_while_a_refork_loads(struct cluster *c)
+{
+	size_t mark;
+
+	cluster_ready(c);
+	cluster_signal(c, "APP#1", SIGKILL);
+	cluster_wait(c, 0, "APP#2 loads");
+	mark = cluster_mark(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_until(c, is_order_done, &mark, "the order to be done");
+	if (cluster_count(c, mark, "app_worker#3:") == 0)
+		return 1;
+	cluster_wait(c, 0, "APP#3 loads");
+	return 2;
+}
+
+Test(field_lifecycle, a_reload_is_not_given_up_because_a_worker_of_another_died)
+{
+	struct cluster *c;
+	size_t mark;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain, .app = others_load});
+	mark = cluster_mark(c);
+	reload_while_a_refork_loads(c);
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait_death(c, "APP#2");
+	table(c); /* the master has counted its dead */
+	cr_assert_eq(cluster_count(c, mark, "reload given up"), 0,
+	             "the reload's own worker lives, or there is none");
+	shared->load = true;
+	cluster_wait(c, mark, "[master] reload done");
+	cluster_wait(c, 0, "app_worker#3:APP#3 started");
+	fence(c, "APP#3");
+	cr_assert_eq(cluster_count(c, 0, "APP#3 leaves"), 0);
+	cr_assert_eq(count_apps(c), 1);
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, two_newcomers_that_are_ready_at_once_do_not_end_each_other)
+{
+	struct cluster *c;
+	size_t newcomers;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain, .app = others_load});
+	newcomers = (size_t)reload_while_a_refork_loads(c);
+	cluster_signal(c, "MASTER", SIGSTOP);
+	shared->load = true;
+	cluster_wait(c, 0, "APP#2 waits");
+	if (newcomers > 1)
+		cluster_wait(c, 0, "APP#3 waits");
+	cluster_signal(c, "MASTER", SIGCONT);
+	cluster_wait(c, 0, "app_worker#2:APP#2 started");
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-turn", NULL), 0);
+	cluster_turn(c);
+	cluster_wait(c, 0, "AGENT#1 saw test-turn");
+	if (newcomers > 1)
+		cluster_wait(c, 0, " leaves");
+	table(c);
+	cr_assert_eq(cluster_count(c, 0, "APP#2 leaves") + cluster_count(c, 0, "APP#3 leaves"),
+	             newcomers - 1);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-who", NULL), 0);
+	cluster_turn(c);
+	cluster_wait(c, 0, " saw test-who ");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#%zu:", newcomers + 2), 0);
+	cluster_stop(c);
+}
+
+/* ---- deadlines -------------------------------------------------------------------------- */
+
+/* It closes its channel after so long and hangs then; its own alarm does not help it. */
+static int
+hang(struct messenger *app, void *arg)
+{
+	const int *delay = arg;
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	report(app, "leaves");
+	poll(NULL, 0, *delay);
+	shutdown(app->channel.descriptor, SHUT_RDWR);
+	report(app, "hangs");
+	while (pause() == -1)
+		;
+	return 0;
+}
+
+static int
+first_hangs(struct messenger *app, void *arg)
+{
+	static int at_once;
+
+	(void)arg;
+	if (shared->sent++ > 0)
+		return polite(app, NULL);
+	return messenger_before_close(app, hang, &at_once);
+}
+
+Test(field_lifecycle, a_worker_that_was_told_to_leave_has_no_more_time_when_its_channel_ends)
+{
+	struct cluster *c;
+	int64_t begin;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = plain, .app = first_hangs, .app_close_timeout = 500});
+	cluster_ready(c);
+	begin = clutch_now();
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait_death(c, "APP#1");
+	cr_assert_neq(cluster_count(c, 0, "APP#1 hangs"), 0);
+	cr_assert_lt(clutch_now() - begin, 5000L * time_scale());
+	cluster_stop(c);
+}
+
+Test(field_lifecycle, a_close_does_not_wait_longer_for_a_worker_whose_channel_has_ended)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = first_hangs,
+	                                    .app_close_timeout = 500,
+	                                    .agent_close_timeout = 500});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#1 hangs");
+	table(c); /* the master has heard that the channel has ended */
+	cluster_stop(c);
+}
+
+/* The second worker is past its start timeout, and closes its channel when its time to
+ * leave is nearly over. */
+static int
+second_hangs(struct messenger *app, void *arg)
+{
+	static int most_of_it = 1800;
+
+	(void)arg;
+	if (shared->sent++ == 0)
+		return polite(app, NULL);
+	messenger_ready_later(app);
+	return messenger_before_close(app, hang, &most_of_it);
+}
+
+Test(field_lifecycle, a_worker_past_its_start_timeout_has_no_more_time_when_its_channel_ends)
+{
+	struct cluster *c;
+	int64_t begin;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = second_hangs,
+	                                    .worker_start_timeout = 1000 * time_scale(),
+	                                    .app_close_timeout = 2000});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#2 leaves");
+	begin = clutch_now();
+	cluster_wait_death(c, "APP#2");
+	cr_assert_neq(cluster_count(c, 0, "APP#2 hangs"), 0);
+	cr_assert_lt(clutch_now() - begin, 3000);
+	cluster_stop(c);
+}
