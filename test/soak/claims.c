@@ -86,7 +86,8 @@ on_death(struct record *record, struct victim *victim)
 		soak.killed_at = victim->died_at;
 }
 
-/* The record of a newer process in its slot that has long been ready, or NULL. */
+/* The first newer process in its slot that was ready by then, or NULL. That one made the
+ * master tell the old one to leave, even if it was killed itself soon after. */
 static struct record *
 replacement_of(struct record *old, int64_t ready_until)
 {
@@ -94,7 +95,8 @@ replacement_of(struct record *old, int64_t ready_until)
 
 	while ((record = next_record(record)) != NULL)
 		if (record->role == ROLE_APP && record->slot == old->slot &&
-		    record->ready_at != 0 && record->ready_at <= ready_until)
+		    record->ready_at != 0 && record->ready_at <= ready_until &&
+		    (found == NULL || record->ready_at < found->ready_at))
 			found = record;
 	return found;
 }
@@ -125,7 +127,7 @@ watch_helper(int index)
 
 	if (helper->pid == 0 || soak.helpers_over[index] != 0)
 		return;
-	if (helper->sent > 0 && !soak.helpers_counted[index]) {
+	if (helper->alone_at != 0 && !soak.helpers_counted[index]) {
 		soak.helpers_counted[index] = true;
 		soak.totals.helpers += !helper->is_stray;
 		soak.totals.strays += helper->is_stray;
@@ -341,10 +343,10 @@ explain_noise(void)
  * across all ways: with a message to all apps, all that this sender had sent to the
  * worker by pid before is claimed, too.
  */
-static void
-check_old(struct record *old, struct record *new)
+static unsigned long long
+count_unread(struct record *old, const struct record *new)
 {
-	struct heard *row, *there;
+	const struct heard *row, *there;
 	unsigned long long lost = 0;
 	int i;
 
@@ -356,11 +358,47 @@ check_old(struct record *old, struct record *new)
 		if (there != NULL && there->last < row->at_ready)
 			lost += row->at_ready - there->last;
 	}
-	soak.totals.lost_by_reload += (long long)lost;
-	if (lost > 0)
+	return lost;
+}
+
+/* The agent is told first that the worker is no more to be written to, and the worker is
+ * told to leave when the agent knows (D52): all that the agent has sent to its pid is read. */
+static unsigned long long
+count_unread_of_agent(struct record *old, const struct record *new)
+{
+	struct record *agent = NULL;
+	const struct stream *stream;
+	const struct heard *row;
+	unsigned long long lost = 0, last;
+
+	if (old->left_at - new->ready_at >= CLEAN_LEAVE)
+		return 0; /* the master has not waited longer for the agent */
+	while ((agent = next_record(agent)) != NULL) {
+		stream = agent->role == ROLE_AGENT ? stream_of(agent, BY_PID, old->pid) : NULL;
+		if (stream == NULL || (victim_of(agent)->dead &&
+		                       victim_of(agent)->died_at <= victim_of(old)->died_at))
+			continue;
+		row = heard_of(old, agent->pid, BY_PID);
+		last = row != NULL ? row->last : 0;
+		lost += stream->sent > last ? stream->sent - last : 0;
+	}
+	return lost;
+}
+
+static void
+check_old(struct record *old, struct record *new)
+{
+	unsigned long long to_apps = count_unread(old, new);
+	unsigned long long by_agent = count_unread_of_agent(old, new);
+
+	soak.totals.lost_by_reload += (long long)(to_apps + by_agent);
+	if (to_apps + by_agent > 0)
 		fail("app %ld, which app %ld replaced by a reload, has not read the last %llu "
-		     "messages to apps",
-		     (long)old->pid, (long)new->pid, lost);
+		     "messages to apps, and %llu of the agent's (SIGTERM %lld ms after the other "
+		     "was ready, end %lld ms later)",
+		     (long)old->pid, (long)new->pid, to_apps, by_agent,
+		     (long long)(old->left_at - new->ready_at),
+		     (long long)(victim_of(old)->died_at - old->left_at));
 }
 
 /* What was sent to the pid of a worker when it had left, claimed by nobody. */

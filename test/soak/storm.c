@@ -244,7 +244,7 @@ start_helper(bool is_stray)
 	if (index == -1)
 		return false;
 	record = &shared->records[index];
-	record->order_signal = random_below(2) == 0 ? SIGKILL : SIGTERM;
+	record->order_signal = random_below(4) == 0 ? SIGTERM : SIGKILL;
 	record->order_count = 1 + random_below(HELPERS_MOST);
 	record->order_stubborn = random_below(2) == 0;
 	sentence(index, record->order_signal, false);
