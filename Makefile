@@ -271,12 +271,12 @@ format-check:
 
 # A storm under full traffic, for SOAK_SECONDS in all. A run that is interrupted (Ctrl-C)
 # leaves its sums in SOAK_STATE; the same command then goes on. SOAK_RESULT=docs/soak.txt
-# writes the table into a file. SOAK_SEED=number decides what the storm does.
+# writes the table into a file. SOAK_SEED=number repeats a storm, as far as that is possible.
 SOAK_SECONDS = 60
 SOAK_STATE   = build/soak.state
 SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(BUILD)/examples/http.o
 
-# exec: no make stands between the terminal and those that Ctrl-C ends.
+# exec: Ctrl-C reaches the soak test itself, and not a shell in front of it.
 soak: $(BUILD)/test/soak/soak
 	@mkdir -p $(dir $(SOAK_STATE))
 	@exec $< -s '$(SOAK_SEED)' -f '$(SOAK_STATE)' -o '$(SOAK_RESULT)' $(SOAK_SECONDS)

@@ -1,5 +1,5 @@
 /*
- * The parent: what is claimed about processes and messages, and whether it is so.
+ * The parent: it checks the claims about processes and messages.
  */
 #include "soak.h"
 
@@ -37,7 +37,7 @@ victim_of(const struct record *record)
 	return &soak.victims[record - shared->records];
 }
 
-/* It has ended because it was told to, and in time: all that it has sent is there. */
+/* A process that was told to end and has ended in time: all that it has sent must arrive. */
 static bool
 left_in_time(const struct record *record)
 {
@@ -48,7 +48,7 @@ left_in_time(const struct record *record)
 	       (victim->sentence == 0 || victim->died_at - victim->sentenced_at < CLEAN_LEAVE);
 }
 
-/* A reload has replaced it. */
+/* A worker that a reload has replaced. */
 static bool
 was_replaced(const struct record *record)
 {
@@ -74,11 +74,9 @@ on_death(struct record *record, struct victim *victim)
 	} else if (soak.is_ending) {
 		; /* the whole cluster ends */
 	} else if (record->left_at == 0) {
-		fail("%s %ld has died though nobody ordered it", role_of(record),
-		     (long)record->pid);
+		fail("%s %ld has died without an order", role_of(record), (long)record->pid);
 	} else if (soak.totals.reloads == 0 || record->role == ROLE_AGENT) {
-		fail("%s %ld has left though nobody ordered it", role_of(record),
-		     (long)record->pid);
+		fail("%s %ld has left without an order", role_of(record), (long)record->pid);
 	} else {
 		totals->replaced++;
 	}
@@ -401,7 +399,7 @@ check_old(struct record *old, struct record *new)
 		     (long long)(victim_of(old)->died_at - old->left_at));
 }
 
-/* What was sent to the pid of a worker when it had left, claimed by nobody. */
+/* The messages to the pid of a worker that had left: they are counted, and no claim is made. */
 static long long
 count_late(struct record *old)
 {

@@ -1,5 +1,5 @@
 /*
- * What /proc knows about processes.
+ * Facts about processes, from /proc.
  */
 #include "soak.h"
 

@@ -221,7 +221,8 @@ run_master(const int *pair)
 	setpgid(0, 0);                    /* Ctrl-C reaches the parent alone */
 	signal(SIGALRM, SIG_DFL);
 #ifdef __GLIBC__
-	/* What is freed goes back, or its memory would be that of its longest queues. */
+	/* Freed memory goes back to the system at once. Otherwise the memory of the master
+	 * would always be that of its longest queues. */
 	mallopt(M_MMAP_THRESHOLD, 64 * 1024);
 	mallopt(M_TRIM_THRESHOLD, 64 * 1024);
 #endif
@@ -231,7 +232,7 @@ run_master(const int *pair)
 	exit(start_cluster(&options));
 }
 
-/* The system itself cannot give what a life needs: that is the end of the run. */
+/* The system has no resources for a master: the run ends. */
 static void
 give_up(const char *what)
 {
@@ -348,7 +349,7 @@ is_undisturbed(int records)
 	return shared->record_count == records && is_complete();
 }
 
-/* Returns true, with the storm quiet, when all is said and heard. */
+/* Returns true when every message has arrived; the storm is quiet from then on. */
 static bool
 pause_storm(void)
 {
@@ -503,9 +504,9 @@ end_master(void)
 	soak.totals.masters_ended++;
 }
 
-/* Its children see the end of file of their channels. One of them is stopped: for that
- * time it keeps the port's listener. A helper in the group of a dead app worker has lost
- * the process that would have ended it. */
+/* The children of the master see the end of file of their channels. We stop one app worker
+ * for a moment: meanwhile it keeps the port's listener open. A helper in the group of a
+ * dead app worker has lost the process that would have ended it, so we end it. */
 static void
 kill_master(void)
 {
@@ -596,7 +597,7 @@ live(int64_t milliseconds, bool to_be_killed)
 		close_life();
 }
 
-/* The processes of the last master, if it was killed. Then no process of ours is left. */
+/* Wait for the processes of the last master, if it was killed. No process is left then. */
 void
 end_lives(void)
 {

@@ -1,5 +1,5 @@
 /*
- * Agent and app worker: who is there, and what the parent orders one of them to do.
+ * Agent and app worker: the lists of pids, and the orders of the parent.
  *
  * A helper is a process that an app worker has forked: it keeps the worker's channel
  * when the worker is dead, and sends valid frames into it.
@@ -175,7 +175,7 @@ parse_pids(const char *text, pid_t *pids)
 	return count;
 }
 
-/* The agent knows the apps, and tells them about each other. */
+/* The agent knows the pids of the apps, and tells each app the pids of the others. */
 static void
 tell_list(struct messenger *agent)
 {
@@ -188,7 +188,7 @@ tell_list(struct messenger *agent)
 	list_due = messenger_send_to_app(agent, "soak-pids", text) == -1;
 }
 
-/* The master says who is on the other side. */
+/* The master tells the agent the pids of the apps, and an app the pid of the agent. */
 static int
 on_egg_pids(struct messenger *messenger, const struct message *message, void *arg)
 {

@@ -20,18 +20,18 @@
  *  - by pid and to the parent the first number is 1: the sender counts for each pid anew,
  *    from the moment that it first addresses it;
  *  - to agent and to apps the first number is 1 if the receiver is older than the sender;
- *    a newcomer hears from any number on. What was sent before it was born waited for it
- *    in a queue with a limit, and may have gaps;
- *  - what is sent to a pid is heard by no other process;
+ *    a newcomer hears from any number on. Messages from before its birth have waited for
+ *    it in a queue with a limit: there the numbers may have gaps;
+ *  - no process hears a message to the pid of another one;
  *  - in a pause, each process has heard all that was sent to it by those that live, and by
  *    those that left when they were told to.
  *
  * (By pid: as long as no pid is given out twice in the life of one master.)
  *
- * What is sent to a process that is dead, or dies before it has read it, is claimed by
- * nobody. But a worker that a reload replaces reads its channel to the end: claims.c says
- * which messages it must have heard. A sender whose queue is full tries the same number
- * again later.
+ * No claim is made for a message to a process that is dead, or that is killed before it
+ * has read the message. But a worker that a reload replaces reads its channel to the end:
+ * claims.c says which messages it must have heard. A sender whose queue is full tries the
+ * same number again later.
  *
  * The master is looked at in two pauses of a life, when it has the same processes to care
  * for: it holds as many descriptors in the second as in the first, and hardly more memory;
@@ -43,9 +43,9 @@
  * helper, a slow reader or the log does. A request that a worker has begun to answer is
  * answered, even if a reload replaces the worker meanwhile.
  *
- * The seed decides what the parent does, and when; not how the system schedules, so that
- * a run cannot be repeated exactly. The sums are kept in the state file: a run that was
- * interrupted is continued by the next one, up to SECONDS in all.
+ * The seed decides the actions of the parent, and their times. It does not decide how the
+ * system schedules, so a run cannot be repeated exactly. The state file keeps the sums:
+ * the next run continues one that was interrupted, up to SECONDS in all.
  */
 #include "soak.h"
 
@@ -75,7 +75,7 @@ struct soak soak = {.seed = 0, .state_path = "build/soak.state"};
 /* ---- signals ------------------------------------------------------------------ */
 
 static void
-kill_everybody(void)
+kill_all_processes(void)
 {
 	int i;
 
@@ -97,7 +97,7 @@ on_alarm(int number)
 	static const char message[] = "soak: FAILED, it hangs, or was told to end twice\n";
 
 	(void)number;
-	kill_everybody();
+	kill_all_processes();
 	_exit(write(STDERR_FILENO, message, sizeof message - 1) >= 0 ? 1 : 2);
 }
 

@@ -1,10 +1,10 @@
 /*
- * What the files of the soak test share. soak.c says what is tested.
+ * The declarations that the files of the soak test share. soak.c describes the test.
  *
  *	traffic.c   every process: it sends numbered messages, and checks those that it hears
  *	member.c    agent and app worker: the lists of pids, orders of the parent, helpers
  *	pages.c     HTTP: the pages of an app worker, and the parent's requests
- *	kernel.c    what /proc knows about processes
+ *	kernel.c    facts about processes, from /proc
  *	claims.c    the parent: which messages must have arrived, and which process must have ended
  *	storm.c     the parent: signals, and the parts of the storm
  *	life.c      one master from its start to its end
@@ -39,7 +39,7 @@ enum {
 
 enum way { BY_PID, TO_AGENT, TO_APPS, TO_PARENT, WAYS, ANY_WAY = WAYS };
 
-/* What a process sends one way. A pid that is no longer listed keeps its count: lists
+/* The messages that a process sends one way. A pid that is no longer listed keeps its count: lists
  * travel, and a late list must not make a count begin anew. */
 struct stream {
 	enum way way;
@@ -49,7 +49,7 @@ struct stream {
 	bool listed;
 };
 
-/* What a process hears from one sender one way. The row of ANY_WAY has the last serial
+/* The messages that a process hears from one sender one way. The row of ANY_WAY has the last serial
  * number of all ways. */
 struct heard {
 	pid_t pid; /* the sender's; 0: the row is free */
@@ -62,14 +62,14 @@ struct heard {
 
 struct counts {
 	long long delivered, refused, lost, doubled, disordered, damaged, astray;
-	long long dropped; /* sent before the receiver was born, past the limit of what waits */
+	long long dropped; /* sent before the receiver was born, past the limit of its queue */
 	long long requests;
 };
 
 enum order { ORDER_NONE, ORDER_HELPER, ORDER_STRAY, ORDER_SLOW, ORDER_GROUP };
 
-/* What one process tells the parent. Everything is in shared memory, so that a process
- * that is killed has told all, too. */
+/* The report of one process to the parent. It is in shared memory, so the report of a killed
+ * process is complete, too. */
 struct record {
 	pid_t pid; /* 0: not filled in yet */
 	enum role role;
@@ -107,7 +107,7 @@ struct hold {
 };
 
 struct shared {
-	bool quiet; /* a pause: nobody sends */
+	bool quiet; /* a pause: no process sends */
 	int record_count, helper_count;
 	struct helper helpers[HELPERS];
 	struct hold holds[REQUESTS];
@@ -210,7 +210,7 @@ struct totals {
 #undef X
 };
 
-/* What only the parent knows about the process of a record. */
+/* The parent's own notes about the process of a record. */
 struct victim {
 	bool dead;
 	int sentence; /* SIGKILL or SIGTERM, which the parent has sent or ordered; 0: none */

@@ -1,6 +1,6 @@
 /*
- * The parent: what happens in the storm. Signals come all the time; the parts of the
- * storm are dealt like cards, each of them once, and then again in another order.
+ * The parent: the storm. Signals come all the time. The parts of the storm are dealt like
+ * cards: each of them once, and then again in another order.
  */
 #include "soak.h"
 
@@ -49,8 +49,8 @@ static struct rlimit fork_limit;
 
 /* ---- signals ---------------------------------------------------------------- */
 
-/* Spare the agent before a health check: without an agent at three in a row the
- * master gives up, as it should. */
+/* The agent is spared before a health check: if there is no agent at three checks in a
+ * row, the master gives up, as it should. */
 static bool
 is_check_near(void)
 {
@@ -129,7 +129,7 @@ continue_all(void)
 	continue_those_due(INT64_MAX);
 }
 
-/* ---- a log that nobody reads ------------------------------------------------- */
+/* ---- a log that is not read ------------------------------------------------- */
 
 static int
 on_log(struct messenger *parent, int descriptor, short revents, void *arg)
@@ -516,7 +516,7 @@ part_skipped(enum part part)
 	return forks_can_fail ? NULL : "this root cannot become another user";
 }
 
-/* For the message about a failure: what may be its cause. */
+/* For the message about a failure: its cause may be among these. */
 const char *
 parts_under_way(void)
 {

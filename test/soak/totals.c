@@ -38,7 +38,7 @@ log_line(const char *line)
 		snprintf(log_lines[line_count++ % LOG_LINES], sizeof log_lines[0], "%s", line);
 }
 
-/* What a master has said last. */
+/* The last line of a master. */
 const char *
 last_log_line(void)
 {

@@ -1,5 +1,6 @@
 /*
- * Every process of the cluster, and the parent: it sends, and it checks what it hears.
+ * Every process of the cluster, and the parent: sending messages, and checking those that
+ * arrive.
  *
  * The data of a message is "pid birth way receiver number serial ", and then a letter
  * that stands for the number, repeated. The number counts one way to one receiver, the
@@ -81,7 +82,7 @@ send_content(struct messenger *messenger, const struct stream *stream, size_t fi
 	return -1;
 }
 
-/* Most messages are short; some fill a good part of what the master reads at once. */
+/* Most messages are short; some fill a good part of the master's read buffer. */
 static size_t
 any_size(void)
 {
@@ -225,8 +226,8 @@ hears_all(const struct record *receiver, long long sender_birth, enum way way)
 	return way == BY_PID || way == TO_PARENT || receiver->birth < sender_birth;
 }
 
-/* Numbers are missing. What waited for a process before it was born may have been
- * more than the limit of such a queue; then the rest of it was dropped. */
+/* Numbers are missing. Before the receiver was born, messages waited for it in a queue with
+ * a limit: those past the limit were dropped, and are no loss. */
 static void
 skip(struct heard *row, const struct content *content)
 {
@@ -345,7 +346,7 @@ on_soak(struct messenger *messenger, const struct message *message, void *arg)
 		complain("damaged: heard %.60s", message->data != NULL ? message->data : "nothing");
 		me->counts.damaged++;
 	} else if (content.receiver != 0 && content.receiver != me->pid) {
-		complain("astray: heard what %ld sent to %ld", content.pid, content.receiver);
+		complain("astray: heard a message from %ld to %ld", content.pid, content.receiver);
 		me->counts.astray++;
 	} else {
 		hear(&content);
@@ -370,9 +371,9 @@ on_egg_ready(struct messenger *messenger, const struct message *message, void *a
 	return 0;
 }
 
-/* What was sent to this role before this process was born. */
+/* Note how many messages were sent to this role before this process was born. */
 static void
-note_what_was_sent(void)
+note_sent_before(void)
 {
 	enum way way = me->role == ROLE_AGENT ? TO_AGENT : TO_APPS;
 	struct record *other;
@@ -405,7 +406,7 @@ traffic_open(struct messenger *messenger, enum role role, int slot)
 	if (role != ROLE_AGENT)
 		add_stream(TO_AGENT, ROLE_NONE, 0);
 	if (role != ROLE_PARENT)
-		note_what_was_sent();
+		note_sent_before();
 	me->pid = getpid();
 	if (messenger_on(messenger, "soak", on_soak, NULL) == -1 ||
 	    messenger_set_interval(messenger, TICK, on_tick, NULL) == -1)
