@@ -159,7 +159,7 @@ criterion:
 
 # And a Redis server, where it can, for the tests that talk to one.
 redis-server:
-	@$(if $(filter test/test_redis.c test/test_bridge.c test/test_ipc.c test/test_refresh.c,$(TESTS)),sh test/redis,:)
+	@$(if $(filter test/test_redis.c test/test_bridge.c test/test_ipc.c test/test_refresh.c test/test_examples.c,$(TESTS)),sh test/redis,:)
 
 # ---- check -----------------------------------------------------------------
 

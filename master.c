@@ -64,10 +64,10 @@ static const struct {
 	int number;
 	bool may_be_ignored;
 	void (*handler)(int);
-} caught[] = {{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
-              {SIGHUP, true, on_caught},   {SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught},
-              {SIGUSR2, false, on_caught}, {SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored},
-              {SIGXFSZ, true, on_ignored}};
+} caught[] = {
+	{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
+	{SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught}, {SIGUSR2, false, on_caught},
+	{SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 enum phase {
@@ -128,7 +128,7 @@ struct master {
 	bool retry; /* a channel met a shortage: try again soon */
 };
 
-static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT, SIGQUIT or SIGHUP */
+static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
 static volatile sig_atomic_t got_sigchld;
 static volatile sig_atomic_t got_sigusr1;
 static volatile sig_atomic_t got_sigusr2;
@@ -553,14 +553,11 @@ log_exit(const struct master *master) /* :521 onExit */
 static void
 on_signal(struct master *master, int number) /* :536 */
 {
-	static const char *const names[] = {[SIGTERM] = "SIGTERM",
-	                                    [SIGINT] = "SIGINT",
-	                                    [SIGQUIT] = "SIGQUIT",
-	                                    [SIGHUP] = "SIGHUP"};
+	const char *name = number == SIGTERM ? "SIGTERM" : number == SIGINT ? "SIGINT" : "SIGQUIT";
 
 	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
 		return;
-	log_info("master is killed by signal %s, closing", names[number]);
+	log_info("master is killed by signal %s, closing", name);
 	close_cluster(master); /* :546 close */
 }
 
@@ -607,7 +604,7 @@ is_anyone_left(struct master *master, bool with_agent)
 
 /* One step further towards the end, if its time has come. egg: _doClose, close */
 static bool
-do_close(struct master *master) /* :573 _doClose */
+do_close(struct master *master) /* :573 async */
 {
 	switch (master->phase) {
 	case PHASE_RUNNING:
@@ -1562,13 +1559,15 @@ status_path(char path[STATUS_PATH_MAX], const struct master *master, const char 
 	return path;
 }
 
+/* Not through a symbolic link, not waiting for the other end of a FIFO, and without
+ * making a terminal the master's own. */
 static int
 open_again(const char *path, int flags, mode_t mode)
 {
 	int descriptor;
 
 	do
-		descriptor = open(path, flags, mode);
+		descriptor = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode);
 	while (descriptor == -1 && errno == EINTR);
 	return descriptor;
 }
@@ -1587,18 +1586,19 @@ fill_status(const struct master *master, int file)
 	return sheet.error == 0 ? 0 : -1;
 }
 
-/* The table as a file, for who cannot read the log (egg-scripts status): complete,
- * or not there. */
+/* The table as a file, for a command that cannot read the log (egg-scripts status). The
+ * file is complete, or it is not there. Its folder may be writable for others: a file
+ * that stands in the way and cannot be removed is not written to. */
 static void
 save_status(const struct master *master)
 {
 	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
-	int file;
+	int file = -1;
 
 	if (master->pid_file == -1)
 		return;
-	unlink(status_path(new_path, master, ".new"));
-	file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (unlink(status_path(new_path, master, ".new")) == 0 || errno == ENOENT)
+		file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
 	if (file != -1 && fill_status(master, file) == 0 &&
 	    rename(new_path, status_path(path, master, "")) == 0)
 		return;
@@ -1742,10 +1742,7 @@ obey(struct master *master)
 
 	if (order != 0) {
 		got_signal = 0;
-		if (order == SIGHUP && !master->has_terminal) /* D51: a daemon */
-			on_reload(master);
-		else
-			on_signal(master, order);
+		on_signal(master, order);
 	}
 	if (got_sigusr1) {
 		got_sigusr1 = 0;
@@ -1998,7 +1995,7 @@ make_directories(const char *path)
 	return 0;
 }
 
-/* Make it the file's whole content. */
+/* Make the text the file's whole content. */
 static int
 fill_file(int descriptor, const char *text, size_t length)
 {
@@ -2008,57 +2005,108 @@ fill_file(int descriptor, const char *text, size_t length)
 	return write_all(descriptor, text, length);
 }
 
-/* D16: the lock says whose file it is. Somebody may unlink it between our open
- * and our lock: then the lock is on a file that nobody else can see. */
-static int
+static bool
+is_same_file(const struct stat *one, const struct stat *other)
+{
+	return one->st_ino == other->st_ino && one->st_dev == other->st_dev;
+}
+
+/* D44: the master writes, empties and removes a plain file of its own user that is empty
+ * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
+static const char *
+why_not_pid_file(int descriptor, const struct stat *status)
+{
+	char text[32] = "";
+	size_t length;
+
+	if (!S_ISREG(status->st_mode))
+		return "it is not a plain file";
+	if (status->st_uid != geteuid())
+		return "it belongs to another user";
+	if (status->st_nlink > 1)
+		return "it has a second name";
+	if (pread(descriptor, text, sizeof text - 1, 0) == -1)
+		return strerror(errno);
+	length = strspn(text, "0123456789");
+	length += length > 0 && text[length] == '\n';
+	return (off_t)length == status->st_size ? NULL : "it holds something other than a pid";
+}
+
+/* Why open(2) has failed. It has several errors for a file that is not a plain one. */
+static const char *
+why_not_opened(const char *path)
+{
+	const char *why = strerror(errno);
+	struct stat status;
+
+	if (lstat(path, &status) == -1 || S_ISREG(status.st_mode))
+		return why;
+	return S_ISLNK(status.st_mode) ? "it is a symbolic link" : "it is not a plain file";
+}
+
+static const char *
+why_not_locked(void)
+{
+	return errno == EACCES || errno == EAGAIN
+	               ? "another master holds it; stop that one, or choose another file"
+	               : strerror(errno);
+}
+
+/* D16: the lock says which master the file belongs to. Another process may unlink the file
+ * between our open and our lock: then no other process can see the file that we have
+ * locked. Returns why there is no lock; NULL: there is one. */
+static const char *
 lock_pid_file(struct master *master)
 {
-	const char *path = master->options.pid_file;
-	struct stat named;
-	char pid[16];
-	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
+	const char *path = master->options.pid_file, *why;
+	struct stat *own = &master->pid_file_status, named;
+	int descriptor;
 
-	if (make_directories(path) == -1)
-		return -1;
 	for (;;) {
-		master->pid_file = open_again(path, O_RDWR | O_CREAT, 0644);
-		if (master->pid_file == -1 || fcntl(master->pid_file, F_SETFD, FD_CLOEXEC) == -1 ||
-		    lock_byte(master->pid_file, 0) == -1 ||
-		    fstat(master->pid_file, &master->pid_file_status) == -1)
-			return -1;
-		if (stat(path, &named) == 0 && named.st_ino == master->pid_file_status.st_ino &&
-		    named.st_dev == master->pid_file_status.st_dev)
-			break;
-		close(master->pid_file);
+		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
+		if (descriptor == -1)
+			return why_not_opened(path);
+		why = fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 || fstat(descriptor, own) == -1
+		              ? strerror(errno)
+		              : why_not_pid_file(descriptor, own);
+		if (why == NULL && lock_byte(descriptor, 0) == -1)
+			why = why_not_locked();
+		if (why == NULL && lstat(path, &named) == 0 && is_same_file(own, &named)) {
+			master->pid_file = descriptor;
+			return NULL;
+		}
+		close(descriptor);
+		if (why != NULL)
+			return why;
 	}
-	return fill_file(master->pid_file, pid, (size_t)length);
 }
 
 static int
 open_pid_file(struct master *master)
 {
-	if (master->options.pid_file == NULL || lock_pid_file(master) == 0)
+	const char *path = master->options.pid_file, *why;
+	char pid[16];
+	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
+
+	if (path == NULL) /* master.js:162 pidFile */
 		return 0;
-	if (errno == EACCES || errno == EAGAIN)
-		log_error("pid file %s: %s", master->options.pid_file,
-		          master->pid_file == -1 ? "permission denied"
-		                                 : "another master holds it; stop that one, or "
-		                                   "choose another file");
-	else
-		log_error("pid file %s: %s", master->options.pid_file, strerror(errno));
+	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
+	if (why == NULL && fill_file(master->pid_file, pid, (size_t)length) == 0)
+		return 0;
+	log_error("pid file %s: %s", path, why != NULL ? why : strerror(errno));
 	return -1;
 }
 
-/* egg: onExit. Only our own file is removed. */
+/* egg: onExit. The master removes only its own file. */
 static void
 remove_pid_file(const struct master *master)
 {
 	char path[STATUS_PATH_MAX];
 	struct stat named;
 
-	if (master->pid_file == -1 || stat(master->options.pid_file, &named) == -1 ||
-	    named.st_ino != master->pid_file_status.st_ino ||
-	    named.st_dev != master->pid_file_status.st_dev)
+	if (master->pid_file == -1 || lstat(master->options.pid_file, &named) == -1 ||
+	    !is_same_file(&named, &master->pid_file_status) ||
+	    why_not_pid_file(master->pid_file, &named) != NULL)
 		return;
 	unlink(status_path(path, master, ""));
 	unlink(master->options.pid_file);

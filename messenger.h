@@ -158,9 +158,12 @@ struct options {
 	int port;                 /* PORT, or 7001; -1: any free one */
 	const char *env;          /* EGG_SERVER_ENV, or "prod"; in "local" and "unittest" no
 	                           * app worker is re-forked, and no health checked */
-	const char *pid_file;     /* locked while the master lives; none. Each child locks the
-	                           * byte of its own pid in it; what SIGUSR1 shows, and what a
-	                           * reload has come to, is in pid_file.status, too (0600) */
+	const char *pid_file;     /* locked while the master lives; none. A plain file of the
+	                           * caller's user that is new, empty or holds a pid; no link.
+	                           * Each child locks the byte of its own pid in it (a child
+	                           * that closes the file again loses the lock). What SIGUSR1
+	                           * shows, and what a reload has come to, is in
+	                           * pid_file.status, too (0600) */
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */

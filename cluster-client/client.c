@@ -1,6 +1,7 @@
 /*
- * What leader and follower are to their user: subscriptions, publications and
- * calls, which wait until the client is ready, and are repeated when it is again.
+ * The side of a client that its user sees, in a leader and in a follower: subscriptions,
+ * publications and calls. They wait until the client is ready; when it has been lost and
+ * is ready again, subscriptions and publications are repeated.
  *
  * egg: cluster-client/lib/wrapper/base.js
  */
@@ -13,8 +14,13 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Those of this process that are not closed. */
+/* The clients of this process that are not closed. */
 static struct cluster_client *clients;
+
+/* A value of client->tick: there is no timer, and none may be set. The tick after the close
+ * frees the client, and a callback inside of the close may turn the loop: the tick must not
+ * come then. */
+enum { TICK_HELD = -1 };
 
 /* ---- small things ------------------------------------------------------------ */
 
@@ -22,7 +28,8 @@ void
 cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
                  const char *then)
 {
-	clutch_print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
+	clutch_print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what,
+	                  then);
 }
 
 struct value *
@@ -75,7 +82,7 @@ cluster_base_result(struct cluster_client *client)
 	return result;
 }
 
-/* The first exception of a turn is the one that is told. */
+/* The loop is told of the first uncaught exception of a turn. */
 static void
 check(struct cluster_client *client, int result)
 {
@@ -193,10 +200,13 @@ void
 cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
                      struct listener *only)
 {
-	struct listener *listener;
+	struct listener *listener, *next = topic->listeners, *last = next;
 
-	topic->busy++; /* whatever a listener does, this one stays */
-	for (listener = topic->listeners; listener != NULL; listener = listener->next) {
+	while (last != NULL && last->next != NULL)
+		last = last->next;
+	topic->busy++; /* a listener cannot free the topic, or a listener of it */
+	while ((listener = next) != NULL) {
+		next = listener != last ? listener->next : NULL; /* added ones stand behind */
 		if (client->closed || listener->removed || (only != NULL && only != listener))
 			continue;
 		listener->late = false;
@@ -239,15 +249,21 @@ take_delivery(struct cluster_client *client)
 	return delivery;
 }
 
+/* Only the deliveries that wait now. A listener may add one; that has its turn later, or a
+ * listener that always adds one would stop the whole process. */
 static void
 run_deliveries(struct cluster_client *client)
 {
-	struct delivery *delivery;
+	struct delivery *delivery, *last = client->deliveries;
 	struct value *value;
+	bool more = last != NULL;
 
-	while ((delivery = take_delivery(client)) != NULL) {
+	while (more && last->next != NULL)
+		last = last->next;
+	while (more && (delivery = take_delivery(client)) != NULL) {
+		more = delivery != last;
 		value = delivery->value;
-		/* the late one may have heard something newer meanwhile */
+		/* a late listener may have heard a newer value meanwhile */
 		if (!delivery->owed || delivery->only->late)
 			cluster_base_deliver(client, delivery->topic, value, delivery->only);
 		else
@@ -260,11 +276,17 @@ run_deliveries(struct cluster_client *client)
 static void
 call_waiters(struct cluster_client *client, const struct cluster_error *error)
 {
-	struct waiter *waiter, *list = client->waiters;
+	struct waiter *waiter, *last = client->waiters;
+	bool more = last != NULL;
 
-	client->waiters = NULL; /* those who come now wait for the next time */
-	while ((waiter = list) != NULL) {
-		list = waiter->next;
+	while (more && last->next != NULL)
+		last = last->next;
+	/* Waiters that are added now stand behind the last one, and are called the next time.
+	 * If a callback closes the client, the close calls the other waiters, and none is
+	 * left. */
+	while (more && (waiter = client->waiters) != NULL) {
+		more = waiter != last;
+		client->waiters = waiter->next;
 		check(client, waiter->callback(client, error, waiter->arg));
 		free(waiter);
 	}
@@ -339,13 +361,16 @@ fail_sent(struct cluster_client *client, const char *code, const char *message)
 	}
 }
 
+/* Only the calls that were made before: a callback may make the next call, whose answer may
+ * come at once. */
 static void
 settle_answered(struct cluster_client *client)
 {
 	struct pending *pending = client->pending;
+	uint64_t last = client->last_id;
 
 	while (pending != NULL) {
-		if (pending->answer == NULL) {
+		if (pending->answer == NULL || pending->id > last) {
 			pending = pending->next;
 			continue;
 		}
@@ -384,7 +409,7 @@ cluster_base_tick(struct cluster_client *client)
 	if (client->tick != 0)
 		return;
 	id = messenger_set_timeout(client->messenger, 0, on_tick, client);
-	client->tick = id > 0 ? id : 0; /* no memory: whoever is next tries again */
+	client->tick = id > 0 ? id : 0; /* no memory: the next event sets it */
 }
 
 /* ---- ready, and ready again --------------------------------------------------------- */
@@ -458,7 +483,7 @@ say_calls(struct cluster_client *client)
 			client->waiting_bytes -= data->length;
 			cluster_value_drop(pending->data);
 			pending->data = NULL;
-			if (pending->callback == NULL) /* it is said, and that is all */
+			if (pending->callback == NULL) /* one-way: there will be no answer */
 				cluster_base_settle(client, pending, true, NULL, 0);
 		}
 		cluster_value_drop(data);
@@ -484,9 +509,9 @@ cluster_base_ready(struct cluster_client *client)
 	client->state = CLIENT_READY;
 	client->delay = CLUSTER_CLIENT_RETRY_MIN;
 	client->catching_up = say_topics(client) == -1 || say_calls(client) == -1;
-	if (client->catching_up) /* the queue is full: the rest is said later */
+	if (client->catching_up) /* the queue is full: the rest follows later */
 		cluster_base_retry(client, say_again);
-	cluster_base_tick(client); /* who waits for ready is called then */
+	cluster_base_tick(client); /* it calls those who wait for ready */
 }
 
 void
@@ -587,8 +612,8 @@ add_listener(struct topic *topic, cluster_listener call, void *arg)
 	return listener;
 }
 
-/* The first listener of a key is told of to the leader, or to the real client; the
- * others are late, if there is a value already. */
+/* For the first listener of a key, subscribe at the leader or the real client. A further
+ * listener is late if there is a value already: it is owed that value. */
 static int
 begin_listening(struct cluster_client *client, struct topic *topic, struct listener *listener)
 {
@@ -628,7 +653,7 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 	return result;
 }
 
-/* The last match, or with no call the last of all. */
+/* The match that was added last; without a call, the listener that was added last. */
 static struct listener *
 find_listener(const struct topic *topic, cluster_listener call, const void *arg)
 {
@@ -704,8 +729,9 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 
 static int on_expiry(struct messenger *messenger, void *arg);
 
-/* All calls have the same time, so the first is the first to expire. The timer is
- * not moved at every call: it looks who is due, and goes on to the next. */
+/* All calls have the same response timeout, so the oldest call is the first to expire. The
+ * timer is not moved at every call: on expiry it fails the calls that are due, and is set
+ * for the next one. */
 static void
 watch_expiry(struct cluster_client *client)
 {
@@ -737,7 +763,7 @@ on_expiry(struct messenger *messenger, void *arg)
 	return cluster_base_result(client);
 }
 
-/* Speak now, or keep it until there is somebody to speak to. */
+/* Send the call now, or keep it until the client is ready. */
 static int
 say_or_keep(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
 {
@@ -779,7 +805,7 @@ call(struct cluster_client *client, const struct pending *what, const void *data
 		free(pending);
 		return -1;
 	}
-	if (client->closed) /* by the real client: it has been settled */
+	if (client->closed) /* by the real client: the close has settled the call */
 		return 0;
 	if (pending->callback == NULL && pending->data == NULL)
 		cluster_base_settle(client, pending, true, NULL, 0);
@@ -887,7 +913,7 @@ cluster_base_new(struct messenger *messenger, const char *name, const struct rea
 	return client;
 }
 
-/* D37: without the option nobody sends heartbeats, nor waits for any. */
+/* D37: without the option no heartbeat is sent, and none is expected. */
 int
 cluster_base_beat(struct cluster_client *client, messenger_timer beat)
 {
@@ -920,6 +946,8 @@ cluster_client_close(struct cluster_client *client)
 		return;
 	client->closed = true;
 	unlist(client);
+	clear_timer(client, &client->tick);
+	client->tick = TICK_HELD;
 	clear_timer(client, &client->retry);
 	clear_timer(client, &client->expiry);
 	clear_timer(client, &client->heartbeat);
@@ -927,7 +955,8 @@ cluster_client_close(struct cluster_client *client)
 		settle_with(client, client->pending, error.code, error.message);
 	call_waiters(client, &error);
 	client->side->close(client);
-	cluster_base_tick(client); /* whoever stands in it now has left it by then */
+	client->tick = 0;
+	cluster_base_tick(client); /* by then every function that uses the client has returned */
 }
 
 void

@@ -15,12 +15,12 @@
  * handle of a message; from then on it and the leader talk without the master.
  *
  * Unless a function says otherwise: times are milliseconds; a pointer that you
- * pass is read during the call and stays yours; what a callback is handed lives
+ * pass is read during the call and stays yours; the arguments of a callback live
  * until it returns; an int result is 0, or -1 with errno set and nothing changed.
  * No callback is called inside the function that it was given to. A callback's
  * non-zero result is an uncaught exception, as in messenger.h. Data is bytes with
- * a length, JSON text by custom: what you pass may be NULL, 0; what you receive has
- * a 0 at data[length].
+ * a length, usually JSON text: what you pass may be NULL, 0; what you receive has a
+ * 0 at data[length].
  *
  * "egg:" names the JavaScript of npm cluster-client that a function mirrors.
  */
@@ -71,8 +71,8 @@ extern "C" {
 #define CLUSTER_CLIENT_FOLLOWERS_MAX (2 * CLUTCH_WORKERS_MAX)
 #endif
 
-/* What failed is tried again after so long, then after twice as long, and so on
- * up to the second of these, without end. */
+/* The back-off, in ms: a failed start or connection is tried again after the first
+ * time, then after twice as long, and so on up to the second time, without end. */
 #ifndef CLUSTER_CLIENT_RETRY_MIN
 #define CLUSTER_CLIENT_RETRY_MIN 100
 #endif
@@ -125,14 +125,15 @@ struct real_client {
 	/* Start; say with cluster_client_started how it went, now or later. It is
 	 * called again after a failure. NULL: it is ready at once. */
 	void (*ready)(struct cluster_client *client, void *arg);
-	/* The first subscriber of a key has come, or the last one is gone. Values
-	 * go to cluster_client_emit, now and whenever there is a new one. */
+	/* A key has its first subscriber, or has lost its last one. Give values to
+	 * cluster_client_emit, now and whenever there is a new one. */
 	void (*subscribe)(struct cluster_client *client, const char *key, void *arg);
 	void (*unsubscribe)(struct cluster_client *client, const char *key, void *arg);
 	void (*publish)(struct cluster_client *client, const char *key, const char *data,
 	                size_t length, void *arg);
 	const struct real_method *methods; /* NULL: none */
-	/* The last call: `client` is not to be used afterwards. */
+	/* The last call: `client` is not to be used afterwards. It may turn the loop where
+	 * the process may (in messenger_before_close). */
 	void (*close)(struct cluster_client *client, void *arg);
 	void *arg;
 };
@@ -141,15 +142,16 @@ struct real_client {
 struct cluster_client_options {
 	int response_timeout; /* of a follower's call; 3000 */
 	bool no_broadcast;    /* a value goes to one subscriber, chosen at random */
-	/* A follower says so often that it lives, and a leader closes a connection
-	 * that was silent three times as long. 0: neither; a death is an end of file. */
+	/* The time between two heartbeats of a follower; a leader closes a connection
+	 * that was silent for three times as long. 0: no heartbeats; a death is seen as
+	 * an end of file. */
 	int heartbeat_interval;
 };
 
 /*
  * Make a client: the leader in the agent, a follower in each app; options may be
- * NULL. Several clients have several names, each with its own channel. A
- * follower may be there before its leader: it waits. When the process begins to
+ * NULL. Each client has a name of its own, and its own channel. A follower may be
+ * made before its leader: it waits. When the process begins to
  * leave, its clients are closed (messenger_before_close). NULL with errno: EINVAL
  * (the name is empty or too long), EEXIST (this process has one of that name), ENOMEM.
  * egg: agent.cluster(clientClass).create(), app.cluster(clientClass).create()
@@ -163,28 +165,31 @@ struct cluster_client *cluster_client_follower(struct messenger *app, const char
 
 /*
  * Close: the leader closes its followers' connections (they wait for the next
- * leader) and the real client; a follower's subscriptions are gone. Calls without
- * an answer, and who waits for ready, are called back with an error before it
- * returns; afterwards nobody is called. The client is freed in a later turn of
- * the loop: do not use it any more. NULL is ignored.
+ * leader) and the real client; a follower's subscriptions are gone. The callbacks of
+ * calls without an answer, and those that wait for ready, are called with an error
+ * before it returns; after that no callback is called. It may be called in any callback.
+ * The client is freed in a later turn of the loop: do not use it any more. NULL is
+ * ignored.
  * egg: WrapperBase close
  */
 void cluster_client_close(struct cluster_client *client);
 
-/* Call back once, when the client is ready, in a later turn if it is now, or when its
- * start fails: with the real client's error. It is tried again all the same. ENOMEM,
- * EPIPE (closed).
+/* Call back once, in a later turn, when the client is ready; or, with the real client's
+ * error, when a start has failed. The start is tried again all the same. ENOMEM, EPIPE
+ * (closed).
  * egg: sdk-base ready */
 int cluster_client_ready(struct cluster_client *client, cluster_ready_callback callback, void *arg);
 
 /*
  * Call the listener for each value of the key, and, if there is one already, for
- * the last one (not in a leader with no_broadcast, which keeps it for nobody). The
- * same listener and arg may be added again. Before the client is ready, and while
- * the leader is dead, it waits, and after each new start it is repeated: then the
- * listener hears the last value again.
+ * the last one (not in a leader with no_broadcast). The same listener and arg may be
+ * added again. Before the client is ready, and while the leader is dead, the subscription
+ * waits; it is repeated after each new start, and then the listener hears the last value
+ * again.
+ * A listener that is added while a value is being delivered is not called for that
+ * value; it hears the last one, in a later turn.
  * unsubscribe removes the most recently added match, or with a NULL listener
- * every listener of the key. Who is removed is not called any more. errno: EINVAL
+ * every listener of the key. A removed listener is not called any more. errno: EINVAL
  * (no listener; an empty or overlong key), ENOSYS (the real client has no
  * subscribe), ENOENT (unsubscribe: none), ENOBUFS (too many keys, or a full queue), ENOMEM, EPIPE.
  * egg: WrapperBase subscribe, unSubscribe
@@ -465,7 +470,7 @@ struct cluster_client {
 	struct delivery *deliveries, **last_delivery;
 	size_t delivery_bytes;
 	struct waiter *waiters;
-	int tick, expiry, retry, heartbeat; /* timers; 0: none */
+	int tick, expiry, retry, heartbeat; /* timers; 0: none; tick: -1, not to be set */
 	int delay;                          /* before the next retry */
 
 	/* a follower's */

@@ -3,8 +3,8 @@
  *
  * egg: cluster-client/lib/leader.js, lib/server.js
  *
- * However many subscribe to a key, the real client does so once. What a follower
- * does wrong costs that follower its connection, and nobody else anything.
+ * A key with many subscribers has one subscription at the real client. A follower that
+ * breaks the protocol loses its connection; the others notice nothing.
  */
 #define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"
@@ -17,14 +17,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Calls whose followers are gone, and that the real client has still to answer. */
+/* The most calls that the real client has not answered, and whose followers are gone. */
 #define ORPHANS_MAX (16 * CLUSTER_CLIENT_CALLS_MAX)
 
 struct follower {
-	struct connection connection; /* first: one is found by the other */
+	struct connection connection; /* first: a pointer to one is a pointer to the other */
 	struct follower *next;
-	long pid;              /* so it says */
-	bool registered;       /* it may speak */
+	long pid;              /* as the follower says; only for the log */
+	bool registered;       /* it may send requests */
 	bool waiting;          /* for the real client to be ready */
 	uint64_t registration; /* the id of its request */
 	size_t keys, calls;
@@ -57,7 +57,7 @@ complain(const struct follower *follower, const char *what, const char *then)
 	cluster_base_log(follower->connection.client, who, what, then);
 }
 
-/* To a follower that does not take it, nothing more is said. */
+/* A follower that does not take the packet gets no further one: its connection ends. */
 static void
 tell(struct follower *follower, struct packet packet, bool at_once)
 {
@@ -70,7 +70,7 @@ tell(struct follower *follower, struct packet packet, bool at_once)
 
 /* ---- subscriptions --------------------------------------------------------------- */
 
-/* The first subscriber's; egg: _doSubscribe. A real client may emit at once. */
+/* For the first subscriber. egg: _doSubscribe. A real client may emit inside of it. */
 static void
 subscribe_upstream(struct cluster_client *client, struct topic *topic)
 {
@@ -78,7 +78,8 @@ subscribe_upstream(struct cluster_client *client, struct topic *topic)
 	client->real->subscribe(client, topic->key, client->real->arg);
 }
 
-/* D35: the last one gone, nothing is kept, nor heard any more. */
+/* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
+ * client may close its leader here; after that it is not called for the other keys. */
 static void
 unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
 {
@@ -87,7 +88,7 @@ unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
 	topic->subscribed = false;
 	cluster_value_drop(topic->value);
 	topic->value = NULL;
-	if (client->real->unsubscribe != NULL)
+	if (client->real->unsubscribe != NULL && !client->closed)
 		client->real->unsubscribe(client, topic->key, client->real->arg);
 }
 
@@ -340,7 +341,7 @@ answer(struct cluster_call *call, bool success, const void *data, size_t length)
 	}
 	if (call->own && call->client != NULL) {
 		pending = cluster_base_find_pending(call->client, call->id);
-		if (pending != NULL) { /* in a later turn, as everywhere */
+		if (pending != NULL) { /* its callback is called in a later turn */
 			pending->answer = cluster_value_new(data, length);
 			if (pending->answer == NULL)
 				return -1;
@@ -483,7 +484,7 @@ orphan_calls(struct cluster_client *client, const struct follower *follower)
 		}
 }
 
-/* Its end: nothing of it stays. */
+/* A follower's end: remove all that belongs to it. */
 static void
 gone(struct connection *connection, const char *why)
 {
@@ -510,7 +511,7 @@ gone(struct connection *connection, const char *why)
 	free(follower);
 }
 
-/* Is it what a follower would send? -1: no. */
+/* A copy of the handle, if it is a stream socket as a follower sends it; otherwise -1. */
 static int
 take_socket(int handle)
 {
@@ -519,11 +520,11 @@ take_socket(int handle)
 
 	if (getsockopt(handle, SOL_SOCKET, SO_TYPE, &type, &size) == -1 || type != SOCK_STREAM)
 		return -1;
-	return fcntl(handle, F_DUPFD_CLOEXEC, 0);
+	return fcntl(handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
 }
 
-/* egg: _handleConnection. The message's handle is closed after us: if we do not keep
- * it, the follower sees an end of file, and tries again later. */
+/* egg: _handleConnection. The message's handle is closed after this function: if we keep no
+ * copy, the follower sees an end of file, and tries again later. */
 static int
 on_connection(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -559,7 +560,7 @@ on_connection(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-/* Only where the option wants it: D37. */
+/* Only with the option: D37. */
 static int
 check_heartbeats(struct messenger *agent, void *arg)
 {
@@ -577,7 +578,7 @@ check_heartbeats(struct messenger *agent, void *arg)
 
 /* ---- the real client ------------------------------------------------------------------- */
 
-/* egg: createRealClient, and its ready(). Again and again, where it fails. */
+/* egg: createRealClient, and its ready(). A start that fails is tried again. */
 static int
 start(struct messenger *agent, void *arg)
 {
@@ -603,8 +604,8 @@ answer_registrations(struct cluster_client *client)
 			answer_registration(follower, client->start_error);
 }
 
-/* The real client has said how its start went. Its own code does not stand below us
- * any more, so whatever waited may call it. */
+/* The real client has said how its start went. This is a later turn, and no function of the
+ * real client is active, so calls that waited may call it now. */
 static int
 tell_started(struct messenger *agent, void *arg)
 {
@@ -686,7 +687,7 @@ invoke(struct cluster_client *client, struct pending *pending, const void *data,
 	return 0;
 }
 
-/* What was said to all of them in this turn leaves at its end. */
+/* Write at the end of the turn what this turn has queued for the followers. */
 static void
 flush(struct cluster_client *client)
 {
@@ -708,7 +709,7 @@ close_leader(struct cluster_client *client)
 	for (follower = client->followers; follower != NULL; follower = follower->next)
 		cluster_connection_close(&follower->connection);
 	for (call = client->calls; call != NULL; call = call->next) {
-		call->client = NULL; /* who answers it now, answers nobody */
+		call->client = NULL; /* an answer will have no receiver */
 		call->follower = NULL;
 	}
 	client->calls = NULL;

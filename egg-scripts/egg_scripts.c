@@ -1,5 +1,5 @@
 /*
- * The command line: one table says what there is; --help is made from it, too.
+ * The command line. One table holds all options; --help is made from it, too.
  *
  * egg: egg-scripts/lib/command.js
  */
@@ -8,13 +8,15 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-/* The commands, as bits: an option says which of them take it. */
+/* The commands, as bits: each option says which commands take it. */
 enum { START = 1, STOP = 2, STATUS = 4, RELOAD = 8, ALL = 15 };
 
 enum kind { FLAG, NUMBER, TEXT };
@@ -22,20 +24,20 @@ enum kind { FLAG, NUMBER, TEXT };
 #define FIELD(name) offsetof(struct command, name)
 
 static const struct option {
-	const char *name, *value; /* value: as --help calls it */
+	const char *name, *value; /* value: its name in --help */
 	size_t field;             /* of struct command */
 	enum kind kind;
 	int commands, least, most;
 	const char *help;
 } table[] = {
 	{"workers", "N", FIELD(options.workers), NUMBER, START, 1, CLUTCH_WORKERS_MAX,
-         "app workers [EGG_WORKERS, or the number of processors]"},
+         "app workers [EGG_WORKERS, or the number of processors online]"},
 	{"port", "P", FIELD(options.port), NUMBER, START, 0, 65535,
          "the shared port, 0 is any free one [PORT, or 7001]"},
 	{"host", "H", FIELD(options.host), TEXT, START, 0, 0,
          "a numeric address, or localhost [HOST, or 127.0.0.1]"},
 	{"env", "E", FIELD(options.env), TEXT, START, 0, 0,
-         "prod; local, unittest: no worker is replaced [EGG_SERVER_ENV, or prod]"},
+         "local, unittest: no worker is replaced [EGG_SERVER_ENV, or prod]"},
 	{"daemon", NULL, FIELD(daemon), FLAG, START, 0, 0, "run in the background"},
 	{"stdout", "FILE", FIELD(standard_output), TEXT, START, 0, 0,
          "of the daemon [~/logs/NAME-stdout.log, NAME as the pid file]"},
@@ -46,7 +48,7 @@ static const struct option {
 	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
          "says which cluster [~/run/NAME.pid]"},
 	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
-         "seconds; stop: then SIGKILL [start, reload: 300; status: 5]"},
+         "seconds; stop: then SIGKILL [daemon, reload: 300; status: 5]"},
 };
 
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -64,7 +66,7 @@ static const struct {
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
-/* ---- what all commands use ------------------------------------------------ */
+/* ---- lines and paths -------------------------------------------------------- */
 
 static void
 print(FILE *file, const struct command *command, const char *format, va_list arguments)
@@ -144,7 +146,7 @@ print_help(const char *name)
 		         table[i].value != NULL ? table[i].value : "");
 		printf("  %-20s %s\n", left, table[i].help);
 	}
-	printf("\n  %-20s\n  %-20s\n", "--help", "--version");
+	printf("\n  %-20s\n  %-20s\n", "--help, -h, help", "--version");
 }
 
 /* ---- the command line ------------------------------------------------------ */
@@ -172,13 +174,6 @@ is_address(const char *host)
 	       inet_pton(AF_INET6, host, &any) == 1;
 }
 
-static bool
-is_environment(const char *env)
-{
-	return strcmp(env, "prod") == 0 || strcmp(env, "local") == 0 ||
-	       strcmp(env, "unittest") == 0;
-}
-
 static void *
 field(struct command *command, const struct option *option)
 {
@@ -200,7 +195,7 @@ set_number(struct command *command, const struct option *option, const char *val
 		              option->least, option->most);
 	*number = (int)wanted;
 	if (number == &command->options.port && wanted == 0)
-		*number = -1; /* as struct options has it */
+		*number = -1; /* its name in struct options */
 	return 0;
 }
 
@@ -213,8 +208,6 @@ set_text(struct command *command, const struct option *option, const char *value
 		return refuse(command, "--%s wants a value", option->name);
 	if (text == &command->options.host && !is_address(value))
 		return refuse(command, "--host=%s: give a numeric address or localhost", value);
-	if (text == &command->options.env && !is_environment(value))
-		return refuse(command, "--env=%s: give prod, local or unittest", value);
 	*text = value;
 	return 0;
 }
@@ -228,8 +221,8 @@ set_flag(struct command *command, const struct option *option)
 	return 0;
 }
 
-/* "--name", "--name=value", or "--name" and "value": as many words as it returns,
- * or 0: it is refused. */
+/* "--name", "--name=value", or "--name" and "value". Returns how many words it was, or 0
+ * if it is refused. */
 static int
 parse_option(struct command *command, char *const *words, bool given[OPTIONS])
 {
@@ -258,7 +251,7 @@ parse_option(struct command *command, char *const *words, bool given[OPTIONS])
 	return table[i].kind != FLAG && equals == NULL ? 2 : 1;
 }
 
-/* Which of the commands? -1: none. */
+/* Its number in the table of commands, or -1. */
 static int
 find_command(const char *word)
 {
@@ -270,7 +263,7 @@ find_command(const char *word)
 	return -1;
 }
 
-/* Does the command take the options that were given? */
+/* Does the command take the options that were given? Otherwise complain. */
 static int
 check_given(const struct command *command, int chosen, const bool given[OPTIONS])
 {
@@ -288,17 +281,19 @@ check_given(const struct command *command, int chosen, const bool given[OPTIONS]
 	return 0;
 }
 
-/* Stores the command, -1 if none is given. */
+/* Stores the number of the command, -1 if none is given. Options end at "--". */
 static int
 parse(struct command *command, char *const *words, int *chosen)
 {
-	bool given[OPTIONS] = {false};
+	bool given[OPTIONS] = {false}, ended = false;
 	int count;
 
 	*chosen = -1;
 	for (; *words != NULL; words += count) {
 		count = 1;
-		if ((*words)[0] == '-') {
+		if (!ended && strcmp(*words, "--") == 0) {
+			ended = true;
+		} else if (!ended && (*words)[0] == '-') {
 			count = parse_option(command, words, given);
 			if (count == 0)
 				return EXIT_USAGE;
@@ -311,16 +306,47 @@ parse(struct command *command, char *const *words, int *chosen)
 	return check_given(command, *chosen, given);
 }
 
-/* --help or --version, wherever it stands. */
+/* Does the word stand anywhere before "--"? */
 static bool
 asks_for(char *const *words, const char *wanted)
 {
-	while (*words != NULL && strcmp(*words, wanted) != 0)
+	while (*words != NULL && strcmp(*words, "--") != 0 && strcmp(*words, wanted) != 0)
 		words++;
-	return *words != NULL;
+	return *words != NULL && strcmp(*words, wanted) == 0;
+}
+
+static bool
+asks_for_help(char *const *words)
+{
+	return asks_for(words, "--help") || asks_for(words, "-h") ||
+	       (*words != NULL && strcmp(*words, "help") == 0);
 }
 
 /* ---- egg_scripts ------------------------------------------------------------- */
+
+/* Open descriptors 0, 1 and 2 where they are closed. Otherwise a pid file or a channel
+ * would get such a number, and with it every line that is printed. */
+static void
+fill_standard_descriptors(void)
+{
+	int descriptor;
+
+	do
+		descriptor = open("/dev/null", O_RDWR);
+	while (descriptor >= 0 && descriptor < 3);
+	if (descriptor >= 3)
+		close(descriptor);
+}
+
+/* PORT=0 means the same as --port=0. */
+static void
+take_environment(struct options *options)
+{
+	const char *port = getenv("PORT");
+
+	if (options->port == 0 && port != NULL && strcmp(port, "0") == 0)
+		options->port = -1;
+}
 
 static int
 run(const struct command *command, int bit)
@@ -345,10 +371,11 @@ egg_scripts(int argc, char *const argv[], const struct options *options)
 	char *pid_file = NULL;
 	int chosen, result;
 
+	fill_standard_descriptors();
 	if (command.options.name == NULL)
 		command.options.name = slash != NULL ? slash + 1 : argc > 0 ? argv[0] : "egg";
 	argv += argc > 0;
-	if (asks_for(argv, "--help")) {
+	if (asks_for_help(argv)) {
 		print_help(command.options.name);
 		return 0;
 	}
@@ -365,6 +392,7 @@ egg_scripts(int argc, char *const argv[], const struct options *options)
 			return 1;
 		command.options.pid_file = pid_file;
 	}
+	take_environment(&command.options);
 	result = run(&command, chosen == -1 ? START : commands[chosen].bit);
 	free(pid_file);
 	return result;

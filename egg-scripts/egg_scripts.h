@@ -13,8 +13,9 @@
  *	           /   |   \
  *	       agent  app  app          each holds the byte of its own number
  *
- * Who runs is asked of the kernel: fcntl(2) tells whose lock it is. What stands
- * in the pid file is for people.
+ * The kernel says which processes run: fcntl(2) tells which process holds a lock. The
+ * number in the pid file is for people. A process that opens and closes the pid file loses
+ * its lock, as POSIX has it: an application leaves that file alone.
  *
  * egg: npm egg-scripts
  */
@@ -32,40 +33,50 @@ extern "C" {
 #define CLUTCH_VERSION "1.0.0"
 #endif
 
+/* How many logs of older runs a daemon keeps, of its stdout and of its stderr. */
+#ifndef EGG_SCRIPTS_OLD_LOGS
+#define EGG_SCRIPTS_OLD_LOGS 10
+#endif
+
 /*
- * Do what the command line says, and return what main shall return: call it in
- * place of start_cluster. The options are the program's own defaults; the command
- * line has the last word. What is needed is copied: argv must stay, the options
- * need not. The name in all it prints is options->name, or else argv[0]'s.
+ * Do what the command line says, and return the exit status for main: call it in place of
+ * start_cluster. The options are the program's own defaults; the command line overrides
+ * them. argv must stay as it is; the options need not. Every line that it prints begins
+ * with options->name, or else with argv[0]'s last part.
  *
  *	start      run the cluster: in the foreground, or with --daemon in the
- *	           background; without a command, in the foreground without a pid
- *	           file (unless one is given), so that any number can run
- *	stop       end it, and wait until nobody is left
+ *	           background. Without a command it runs in the foreground without a
+ *	           pid file (unless one is given), so that any number can run
+ *	stop       end it, and wait until no process is left
  *	status     print what the master knows
  *	reload     replace the app workers one after the other
  *
  * Returns
  *	0          it is done; stop: or there was nothing to stop
  *	1          it failed: one line on stderr says why
- *	3          status, reload: it is not running (as LSB's init scripts say it)
+ *	3          status, reload: it is not running (as in LSB's init scripts)
  *	64         the command line is wrong (EX_USAGE): one line says what
  *	128 + n    start in the foreground: signal n has killed the master
  *
- * In the foreground the caller is the master's parent, and returns the master's
- * exit status. It hands SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 on to the
- * master; with --daemon the first three end a start that is not done. It owns
- * these and SIGCHLD from then on, and ignores SIGPIPE.
+ * In the foreground the caller is the master's parent, and returns the master's exit
+ * status. It hands SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 on to the master, but not
+ * a SIGINT or SIGQUIT that its own starter has set to be ignored. With --daemon the first
+ * three end a start that is not done. From then on egg_scripts owns these signals and
+ * SIGCHLD, and ignores SIGPIPE. The master of a daemon reloads on SIGHUP, too.
  *
- * A daemon closes the descriptors from 3 on that are not close-on-exec: they are
- * whoever's who has started it. What the program opens before, for itself, it marks
- * with FD_CLOEXEC. Two clusters of one program need two pid files.
+ * Where NOTIFY_SOCKET is set, start in the foreground tells systemd READY=1 and
+ * STOPPING=1. The variable is removed: no process of the cluster inherits it.
  *
- * docs/egg-scripts.md has the options, the files, and what they are by default.
+ * Descriptors 0, 1 and 2 are opened (/dev/null) where they are closed. A daemon closes
+ * the descriptors from 3 on that are not close-on-exec: they belong to the process that
+ * has started it. The program marks with FD_CLOEXEC the ones that it has opened itself.
+ * Two clusters of one program need two pid files.
+ *
+ * docs/egg-scripts.md has the options, the files, and their defaults.
  */
 int egg_scripts(int argc, char *const argv[], const struct options *options);
 
-/* A program with options of its own takes them out of argv first (examples/refresh.c). */
+/* A program with options of its own removes them from argv first (examples/refresh.c). */
 enum { EXIT_NOT_RUNNING = 3, EXIT_USAGE = 64 };
 
 #ifdef __cplusplus

@@ -1,12 +1,12 @@
 /*
- * A cluster as it is seen from outside: who holds which byte of its pid file?
+ * A cluster as another process sees it: which process holds which byte of its pid file?
  *
  *	byte     0          4711    4712    4713
  *	lock     master     agent   app     app
  *
- * The kernel gives a lock back when its process ends, however it ends. So what is
- * found here is alive, and belongs to the cluster: a number that stands in a stale
- * file, and is a stranger's by now, is never even read (D30).
+ * The kernel releases a lock when its process ends, however it ends. So every process
+ * found here is alive and belongs to the cluster. A number that a stale file holds, and
+ * that is a stranger's by now, decides nothing (D30).
  *
  * egg: egg-scripts/lib/helper.js, which reads the list of all processes
  */
@@ -19,52 +19,93 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-/* A lock that goes makes no event that one could wait for: look so often, in ms. */
+/* The end of a lock makes no event that a process can wait for: look this often, in ms. */
 #define LOOK_AGAIN 10
 
-#define KILL_TIMEOUT 10000 /* a killed process may be busy in the kernel for so long */
-#define REAP_TIMEOUT 100   /* so long its parent may take to reap the dead master */
-#define ASK_LAST 1000      /* so long the master may take to say who is left */
+#define KILL_TIMEOUT 10000 /* how long the kernel may keep a killed process busy */
+#define REAP_TIMEOUT 100   /* how long the parent of the dead master may take to reap it */
+#define ASK_LAST 1000      /* how long the master may take to say which groups are left */
 
 #define TABLE_MAX (CLUTCH_WORKERS_MAX * 256 + 4096) /* bytes */
 
-/* A lock in these bytes (length 0: all that follow); its owner, 0 if there is none. */
-static pid_t
-owner(int descriptor, off_t start, off_t length, off_t *byte)
+/* Not through a symbolic link, and without waiting for the other end of a FIFO. */
+static int
+open_plain(const char *path)
 {
-	struct flock lock = {
-		.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+	return open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
 
-	if (fcntl(descriptor, F_GETLK, &lock) == -1 || lock.l_type == F_UNLCK)
-		return 0;
-	*byte = lock.l_start;
-	return lock.l_pid;
+/* ---- locks ------------------------------------------------------------------ */
+
+/* Find a lock in these bytes (length 0: all that follow): 1, 0 (there is none), or -1.
+ * Only write locks are looked for: to lock a byte for reading, a stranger need not be able
+ * to write the file. */
+static int
+find_lock(int descriptor, off_t start, off_t length, struct flock *lock)
+{
+	memset(lock, 0, sizeof *lock);
+	lock->l_type = F_RDLCK;
+	lock->l_whence = SEEK_SET;
+	lock->l_start = start;
+	lock->l_len = length;
+	if (fcntl(descriptor, F_GETLK, lock) == -1)
+		return -1;
+	return lock->l_type != F_UNLCK;
+}
+
+/* Look at the open file and its lock. Returns why it is of no use, or NULL. */
+static const char *
+look_at(struct cluster_found *cluster)
+{
+	struct stat status;
+	struct flock lock;
+	int found;
+
+	if (fstat(cluster->descriptor, &status) == -1)
+		return strerror(errno);
+	if (!S_ISREG(status.st_mode))
+		return "it is not a plain file";
+	cluster->user = status.st_uid;
+	found = find_lock(cluster->descriptor, 0, 1, &lock);
+	if (found == -1)
+		return strerror(errno);
+	if (found == 1 && lock.l_pid <= 0) /* the kernel has no number for it here */
+		return "its master runs where no signal from here reaches it: in another PID "
+		       "namespace, or on another machine";
+	cluster->master = found == 1 ? lock.l_pid : 0;
+	return NULL;
+}
+
+/* Why open(2) has failed. It has several errors for a file that is not a plain one. */
+static const char *
+why_not_opened(const char *path)
+{
+	const char *why = strerror(errno);
+	struct stat status;
+
+	if (lstat(path, &status) == -1 || S_ISREG(status.st_mode))
+		return why;
+	return S_ISLNK(status.st_mode) ? "it is a symbolic link" : "it is not a plain file";
 }
 
 int
 scripts_find(const struct command *command, struct cluster_found *cluster)
 {
-	off_t byte;
+	const char *why;
 
+	memset(cluster, 0, sizeof *cluster);
 	cluster->pid_file = command->options.pid_file;
-	cluster->master = 0;
-	cluster->descriptor = open(cluster->pid_file, O_RDONLY);
+	cluster->descriptor = open_plain(cluster->pid_file);
 	if (cluster->descriptor == -1 && (errno == ENOENT || errno == ENOTDIR))
 		return 0;
-	if (cluster->descriptor == -1) {
-		scripts_complain(command, "pid file %s: %s", cluster->pid_file, strerror(errno));
-		return -1;
-	}
-	fcntl(cluster->descriptor, F_SETFD, FD_CLOEXEC);
-	cluster->master = owner(cluster->descriptor, 0, 1, &byte);
-	if (cluster->master < 0) { /* a file system that several machines share */
-		scripts_complain(command, "pid file %s: its master is on another machine",
-		                 cluster->pid_file);
-		return -1;
-	}
-	return cluster->master != 0;
+	why = cluster->descriptor == -1 ? why_not_opened(cluster->pid_file) : look_at(cluster);
+	if (why == NULL)
+		return cluster->master != 0;
+	scripts_complain(command, "pid file %s: %s", cluster->pid_file, why);
+	return -1;
 }
 
 void
@@ -78,13 +119,13 @@ scripts_close(struct cluster_found *cluster)
 bool
 scripts_is_gone(const struct cluster_found *cluster)
 {
-	off_t byte;
+	struct flock lock;
 
-	return owner(cluster->descriptor, 0, 0, &byte) == 0;
+	return find_lock(cluster->descriptor, 0, 0, &lock) == 0;
 }
 
-/* The master lets go of its lock a moment before its end. (Where it waits for a parent
- * that reaps nobody, there is nothing else that one could see from here.) */
+/* The master's lock ends a moment before the master does. If the parent of the master
+ * does not reap it, no more can be seen from here. */
 static void
 wait_for_reaping(pid_t master)
 {
@@ -108,44 +149,54 @@ scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout)
 	return true;
 }
 
-/* SIGKILL to everybody with a lock from start on, before `end`. Which of several
- * locks fcntl(2) tells is its choice: on both sides of it there may be more. */
-static void
-kill_between(const struct cluster_found *cluster, off_t start, off_t end)
-{
-	off_t byte = 0;
-	pid_t pid = start < end ? owner(cluster->descriptor, start, end - start, &byte) : 0;
+/* ---- the table -------------------------------------------------------------- */
 
-	if (pid <= 0)
-		return;
-	if (pid != cluster->master)
-		kill(-pid, SIGKILL); /* each child leads a group: its own children */
-	kill(pid, SIGKILL);
-	kill_between(cluster, start, byte);
-	kill_between(cluster, byte + 1, end);
-}
-
-/* All of a file; NULL if it is not there. */
+/* Read the master's table. A folder that others may write to can hold a forged one: only
+ * a plain file of the pid file's user, of root or of the caller is believed. */
 static char *
-read_file(const char *path)
+read_table(const struct cluster_found *cluster, const char *path)
 {
-	FILE *file = fopen(path, "r");
-	char *text = file != NULL ? malloc(TABLE_MAX) : NULL;
+	int descriptor = open_plain(path);
+	FILE *file = descriptor != -1 ? fdopen(descriptor, "r") : NULL;
+	struct stat status;
+	char *text = NULL;
 
+	if (file == NULL) {
+		if (descriptor != -1)
+			close(descriptor);
+		return NULL;
+	}
+	errno = EACCES;
+	if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) &&
+	    (status.st_uid == cluster->user || status.st_uid == 0 || status.st_uid == geteuid()))
+		text = malloc(TABLE_MAX);
 	if (text != NULL)
 		text[fread(text, 1, TABLE_MAX - 1, file)] = '\0';
-	if (file != NULL)
-		fclose(file);
+	fclose(file);
 	return text;
 }
 
-/* Is it still the master? Its number may be a stranger's by now. */
+/* Does the same process still hold the master's lock? Otherwise its number may be a
+ * stranger's by now. */
 static bool
 is_master(const struct cluster_found *cluster)
 {
-	off_t byte;
+	struct flock lock;
 
-	return cluster->master != 0 && owner(cluster->descriptor, 0, 1, &byte) == cluster->master;
+	return cluster->master != 0 && find_lock(cluster->descriptor, 0, 1, &lock) == 1 &&
+	       lock.l_pid == cluster->master;
+}
+
+/* Remove the last table, so that the next one there is a new one. EPERM becomes EACCES: it
+ * is to mean that kill(2) has failed. */
+static int
+remove_table(const char *path)
+{
+	if (unlink(path) == 0 || errno == ENOENT)
+		return 0;
+	if (errno == EPERM)
+		errno = EACCES;
+	return -1;
 }
 
 char *
@@ -153,17 +204,23 @@ scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 {
 	int64_t deadline = clutch_now() + timeout;
 	char path[PATH_MAX + 16], *table;
+	int error;
 
 	snprintf(path, sizeof path, "%s.status", cluster->pid_file);
-	unlink(path); /* what is there after the order is fresh */
-	errno = ESRCH;
-	if (!is_master(cluster) || kill(cluster->master, number) == -1)
-		return NULL;
-	while ((table = read_file(path)) == NULL) {
+	if (!is_master(cluster)) {
 		errno = ESRCH;
-		if (!is_master(cluster))
+		return NULL;
+	}
+	if (kill(cluster->master, 0) == -1 || remove_table(path) == -1 ||
+	    kill(cluster->master, number) == -1)
+		return NULL;
+	while ((table = read_table(cluster, path)) == NULL) {
+		error = errno == ENOENT ? ETIMEDOUT : errno;
+		if (!is_master(cluster)) {
+			errno = ESRCH;
 			return NULL;
-		errno = ETIMEDOUT;
+		}
+		errno = error;
 		if (clutch_now() >= deadline)
 			return NULL;
 		poll(NULL, 0, LOOK_AGAIN);
@@ -171,9 +228,41 @@ scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 	return table;
 }
 
-/* SIGKILL to the groups of the table's rows: a child that is dead holds no lock any
- * more, but its own children may be alive, and then the master waits for them. It would
- * do the same itself at its deadline. */
+/* ---- SIGKILL ---------------------------------------------------------------- */
+
+/* Kill every process with a lock from start on, before `end`. fcntl(2) chooses which of
+ * several locks it reports: there may be more on both sides of that one. */
+static void
+kill_between(const struct cluster_found *cluster, off_t start, off_t end)
+{
+	struct flock lock;
+
+	if (start >= end || find_lock(cluster->descriptor, start, end - start, &lock) != 1)
+		return;
+	if (lock.l_pid > 1 && lock.l_pid != cluster->master)
+		kill(-lock.l_pid, SIGKILL); /* each child leads a process group */
+	if (lock.l_pid > 0)
+		kill(lock.l_pid, SIGKILL);
+	kill_between(cluster, start, lock.l_start);
+	kill_between(cluster, lock.l_start + 1, end);
+}
+
+/* Do the numbers in the table name the same processes here? Those of a container do not:
+ * then the number in the pid file is not the one that the kernel gives for the master. And
+ * root does not kill the processes that another user's table names. */
+static bool
+has_numbers_of_here(const struct cluster_found *cluster)
+{
+	char text[16] = "";
+
+	return cluster->user == geteuid() &&
+	       pread(cluster->descriptor, text, sizeof text - 1, 0) > 0 &&
+	       atol(text) == (long)cluster->master;
+}
+
+/* SIGKILL to the groups in the table's rows. A dead child holds no lock any more, but its
+ * own children may be alive, and the master waits for them. The master does the same at
+ * its deadline. */
 static void
 kill_groups(const char *table)
 {
@@ -188,12 +277,12 @@ kill_groups(const char *table)
 	}
 }
 
-/* The table is asked for now: one from before the wait has numbers in it that may be
- * anybody's. A master that hangs does not answer: then there are the locks alone. */
+/* The table is a new one: the numbers in an older one may be other processes' by now. A
+ * master that hangs does not answer; then only the locks are left. */
 int
 scripts_kill(const struct cluster_found *cluster)
 {
-	char *table = scripts_ask(cluster, SIGUSR1, ASK_LAST);
+	char *table = has_numbers_of_here(cluster) ? scripts_ask(cluster, SIGUSR1, ASK_LAST) : NULL;
 	int64_t deadline = clutch_now() + KILL_TIMEOUT;
 
 	kill_groups(table);

@@ -1,13 +1,13 @@
 /*
- * What the files of egg-scripts share: the command line, understood, and a cluster
- * as it is seen from outside.
+ * What the files of egg-scripts share: the parsed command line, and a cluster as another
+ * process sees it.
  */
 #ifndef SCRIPTS_H
 #define SCRIPTS_H
 
 #include "egg_scripts.h"
 
-/* egg_scripts.c: the command line, understood. */
+/* egg_scripts.c: the parsed command line. */
 struct command {
 	struct options options; /* for the master */
 	int timeout;            /* seconds; 0: not given */
@@ -15,50 +15,72 @@ struct command {
 	const char *standard_output, *standard_error; /* the daemon's files, or NULL */
 };
 
-/* One line on stdout, or on stderr; it begins with the program's name. */
+/* Print one line on stdout (say) or on stderr (complain). The line begins with the
+ * program's name. */
 void scripts_say(const struct command *command, const char *format, ...) CLUTCH_PRINTF(2, 3);
 void scripts_complain(const struct command *command, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
-/* $HOME/FOLDER/NAMEend, a default: free it. NAME is the pid file's without its .pid
- * where there is one, so that two clusters of one program do not share logs, and the
- * program's otherwise. NULL: it complained. */
+/* A default path, $HOME/FOLDER/NAMEend; the caller frees it. NAME is the pid file's name
+ * without .pid, so that two clusters of one program do not share their logs; without a
+ * pid file it is the program's name. NULL: it complained. */
 char *scripts_home_file(const struct command *command, const char *folder, const char *end);
 
 /*
- * helper.c: a cluster as it is seen from outside.
+ * helper.c: a cluster as another process sees it.
  *
- * find opens the pid file. Returns 1 if a master holds its lock; 0 if nobody
- * does, or there is no such file; -1: it complained. In any case: close it.
- * is_gone: nobody of the cluster is left, neither master nor child.
+ * find opens the pid file. Returns 1 if a master holds its lock; 0 if no master does, or
+ * if there is no such file; -1: it complained, because the file is no pid file, or
+ * because the master runs where no signal from here reaches it. In every case the caller
+ * calls close. is_gone: neither the master nor a child is left.
  */
 struct cluster_found {
 	const char *pid_file;
 	int descriptor; /* -1: there is no such file */
-	pid_t master;
+	uid_t user;     /* the owner of the file */
+	pid_t master;   /* 0: none */
 };
 
 int scripts_find(const struct command *command, struct cluster_found *cluster);
 void scripts_close(struct cluster_found *cluster);
 bool scripts_is_gone(const struct cluster_found *cluster);
 
-/* Wait until nobody is left, `timeout` milliseconds at most; true: nobody is. */
+/* Wait until no process of the cluster is left, for at most `timeout` milliseconds. */
 bool scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout);
 
-/* SIGKILL to master, children and grandchildren, until nobody is left. -1: somebody
- * is, whom no signal reaches. */
+/* Send SIGKILL to master, children and grandchildren until none is left. -1: one is
+ * left, and no signal reaches it. */
 int scripts_kill(const struct cluster_found *cluster);
 
 /*
- * The master's table, fresh: `number` (SIGUSR1 or SIGUSR2) is the order that makes
- * the master write it. NULL if it does not within `timeout` milliseconds, or ends
- * (errno ETIMEDOUT, ESRCH), or cannot be told (kill(2)'s). The caller frees it.
+ * Get a new table from the master: `number` (SIGUSR1 or SIGUSR2) is the order after which
+ * the master writes its table. The caller frees it. NULL with errno: ETIMEDOUT (not
+ * within `timeout` milliseconds), ESRCH (the master has ended), EPERM (the master is
+ * another user's), or why the file with the table cannot be removed or read.
  */
 char *scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout);
 
-/* The milliseconds that the master itself may take to stop. */
+/* How many milliseconds the master itself may take to stop. */
 int64_t scripts_patience(const struct command *command, const char *table);
 
-/* The commands. Each returns what egg_scripts shall return. */
+/*
+ * logs.c: the files of a daemon.
+ *
+ * make_folders makes the folders above a file where they are missing. open_logs opens
+ * the daemon's stdout and stderr and stores their paths, which the caller frees in every
+ * case. Both return -1 if they complained. note_failure prints the end of the daemon's
+ * stderr and says that the start has failed, also in that file.
+ */
+int scripts_make_folders(const struct command *command, const char *path);
+int scripts_open_logs(const struct command *command, char *paths[2], int files[2]);
+void scripts_note_failure(const struct command *command, const char *path, int file);
+
+/* notify.c: systemd's sd_notify. take_notify_socket removes NOTIFY_SOCKET from the
+ * environment, so that no other process speaks for this one, and returns its value. The
+ * caller frees it; NULL: it was not set, or there is no memory. */
+char *scripts_take_notify_socket(void);
+void scripts_notify(const struct command *command, const char *path, const char *state);
+
+/* The commands. Each returns what egg_scripts returns. */
 int scripts_start(const struct command *command);
 int scripts_stop(const struct command *command);
 int scripts_status(const struct command *command);

@@ -1,6 +1,6 @@
 /*
- * The launcher: it forks the master, is its parent, and waits: in the foreground
- * for its end, with --daemon for egg-ready or its end, whichever comes first.
+ * The launcher: it forks the master, is its parent, and waits: in the foreground for the
+ * master's end, with --daemon for egg-ready or the master's end, whichever comes first.
  *
  * egg: egg-scripts/lib/cmd/start.js
  */
@@ -15,33 +15,36 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#define START_TIMEOUT 300 /* seconds; start.js:59 */
-#define TAIL 4096         /* bytes of the daemon's stderr that are shown */
-#define DESCRIPTORS 65536 /* those below are closed in a daemon, where the limit is higher */
+#define START_TIMEOUT 300 /* seconds, of a daemon; start.js:59 */
+#define DESCRIPTORS 65536 /* a daemon closes those below this, if the limit is higher */
 
-/* Handed on to the master; the launcher is told of its end by SIGCHLD. */
+/* The launcher hands these on to the master, except SIGCHLD, which tells it of the master's
+ * end. */
 static const int caught[] = {SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGCHLD};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 struct launcher {
 	const struct command *command;
 	struct messenger *parent;
-	char *paths[2];  /* the daemon's stdout and stderr */
-	int files[2];    /* the same, open; or -1 */
-	char *lock_path; /* the lock of a daemon's start, and its file */
-	int lock;        /* -1: there is none */
+	char *notify_socket; /* systemd's, in the foreground; or NULL */
+	char *paths[2];      /* the daemon's stdout and stderr */
+	int files[2];        /* the same, open; or -1 */
+	char *lock_path;     /* the lock of a daemon's start, and its file */
+	int lock;            /* -1: there is none */
 	pid_t master;
-	int status; /* of the master, once it has ended */
-	bool ended, ready, late;
-	int order; /* a signal that ends the start of a daemon */
+	int status;   /* of the master, once it has ended */
+	bool ended;   /* the master has ended */
+	bool ready;   /* all workers are ready */
+	bool late;    /* they were not ready within the timeout */
+	bool closing; /* systemd has been told of the end */
+	int order;    /* a signal that ends the start of a daemon */
 };
 
 static int signal_pipe[2]; /* the numbers of the signals that came */
 
-/* ---- what may happen --------------------------------------------------------- */
+/* ---- events ------------------------------------------------------------------- */
 
 static void
 on_signal(int number)
@@ -55,6 +58,24 @@ on_signal(int number)
 }
 
 static void
+notify_closing(struct launcher *launcher)
+{
+	if (!launcher->closing)
+		scripts_notify(launcher->command, launcher->notify_socket, "STOPPING=1");
+	launcher->closing = true;
+}
+
+static void
+hand_on(struct launcher *launcher, int number)
+{
+	if (launcher->ended)
+		return;
+	if (number != SIGUSR1 && number != SIGUSR2)
+		notify_closing(launcher);
+	kill(launcher->master, number);
+}
+
+static void
 take_signal(struct launcher *launcher, int number)
 {
 	if (number == SIGCHLD)
@@ -62,8 +83,8 @@ take_signal(struct launcher *launcher, int number)
 		                                             WNOHANG) == launcher->master;
 	else if (launcher->command->daemon && number != SIGUSR1 && number != SIGUSR2)
 		launcher->order = number;
-	else if (!launcher->ended)
-		kill(launcher->master, number);
+	else
+		hand_on(launcher, number);
 }
 
 static int
@@ -78,7 +99,7 @@ on_signals(struct messenger *parent, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-/* {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"} */
+/* The data: {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"} */
 static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
@@ -87,96 +108,83 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 
 	(void)parent;
 	launcher->ready = true;
-	if (!launcher->command->daemon) /* the master has said it */
+	if (!launcher->command->daemon) { /* the master has printed it */
+		scripts_notify(launcher->command, launcher->notify_socket, "READY=1");
 		return 0;
+	}
 	at = at != NULL ? at + strlen("\"address\":\"") : "";
 	scripts_say(launcher->command, "started%s%.*s, pid %ld", *at != '\0' ? " on " : "",
 	            (int)strcspn(at, "\""), at, (long)launcher->master);
 	return 0;
 }
 
+static void
+complain_late(const struct command *command)
+{
+	scripts_complain(command, "not ready within %d s, stopping it",
+	                 command->timeout > 0 ? command->timeout : START_TIMEOUT);
+}
+
+/* D47: in the foreground, too. If SIGTERM does not end the master there, the user at the
+ * terminal or a supervisor can kill it. */
 static int
 on_timeout(struct messenger *parent, void *arg)
 {
 	struct launcher *launcher = arg;
 
 	(void)parent;
+	if (launcher->ready || launcher->ended)
+		return 0;
 	launcher->late = true;
+	if (!launcher->command->daemon) {
+		complain_late(launcher->command);
+		hand_on(launcher, SIGTERM);
+	}
 	return 0;
 }
 
-/* ---- the daemon's files --------------------------------------------------------- */
+/* ---- one start of a daemon at a time ------------------------------------------ */
 
-/* egg: getRotatelog. The last run's file becomes FILE.20260131.235959. Two within a
- * second: the second one is FILE.20260131.235959.1. */
-static int
-rotate(const char *path)
-{
-	time_t now = time(NULL);
-	size_t size = strlen(path) + 40;
-	char *to = malloc(size), stamp[32];
-	struct stat there;
-	int result, i = 0;
-
-	if (to == NULL)
-		return -1;
-	strftime(stamp, sizeof stamp, "%Y%m%d.%H%M%S", localtime(&now));
-	snprintf(to, size, "%s.%s", path, stamp);
-	while (stat(to, &there) == 0 && ++i < 1000)
-		snprintf(to, size, "%s.%s.%d", path, stamp, i);
-	result = rename(path, to);
-	free(to);
-	return result;
-}
-
-/* The folders of a file, where they are missing. */
-static void
-make_folders(const char *path)
-{
-	char *copy = strdup(path), *slash = copy;
-
-	while (slash != NULL && (slash = strchr(slash + 1, '/')) != NULL) {
-		*slash = '\0';
-		mkdir(copy, 0777); /* if that fails, so does open(2) */
-		*slash = '/';
-	}
-	free(copy);
-}
-
-/* Is that descriptor's file still the one of that name? */
+/* Is it an empty plain file of ours, and still the one of that name? */
 static bool
-is_named(int descriptor, const char *path)
+is_own_lock(int descriptor, const char *path)
 {
 	struct stat own, named;
 
-	return fstat(descriptor, &own) == 0 && stat(path, &named) == 0 &&
-	       own.st_ino == named.st_ino && own.st_dev == named.st_dev;
+	return fstat(descriptor, &own) == 0 && lstat(path, &named) == 0 && S_ISREG(own.st_mode) &&
+	       own.st_uid == geteuid() && own.st_size == 0 && own.st_ino == named.st_ino &&
+	       own.st_dev == named.st_dev;
 }
 
-/* Open and lock a file; as with D16, somebody may unlink it in between. -1: errno. */
+/* Open and lock a file. As with D16, another launcher may unlink it in between. -1: errno,
+ * EAGAIN if it is locked, EEXIST if it is a file of another kind or has a content. */
 static int
 open_locked(const char *path)
 {
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
-	int descriptor, error;
+	int tries, descriptor, error = EEXIST;
 
-	while ((descriptor = open(path, O_RDWR | O_CREAT, 0600)) != -1) {
-		if (fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 ||
-		    fcntl(descriptor, F_SETLK, &lock) == -1)
-			break;
-		if (is_named(descriptor, path))
+	for (tries = 0; tries < 100 && error == EEXIST; tries++) {
+		descriptor = open(path,
+		                  O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC,
+		                  0600);
+		if (descriptor == -1) {
+			if (errno == ELOOP || errno == ENXIO || errno == EISDIR)
+				errno = EEXIST;
+			return -1;
+		}
+		if (fcntl(descriptor, F_SETLK, &lock) == -1)
+			error = errno == EACCES ? EAGAIN : errno; /* POSIX allows both */
+		else if (is_own_lock(descriptor, path))
 			return descriptor;
 		close(descriptor);
 	}
-	error = errno;
-	if (descriptor != -1)
-		close(descriptor);
-	errno = descriptor != -1 && error == EACCES ? EAGAIN : error; /* POSIX has both */
+	errno = error;
 	return -1;
 }
 
-/* One start of a daemon at a time: a second one would find no master yet, and rename
- * the first one's logs. Until a start is over, it has PID_FILE.start locked. */
+/* A second start would find no master yet, and rename the first one's logs. Until a start
+ * is over, the launcher has PID_FILE.start locked. */
 static int
 lock_start(struct launcher *launcher)
 {
@@ -186,7 +194,8 @@ lock_start(struct launcher *launcher)
 	launcher->lock_path = malloc(size);
 	if (launcher->lock_path != NULL) {
 		snprintf(launcher->lock_path, size, "%s.start", command->options.pid_file);
-		make_folders(launcher->lock_path);
+		if (scripts_make_folders(command, launcher->lock_path) == -1)
+			return -1;
 		launcher->lock = open_locked(launcher->lock_path);
 	}
 	if (launcher->lock != -1)
@@ -195,8 +204,9 @@ lock_start(struct launcher *launcher)
 		scripts_complain(command, "is being started already (pid file %s)",
 		                 command->options.pid_file);
 	else
-		scripts_complain(command, "cannot lock the start (pid file %s): %s",
-		                 command->options.pid_file, strerror(errno));
+		scripts_complain(command, "cannot lock the start (%s.start): %s",
+		                 command->options.pid_file,
+		                 errno == EEXIST ? "another file is in the way" : strerror(errno));
 	return -1;
 }
 
@@ -204,81 +214,18 @@ static void
 unlock_start(struct launcher *launcher)
 {
 	if (launcher->lock != -1) {
-		unlink(launcher->lock_path);
+		if (is_own_lock(launcher->lock, launcher->lock_path))
+			unlink(launcher->lock_path);
 		close(launcher->lock);
 	}
 	free(launcher->lock_path);
 }
 
-/* Nobody else reads it: there is no telling what an application logs. What is not
- * a plain file (/dev/null, a pipe) is opened as it is. */
-static int
-open_log(const struct command *command, const char *path)
-{
-	int descriptor, flags = O_RDWR | O_APPEND | O_NOCTTY;
-	struct stat there;
+/* ---- the master --------------------------------------------------------------- */
 
-	make_folders(path);
-	if (stat(path, &there) == -1)
-		flags |= O_CREAT | O_EXCL;
-	else if (S_ISREG(there.st_mode))
-		flags |= rotate(path) == 0 ? O_CREAT | O_EXCL : 0;
-	descriptor = open(path, flags, 0600);
-	if (descriptor == -1)
-		scripts_complain(command, "cannot open %s: %s", path, strerror(errno));
-	else
-		fcntl(descriptor, F_SETFD, FD_CLOEXEC);
-	return descriptor;
-}
-
-/* Both may be one file. */
-static int
-open_files(struct launcher *launcher)
-{
-	static const char *const ends[] = {"-stdout.log", "-stderr.log"};
-	const struct command *command = launcher->command;
-	const char *given[2] = {command->standard_output, command->standard_error};
-	int i;
-
-	for (i = 0; i < 2; i++) {
-		launcher->paths[i] = given[i] != NULL ? strdup(given[i])
-		                                      : scripts_home_file(command, "logs", ends[i]);
-		if (launcher->paths[i] == NULL)
-			return -1;
-		if (i == 1 && strcmp(launcher->paths[0], launcher->paths[1]) == 0)
-			launcher->files[1] = dup(launcher->files[0]);
-		else
-			launcher->files[i] = open_log(command, launcher->paths[i]);
-		if (launcher->files[i] == -1)
-			return -1;
-	}
-	return 0;
-}
-
-/* The end of the daemon's stderr, from a line's beginning on. */
-static void
-print_tail(int descriptor)
-{
-	static char text[TAIL + 1];
-	struct stat status;
-	const char *line = text;
-	off_t at;
-	ssize_t count;
-
-	if (fstat(descriptor, &status) == -1 || !S_ISREG(status.st_mode))
-		return;
-	at = status.st_size > TAIL ? status.st_size - TAIL : 0;
-	count = pread(descriptor, text, TAIL, at);
-	text[count > 0 ? count : 0] = '\0';
-	if (at > 0 && (line = strchr(text, '\n')) == NULL)
-		line = text;
-	fputs(line + (*line == '\n'), stderr);
-}
-
-/* ---- the master ------------------------------------------------------------------ */
-
-/* What has come through exec(3) is not close-on-exec: it is whoever's who called the
- * launcher, and waits for its end, perhaps. What is, the program has opened itself. */
+/* A descriptor that has come through exec(3) is not close-on-exec: it belongs to the
+ * process that called the launcher, which may wait for its end. One that is close-on-exec
+ * the program has opened itself. */
 static void
 close_inherited(void)
 {
@@ -294,7 +241,7 @@ close_inherited(void)
 	}
 }
 
-/* In the child: out of reach of the terminal. Its folder stays what it was. */
+/* In the child: out of reach of the terminal. The working folder stays the same. */
 static int
 leave_terminal(const int files[2])
 {
@@ -310,12 +257,43 @@ leave_terminal(const int files[2])
 	return 0;
 }
 
+static pid_t daemon_master;
+
+/* D46: SIGHUP tells of the end of a terminal, and a daemon has none. So SIGHUP is the order
+ * to reload, as SIGUSR2 is. A child that still has this handler dies of the signal. */
+static void
+on_hangup(int number)
+{
+	if (getpid() == daemon_master) {
+		kill(daemon_master, SIGUSR2);
+		return;
+	}
+	signal(number, SIG_DFL);
+	raise(number);
+}
+
+static void
+reload_on_hangup(void)
+{
+	struct sigaction action = {.sa_handler = on_hangup, .sa_flags = SA_RESTART};
+	sigset_t set;
+
+	daemon_master = getpid();
+	sigemptyset(&action.sa_mask);
+	sigaction(SIGHUP, &action, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
 /* The child's life. The signals stay blocked until the master has its handlers. */
 static void
 be_master(struct launcher *launcher, int channel)
 {
 	struct options options = launcher->command->options;
 
+	if (launcher->command->daemon)
+		reload_on_hangup();
 	messenger_close(launcher->parent);
 	close(signal_pipe[0]);
 	close(signal_pipe[1]);
@@ -330,19 +308,7 @@ be_master(struct launcher *launcher, int channel)
 	exit(start_cluster(&options));
 }
 
-/* Descriptors 0, 1 and 2 are somebody's, or no file of ours may become one of them. */
-static void
-fill_standard_descriptors(void)
-{
-	int descriptor;
-
-	do
-		descriptor = open("/dev/null", O_RDWR);
-	while (descriptor >= 0 && descriptor < 3);
-	close(descriptor);
-}
-
-/* All that may fail, before there is a master. Stores its end of the channel. */
+/* Everything that may fail before there is a master. Stores the master's end of the channel. */
 static int
 prepare(struct launcher *launcher, int *channel)
 {
@@ -362,16 +328,31 @@ prepare(struct launcher *launcher, int *channel)
 	    messenger_watch(launcher->parent, signal_pipe[0], POLLIN, on_signals, launcher) == -1 ||
 	    messenger_once(launcher->parent, "egg-ready", on_ready, launcher) == -1)
 		return -1;
-	if (command->daemon &&
+	if ((command->daemon || command->timeout > 0) &&
 	    messenger_set_timeout(launcher->parent, timeout * 1000, on_timeout, launcher) == -1)
 		return -1;
 	return command->options.env != NULL ? setenv("EGG_SERVER_ENV", command->options.env, 1) : 0;
 }
 
+/* A shell that starts a job with & has it ignore SIGINT and SIGQUIT: Ctrl-C is meant for
+ * another job. */
+static void
+catch_signals(void)
+{
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, old;
+	int i;
+
+	sigemptyset(&action.sa_mask);
+	for (i = 0; i < CAUGHT; i++)
+		if ((caught[i] != SIGINT && caught[i] != SIGQUIT) ||
+		    sigaction(caught[i], NULL, &old) == -1 || old.sa_handler != SIG_IGN)
+			sigaction(caught[i], &action, NULL);
+	signal(SIGPIPE, SIG_IGN); /* the reader of its own line may have gone */
+}
+
 static int
 launch(struct launcher *launcher)
 {
-	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
 	sigset_t set;
 	int channel, i;
 
@@ -385,16 +366,13 @@ launch(struct launcher *launcher)
 	launcher->master = fork();
 	if (launcher->master == 0)
 		be_master(launcher, channel);
-	sigemptyset(&action.sa_mask);
-	for (i = 0; i < CAUGHT; i++)
-		sigaction(caught[i], &action, NULL);
-	signal(SIGPIPE, SIG_IGN); /* nobody may be there to read that it has started */
+	catch_signals();
 	sigprocmask(SIG_UNBLOCK, &set, NULL);
 	close(channel);
 	return launcher->master == -1 ? -1 : 0;
 }
 
-/* ---- the launcher's end ------------------------------------------------------------ */
+/* ---- the launcher's end ------------------------------------------------------- */
 
 static int
 exit_status(int status)
@@ -402,7 +380,7 @@ exit_status(int status)
 	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-/* It took too long, or somebody has changed his mind. */
+/* The start took too long, or a signal has ended it. */
 static void
 give_up(struct launcher *launcher)
 {
@@ -411,8 +389,7 @@ give_up(struct launcher *launcher)
 	struct command plain = *command;
 
 	if (launcher->late)
-		scripts_complain(command, "not ready within %d s, stopping it",
-		                 command->timeout > 0 ? command->timeout : START_TIMEOUT);
+		complain_late(command);
 	else
 		scripts_complain(command, "interrupted, stopping it");
 	plain.timeout = 0;
@@ -425,8 +402,8 @@ give_up(struct launcher *launcher)
 		;
 }
 
-/* D28: nothing but egg-ready is a success; everything else shows at once. D29: what
- * stands on stderr is no failure. */
+/* D28: only egg-ready is a success, and every failure shows at once. D29: a line on stderr
+ * is no failure. */
 static int
 finish_daemon(struct launcher *launcher)
 {
@@ -434,9 +411,17 @@ finish_daemon(struct launcher *launcher)
 		return 0;
 	if (!launcher->ended)
 		give_up(launcher);
-	print_tail(launcher->files[1]);
-	scripts_complain(launcher->command, "start failed, see %s", launcher->paths[1]);
+	scripts_note_failure(launcher->command, launcher->paths[1], launcher->files[1]);
 	return 1;
+}
+
+static int
+finish(struct launcher *launcher)
+{
+	if (launcher->command->daemon)
+		return finish_daemon(launcher);
+	notify_closing(launcher);
+	return launcher->late ? 1 : exit_status(launcher->status);
 }
 
 static bool
@@ -467,7 +452,7 @@ start(struct launcher *launcher)
 	const struct command *command = launcher->command;
 
 	if ((command->daemon && lock_start(launcher) == -1) || is_running(command) != 0 ||
-	    (command->daemon && open_files(launcher) == -1))
+	    (command->daemon && scripts_open_logs(command, launcher->paths, launcher->files) == -1))
 		return 1;
 	if (launch(launcher) == -1) {
 		scripts_complain(command, "cannot start: %s", strerror(errno));
@@ -476,7 +461,7 @@ start(struct launcher *launcher)
 	while (!is_over(launcher))
 		messenger_step(launcher->parent, -1);
 	messenger_close(launcher->parent);
-	return command->daemon ? finish_daemon(launcher) : exit_status(launcher->status);
+	return finish(launcher);
 }
 
 int
@@ -485,9 +470,10 @@ scripts_start(const struct command *command)
 	struct launcher launcher = {.command = command, .files = {-1, -1}, .lock = -1};
 	int result;
 
-	fill_standard_descriptors();
+	launcher.notify_socket = scripts_take_notify_socket();
 	result = start(&launcher);
 	unlock_start(&launcher);
+	free(launcher.notify_socket);
 	free(launcher.paths[0]);
 	free(launcher.paths[1]);
 	return result;

@@ -1,5 +1,5 @@
 /*
- * What is done to a cluster that runs: stop, status, reload.
+ * The commands for a cluster that runs: stop, status, reload.
  *
  * egg: egg-scripts/lib/cmd/stop.js; cluster-reload
  */
@@ -11,14 +11,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Milliseconds, where --timeout does not say otherwise. */
+/* Milliseconds, without --timeout. */
 #define ASK_TIMEOUT 5000 /* for a table */
-#define ASK_FIRST 1000   /* for its deadlines, before it is stopped */
+#define ASK_FIRST 1000   /* for the master's deadlines, before it is stopped */
 #define RELOAD_TIMEOUT 300000
 
 /* ---- stop ------------------------------------------------------------------- */
 
-/* The order, and how long the master itself needs for it: -1 if it was not given. */
+/* Give the order. Returns how long the master itself may take, or -1 if the order could
+ * not be given. */
 static int64_t
 order_to_stop(const struct command *command, const struct cluster_found *cluster)
 {
@@ -44,7 +45,7 @@ stop(const struct command *command, const struct cluster_found *cluster)
 		scripts_complain(command, "not stopped within %lld s: SIGKILL to all that are left",
 		                 (long long)patience / 1000);
 		if (scripts_kill(cluster) == -1) {
-			scripts_complain(command, "somebody is left whom SIGKILL does not end");
+			scripts_complain(command, "a process is left that SIGKILL does not end");
 			return 1;
 		}
 	}
@@ -78,9 +79,13 @@ report_silence(const struct command *command, const struct cluster_found *cluste
 	case EPERM:
 		scripts_complain(command, "pid %ld is another user's", (long)cluster->master);
 		return 1;
-	default:
+	case ETIMEDOUT:
 		scripts_complain(command, "pid %ld has not answered within %lld s: see its log",
 		                 (long)cluster->master, (long long)timeout / 1000);
+		return 1;
+	default:
+		scripts_complain(command, "cannot read %s.status: %s", cluster->pid_file,
+		                 strerror(errno));
 		return 1;
 	}
 }
@@ -104,7 +109,7 @@ status(const struct command *command, const struct cluster_found *cluster)
 	return 0;
 }
 
-/* Call it with the master that runs. */
+/* Find the master that runs, and call the function with it. */
 static int
 with_master(const struct command *command,
             int (*call)(const struct command *command, const struct cluster_found *cluster))
@@ -129,7 +134,8 @@ scripts_status(const struct command *command)
 
 /* ---- reload ------------------------------------------------------------------- */
 
-/* The table's next listening app worker from `at` on; behind it, or NULL. */
+/* Find the table's next listening app worker from `at` on. Returns the text behind it, or
+ * NULL. */
 static const char *
 next_app(const char *at, int *slot, long *pid)
 {
@@ -146,7 +152,7 @@ next_app(const char *at, int *slot, long *pid)
 	return NULL;
 }
 
-/* Is there one in that slot (0: in any), with that pid (0: with any)? */
+/* Does an app worker listen in that slot (0: in any), with that pid (0: with any)? */
 static bool
 has_app(const char *table, int wanted_slot, long wanted_pid)
 {
@@ -160,7 +166,7 @@ has_app(const char *table, int wanted_slot, long wanted_pid)
 	return false;
 }
 
-/* Does somebody listen in that slot who was not there before? */
+/* Does an app worker listen in that slot that was not there before? */
 static bool
 is_renewed(const char *before, const char *after, int wanted)
 {
@@ -173,8 +179,8 @@ is_renewed(const char *before, const char *after, int wanted)
 	return false;
 }
 
-/* The slots in which somebody listened before: how many, and how many are renewed? In
- * one slot there may be two: the first is leaving since the last reload. */
+/* Count the slots in which an app worker listened before, and those of them in which a new
+ * one listens. A slot may have two workers: one is leaving since the last reload. */
 static int
 count_slots(const char *before, const char *after, int *renewed)
 {
@@ -200,8 +206,8 @@ times_given_up(const char *table)
 	return at != NULL ? atoi(at + strlen(" done, ")) : 0;
 }
 
-/* The master writes its table when a reload has ended. It may be somebody else's
- * reload, or somebody else's table: then the order is given again. */
+/* The master writes its table when a reload has ended. Another command may have ordered
+ * that reload, or that table: then give the order again. */
 static int
 watch_reload(const struct command *command, const struct cluster_found *cluster, const char *before)
 {

@@ -1,8 +1,8 @@
 /*
- * HTTP for the examples: a server, and a client for what it needs itself.
+ * HTTP for the examples: a server and a client.
  *
- * A connection of the server answers one request at a time, and does not look at the next one
- * before: so answers leave in order, and a request needs no memory of its own.
+ * A connection of the server answers one request, and reads the next one after that. So
+ * the answers leave in order, and a request needs no memory of its own.
  *
  *	            head complete             body skipped             http_subscribe
  *	READ_HEAD ----------------> SKIP_BODY ------------> ANSWERING ----------> STREAMING
@@ -48,33 +48,33 @@
 
 enum state { READ_HEAD, SKIP_BODY, ANSWERING, STREAMING, CLOSING, LINGERING };
 
-/* What a connection waits for; only an answer may take its time. */
+/* The event that a connection waits for. Only WAIT_ANSWER has no time limit. */
 enum wait { WAIT_NONE, WAIT_IDLE, WAIT_REQUEST, WAIT_ANSWER, WAIT_WRITE, WAIT_LINGER };
 
-/* What the head of a request said, or that of an answer. */
+/* The contents of the head of a request or an answer. */
 struct head {
 	size_t length; /* of the head itself */
-	size_t body;   /* the bytes that follow, and are not skipped yet */
+	size_t body;   /* the bytes behind it that are not skipped yet */
 	bool has_host, has_body, is_old, says_close, says_keep_alive;
 };
 
 struct connection {
-	struct http_request request; /* first, so that one can be made of the other */
+	struct http_request request; /* first: a pointer to one is a pointer to the other */
 	http_handler handler;
 	void *arg;
 	struct connection *next, *previous;
 
-	int descriptor; /* -1: the client is gone, its answer is still to come */
-	short events;   /* watched for */
+	int descriptor; /* -1: the client is gone, but its request is unanswered */
+	short events;   /* that are watched */
 	enum state state;
 	bool running;     /* connection_run is at work */
-	bool end_of_file; /* the client sends no more; it may still read */
+	bool end_of_file; /* the client sends nothing more; it may still read */
 	bool keep_alive;  /* after the answer to this request */
 	struct head head;
 	const void *topic; /* of its stream */
 
 	enum wait wait;
-	int64_t deadline; /* of the wait, by clock_ms */
+	int64_t deadline; /* of the wait, as clutch_now() counts */
 	int timer;        /* 0: none; set to fire at `due`, which is not after the deadline */
 	int64_t due;
 
@@ -87,6 +87,10 @@ struct connection {
 /* The process's open connections. */
 static struct connection *connections;
 static bool before_close_is_set;
+
+/* The connection that on_leaving looks at next. A handler that it calls can end any
+ * connection, this one too: then connection_drop moves the mark on. */
+static struct connection *upcoming;
 
 static const char *
 reason(int status)
@@ -120,7 +124,7 @@ reason(int status)
 
 /* ---- the end of a connection --------------------------------------------- */
 
-/* An unanswered request outlives its connection: somebody holds it, to reply. */
+/* An unanswered request outlives its connection: the application holds it, to reply. */
 static void
 connection_free(struct connection *connection)
 {
@@ -139,6 +143,8 @@ connection_drop(struct connection *connection)
 		connections = connection->next;
 	if (connection->next != NULL)
 		connection->next->previous = connection->previous;
+	if (upcoming == connection)
+		upcoming = connection->next;
 	messenger_unwatch(connection->request.app, connection->descriptor);
 	close(connection->descriptor);
 	connection->descriptor = -1;
@@ -190,7 +196,7 @@ output_flush(struct connection *connection)
 		if (n == -1)
 			return errno == EAGAIN || errno == EWOULDBLOCK;
 		connection->output_start += (size_t)n;
-		connection->wait = WAIT_NONE; /* progress: the wait begins anew */
+		connection->wait = WAIT_NONE; /* progress: the wait begins again */
 	}
 	if (connection->output_size > OUTPUT_KEEP) {
 		free(connection->output);
@@ -201,8 +207,8 @@ output_flush(struct connection *connection)
 	return true;
 }
 
-/* Append the head of an answer; its length is unknown where the end of the
- * connection ends it. */
+/* Append the head of an answer. `length` is its Content-Length line, or "" for a stream,
+ * which ends with its connection. */
 static bool
 output_head(struct connection *connection, int status, const char *type, const char *length)
 {
@@ -235,7 +241,7 @@ output_text(struct connection *connection, const char *text)
 	return true;
 }
 
-/* The request is over: forget its head (what follows it are the next ones). */
+/* The request is over: forget its head. The bytes behind it are the next requests. */
 static void
 forget_request(struct connection *connection)
 {
@@ -259,7 +265,8 @@ answer(struct connection *connection, int status, const char *type, const char *
 	snprintf(length, sizeof length, "Content-Length: %zu", strlen(body));
 	if (!output_head(connection, status, type, length) ||
 	    (!is_head && !output_text(connection, body)))
-		connection->keep_alive = false; /* and so does it learn that one is missing */
+		connection->keep_alive =
+			false; /* its end tells the client that an answer is missing */
 	connection->state = connection->keep_alive ? READ_HEAD : CLOSING;
 	forget_request(connection);
 }
@@ -273,7 +280,7 @@ answer_status(struct connection *connection, int status)
 	answer(connection, status, PLAIN_TEXT, body);
 }
 
-/* Nothing that this client sends makes sense, or is welcome, any longer. */
+/* An error, and the end: nothing that this client sends after it is read. */
 static void
 refuse(struct connection *connection, int status)
 {
@@ -283,7 +290,7 @@ refuse(struct connection *connection, int status)
 
 /* ---- the head of a request: 0, or the status to refuse it with ----------- */
 
-/* Cut off the next line; it is there. */
+/* Cut off the next line. The caller knows that there is one. */
 static char *
 next_line(char **rest)
 {
@@ -315,7 +322,7 @@ is_token(const char *text)
 	return *text != 0 && text[strspn(text, allowed)] == 0;
 }
 
-/* "/path?query", or the same after "http://host", as it is sent to proxies. */
+/* "/path?query", or "http://host/path?query", which clients send to proxies. */
 static int
 parse_target(struct http_request *request, char *target)
 {
@@ -352,7 +359,7 @@ parse_request_line(struct connection *connection, char *method)
 	connection->head.is_old = version[7] == '0';
 	connection->request.method = method;
 	if (strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0)
-		return 0; /* whatever its target is: see handle */
+		return 0; /* its target does not matter: handle refuses the method */
 	return parse_target(&connection->request, target);
 }
 
@@ -360,7 +367,7 @@ static int
 parse_content_length(struct head *head, const char *value)
 {
 	size_t digits = strspn(value, "0123456789");
-	unsigned long length = strtoul(value, NULL, 10); /* too long a number: ULONG_MAX */
+	unsigned long length = strtoul(value, NULL, 10); /* a number that is too long: ULONG_MAX */
 
 	if (digits == 0 || value[digits] != 0 || (head->has_body && head->body != length))
 		return 400;
@@ -395,7 +402,7 @@ trim(char *text)
 	return text;
 }
 
-/* A line that continues the one before begins with a space: its name is no token. */
+/* A line that continues the line before it begins with a space, so its name is no token. */
 static int
 parse_header(struct head *head, char *name)
 {
@@ -444,10 +451,10 @@ parse_head(struct connection *connection)
 	return 0;
 }
 
-/* ---- one request, step by step: each says whether it has got further ----- */
+/* ---- one request, step by step: true if there was a step ------------------ */
 
-/* The length of the head with the empty line that ends it; 0: it is not all
- * here. A line may end without its '\r', as people type it. */
+/* The length of the head with the empty line that ends it; 0: it is not complete. A line
+ * may end without '\r', as people type it. */
 static size_t
 find_head(const char *input, size_t length)
 {
@@ -464,7 +471,7 @@ find_head(const char *input, size_t length)
 	return 0;
 }
 
-/* What cannot become a request is refused before its end: a line of anything,
+/* Bytes that cannot become a request are refused before there is an empty line: some text,
  * a TLS handshake. */
 static bool
 is_garbage(const struct connection *connection)
@@ -481,7 +488,7 @@ is_garbage(const struct connection *connection)
 	       strncmp(end - strlen("HTTP/1.1"), "HTTP/", 5) != 0;
 }
 
-/* Some clients send an empty line after a body: it is not a request. */
+/* Some clients send an empty line after a body. It is not a request. */
 static void
 skip_empty_lines(struct connection *connection)
 {
@@ -499,7 +506,7 @@ skip_empty_lines(struct connection *connection)
 	memmove(connection->input, connection->input + start, connection->input_length);
 }
 
-/* No more will come: a request that is not complete never will be. */
+/* The client sends nothing more: a request that is not complete never will be. */
 static bool
 end_input(struct connection *connection)
 {
@@ -559,7 +566,7 @@ skip_body(struct connection *connection)
 	return true;
 }
 
-/* The request is complete. Returns what the handler does. */
+/* The request is complete. Returns the handler's result. */
 static int
 handle(struct connection *connection)
 {
@@ -599,7 +606,7 @@ step(struct connection *connection, int *uncaught)
 	return false;
 }
 
-/* As far as possible: until the input, or the room for output, is used up. */
+/* Take steps until the input, or the room for output, is used up. */
 static bool
 advance(struct connection *connection, int *uncaught)
 {
@@ -615,7 +622,7 @@ advance(struct connection *connection, int *uncaught)
 static int on_timer(struct messenger *app, void *arg);
 static int on_event(struct messenger *app, int descriptor, short revents, void *arg);
 
-/* Between two requests, as far as we have heard. */
+/* No request has begun to arrive, and no answer waits to be written. */
 static bool
 is_idle(const struct connection *connection)
 {
@@ -623,8 +630,8 @@ is_idle(const struct connection *connection)
 	       connection->input_length == 0 && pending(connection) == 0;
 }
 
-/* A process that leaves drops those who have had an answer. Who has just been
- * accepted has not asked yet, and had no chance to: its request is on the way. */
+/* A process that leaves drops an idle connection that has had an answer. A connection that
+ * was just accepted has had no chance to ask: its request is on the way. */
 static bool
 is_spare(const struct connection *connection)
 {
@@ -632,7 +639,7 @@ is_spare(const struct connection *connection)
 }
 
 static enum wait
-what_is_awaited(const struct connection *connection)
+awaited_event(const struct connection *connection)
 {
 	if (connection->state == LINGERING)
 		return WAIT_LINGER;
@@ -645,7 +652,7 @@ what_is_awaited(const struct connection *connection)
 	return messenger_closing(connection->request.app) ? WAIT_LINGER : WAIT_IDLE;
 }
 
-/* Milliseconds; 0: none. */
+/* The time limit of a wait, in ms; 0: none. */
 static int
 wait_limit(enum wait wait)
 {
@@ -672,12 +679,12 @@ set_timer(struct connection *connection, int64_t now)
 	return id > 0;
 }
 
-/* A timer that fires too early costs less than one that is moved with every
- * request: on_timer sets it anew. */
+/* The timer is not moved with every request: a timer that fires too early costs less, and
+ * on_timer sets it again. */
 static bool
 set_deadline(struct connection *connection)
 {
-	enum wait wait = what_is_awaited(connection);
+	enum wait wait = awaited_event(connection);
 	int64_t now;
 
 	if (connection->wait == wait)
@@ -702,7 +709,7 @@ watch(struct connection *connection, short events)
 	                       connection) == 0;
 }
 
-/* No events: only that the client has gone is of interest. */
+/* No events: the loop then reports only that the client is gone. */
 static bool
 set_events(struct connection *connection)
 {
@@ -718,7 +725,7 @@ set_events(struct connection *connection)
 	return connection->events == events || watch(connection, events);
 }
 
-/* Is there still something to do here? */
+/* Has the connection something left to do? */
 static bool
 is_needed(struct connection *connection)
 {
@@ -728,13 +735,13 @@ is_needed(struct connection *connection)
 		connection->state = LINGERING;
 	}
 	if (connection->state == LINGERING || connection->state == STREAMING) {
-		connection->input_length = 0; /* nobody wants to know */
+		connection->input_length = 0; /* nothing reads it */
 		return !connection->end_of_file;
 	}
 	return !is_spare(connection) || !messenger_closing(connection->request.app);
 }
 
-/* Do what can be done now. Returns what the handler does, if it is called. */
+/* Do all that can be done now. Returns the handler's result, if it was called. */
 static int
 connection_run(struct connection *connection)
 {
@@ -778,7 +785,8 @@ on_event(struct messenger *app, int descriptor, short revents, void *arg)
 
 	(void)app;
 	(void)descriptor;
-	if (reads && (gone || (revents & POLLIN) != 0)) /* its last words come before its end */
+	if (reads &&
+	    (gone || (revents & POLLIN) != 0)) /* read its last bytes before you believe its end */
 		gone = !connection_read(connection);
 	if (!gone)
 		return connection_run(connection);
@@ -795,7 +803,7 @@ on_timer(struct messenger *app, void *arg)
 	(void)app;
 	connection->timer = 0;
 	if (wait_limit(connection->wait) == 0)
-		return 0; /* the next wait sets it again */
+		return 0; /* this wait has no limit; the next one sets the timer again */
 	if (connection->deadline > now) {
 		if (!set_timer(connection, now))
 			connection_drop(connection);
@@ -809,17 +817,17 @@ on_timer(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* The process leaves: the idle go, the new ones after a second, and the streams
- * end. A request may have come that we have not been told of, so look once more.
- * What is begun, the app worker waits for: every connection that is watched. */
+/* The process leaves. Idle connections end at once, new ones after a second, and streams
+ * end. A request may have arrived that the loop has not reported, so look once more. The
+ * app worker waits for the other connections, because they are watched. */
 static int
 on_leaving(struct messenger *app, void *arg)
 {
-	struct connection *connection, *next;
+	struct connection *connection;
 
 	(void)arg;
-	for (connection = connections; connection != NULL; connection = next) {
-		next = connection->next;
+	for (connection = connections; connection != NULL; connection = upcoming) {
+		upcoming = connection->next;
 		if (connection->state == STREAMING) {
 			connection->state = CLOSING;
 			connection_run(connection);
@@ -834,7 +842,7 @@ connection_start(struct connection *connection)
 {
 	int yes = 1;
 
-	/* We write whole answers: to hold them back for more gains nothing. */
+	/* Nagle's algorithm would hold an answer back until more follows. */
 	setsockopt(connection->descriptor, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
 	connection->next = connections;
 	if (connections != NULL)
@@ -865,8 +873,8 @@ http_serve(struct messenger *app, int descriptor, http_handler handler, void *ar
 	return 0;
 }
 
-/* Not from the handler: the loop takes over as soon as it can write, so that no
- * handler is ever called from inside of http_reply. */
+/* The loop goes on with the connection when the socket can be written, so that http_reply
+ * never calls a handler. Inside the handler, connection_run goes on with it. */
 static void
 run_later(struct connection *connection)
 {
@@ -915,7 +923,7 @@ http_subscribe(struct http_request *request, const char *type, const void *topic
 	return 0;
 }
 
-/* Nothing is written here, but when the socket takes it. */
+/* Only queue the text. The loop writes it when the socket can be written. */
 static bool
 stream_write(struct connection *connection, const char *text)
 {
@@ -935,7 +943,7 @@ http_publish(const void *topic, const char *text)
 		    stream_write(connection, text))
 			continue;
 		if (connection->running)
-			connection->state = CLOSING; /* its own handler publishes */
+			connection->state = CLOSING; /* its own handler has called us */
 		else
 			connection_drop(connection);
 	}
@@ -944,8 +952,8 @@ http_publish(const void *topic, const char *text)
 /* ---- the client ------------------------------------------------------------ */
 
 /*
- * It says HTTP/1.0: an answer to that is never chunked; it has its length, or
- * ends with the connection. So a stream is an answer that does not end.
+ * The client asks in HTTP/1.0, so that the answer is never chunked: the answer has a
+ * length, or ends with the connection. A stream is an answer that does not end.
  */
 struct client {
 	struct messenger *messenger;
@@ -970,7 +978,7 @@ client_free(struct client *client)
 	free(client);
 }
 
-/* The listener may begin anew at once: this one is over before. */
+/* The listener may open the next client. This one is freed after that. */
 static int
 client_end(struct client *client, int status, const char *text)
 {
@@ -1000,7 +1008,7 @@ client_set_timer(struct client *client)
 	return client->timer > 0;
 }
 
-/* "HTTP/1.1 200 OK", and headers as a request has them. */
+/* "HTTP/1.1 200 OK", and headers like those of a request. */
 static bool
 parse_answer(struct client *client)
 {
@@ -1020,7 +1028,7 @@ parse_answer(struct client *client)
 	return head->body <= HTTP_BODY_MAX;
 }
 
-/* The answer's head is complete: cut it off. NULL, or why it is no good. */
+/* Cut off the answer's head if it is complete. Returns NULL, or what is wrong with it. */
 static const char *
 client_read_head(struct client *client)
 {
@@ -1038,7 +1046,7 @@ client_read_head(struct client *client)
 	return NULL;
 }
 
-/* Tell line by line; what is left is the beginning of the next one. */
+/* Call the listener for each whole line, and keep the beginning of the next one. */
 static int
 client_read_lines(struct client *client)
 {
@@ -1060,7 +1068,7 @@ client_read_lines(struct client *client)
 	return uncaught;
 }
 
-/* What has come is in `text`. Returns what the listener does. */
+/* Look at all that `text` has. Returns the listener's result. */
 static int
 client_run(struct client *client, bool end_of_file)
 {
@@ -1109,7 +1117,7 @@ client_watch(struct client *client, short events)
 	       0;
 }
 
-/* It is connected, or it is not. */
+/* The attempt to connect has ended: send the request, or tell why it failed. */
 static int
 client_write(struct client *client)
 {
@@ -1142,8 +1150,7 @@ on_server(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return client->is_sent ? client_read(client) : client_write(client);
 }
 
-/* "127.0.0.1:7002", or "localhost". Another name would have to be looked up, and
- * that blocks. */
+/* "127.0.0.1:7002", or "localhost". Any other name would need a lookup, which blocks. */
 static bool
 parse_authority(char *host, struct sockaddr_in *address)
 {
@@ -1161,7 +1168,7 @@ parse_authority(char *host, struct sockaddr_in *address)
 	return strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &address->sin_addr) == 1;
 }
 
-/* What is "http://127.0.0.1:7002/data" the address of? */
+/* The address in "http://127.0.0.1:7002/data". */
 static bool
 parse_url(const char *url, struct sockaddr_in *address)
 {
@@ -1187,7 +1194,7 @@ http_is_url(const char *url)
 	return parse_url(url, &address);
 }
 
-/* Begin to connect. */
+/* A socket that has begun to connect; -1 with errno. */
 static int
 connect_to(const struct sockaddr_in *address)
 {

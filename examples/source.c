@@ -1,37 +1,40 @@
 /*
- * A data source that seldom changes: a configuration server, a list of prices. It is
- * a small egg application itself, with one app worker, which holds the data.
+ * A data source whose data seldom changes: a configuration server, a list of prices. It
+ * is a small egg application itself, with one app worker, which holds the data.
  *
  *	GET /data              {"index":7}
- *	GET /check             the same; where the data is large, only its version
+ *	GET /check             the same; for large data it would be only the version
  *	GET /push              a stream: a line at once, and one for each change
- *	GET /change            changes the data, for you to try it (a real source
- *	                       would want a POST)
- *	GET /change?quietly    and nobody hears of it: a notice can get lost, too
+ *	GET /change            changes the data, for a try (a real source would want
+ *	                       a POST)
+ *	GET /change?quietly    the same without a notice: a notice can get lost, too
  *
- *	build/examples/source [--port=7002] [--every=0] [--lose=0]
+ *	build/examples/source [--port=7002] [--every=0] [--lose=0] [--ready=DESCRIPTOR]
  *	curl -N http://127.0.0.1:7002/push
  *
- * --every=15: the data changes by itself, every 15 s. --lose=2: of such changes every
- * second one is not told. Who relies on /push alone would never know.
+ * --every=15: the data changes by itself, every 15 s. --lose=2: every second one of these
+ * changes is not told. A client that relies on /push alone would never know of it.
+ * --ready=3: when the source can answer, it writes a line to descriptor 3, which the
+ * process that started it has opened (readiness notification: see examples/run).
  */
 #include "../messenger.h"
 #include "http.h"
 
-#include <ctype.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* A stream that is silent for much longer is broken: that much a subscriber can
- * rely on. An empty line is not news. Milliseconds. */
+/* An empty line goes into each stream this often, in ms. It is not news; but a stream
+ * that is silent for much longer is broken, and a subscriber can rely on that. */
 #define HEARTBEAT 5000
 
 #define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
 
 static int port = 7002;
-static int every; /* seconds; 0: only when it is told to */
-static int lose;  /* the n-th notice; 0: none */
+static int every;      /* seconds; 0: the data changes only when it is told to */
+static int lose;       /* the n-th notice; 0: none */
+static int ready = -1; /* the descriptor for a line that the source answers; -1: none */
 
 static long number = 1; /* the data; it is also the topic of the streams */
 
@@ -74,9 +77,19 @@ on_heartbeat(struct messenger *app, void *arg)
 }
 
 static int
+on_ready(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)message, (void)arg;
+	if (ready != -1)
+		clutch_print_line(ready, "ready");
+	return 0;
+}
+
+static int
 app(struct messenger *app, void *arg)
 {
-	if (messenger_set_interval(app, HEARTBEAT, on_heartbeat, arg) == -1)
+	if (messenger_set_interval(app, HEARTBEAT, on_heartbeat, arg) == -1 ||
+	    messenger_once(app, "egg-ready", on_ready, arg) == -1)
 		return -1;
 	return every > 0 && messenger_set_interval(app, every * 1000, on_time, arg) == -1;
 }
@@ -100,7 +113,7 @@ connection(struct messenger *app, int descriptor, void *arg)
 	return http_serve(app, descriptor, answer, arg);
 }
 
-/* Is it "--NAME=NUMBER"? Then store the number, if it is one up to `most`. */
+/* Is the argument "--NAME=NUMBER", with a number up to `most`? Then store the number. */
 static bool
 is_option(const char *argument, const char *name, int most, int *value)
 {
@@ -125,14 +138,19 @@ main(int argc, char *argv[])
 	for (i = 1; i < argc; i++)
 		if (!is_option(argv[i], "--port=", 65535, &port) &&
 		    !is_option(argv[i], "--every=", 86400, &every) &&
-		    !is_option(argv[i], "--lose=", 1000, &lose)) {
+		    !is_option(argv[i], "--lose=", 1000, &lose) &&
+		    !is_option(argv[i], "--ready=", 65535, &ready)) {
 			fprintf(stderr,
 			        "source: %s? It takes --port=7002 (0: any free one), "
-			        "--every=SECONDS and --lose=N\n",
+			        "--every=SECONDS, --lose=N and --ready=DESCRIPTOR\n",
 			        argv[i]);
 			return USAGE;
 		}
-	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	if (ready != -1 && fcntl(ready, F_GETFD) == -1) {
+		fprintf(stderr, "source: --ready=%d: no such descriptor is open\n", ready);
+		return USAGE;
+	}
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one write for each line, so that lines do not mix */
 	return start_cluster(&(struct options){.app = app,
 	                                       .connection = connection,
 	                                       .name = "source",

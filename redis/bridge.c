@@ -1,12 +1,11 @@
 /*
  * A bridge between clusters: see bridge.h.
  *
- * A message is one text from its sender to its last receiver, and nobody on the way
- * writes it anew:
+ * A message is one text, which no process between its sender and its receivers changes:
  *
  *	{"id":"8c5f...-7","from":"A","to":"","action":"refresh","data":...}
  *
- * What app and agent tell each other, each action with ":CHANNEL" behind it:
+ * The messages between app and agent; each action ends with ":CHANNEL":
  *
  *	app                                 agent
  *	 | -- bridge-hello   pid ----------> |  at each egg-pids: I am here
@@ -19,10 +18,10 @@
  *	 | <- bridge-mark    number -------- |  so far; did you hear?
  *	 | -- bridge-heard   number, pid --> |  XACK
  *
- * Reliable messages stay with their sender until they are done. When the agent
- * cannot write one, it takes no other either, until Redis is back; then it announces
- * a new epoch, and every sender begins again with its first. What was on its way in
- * the old epoch is let go, so that nothing overtakes.
+ * A reliable message stays with its sender until it is done. When the agent cannot write
+ * one, it takes no other until Redis is back. Then it announces a new epoch, and every
+ * sender begins again with the first message that is not done. Messages of the old epoch
+ * that are still on their way are dropped, so that the order is kept.
  */
 #include "bridge.h"
 #include "redis.h"
@@ -36,16 +35,16 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What did not fit is tried again after so long; what Redis does not do, after a
- * second. */
+/* How long to wait before the next try, in ms: after a queue was full, and after Redis
+ * has refused. */
 #define SOON 100
 #define LATER 1000
 
-/* The message of a bridge-send stands behind "[epoch,pid,": of this many bytes, so
- * that a new epoch is written over the old one. */
+/* The length of "[epoch,pid,", which a bridge-send begins with. It is fixed, so that a new
+ * epoch can be written over the old one. */
 #define SEND_HEAD 43
 
-/* All that stands around the data of a message. */
+/* The most bytes of a message without its data. */
 #define ENVELOPE_MAX (4 * BRIDGE_NAME_MAX + 64)
 
 #define ID_MAX 40
@@ -53,7 +52,7 @@
 /* An entry's id in a stream: two numbers of 64 bits, a dash, and the '\0'. */
 #define STREAM_ID_MAX 48
 
-/* A reliable message that Redis is not known to have. */
+/* A reliable message that may not have reached Redis. */
 struct outgoing {
 	struct outgoing *next;
 	char id[ID_MAX];
@@ -65,14 +64,15 @@ struct listener {
 	struct listener *next;
 	bridge_listener call;
 	void *arg;
-	char action[]; /* "": every one */
+	size_t number; /* the n-th that was added, from 1 */
+	char action[]; /* "": every action */
 };
 
 /* An app with a bridge, as its agent knows it. */
 struct member {
 	pid_t pid;
-	bool listening; /* the master has told of it */
-	bool owes;      /* it was asked whether it heard, and has not said so */
+	bool listening; /* it is in the agent's opids */
+	bool owes;      /* it has not answered the last mark */
 };
 
 struct bridge {
@@ -82,33 +82,34 @@ struct bridge {
 	int timer; /* 0: none */
 	int64_t timer_due;
 
-	/* what this process sends */
+	/* both: what this process sends */
 	char token[17]; /* its ids begin with it */
 	uint64_t count;
 	struct outgoing *first, **last, *unsent;
 	size_t waiting, waiting_bytes;
-	int64_t epoch; /* 0: nothing is to be sent */
+	int64_t epoch; /* 0: nothing may be sent */
 
 	/* app: what it hears */
-	bool silent; /* the agent does not know of it yet */
+	bool silent; /* the agent has not been told of this app */
 	struct listener *listeners;
-	char *data; /* of the message being heard */
+	size_t listener_count;
+	char *data; /* of the message that is being delivered */
 
 	/* agent: to Redis */
 	struct redis *commands, *ear, *reader;
 	int64_t last_epoch;
-	size_t lost; /* of those to be forgotten, since the log had a line */
+	size_t lost; /* published messages, since the last line about them */
 	char last_line[400], last_of_redis[400];
 
 	/* agent: from the stream to the apps */
 	bool joined, reading;
 	bool has_joined; /* ever */
-	bool again;      /* first what was read, and not acknowledged */
+	bool again;      /* read first what was not acknowledged */
 	int timeout;
-	char ids[BRIDGE_BATCH][STREAM_ID_MAX]; /* sent to the apps, to be acknowledged */
+	char ids[BRIDGE_BATCH][STREAM_ID_MAX]; /* sent to the apps, not acknowledged */
 	size_t batch;
 	uint64_t mark;
-	bool marked, heard; /* the apps were asked; one has heard */
+	bool marked, heard; /* the apps were asked; one has answered */
 	int64_t marked_at;
 	struct member members[CLUTCH_WORKERS_MAX];
 	size_t member_count;
@@ -116,7 +117,7 @@ struct bridge {
 
 /* ---- odds and ends ----------------------------------------------------------------- */
 
-/* One line, unless it is the one before again: what goes on failing has nothing new. */
+/* One line, unless it is the same as the line before it. */
 static void say(struct bridge *bridge, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 static void
@@ -130,14 +131,14 @@ say(struct bridge *bridge, const char *format, ...)
 	va_end(arguments);
 	for (at = line; *at != '\0'; at++)
 		if ((unsigned char)*at < ' ' || *at == 127)
-			*at = '?'; /* Redis's own words may be in it */
+			*at = '?'; /* it may hold text of Redis */
 	if (strcmp(line, bridge->last_line) == 0)
 		return;
 	memcpy(bridge->last_line, line, sizeof line);
 	clutch_print_line(STDERR_FILENO, "[bridge] %s: %s", bridge->channel, line);
 }
 
-/* Three connections to one Redis have the same to say. */
+/* The log of three connections to one Redis: a line that repeats the last one is left out. */
 static void
 on_line(const char *line, void *arg)
 {
@@ -172,7 +173,7 @@ action_of(const struct bridge *bridge, const char *what)
 
 static int retry(struct messenger *messenger, void *arg);
 
-/* Look again after so long, at all that could not be done now. */
+/* Call `retry` after this time, which does all that cannot be done now. */
 static void
 look_again(struct bridge *bridge, int milliseconds)
 {
@@ -183,7 +184,7 @@ look_again(struct bridge *bridge, int milliseconds)
 		return;
 	id = messenger_set_timeout(bridge->messenger, milliseconds, retry, bridge);
 	if (id == -1)
-		return; /* no memory: the next event looks */
+		return; /* no memory: the next event tries again */
 	if (bridge->timer != 0)
 		messenger_clear_timeout(bridge->messenger, bridge->timer);
 	bridge->timer = id;
@@ -199,7 +200,7 @@ struct envelope {
 	size_t data_length;
 };
 
-/* The bytes of a message without its data, and "data" if there is any. */
+/* Write the message up to its data, and return its length. */
 static int
 write_head(char *text, size_t size, const char *id, const char *from, const char *to,
            const char *action, const char *data)
@@ -228,7 +229,7 @@ take_name(const char **at, const char *end, const char *key, char *name)
 	return memchr(name, '\\', strlen(name)) == NULL;
 }
 
-/* Read what write_head and those who use it write, and nothing else. */
+/* Parse a message exactly as write_head and its callers write it. */
 static bool
 read_envelope(struct envelope *envelope, const char *text, size_t length)
 {
@@ -263,7 +264,7 @@ is_for_us(const struct bridge *bridge, const struct envelope *envelope)
 static void agent_publish(struct bridge *bridge, const char *text, size_t length);
 static void agent_send(struct bridge *bridge, const char *text, size_t length);
 
-/* Give the agent (who may be this process) all that waits, as far as it takes it. */
+/* Send the agent (which may be this process) all messages that wait, or as many as fit. */
 static void
 pump(struct bridge *bridge)
 {
@@ -286,7 +287,7 @@ pump(struct bridge *bridge)
 	}
 }
 
-/* A new epoch: all that is not done is sent again, in its order. */
+/* A new epoch: all messages that are not done are sent again, in their order. */
 static void
 begin_epoch(struct bridge *bridge, int64_t epoch)
 {
@@ -304,7 +305,7 @@ finish(struct bridge *bridge, const char *id)
 		link = &(*link)->next;
 	done = *link;
 	if (done == NULL)
-		return; /* a repeat: it was done before */
+		return; /* a repeat of a message that is done */
 	*link = done->next;
 	if (done->next == NULL)
 		bridge->last = link;
@@ -316,7 +317,7 @@ finish(struct bridge *bridge, const char *id)
 	pump(bridge);
 }
 
-/* Check what both kinds are given. */
+/* Check the arguments of bridge_publish and bridge_send. */
 static int
 check(const char *cluster, const char *action, const char *data)
 {
@@ -392,9 +393,9 @@ bridge_waiting(const struct bridge *bridge)
 	return bridge->waiting;
 }
 
-/* ---- app ----------------------------------------------------------------------------------- */
+/* ---- app -------------------- */
 
-/* There is an agent, perhaps a new one: it must know of this app. */
+/* Tell the agent, which may be a new one, of this app. */
 static void
 say_hello(struct bridge *bridge)
 {
@@ -448,11 +449,12 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	struct listener *listener;
 	struct envelope envelope;
 	struct bridge_message heard;
+	size_t known = bridge->listener_count;
 	int result = 0, one;
 
 	(void)app;
 	if (message->data == NULL || !read_envelope(&envelope, message->data, message->data_length))
-		return 0; /* nobody but the agent says this, and it has looked */
+		return 0; /* only the agent sends this, and it has checked the message */
 	if (envelope.data != NULL) {
 		memcpy(bridge->data, envelope.data, envelope.data_length);
 		bridge->data[envelope.data_length] = '\0';
@@ -461,6 +463,8 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	                                envelope.data != NULL ? bridge->data : NULL,
 	                                envelope.data_length};
 	for (listener = bridge->listeners; listener != NULL; listener = listener->next) {
+		if (listener->number > known) /* it was added by a listener, for later messages */
+			continue;
 		if (listener->action[0] != '\0' && strcmp(listener->action, heard.action) != 0)
 			continue;
 		one = listener->call(bridge, &heard, listener->arg);
@@ -469,7 +473,7 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	return result;
 }
 
-/* All that the agent sent before this was heard. */
+/* Messages keep their order, so all that the agent sent before this mark has been heard. */
 static int
 on_mark(struct messenger *app, const struct message *message, void *arg)
 {
@@ -478,7 +482,7 @@ on_mark(struct messenger *app, const struct message *message, void *arg)
 	snprintf(data, sizeof data, "[%.20s,%ld]", message->data != NULL ? message->data : "0",
 	         (long)messenger_pid(app));
 	if (messenger_send_to_agent(app, action_of(arg, "heard"), data) == -1)
-		return 0; /* the agent asks again, or reads again */
+		return 0; /* the agent asks again, or reads the messages again */
 	return 0;
 }
 
@@ -496,7 +500,7 @@ bridge_on(struct bridge *bridge, const char *action, bridge_listener call, void 
 	listener = malloc(sizeof *listener + size);
 	if (listener == NULL)
 		return -1;
-	*listener = (struct listener){NULL, call, arg};
+	*listener = (struct listener){NULL, call, arg, ++bridge->listener_count};
 	memcpy(listener->action, action != NULL ? action : "", size);
 	while (*last != NULL && (action != NULL || (*last)->action[0] == '\0'))
 		last = &(*last)->next;
@@ -505,10 +509,10 @@ bridge_on(struct bridge *bridge, const char *action, bridge_listener call, void 
 	return 0;
 }
 
-/* ---- agent: to Redis -------------------------------------------------------------------------- */
+/* ---- agent: to Redis -------------------- */
 
-/* A message to be forgotten was: one line for the first, one with the number when it
- * is over, or after a second. */
+/* A published message is lost. There is a line for the first one, and a line with their
+ * number when Redis is back. */
 static void
 lose(struct bridge *bridge, const char *why)
 {
@@ -542,7 +546,7 @@ on_published(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* Own apps hear it at once: they need no Redis for it. `text` is a C string. */
+/* The apps of this cluster hear it at once, without Redis. `text` is a C string. */
 static void
 agent_publish(struct bridge *bridge, const char *text, size_t length)
 {
@@ -573,7 +577,7 @@ on_publish(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-/* No reliable message is taken from now on, until a new epoch. */
+/* Take no reliable message until the next epoch. */
 static void
 refuse(struct bridge *bridge, int milliseconds)
 {
@@ -581,8 +585,8 @@ refuse(struct bridge *bridge, int milliseconds)
 	look_again(bridge, milliseconds);
 }
 
-/* Redis is there, and this cluster has joined, so that it misses nothing of its own: all
- * senders begin with what is not done. */
+/* Begin a new epoch, if Redis is there and this cluster has joined (so that it will hear its
+ * own messages). All senders then begin with their first message that is not done. */
 static void
 announce(struct bridge *bridge)
 {
@@ -628,7 +632,7 @@ on_added(struct redis *redis, const struct redis_reply *reply, void *arg)
 	snprintf(data, sizeof data, "\"%s\"", addition.id);
 	if (messenger_send_to(bridge->messenger, addition.sender, action_of(bridge, "done"),
 	                      data) == -1)
-		refuse(bridge, SOON); /* it will send it again */
+		refuse(bridge, SOON); /* the app will send it again */
 	return 0;
 }
 
@@ -644,7 +648,7 @@ add(struct bridge *bridge, pid_t sender, const char *id, const char *text, size_
 	if (addition == NULL)
 		return -1;
 	*addition = (struct addition){.bridge = bridge, .sender = sender};
-	memcpy(addition->id, id, strlen(id) + 1); /* agent_send has looked */
+	memcpy(addition->id, id, strlen(id) + 1); /* agent_send has checked its length */
 	if (redis_command_argv(bridge->commands, on_added, addition, 8, argv, lengths) == 0)
 		return 0;
 	free(addition);
@@ -667,7 +671,7 @@ agent_send(struct bridge *bridge, const char *text, size_t length)
 		return;
 	}
 	if (epoch != bridge->epoch)
-		return; /* it comes again */
+		return; /* the sender will send it again */
 	if (!redis_ready(bridge->commands) ||
 	    add(bridge, (pid_t)pid, envelope.id, text + SEND_HEAD, length - SEND_HEAD - 1) == -1)
 		refuse(bridge, SOON);
@@ -687,14 +691,14 @@ on_commands_change(struct redis *redis, bool ready, void *arg)
 {
 	struct bridge *bridge = arg;
 
-	(void)redis, (void)ready; /* announce looks itself */
+	(void)redis, (void)ready; /* announce checks it */
 	bridge->epoch = 0;
 	count_losses(bridge);
 	announce(bridge);
 	return 0;
 }
 
-/* ---- agent: from Redis, to be forgotten ---------------------------------------------------- */
+/* ---- agent: from Redis, published messages -------------------- */
 
 static int
 on_heard_published(struct redis *redis, const struct redis_reply *reply, void *arg)
@@ -714,7 +718,7 @@ on_heard_published(struct redis *redis, const struct redis_reply *reply, void *a
 	return 0;
 }
 
-/* ---- agent: from the stream ----------------------------------------------------------------- */
+/* ---- agent: from the stream -------------------- */
 
 static void read_stream(struct bridge *bridge);
 
@@ -757,7 +761,7 @@ on_acknowledged(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* The batch has ended: it is acknowledged if it was heard, otherwise read again. */
+/* End the batch: acknowledge it if it was heard, otherwise read it again. */
 static void
 end_batch(struct bridge *bridge, bool heard)
 {
@@ -776,7 +780,7 @@ end_batch(struct bridge *bridge, bool heard)
 	}
 }
 
-/* All who were asked have said that they heard, or are gone. */
+/* End the batch when every app that was asked has answered or is gone. */
 static void
 end_mark(struct bridge *bridge)
 {
@@ -819,8 +823,8 @@ is_message(const struct redis_reply *entry, struct envelope *envelope)
 	       read_envelope(envelope, text->text, text->length);
 }
 
-/* One entry to the apps; it stands in the batch then, so that it is acknowledged, be it
- * a message or not. -1: it does not fit now. */
+/* Send one entry to the apps, and add it to the batch, so that it is acknowledged. An entry
+ * that is no message is only acknowledged. -1: it does not fit now. */
 static int
 take_entry(struct bridge *bridge, const struct redis_reply *entry, bool *sent)
 {
@@ -848,7 +852,7 @@ take_entry(struct bridge *bridge, const struct redis_reply *entry, bool *sent)
 	return 0;
 }
 
-/* [[stream, [entry, ...]]]: what fits goes to the apps, the rest is read again. */
+/* [[stream, [entry, ...]]]. The entries that fit go to the apps, the rest is read again. */
 static void
 take_entries(struct bridge *bridge, const struct redis_reply *entries)
 {
@@ -860,7 +864,7 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 	if (!fits)
 		bridge->again = true;
 	else if (bridge->batch == 0)
-		bridge->again = false; /* nothing is left that could be acknowledged */
+		bridge->again = false; /* no entry can be acknowledged */
 	if (sent)
 		ask_apps(bridge);
 	else if (bridge->batch > 0)
@@ -881,7 +885,7 @@ on_read(struct redis *redis, const struct redis_reply *reply, void *arg)
 	(void)redis;
 	bridge->reading = false;
 	switch (reply->type) {
-	case REDIS_NIL: /* nothing came */
+	case REDIS_NIL: /* there was no new message */
 		read_stream(bridge);
 		break;
 	case REDIS_ARRAY:
@@ -901,13 +905,13 @@ on_read(struct redis *redis, const struct redis_reply *reply, void *arg)
 	case REDIS_STATUS:
 	case REDIS_INTEGER:
 	case REDIS_STRING:
-	case REDIS_NO_REPLY: /* it begins anew with the next connection */
+	case REDIS_NO_REPLY: /* the next connection begins again */
 		break;
 	}
 	return 0;
 }
 
-/* Read, if somebody listens, and all that was read is done. */
+/* Read the next batch, if an app listens and the last batch has ended. */
 static void
 read_stream(struct bridge *bridge)
 {
@@ -946,8 +950,8 @@ on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* A cluster that joins hears what is sent from now on; but if this agent had joined,
- * and Redis has forgotten it, all that Redis has is new. */
+/* A cluster that joins hears what is sent from now on. But if this agent had joined before,
+ * Redis has lost its memory, and everything that Redis has now is new. */
 static void
 join(struct bridge *bridge)
 {
@@ -958,7 +962,7 @@ join(struct bridge *bridge)
 		look_again(bridge, SOON);
 }
 
-/* What was sent to the apps, and not acknowledged, is read again. */
+/* Messages that were sent to the apps and not acknowledged are read again. */
 static int
 on_reader_change(struct redis *redis, bool ready, void *arg)
 {
@@ -973,7 +977,7 @@ on_reader_change(struct redis *redis, bool ready, void *arg)
 	return 0;
 }
 
-/* ---- agent: its apps ---------------------------------------------------------------------- */
+/* ---- agent: its apps -------------------- */
 
 static bool
 is_listening(const struct bridge *bridge, pid_t pid)
@@ -987,7 +991,8 @@ is_listening(const struct bridge *bridge, pid_t pid)
 	return false;
 }
 
-/* An app that listened, and does not any more, is gone; one that does not yet, loads. */
+/* An app that has been listening, and is not any more, is gone. An app that has not been
+ * listening is still loading. */
 static int
 on_egg_pids_in_agent(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -1012,7 +1017,8 @@ on_egg_pids_in_agent(struct messenger *agent, const struct message *message, voi
 	return 0;
 }
 
-/* Room for one more: an app that never got to listening may have died of it. */
+/* Room for one more app. If there is none, an app that has never been listening, and may be
+ * dead, loses its place. */
 static struct member *
 add_member(struct bridge *bridge)
 {
@@ -1025,7 +1031,7 @@ add_member(struct bridge *bridge)
 	return i < CLUTCH_WORKERS_MAX ? &bridge->members[i] : NULL;
 }
 
-/* An app is there, or thinks that this agent is new: it must know the epoch. */
+/* An app is there, or has found that this agent is new: tell it the epoch. */
 static int
 on_hello(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -1069,8 +1075,8 @@ on_heard(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-/* Somebody takes too long to say that it has heard: others wait. What was sent to it
- * stands in its channel, in its order, for as long as it lives. */
+/* An app that takes too long to answer holds up the others: go on without its answer. The
+ * messages wait in its channel, in their order, as long as it lives. */
 static void
 watch_mark(struct bridge *bridge)
 {
@@ -1091,9 +1097,9 @@ watch_mark(struct bridge *bridge)
 	end_batch(bridge, true);
 }
 
-/* ---- both -------------------------------------------------------------------------------------- */
+/* ---- both -------------------- */
 
-/* All that could not be done before. */
+/* Try all again that could not be done before. */
 static int
 retry(struct messenger *messenger, void *arg)
 {
@@ -1117,7 +1123,7 @@ retry(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* Give Redis a moment to take what waits. */
+/* Give Redis some time to take the messages that wait. */
 static int
 on_leave(struct messenger *messenger, void *arg)
 {
@@ -1134,7 +1140,7 @@ on_leave(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* What each role listens to, beside egg-pids. */
+/* The messages that each role listens to, besides egg-pids. */
 static const struct hearing {
 	enum role role;
 	const char *what;
@@ -1171,14 +1177,14 @@ open_connections(struct bridge *bridge, const char *url)
 	options.on_change = on_commands_change;
 	bridge->commands = redis_open(bridge->messenger, url, &options);
 	options.on_change = on_reader_change;
-	options.timeout = 2 * bridge->timeout; /* half of it Redis waits for a message */
+	options.timeout = 2 * bridge->timeout; /* Redis waits for a message during half of it */
 	bridge->reader = redis_open(bridge->messenger, url, &options);
 	if (bridge->ear == NULL || bridge->commands == NULL || bridge->reader == NULL)
 		return -1;
 	return redis_subscribe(bridge->ear, bridge->key, on_heard_published, bridge);
 }
 
-/* It has not started: nobody knows it. */
+/* Undo a start that has failed. */
 static void
 give_up(struct bridge *bridge)
 {
@@ -1198,7 +1204,7 @@ give_up(struct bridge *bridge)
 	errno = saved;
 }
 
-/* Nobody else's ids begin so. */
+/* The beginning of this process's message ids, which no other process has. */
 static void
 make_token(char token[17])
 {
@@ -1245,7 +1251,7 @@ bridge_start(struct messenger *messenger, const struct bridge_options *options)
 	snprintf(bridge->key, sizeof bridge->key, "clutch:%s", channel);
 	snprintf(bridge->stream, sizeof bridge->stream, "clutch:%s:stream", channel);
 	make_token(bridge->token);
-	bridge->mark = (uint64_t)clutch_now() << 16; /* not those of the agent before */
+	bridge->mark = (uint64_t)clutch_now() << 16; /* no mark of the agent before is larger */
 	bridge->data = malloc(BRIDGE_DATA_MAX + ENVELOPE_MAX);
 	if (bridge->data == NULL || (role == ROLE_AGENT && open_connections(bridge, url) == -1) ||
 	    listen_to_all(bridge) == -1 ||

@@ -1,5 +1,5 @@
 /*
- * A bridge between clusters: what one sends, the apps of all hear.
+ * A bridge between clusters: the apps of all clusters hear what one cluster sends.
  *
  *	  machine A                                           machine B
  *	app app app                                         app app app
@@ -43,9 +43,9 @@
  *	own apps         at once, by the agent       through Redis, like all others
  *
  * A cluster has joined from its agent's first connection on: Redis knows its name,
- * and keeps for it what is sent from then on, the last BRIDGE_STREAM_MAX messages.
- * What Redis itself forgets (restarted without appendonly) is gone; then clusters
- * join anew by themselves. Redis 5 or newer.
+ * and keeps for it the messages that are sent from then on, up to BRIDGE_STREAM_MAX. When
+ * Redis is restarted without appendonly, its messages are lost, and the clusters join
+ * again by themselves. Redis 5 or newer.
  */
 #ifndef BRIDGE_H
 #define BRIDGE_H
@@ -62,7 +62,7 @@ extern "C" {
 #define BRIDGE_NAME_MAX 100
 #endif
 
-/* The longest data, in bytes: with what stands around it, it must fit in a message. */
+/* The longest data, in bytes. The bridge's own text and the data must fit in a message. */
 #ifndef BRIDGE_DATA_MAX
 #if MESSAGE_DATA_MAX < 128 * 1024
 #define BRIDGE_DATA_MAX (MESSAGE_DATA_MAX / 2)
@@ -71,7 +71,7 @@ extern "C" {
 #endif
 #endif
 
-/* So many reliable messages, of so many bytes together, wait at their sender until
+/* The most reliable messages, and the most bytes of them, that wait at their sender until
  * Redis has them; more are refused. */
 #ifndef BRIDGE_WAITING_MAX
 #define BRIDGE_WAITING_MAX 1024
@@ -80,18 +80,18 @@ extern "C" {
 #define BRIDGE_WAITING_BYTES (4 * 1024 * 1024)
 #endif
 
-/* The agent takes so many from the stream at once; then the apps must have heard
- * them before it takes more. */
+/* The most messages that the agent takes from the stream at once. It takes more when the
+ * apps have heard them. */
 #ifndef BRIDGE_BATCH
 #define BRIDGE_BATCH 32
 #endif
 
-/* Redis keeps about so many messages of a channel's stream. */
+/* About how many messages of a channel's stream Redis keeps. */
 #ifndef BRIDGE_STREAM_MAX
 #define BRIDGE_STREAM_MAX 10000
 #endif
 
-/* A process that leaves gives Redis so long to take what waits. */
+/* How long a process that leaves waits for Redis to take its messages, in ms. */
 #ifndef BRIDGE_LEAVE_TIMEOUT
 #define BRIDGE_LEAVE_TIMEOUT 1000
 #endif
@@ -104,13 +104,13 @@ struct bridge_options {
 	const char *url;     /* of Redis, as in redis.h; redis://127.0.0.1 */
 	const char *channel; /* where clusters meet; "bridge" */
 	const char *cluster; /* this one's name, no other's; the host's */
-	/* For Redis to answer; REDIS_TIMEOUT. Twice as long an app that does not hear holds up
-	 * the reliable messages for its cluster: then the others go on, and what was sent
-	 * to it waits in its channel. */
+	/* For Redis to answer; REDIS_TIMEOUT. An app that does not acknowledge holds up its
+	 * cluster's reliable messages for at most twice this time. Then the others go on, and
+	 * messages for that app wait in its channel. */
 	int timeout;
 };
 
-/* What a listener hears. All of it lives until the listener returns. */
+/* One message for a listener. All of it lives until the listener returns. */
 struct bridge_message {
 	const char *id;   /* of this message alone; its repeats have it too */
 	const char *from; /* the cluster */
@@ -131,7 +131,8 @@ typedef int (*bridge_listener)(struct bridge *bridge, const struct bridge_messag
 struct bridge *bridge_start(struct messenger *messenger, const struct bridge_options *options);
 
 /* App: call the listener for each message of that action; NULL: for every one, before
- * the others. errno: EINVAL (no listener; an agent), ENOMEM. */
+ * the others. A listener that is added while a message is being delivered is called from
+ * the next message on. errno: EINVAL (no listener; an agent), ENOMEM. */
 int bridge_on(struct bridge *bridge, const char *action, bridge_listener listener, void *arg);
 
 /*
@@ -147,7 +148,7 @@ int bridge_publish(struct bridge *bridge, const char *cluster, const char *actio
                    const char *data);
 int bridge_send(struct bridge *bridge, const char *cluster, const char *action, const char *data);
 
-/* The reliable messages of this process that Redis is not known to have. */
+/* The number of reliable messages of this process that may not have reached Redis. */
 size_t bridge_waiting(const struct bridge *bridge);
 
 #ifdef __cplusplus

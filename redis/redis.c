@@ -1,5 +1,5 @@
 /*
- * A client of Redis: one connection and what waits for it. See redis.h.
+ * A client of Redis: one connection and the commands that wait for it. See redis.h.
  *
  *	          deadline                 connected               all said yes
  *	WAITING ------------> CONNECTING ------------> GREETING ----------------> READY
@@ -26,10 +26,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* So much is read at once. */
+/* How many bytes are read at once. */
 #define READ_SIZE 65536
 
-/* redis_command takes so many words. */
+/* The most words of redis_command. */
 #define WORDS_MAX 64
 
 enum state { WAITING, CONNECTING, GREETING, READY };
@@ -40,8 +40,8 @@ struct buffer {
 	size_t start, end, size;
 };
 
-/* A command without a reply. Where its bytes are is counted from the first one that
- * was ever queued. */
+/* A command without a reply. `begin` and `end` are the positions of its bytes, counted from
+ * the first byte that was ever queued. */
 struct command {
 	redis_callback callback;
 	void *arg;
@@ -59,22 +59,22 @@ struct subscription {
 struct redis {
 	struct messenger *messenger; /* or NULL */
 	struct redis_options options;
-	char *host, *port, *path, *user, *password, *database; /* what the URL says, or NULL */
+	char *host, *port, *path, *user, *password, *database; /* the parts of the URL, or NULL */
 	char name[128];
 
 	enum state state;
 	int descriptor;
 	int64_t deadline; /* WAITING: the next try; CONNECTING, GREETING: the end of this one */
-	int64_t since;    /* READY: this long; and the last that was heard */
+	int64_t since;    /* READY: since then; heard: when the last bytes came */
 	int64_t heard;
-	int wait;          /* the last one between two tries */
-	size_t tries;      /* to connect, ever: which address comes next */
+	int wait;          /* between the last two tries */
+	size_t tries;      /* to connect, ever: they choose the next address */
 	bool complained;   /* the log knows that there is no connection */
-	char refusal[128]; /* and why Redis does not want us */
+	char refusal[128]; /* the last refusal of Redis */
 	uint64_t random;
 
 	struct buffer greeting;
-	int greeting_replies; /* that are still to come */
+	int greeting_replies; /* that have not come yet */
 
 	struct buffer out;
 	uint64_t written;         /* the bytes that left `out`, ever */
@@ -87,16 +87,17 @@ struct redis {
 	struct redis_reply *elements; /* of the reply that is being heard */
 	size_t elements_size;
 
-	bool turning;  /* callbacks are being called, perhaps */
-	int result;    /* the first of theirs that was not 0 */
-	short watched; /* messenger: the events; and the timer that will come */
+	bool turning;  /* in a turn, in which callbacks are called */
+	bool closed;   /* in redis_close: commands are refused */
+	int result;    /* of the callbacks: the first that was not 0 */
+	short watched; /* messenger: the events, and the timer with its time */
 	int timer;
 	int64_t timer_due;
 };
 
 /* ---- odds and ends --------------------------------------------------------- */
 
-/* xorshift64: nobody's secret, only not the same in two processes. */
+/* xorshift64. The numbers need not be secret; two processes must have different ones. */
 static int
 below(struct redis *redis, int limit)
 {
@@ -138,7 +139,7 @@ reserve(struct buffer *buffer, size_t more)
 	return 0;
 }
 
-/* Forget the bytes; memory that was needed once is given back. */
+/* Forget the bytes, and free a buffer that has become large. */
 static void
 empty(struct buffer *buffer)
 {
@@ -157,7 +158,7 @@ consume(struct buffer *buffer, size_t length)
 		empty(buffer);
 }
 
-/* One line of the log. Redis's own words are in it: no control characters. */
+/* One line of the log. It may hold text of Redis, so control characters are replaced. */
 static void
 complain(const struct redis *redis, const char *what, const char *why)
 {
@@ -228,7 +229,7 @@ decode(const char *text, size_t length)
 	return copy;
 }
 
-/* Decode into *to, unless there is nothing. */
+/* Decode into *to, unless the text is empty. */
 static int
 take(char **to, const char *text, size_t length)
 {
@@ -297,7 +298,7 @@ parse_path(struct redis *redis, const char *at)
 	return -1;
 }
 
-/* [user][:password@], if there is any: *at moves behind it. */
+/* [user][:password@], if it is there: *at moves behind it. */
 static int
 parse_user(struct redis *redis, const char **at)
 {
@@ -371,7 +372,7 @@ call(struct redis *redis, redis_callback callback, void *arg, const struct redis
 		redis->result = result;
 }
 
-/* The first command gets its only reply. What is not written of it never will be. */
+/* The first command gets its only reply. Bytes of it that are not written never will be. */
 static void
 answer(struct redis *redis, const struct redis_reply *reply)
 {
@@ -386,7 +387,7 @@ answer(struct redis *redis, const struct redis_reply *reply)
 	call(redis, command.callback, command.arg, reply);
 }
 
-/* So do the first `count`, all the same. */
+/* The first `count` commands get the same reply. */
 static void
 answer_all(struct redis *redis, size_t count, enum redis_type type, const char *text)
 {
@@ -418,7 +419,7 @@ new_command(struct redis *redis)
 	return &redis->commands[(redis->first + redis->count++) % redis->size];
 }
 
-/* The messenger must know what this connection waits for. */
+/* Tell the messenger which events and which time this connection waits for. */
 static void attend(struct redis *redis);
 
 static int
@@ -429,6 +430,10 @@ queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
 	uint64_t begin = redis->written + buffered(&redis->out);
 	struct command *command;
 
+	if (redis->closed) {
+		errno = EPIPE;
+		return -1;
+	}
 	if (size > REDIS_QUEUE_MAX) {
 		errno = EMSGSIZE;
 		return -1;
@@ -505,7 +510,7 @@ redis_subscribe(struct redis *redis, const char *channel, redis_callback callbac
 	return 0;
 }
 
-/* Redis begins to listen for a channel, or has a message of it. */
+/* Redis has subscribed this connection to a channel, or has a message of it. */
 static void
 hear_channel(struct redis *redis, const struct redis_reply *reply)
 {
@@ -530,7 +535,7 @@ disconnect(struct redis *redis)
 	redis->descriptor = -1;
 }
 
-/* Whoever was heard for longer than the last wait may come back at once. */
+/* The back-off: it begins again after a connection that lasted longer than the last wait. */
 static int64_t
 next_try(struct redis *redis)
 {
@@ -544,7 +549,7 @@ next_try(struct redis *redis)
 	return time + redis->wait - below(redis, redis->wait / 2);
 }
 
-/* How many commands have left, if only with their first byte? */
+/* How many commands have been written, at least their first byte? */
 static size_t
 count_written(const struct redis *redis)
 {
@@ -568,8 +573,8 @@ change(struct redis *redis, bool ready)
 		redis->result = result;
 }
 
-/* The connection, or the try to make one, has ended. Those who wait for a reply hear
- * so; who has not been written waits for the next one. One line for each change. */
+/* The connection, or the try to make one, has ended. Commands that were written hear so;
+ * the others wait for the next connection. The log has one line for each change. */
 static void
 lose(struct redis *redis, const char *why)
 {
@@ -594,8 +599,8 @@ lose(struct redis *redis, const char *why)
 		change(redis, false);
 }
 
-/* Redis says no to who has just come, or subscribes. Commands that wait hear it too,
- * for it will not be different soon; unless it is only loading. */
+/* Redis refuses the greeting or a subscription. Commands that wait hear it, too, because
+ * the next try will be refused as well; unless Redis is only loading its data. */
 static void
 refuse(struct redis *redis, const struct redis_reply *reply)
 {
@@ -627,7 +632,7 @@ greet(struct redis *redis, size_t argc, const char *const argv[])
 	return 0;
 }
 
-/* All that must be said first is said at once. */
+/* The commands that a connection begins with, in one write. */
 static int
 prepare_greeting(struct redis *redis)
 {
@@ -644,8 +649,8 @@ prepare_greeting(struct redis *redis)
 	return greet(redis, 1, (const char *const[]){"PING"});
 }
 
-/* Their time begins now: what was spent without a connection is not Redis's, and
- * costs it nothing. */
+/* The time of the commands that waited begins with the connection: the time without one is
+ * not counted. */
 static void
 restart_clocks(struct redis *redis)
 {
@@ -705,7 +710,7 @@ open_unix(const struct redis *redis)
 	return open_socket((struct sockaddr *)&address, sizeof address);
 }
 
-/* One of the addresses of that name, each time the next. */
+/* The addresses of the name are tried in turn, one at each try. */
 static int
 open_tcp(struct redis *redis, const char **why)
 {
@@ -786,14 +791,14 @@ hear(struct redis *redis, const struct redis_reply *reply)
 	} else if (redis->count == 0 || head(redis)->end > redis->written) {
 		lose(redis, "a reply to no command");
 	} else if (is_channel) {
-		answer(redis, &done); /* SUBSCRIBE itself has no callback */
+		answer(redis, &done); /* the command SUBSCRIBE has no callback */
 		hear_channel(redis, reply);
 	} else {
 		answer(redis, reply);
 	}
 }
 
-/* The next whole reply of what was read, in elements of our own; NULL: there is none. */
+/* The next whole reply, in redis->elements; NULL: there is none. */
 static const struct redis_reply *
 next_reply(struct redis *redis)
 {
@@ -822,7 +827,7 @@ next_reply(struct redis *redis)
 	return redis->elements;
 }
 
-/* Read once, as much as fits, and hear what is whole. */
+/* Read once, as much as fits, and handle each whole reply. */
 static void
 receive(struct redis *redis)
 {
@@ -858,8 +863,8 @@ receive(struct redis *redis)
 	}
 }
 
-/* Write what the socket takes. An error is left for receive to find: Redis's last
- * words may stand before it. */
+/* Write what the socket takes. An error is left for `receive` to find, after the last words
+ * of Redis. */
 static void
 transmit(struct redis *redis, struct buffer *buffer)
 {
@@ -876,7 +881,7 @@ transmit(struct redis *redis, struct buffer *buffer)
 	consume(buffer, (size_t)length);
 }
 
-/* Who has not answered in time? */
+/* Fail what has not been answered in time. */
 static void
 watch_clock(struct redis *redis)
 {
@@ -920,7 +925,7 @@ turn(struct redis *redis, short revents)
 	attend(redis);
 }
 
-/* What callbacks have returned, since it was asked last. */
+/* The result of the callbacks since the last call. */
 static int
 take_result(struct redis *redis)
 {
@@ -946,7 +951,7 @@ redis_descriptor(const struct redis *redis, short *events)
 	return redis->descriptor;
 }
 
-/* When something is to be done, if nothing happens before. */
+/* The time of the next turn, if no event comes before. */
 static int64_t
 due(const struct redis *redis)
 {
@@ -1001,8 +1006,8 @@ redis_step(struct redis *redis, int timeout)
 static int on_event(struct messenger *messenger, int descriptor, short revents, void *arg);
 static int on_timer(struct messenger *messenger, void *arg);
 
-/* There is always a timer, and it is never too late: one that comes early only looks
- * at the clock, so that not each command must set another. */
+/* There is always a timer, and it never comes too late. It may come too early, and then it
+ * only looks at the clock: so not each command has to set another one. */
 static void
 attend_clock(struct redis *redis, int64_t time)
 {
@@ -1012,7 +1017,7 @@ attend_clock(struct redis *redis, int64_t time)
 		return;
 	id = messenger_set_timeout(redis->messenger, milliseconds_until(time), on_timer, redis);
 	if (id == -1)
-		return; /* no memory: the one that is there will come */
+		return; /* no memory: the present timer will come */
 	if (redis->timer != 0)
 		messenger_clear_timeout(redis->messenger, redis->timer);
 	redis->timer = id;
@@ -1046,8 +1051,8 @@ on_event(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return take_result(redis);
 }
 
-/* The timer has just left its place, so there is room for the next one: should there
- * be no memory for a better one, this is the one that comes. */
+/* The timer that called us has left its place free, so this one needs no memory. It comes
+ * if there is no memory for a better one. */
 static int
 on_timer(struct messenger *messenger, void *arg)
 {
@@ -1123,7 +1128,8 @@ redis_close(struct redis *redis)
 	if (redis->timer != 0)
 		messenger_clear_timeout(redis->messenger, redis->timer);
 	redis->messenger = NULL;
-	redis->turning = true;
+	redis->turning = redis->closed = true;
+	redis->state = WAITING;
 	answer_all(redis, redis->count, REDIS_NO_REPLY, "closed");
 	free_redis(redis);
 }

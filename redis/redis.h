@@ -1,6 +1,6 @@
 /*
- * A client of Redis (or Valkey) for a program that must not wait: one connection,
- * many commands on their way, replies in order.
+ * A client of Redis (or Valkey) for a program that must not block: one connection, many
+ * commands without a reply at a time, replies in order.
  *
  *	static int
  *	on_value(struct redis *redis, const struct redis_reply *reply, void *arg)
@@ -11,12 +11,12 @@
  *	redis = redis_open(messenger, "redis://127.0.0.1:6379", NULL);
  *	redis_command(redis, on_value, NULL, "GET", "name", (char *)NULL);
  *
- * With a messenger it lives in that messenger's loop. With NULL the program turns
- * it by itself, with redis_step, as it would turn a messenger.
+ * With a messenger, the connection is served by that messenger's loop. With NULL, the
+ * program calls redis_step, as it would call messenger_step.
  *
- * The connection is made, kept and made again by the client: a command waits for
- * it, is written once, never twice, and hears one answer: Redis's reply, or
- * REDIS_NO_REPLY with the reason.
+ * The client makes the connection, and makes it again when it is lost. A command waits
+ * for a connection, is written once, never twice, and has one answer: the reply of Redis,
+ * or REDIS_NO_REPLY with the reason.
  *
  *	command ----> queue ----> written ----> reply: the callback
  *	                |             |
@@ -70,15 +70,16 @@ extern "C" {
 #define REDIS_PENDING_MAX 16384
 #endif
 
-/* How long connecting may take, and a reply. A command waits so long for a connection;
- * once there is one, its time begins anew. After three times as long without a word, a
- * PING asks whether anybody is there. */
+/* The time limit for connecting, and for a reply. A command waits as long for a connection;
+ * when there is one, its time begins again. After three times as long without a byte, a
+ * PING asks whether Redis is there. */
 #ifndef REDIS_TIMEOUT
 #define REDIS_TIMEOUT 5000
 #endif
 
-/* The wait before the next try to connect: at first, doubled each time, at most.
- * A random part, up to half of it, is left out: not all come at once. */
+/* The back-off between two tries to connect: the first wait and the longest; each wait is
+ * twice as long as the last. A random part of up to half of it is left out, so that not
+ * all clients come at once (thundering herd). */
 #ifndef REDIS_RETRY_MIN
 #define REDIS_RETRY_MIN 100
 #endif
@@ -131,12 +132,12 @@ struct redis_options {
 	int timeout;   /* REDIS_TIMEOUT; longer than any command may block in Redis */
 	int retry_max; /* REDIS_RETRY_MAX */
 	bool drops;    /* a lost connection ends all commands, not only those written: for
-	                * who begins anew with each connection, and minds the order */
-	/* The connection is ready (authenticated, its database selected), or it is
-	 * no more and all that was written has heard so. Non-zero: as above. */
+	                * a program that begins again with each connection, in order */
+	/* The connection is ready (authenticated, its database selected), or it is lost
+	 * and the commands that were written have heard so. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
-	/* One line, without its end: the connection was lost, cannot be made, is
-	 * refused, is back. Not each try: what changes. NULL: to stderr. */
+	/* One line, without its line end: the connection was lost, cannot be made, is
+	 * refused, is back. Not each try: only changes. NULL: to stderr. */
 	void (*log)(const char *line, void *arg);
 	void *arg; /* handed to both */
 };
@@ -153,9 +154,9 @@ struct redis_options {
  * for its answer.
  *
  * NULL with errno: EINVAL (the URL), ENOMEM. The messenger must outlive it.
- * redis_close closes and frees, and whoever waits for a reply hears REDIS_NO_REPLY;
- * what was not written is not written. Not inside a callback of its own; NULL is
- * ignored.
+ * redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY, and
+ * what was not written is not written. Commands that these callbacks queue are refused
+ * (EPIPE). Do not close a connection inside a callback of its own. NULL is ignored.
  */
 struct redis *redis_open(struct messenger *messenger, const char *url,
                          const struct redis_options *options);
@@ -166,7 +167,7 @@ void redis_close(struct redis *redis);
  * argc of them in argv, of these lengths (NULL: C strings). The callback may be
  * NULL. Commands queued in one turn of the loop leave in one write. errno: EINVAL
  * (no word, or too many; or this connection subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX),
- * ENOBUFS (the queue is full), ENOMEM.
+ * ENOBUFS (the queue is full), ENOMEM, EPIPE (it is being closed).
  */
 #ifdef __GNUC__
 __attribute__((sentinel))

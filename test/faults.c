@@ -175,7 +175,8 @@ static const int kinds[CALL_COUNT][12] = {
 	[CALL_setpgid] = {EPERM, EACCES, ESRCH},
 	[CALL_open] = {EINTR, EACCES, EMFILE, ENFILE, ENOENT, ENOSPC, EROFS, ENOMEM},
 	[CALL_mkdir] = {EACCES, ENOSPC, EROFS, EMLINK},
-	[CALL_stat] = {EACCES, EIO, EOVERFLOW, ENOENT},
+	[CALL_lstat] = {EACCES, EIO, EOVERFLOW, ENOENT},
+	[CALL_pread] = {EIO},
 	[CALL_fstat] = {EIO, EOVERFLOW},
 	[CALL_ftruncate] = {EINTR, EIO},
 	[CALL_unlink] = {EACCES, EROFS, ENOENT},
@@ -362,7 +363,9 @@ WRAP(int, -1, kill, (pid_t pid, int number), (pid, number))
 WRAP(pid_t, -1, waitpid, (pid_t pid, int *status, int options), (pid, status, options))
 WRAP(int, -1, setpgid, (pid_t pid, pid_t group), (pid, group))
 WRAP(int, -1, mkdir, (const char *path, mode_t mode), (path, mode))
-WRAP(int, -1, stat, (const char *path, struct stat *status), (path, status))
+WRAP(int, -1, lstat, (const char *path, struct stat *status), (path, status))
+WRAP(ssize_t, -1, pread, (int descriptor, void *buffer, size_t size, off_t at),
+     (descriptor, buffer, size, at))
 WRAP(int, -1, fstat, (int descriptor, struct stat *status), (descriptor, status))
 WRAP(int, -1, ftruncate, (int descriptor, off_t length), (descriptor, length))
 WRAP(int, -1, unlink, (const char *path), (path))

@@ -36,7 +36,8 @@
 	X(setpgid)                                                                                 \
 	X(open)                                                                                    \
 	X(mkdir)                                                                                   \
-	X(stat)                                                                                    \
+	X(lstat)                                                                                   \
+	X(pread)                                                                                   \
 	X(fstat)                                                                                   \
 	X(ftruncate)                                                                               \
 	X(unlink)                                                                                  \

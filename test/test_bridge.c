@@ -25,6 +25,14 @@ on_bridge(struct bridge *from, const struct bridge_message *message, void *arg)
 	return 0;
 }
 
+/* Add a listener for the same messages: it is called from the next one on. */
+static int
+on_adds(struct bridge *from, const struct bridge_message *message, void *arg)
+{
+	report(arg, "adds at %s", message->data);
+	return bridge_on(from, "adds", on_adds, arg);
+}
+
 /* "CLUSTER ACTION DATA" to publish or to send; CLUSTER is "*" for all. "many N" sends so
  * many, 1 to N. */
 static int
@@ -81,7 +89,8 @@ start_end(struct messenger *messenger, void *arg)
 static int
 start_app(struct messenger *app, void *arg)
 {
-	return start_end(app, arg) == -1 || bridge_on(bridge, NULL, on_bridge, app) == -1;
+	return start_end(app, arg) == -1 || bridge_on(bridge, NULL, on_bridge, app) == -1 ||
+	       bridge_on(bridge, "adds", on_adds, app) == -1;
 }
 
 /* ---- in the test ---------------------------------------------------------------------------- */
@@ -547,6 +556,24 @@ Test(bridge, redis_restarted_without_its_memory)
 }
 
 /* Before Redis is there a cluster starts, serves, and keeps what is sent, up to a limit. */
+/* Own apps need no Redis for what is published. */
+Test(bridge, a_listener_that_adds_a_listener_at_each_message)
+{
+	struct cluster *c =
+		start_options("A", 1, &(struct bridge_options){.url = "unix:///nowhere"});
+	int i;
+
+	cluster_ready(c);
+	order(c, "APP#1", "test-publish", "* adds 1");
+	order(c, "APP#1", "test-publish", "* adds 2");
+	order(c, "APP#1", "test-publish", "* adds 3");
+	order(c, "APP#1", "test-publish", "* last 4");
+	wait_heard(c, "APP#1", "last 4 from A");
+	for (i = 1; i <= 3; i++)
+		cr_assert_eq(cluster_count(c, 0, "APP#1 adds at %d", i), (size_t)1 << (i - 1));
+	cluster_stop(c);
+}
+
 Test(bridge, without_redis_a_full_outbox_refuses)
 {
 	struct cluster *a;

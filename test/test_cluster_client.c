@@ -36,6 +36,7 @@ static bool start_by_order;                   /* it is ready when the test says 
 static bool leader_by_order;                  /* there is no leader until then */
 static bool second_client;                    /* named "other", in each process */
 static bool agent_is_hostile;
+static bool turns_in_close; /* the real client turns the loop when it is closed */
 
 /* ---- in the cluster's processes ---------------------------------------------------- */
 
@@ -89,10 +90,11 @@ real_subscribe(struct cluster_client *leader, const char *key, void *arg)
 static void
 real_unsubscribe(struct cluster_client *leader, const char *key, void *arg)
 {
-	(void)leader;
 	if (strncmp(key, "greedy", 6) == 0)
 		return;
 	report(own, "upstream unsubscribe %s %s", key, (const char *)arg);
+	if (strncmp(key, "fatal", 5) == 0)
+		cluster_client_close(leader);
 }
 
 static void
@@ -106,7 +108,11 @@ real_publish(struct cluster_client *leader, const char *key, const char *data, s
 static void
 real_close(struct cluster_client *leader, void *arg)
 {
+	int turns;
+
 	(void)leader;
+	for (turns = turns_in_close ? 3 : 0; turns > 0; turns--)
+		messenger_step(own, 0);
 	report(own, "upstream close %s", (const char *)arg);
 }
 
@@ -169,6 +175,12 @@ on_value(struct cluster_client *from, const char *key, const char *data, size_t 
 		return 7;
 	if (strcmp(arg, "closes") == 0)
 		cluster_client_close(from);
+	if (strcmp(arg, "adds") == 0)
+		return cluster_client_subscribe(from, key, on_value, tag("added"));
+	if (strcmp(arg, "grows") == 0)
+		return cluster_client_subscribe(from, key, on_value, arg);
+	if (strcmp(arg, "emits") == 0)
+		return cluster_client_emit(from, key, data, length);
 	return 0;
 }
 
@@ -183,6 +195,8 @@ on_result(struct cluster_client *from, const struct cluster_error *error, const 
 		report(own, "result %s of %zu bytes", (const char *)arg, length);
 	else
 		report(own, "result %s %zu %s", (const char *)arg, length, data);
+	if (error == NULL && strcmp(arg, "forever") == 0)
+		return cluster_client_invoke(from, "echo", data, length, on_result, arg);
 	return 0;
 }
 
@@ -192,6 +206,8 @@ on_client_ready(struct cluster_client *from, const struct cluster_error *error, 
 	report(own, "ready %s %s", (const char *)arg, error != NULL ? error->code : "yes");
 	if (error != NULL && strcmp(arg, "again") == 0)
 		cluster_client_ready(from, on_client_ready, arg);
+	if (strcmp(arg, "closes") == 0)
+		cluster_client_close(from);
 	return 0;
 }
 
@@ -438,6 +454,14 @@ hostile_order(const char *word, const char *rest, int number)
 	return 0;
 }
 
+/* In a timer: so the client has something left to do in the next turn. */
+static int
+emit_and_leave(struct messenger *agent, void *key)
+{
+	(void)agent;
+	return cluster_client_emit(client, key, "last", 4) == -1 || raise(SIGTERM) != 0;
+}
+
 /* "WORD A B REST" */
 static int
 on_order(struct messenger *messenger, const struct message *message, void *arg)
@@ -471,6 +495,15 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 		result = cluster_client_ready(client, on_client_ready, tag(a));
 	else if (strcmp(word, "emit") == 0)
 		result = cluster_client_emit(client, a, b, strlen(b));
+	else if (strcmp(word, "emit-two") == 0)
+		result = cluster_client_emit(client, a, "v1", 2) +
+		         cluster_client_emit(client, a, "v2", 2);
+	else if (strcmp(word, "emit-and-leave") == 0)
+		messenger_set_timeout(messenger, 0, emit_and_leave, tag(a));
+	else if (strcmp(word, "three-ready") == 0)
+		result = cluster_client_ready(client, on_client_ready, tag("first")) +
+		         cluster_client_ready(client, on_client_ready, tag("closes")) +
+		         cluster_client_ready(client, on_client_ready, tag("last"));
 	else if (strcmp(word, "started") == 0)
 		cluster_client_started(client, NULL);
 	else if (strcmp(word, "started-not") == 0)
@@ -1398,6 +1431,101 @@ Test(cluster_client, a_listener_may_close_its_client)
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, "value never"), 0);
 	cluster_stop(c);
+}
+
+/* Of those who wait for ready, one closes the client: the next hears of the close. */
+Test(cluster_client, a_ready_callback_may_close_its_client)
+{
+	const char *who[] = {"APP#1", "AGENT#1"};
+	struct cluster *c = start(1);
+	int i;
+
+	settled(c, "APP#1");
+	for (i = 0; i < 2; i++) {
+		order(c, who[i], "three-ready");
+		cluster_wait(c, 0, ":%s ready first yes", who[i]);
+		cluster_wait(c, 0, ":%s ready closes yes", who[i]);
+		cluster_wait(c, 0, ":%s ready last ClusterClientCloseError", who[i]);
+	}
+	cluster_stop(c);
+}
+
+/* A follower with two keys is gone; at the first of them the real client closes its leader. It
+ * has been told that close is the last call. */
+Test(cluster_client, a_real_client_may_close_its_leader_when_it_unsubscribes)
+{
+	struct cluster *c = start(1);
+	size_t mark;
+
+	subscribed(c, "APP#1", "sub fatal-1 a");
+	subscribed(c, "APP#1", "sub fatal-2 a");
+	did(c, "APP#1", "close");
+	mark = cluster_wait(c, 0, ":AGENT#1 upstream close test");
+	did(c, "AGENT#1", "make");
+	cr_expect_eq(cluster_count(c, 0, "upstream unsubscribe fatal"), 1);
+	cr_expect_eq(cluster_count(c, mark, "upstream unsubscribe"), 0);
+	cluster_stop(c);
+}
+
+/* The tick that frees a closed client must not come while it is being closed. */
+Test(cluster_client, a_real_client_may_turn_the_loop_when_it_is_closed)
+{
+	struct cluster *c;
+
+	turns_in_close = true;
+	c = start(1);
+	did(c, "AGENT#1", "sub k a");
+	order(c, "AGENT#1", "emit-and-leave k");
+	cluster_wait(c, 0, ":AGENT#1 upstream close test");
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 0, signal: null");
+	cluster_wait(c, 0, ":AGENT#2 connection 1");
+	settled(c, "APP#1");
+	cluster_stop(c);
+}
+
+/* ---- callbacks that add what is being gone through ------------------------------------------------- */
+
+/* When it is added, the last value is v2: v1, which is being delivered, is not for it. */
+Test(cluster_client, a_listener_that_is_added_by_another_hears_the_last_value_alone)
+{
+	struct cluster *c = start(1);
+
+	did(c, "AGENT#1", "sub k adds");
+	did(c, "AGENT#1", "emit-two k");
+	cluster_wait(c, 0, ":AGENT#1 value added k v2");
+	did(c, "AGENT#1", "unsub-all k");
+	cr_expect_eq(cluster_count(c, 0, "value added k v1"), 0);
+	cluster_stop(c);
+}
+
+/* What has no end takes turns with all the rest. */
+static void
+expect_turns(const char *first, const char *second, const char *sign)
+{
+	struct cluster *c = start(1);
+
+	did(c, "AGENT#1", first);
+	order(c, "AGENT#1", second);
+	cluster_wait(c, cluster_wait(c, 0, "%s", sign), "%s", sign);
+	did(c, "AGENT#1", "close");
+	did(c, "AGENT#1", "make");
+	settled(c, "APP#1");
+	cluster_stop(c);
+}
+
+Test(cluster_client, a_listener_that_adds_itself_at_each_value_stops_nobody)
+{
+	expect_turns("sub k grows", "emit k v1", "value grows k v1");
+}
+
+Test(cluster_client, a_listener_that_emits_at_each_value_stops_nobody)
+{
+	expect_turns("sub k emits", "emit k v1", "value emits k v1");
+}
+
+Test(cluster_client, a_callback_that_calls_at_each_result_stops_nobody)
+{
+	expect_turns("ready now", "call echo forever", "result forever");
 }
 
 Test(cluster_client, who_leaves_closes_its_clients)

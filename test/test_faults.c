@@ -762,7 +762,6 @@ begin(void)
 
 	me = &world->lives[0];
 	snprintf(pid_file, sizeof pid_file, "%s/run/pid", world->folder);
-	setenv("NOTIFY_SOCKET", "/nowhere", 1); /* nobody hears it, and that is no harm */
 	for (attempt = 0; attempt < 100 && parent == NULL; attempt++) {
 		parent = fork_cluster(&options, &master);
 		if (parent == NULL && process_descriptors(getpid()) != before)
@@ -1105,7 +1104,8 @@ may_leave_pid_file(void)
 	switch ((int)sites[plan->site].call) {
 	case CALL_fcntl:
 	case CALL_fstat:
-	case CALL_stat:
+	case CALL_lstat:
+	case CALL_pread:
 	case CALL_unlink:
 		return true;
 	default:

@@ -103,6 +103,26 @@ on_heard(struct messenger *app, int status, const char *text, void *arg)
 	return 0;
 }
 
+/* Fill the stream, the older of two connections, so that one more line is too much for it. Then
+ * wait for a request on the other one, which the loop must not see, and leave. */
+static int
+on_leave(struct messenger *app, const struct message *message, void *arg)
+{
+	struct pollfd wait = {connections->descriptor, POLLIN, 0};
+	const struct connection *stream = connections->next;
+	char line[1002];
+
+	(void)message, (void)arg;
+	memset(line, 'x', 1000);
+	strcpy(line + 1000, "\n");
+	while (pending(stream) + strlen(line) <= HTTP_OUTPUT_MAX)
+		http_publish(&topic, line);
+	report(app, "has a full stream");
+	if (poll(&wait, 1, time_limit()) != 1)
+		return -1;
+	return raise(SIGTERM);
+}
+
 /* "TIMEOUT URL" */
 static int
 on_get(struct messenger *app, const struct message *message, void *arg)
@@ -124,6 +144,7 @@ app(struct messenger *app, void *arg)
 	(void)arg;
 	messenger_on(app, "test-reply", on_reply, NULL);
 	messenger_on(app, "test-get", on_get, NULL);
+	messenger_on(app, "test-leave", on_leave, NULL);
 	return messenger_on(app, "test-listen", on_get, &listens);
 }
 
@@ -669,6 +690,30 @@ Test(http, a_stream_that_nobody_reads)
 	} while (process_descriptors(cluster_pid(c, "APP#1")) > count);
 	cr_assert(i > HTTP_OUTPUT_MAX / 1001, "after %d lines", i);
 	close(deaf), close(keen), close(publisher);
+	cluster_stop(c);
+}
+
+/* A process that leaves looks at its connections, one after the other, and calls a handler; what
+ * the handler publishes ends the connection that would have been looked at next. */
+Test(http, a_handler_that_ends_the_next_connection_while_its_process_leaves)
+{
+	struct cluster *c = start();
+	int full = subscriber(c, "/push", "first\n"), publisher = cluster_connect(c);
+	char line[1001], request[1200];
+
+	memset(line, 'x', sizeof line - 1);
+	line[sizeof line - 1] = '\0';
+	snprintf(request, sizeof request, "GET /publish?%s HTTP/1.1\r\nHost: a\r\n\r\n", line);
+	put(publisher, GOOD "\r\n");
+	get(publisher, "hello\n"); /* so it has been accepted, as the last one */
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-leave", NULL), 0);
+	cluster_turn(c);
+	cluster_wait(c, 0, "has a full stream");
+	put(publisher, request);
+	cr_assert_str_eq(get(publisher, NULL), HEAD_OF("10", "close") "published\n");
+	cr_assert_str_eq(get(full, NULL), "");
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	close(full), close(publisher);
 	cluster_stop(c);
 }
 

@@ -1655,7 +1655,7 @@ Test(lifecycle, s14b_an_old_pid_file_is_overwritten_and_stays_after_sigkill)
 	struct cluster *c;
 	pid_t first;
 
-	write_file(name_pid_file("egg.pid"), "something else that is longer than a pid\n");
+	write_file(name_pid_file("egg.pid"), "4711471147114711\n"); /* longer than a pid */
 	c = start((struct options){.workers = 1, .pid_file = pid_file});
 	first = c->master;
 	expect_pid(first);
@@ -1682,7 +1682,7 @@ Test(lifecycle, s14c_a_failed_start_removes_the_pid_file)
 	cr_assert_str_eq(content_of(pid_file), "none");
 }
 
-Test(lifecycle, s14d_a_pid_file_with_foreign_content_is_removed)
+Test(lifecycle, s14d_a_pid_file_with_another_pid_is_removed)
 {
 	struct cluster *c =
 		start((struct options){.workers = 1, .pid_file = name_pid_file("egg.pid")});

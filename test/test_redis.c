@@ -997,6 +997,29 @@ Test(redis, a_callback_that_fails_ends_the_step)
 	redis_close(redis);
 }
 
+/* A callback that asks again: who closes the connection would never hear the end of it. */
+static int
+ask_again_in_close(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	describe(reply);
+	errno = 0;
+	append(heard, sizeof heard, " %s; ",
+	       redis_command(redis, ask_again_in_close, arg, "B", (char *)NULL) == 0
+	               ? "asked again"
+	               : strerror(errno));
+	return 0;
+}
+
+Test(redis, a_command_of_a_callback_of_the_close_is_refused)
+{
+	struct redis *redis = open_client("unix:///nowhere", 0);
+
+	cr_assert(redis_command(redis, ask_again_in_close, NULL, "A", (char *)NULL) == 0);
+	cr_assert(redis_command(redis, ask_again_in_close, NULL, "A", (char *)NULL) == 0);
+	redis_close(redis);
+	cr_assert_str_eq(heard, "no reply (closed) Broken pipe; no reply (closed) Broken pipe; ");
+}
+
 /* ---- in a messenger's loop ---------------------------------------------------------------- */
 
 static void

@@ -22,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -889,4 +890,87 @@ Test(refresh, the_service_ends_and_so_does_its_source)
 	cr_assert(at != NULL);
 	kill(atoi(at + strlen("or kill ")), SIGTERM);
 	expect_both_end(both);
+}
+
+/* ---- make run: both, or none ----------------------------------------------------- */
+
+Test(refresh, where_the_source_s_port_is_taken_neither_starts)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t size = sizeof address;
+	int taken = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct program *both;
+	char port[16];
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(bind(taken, (struct sockaddr *)&address, size) == 0 && listen(taken, 1) == 0);
+	cr_assert(getsockname(taken, (struct sockaddr *)&address, &size) == 0);
+	clear_environment();
+	snprintf(port, sizeof port, "%d", ntohs(address.sin_port));
+	setenv("SOURCE_PORT", port, 1);
+	both = run((const char *[]){"sh", "examples/run", "--port=0", NULL}, false);
+	expect_text(both, 0, "SOURCE_PORT=NUMBER gives the source another port.\n");
+	cr_assert_eq(count_text(both, "127.0.0.1 port "), 1);
+	cr_assert_eq(count_text(both, "started"), 1, "%s", both->text); /* in our own line */
+	expect_end(both, 1);
+	close(taken);
+}
+
+/* A program of the test's own, in the place of one of examples/. */
+static void
+write_program(const char *name, const char *script)
+{
+	char path[512];
+	FILE *file;
+
+	snprintf(path, sizeof path, "%s/examples", test_folder());
+	mkdir(path, 0700);
+	snprintf(path, sizeof path, "%s/examples/%s", test_folder(), name);
+	file = fopen(path, "w");
+	cr_assert(file != NULL);
+	cr_assert(fprintf(file, "#!/bin/sh\n%s\n", script) > 0 && fclose(file) == 0 &&
+	          chmod(path, 0700) == 0);
+}
+
+/* The source takes its time, and a signal comes meanwhile. */
+Test(refresh, a_signal_before_the_source_answers_ends_it_and_starts_nothing)
+{
+	struct program *both;
+	int status;
+
+	write_program("source", "echo loading\nexec tail -f /dev/null");
+	write_program("refresh", "echo the service has started");
+	setenv("BUILD", test_folder(), 1);
+	both = run((const char *[]){"sh", "examples/run", NULL}, false);
+	expect_text(both, 0, "loading\n");
+	kill(both->pid, SIGTERM);
+	status = wait_for_end(both);
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGTERM, "%#x", status);
+	cr_assert(strstr(both->text, "the service has started") == NULL, "%s", both->text);
+	free(both);
+}
+
+/* And one that ends without a word. */
+Test(refresh, a_source_that_ends_before_it_answers_is_a_failure)
+{
+	struct program *both;
+
+	write_program("source", "exit 0");
+	write_program("refresh", "echo the service has started");
+	setenv("BUILD", test_folder(), 1);
+	both = run((const char *[]){"sh", "examples/run", NULL}, false);
+	expect_text(both, 0, "examples/run: the source cannot start");
+	cr_assert_eq(count_text(both, "the service has started"), 0);
+	expect_end(both, 1);
+}
+
+Test(refresh, a_descriptor_that_is_not_open_cannot_be_told)
+{
+	char path[512];
+	struct program *source;
+
+	snprintf(path, sizeof path, "%s", path_of("source"));
+	source = run((const char *[]){path, "--port=0", "--ready=99", NULL}, false);
+	expect_text(source, 0, "source: --ready=99: no such descriptor is open\n");
+	expect_end(source, 64);
 }

@@ -1,401 +1,25 @@
 /*
- * The command line: start, stop, status and reload, as a shell would call them.
- *
- * Each command runs in a process of its own: the example server, or egg_scripts
- * with the roles of this file. HOME is the test's folder, so the default pid file
- * and logs are there.
+ * The command line: options, the foreground, stop, status and reload.
  */
-#include "egg-scripts/egg_scripts.h"
-#include "harness.h"
+#include "commands.h"
 
 #include <criterion/criterion.h>
 
-#include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
+#include <sched.h>
 #include <signal.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
-#include <termios.h>
 #include <unistd.h>
 
 TestSuite(scripts, .timeout = 120);
 
-/* ---- roles that obey -------------------------------------------------------- */
-
-/* What the cluster's processes do, as the test wants it before it starts them. */
-static struct {
-	bool app_fails, app_is_never_ready, app_forks;
-	bool fork_is_stubborn;  /* it ignores SIGTERM, and says so */
-	bool hang;              /* soon after they are ready, both roles, for good */
-	const char *fails_if;   /* a file: as long as it is there, an app does not start */
-	const char *app_prints; /* on stderr */
-	bool app_prints_notify_socket;
-} manners;
-
-static int
-hang(struct messenger *messenger, void *arg)
-{
-	(void)messenger, (void)arg;
-	fprintf(stderr, "hangs\n");
-	while (pause() == -1)
-		; /* SIGTERM only sets a flag, and nobody looks at the channel */
-	return 0;
-}
-
-static int
-agent(struct messenger *messenger, void *arg)
-{
-	(void)arg;
-	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
-}
-
-static void
-be_forked(void)
-{
-	if (manners.fork_is_stubborn) {
-		signal(SIGTERM, SIG_IGN);
-		fprintf(stderr, "stubborn\n");
-	}
-	for (;;)
-		pause();
-}
-
-static int
-app(struct messenger *messenger, void *arg)
-{
-	const char *socket_name = getenv("NOTIFY_SOCKET");
-
-	(void)arg;
-	if (manners.app_prints != NULL)
-		fprintf(stderr, "%s\n", manners.app_prints);
-	if (manners.app_prints_notify_socket)
-		fprintf(stderr, "app's NOTIFY_SOCKET: %s\n", socket_name ? socket_name : "none");
-	if (manners.app_fails ||
-	    (manners.fails_if != NULL && access(manners.fails_if, F_OK) == 0)) {
-		fprintf(stderr, "app: no database\n");
-		return 1;
-	}
-	if (manners.app_forks && fork() == 0)
-		be_forked();
-	if (manners.app_is_never_ready)
-		messenger_ready_later(messenger);
-	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
-}
-
-static struct options program = {.agent = agent, .app = app, .name = "egg", .workers = 2};
-
-/* ---- commands ------------------------------------------------------------------ */
-
-/* A command that runs, or has run. */
-struct run {
-	pid_t pid;
-	int output; /* the reading end of its stdout and stderr, or a terminal's master */
-	char text[64 * 1024];
-	size_t length;
-	bool ended; /* nobody writes any more */
-	int64_t begin;
-};
-
-static int leash = -1;
-
-/* HOME and all that the test's commands find. */
-static const char *
-home(void)
-{
-	if (leash == -1) {
-		clear_environment();
-		unsetenv("NOTIFY_SOCKET");
-		leash = test_leash();
-		setenv("HOME", test_folder(), 1);
-		prctl(PR_SET_CHILD_SUBREAPER, 1); /* daemons are the test's to reap */
-	}
-	return test_folder();
-}
-
-static const char *
-path_of(const char *name)
-{
-	static char paths[8][256];
-	static int next;
-	char *path = paths[next++ % 8];
-
-	snprintf(path, sizeof paths[0], "%s/%s", home(), name);
-	return path;
-}
-
-/* In the child: become the command. A line that begins with a slash or with "build"
- * is a program; another one is words for egg_scripts. */
-static void
-become(char *line)
-{
-	char name[] = "egg", *words[16] = {name};
-	int count = 1;
-
-	for (line = strtok(line, " "); line != NULL && count < 15; line = strtok(NULL, " "))
-		words[count++] = line;
-	if (count > 1 && strchr(words[1], '/') != NULL && words[1][0] != '-') {
-		execv(words[1], words + 1);
-		_exit(127);
-	}
-	fcntl(leash, F_SETFD, FD_CLOEXEC); /* or a daemon closes it */
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	exit(egg_scripts(count, words, &program));
-}
-
-/* `end` is what the command has as stdin (a terminal), stdout and stderr. */
-static void
-fork_command(struct run *run, const char *line, int end, bool terminal)
-{
-	char copy[1024];
-
-	snprintf(copy, sizeof copy, "%s", line);
-	fflush(NULL);
-	run->pid = fork();
-	cr_assert(run->pid != -1);
-	if (run->pid != 0) {
-		close(end);
-		return;
-	}
-	if (terminal) {
-		setsid();
-		ioctl(end, TIOCSCTTY, 0);
-		dup2(end, 0);
-	}
-	dup2(end, 1);
-	dup2(end, 2);
-	close(end);
-	close(run->output);
-	become(copy);
-}
-
-static void
-start(struct run *run, const char *line)
-{
-	int ends[2];
-
-	home();
-	memset(run, 0, sizeof *run);
-	run->begin = clutch_now();
-	cr_assert_eq(pipe2(ends, O_CLOEXEC), 0);
-	run->output = ends[0];
-	fork_command(run, line, ends[1], false);
-}
-
-/* In the foreground of a terminal of its own. */
-static void
-start_in_terminal(struct run *run, const char *line)
-{
-	struct termios settings;
-	int end;
-
-	home();
-	memset(run, 0, sizeof *run);
-	run->output = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
-	cr_assert(run->output != -1 && grantpt(run->output) == 0 && unlockpt(run->output) == 0);
-	end = open(ptsname(run->output), O_RDWR | O_NOCTTY | O_CLOEXEC);
-	cr_assert(end != -1 && tcgetattr(end, &settings) == 0);
-	settings.c_lflag |= NOFLSH; /* or a Ctrl-C takes with it what is not read yet */
-	cr_assert_eq(tcsetattr(end, TCSANOW, &settings), 0);
-	fork_command(run, line, end, true);
-}
-
-/* Read on; at the end, when nobody has the pipe any more, it has ended. */
-static void
-read_output(struct run *run, int64_t deadline)
-{
-	struct pollfd set = {run->output, POLLIN, 0};
-	int64_t left = deadline - clutch_now();
-	ssize_t count;
-
-	cr_assert(left > 0 && poll(&set, 1, (int)left) == 1, "waited in vain:\n%s", run->text);
-	count = read(run->output, run->text + run->length, sizeof run->text - 1 - run->length);
-	run->ended = count <= 0;
-	run->length += count > 0 ? (size_t)count : 0;
-	run->text[run->length] = '\0';
-}
-
-static void
-wait_text(struct run *run, const char *text)
-{
-	int64_t deadline = clutch_now() + time_limit();
-
-	while (strstr(run->text, text) == NULL) {
-		cr_assert(!run->ended, "no \"%s\" in:\n%s", text, run->text);
-		read_output(run, deadline);
-	}
-}
-
-/* Wait until all that it has started in the foreground has ended. Its exit status, or
- * the negative number of a signal. */
-static int
-end(struct run *run)
-{
-	int64_t deadline = clutch_now() + 2 * time_limit();
-	int status;
-
-	while (!run->ended)
-		read_output(run, deadline);
-	close(run->output);
-	cr_assert_eq(waitpid(run->pid, &status, 0), run->pid);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-}
-
-/* Run a command to its end; fail unless it exits so and prints this. */
-static const char *
-command(const char *line, int code, const char *text)
-{
-	static struct run run;
-	int got;
-
-	start(&run, line);
-	got = end(&run);
-	cr_assert(got == code && strstr(run.text, text) != NULL,
-	          "%s: exit %d, expected %d and \"%s\"; it printed:\n%s", line, got, code, text,
-	          run.text);
-	return run.text;
-}
-
-static const char *
-hello(const char *words)
-{
-	static char line[1024];
-	const char *build = getenv("BUILD");
-
-	home();
-	snprintf(line, sizeof line, "%s/examples/hello %s", build != NULL ? build : "build", words);
-	if (strstr(words, "--daemon") != NULL) /* it keeps the leash as its stderr */
-		snprintf(line + strlen(line), sizeof line - strlen(line), " --stderr=/dev/fd/%d",
-		         leash);
-	return line;
-}
-
-static size_t
-count_text(const char *text, const char *wanted)
-{
-	size_t count = 0;
-
-	while ((text = strstr(text, wanted)) != NULL) {
-		text += strlen(wanted);
-		count++;
-	}
-	return count;
-}
-
-/* ---- what is there ----------------------------------------------------------------- */
-
-static const char *
-content_of(const char *path)
-{
-	static char text[64 * 1024];
-	FILE *file = fopen(path, "r");
-
-	if (file == NULL)
-		return "none";
-	text[fread(text, 1, sizeof text - 1, file)] = '\0';
-	fclose(file);
-	return text;
-}
-
-static pid_t
-master_pid(void)
-{
-	pid_t pid = (pid_t)atol(content_of(path_of("run/egg.pid")));
-
-	cr_assert_gt(pid, 1, "the pid file says %s", content_of(path_of("run/egg.pid")));
-	return pid;
-}
-
-static void
-wait_until(bool (*is_so)(const void *arg), const void *arg, const char *what)
-{
-	int64_t deadline = clutch_now() + time_limit();
-
-	while (!is_so(arg)) {
-		cr_assert(clutch_now() < deadline, "waited in vain for %s", what);
-		poll(NULL, 0, 5);
-	}
-}
-
-/* Reap what has become the test's, but not the commands that it waits for. */
-static bool
-is_nobody_left(const void *arg)
-{
-	pid_t pids[64];
-	const pid_t *except = arg;
-	size_t i, count = test_leashed(pids, 64), left = 0;
-
-	for (i = 0; i < count; i++)
-		left += (except == NULL || pids[i] != *except) && process_is_alive(pids[i]);
-	return left == 0;
-}
-
-static void
-nobody_is_left(void)
-{
-	wait_until(is_nobody_left, NULL, "everybody to leave");
-	while (waitpid(-1, NULL, WNOHANG) > 0)
-		;
-}
-
-struct needle {
-	const char *path, *text;
-	size_t count;
-};
-
-static bool
-has_text(const void *arg)
-{
-	const struct needle *needle = arg;
-
-	return count_text(content_of(needle->path), needle->text) >= needle->count;
-}
-
-static void
-wait_file(const char *name, const char *text, size_t count)
-{
-	char path[256];
-
-	snprintf(path, sizeof path, "%s", path_of(name));
-	wait_until(has_text, &(struct needle){path, text, count}, text);
-}
-
-static int
-mode_of(const char *path)
-{
-	struct stat status;
-
-	cr_assert_eq(stat(path, &status), 0, "%s: %s", path, strerror(errno));
-	return (int)(status.st_mode & 07777);
-}
-
-/* The files of a folder whose names so begin. */
-static int
-count_files(const char *folder, const char *start_of_name)
-{
-	const struct dirent *entry;
-	DIR *files = opendir(folder);
-	int count = 0;
-
-	cr_assert_not_null(files);
-	while ((entry = readdir(files)) != NULL)
-		count += strncmp(entry->d_name, start_of_name, strlen(start_of_name)) == 0;
-	closedir(files);
-	return count;
-}
-
-/* ---- the command line ------------------------------------------------------------------ */
+/* ---- the command line --------------------------------------------------------- */
 
 Test(scripts, a_bad_command_line_is_one_line_and_64)
 {
@@ -414,7 +38,6 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address or "},
 		{"start --host=", "egg: --host wants a value "},
 		{"start --env=", "egg: --env wants a value "},
-		{"start --env=production", "egg: --env=production: give prod, local or unittest "},
 		{"start --pid-file=", "egg: --pid-file wants a value "},
 		{"start --pid-file", "egg: --pid-file wants a value "},
 		{"start --stdout=", "egg: --stdout wants a value "},
@@ -428,7 +51,10 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"start --wrokers=2", "egg: unknown option --wrokers=2 "},
 		{"start --work=2", "egg: unknown option --work=2 "},
 		{"start --=2", "egg: unknown option --=2 "},
-		{"start --", "egg: unknown option -- "},
+		{"start -- -x", "egg: one command is enough, -x is too much "},
+		{"-- --help", "egg: unknown command --help "},
+		{"-- -- start", "egg: unknown command -- "},
+		{"start help", "egg: one command is enough, help is too much "},
 		{"start -d", "egg: unknown option -d "},
 		{"strat", "egg: unknown command strat "},
 		{"start stop", "egg: one command is enough, stop is too much "},
@@ -460,6 +86,9 @@ Test(scripts, help_and_version)
 
 	for (i = 0; i < sizeof words / sizeof words[0]; i++)
 		cr_assert_eq(count_text(text, words[i]), 1, "%s in:\n%s", words[i], text);
+	command("-h", 0, "usage: egg [start | stop | status | reload]");
+	command("help", 0, "usage: egg [start | stop | status | reload]");
+	command("start --workers=2 -h", 0, "usage: egg [start | stop | status | reload]");
 	cr_assert_str_eq(command("--version", 0, ""), "egg (clutch " CLUTCH_VERSION ")\n");
 }
 
@@ -473,7 +102,7 @@ Test(scripts, without_home_a_pid_file_must_be_given)
 	command("status --pid-file=nowhere", 3, "egg: not running (pid file nowhere)\n");
 }
 
-/* The command line has the last word: against the program, and the environment. */
+/* The command line overrides the program, and the program overrides the environment. */
 Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 {
 	static struct run run;
@@ -490,6 +119,33 @@ Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 	kill(run.pid, SIGTERM);
 	cr_assert_eq(end(&run), 0, "%s", run.text);
 	nobody_is_left();
+}
+
+/* Start in the foreground, wait for that line, and stop. */
+static void
+expect_line(const char *line, const char *text)
+{
+	static struct run run;
+
+	start(&run, line);
+	wait_text(&run, text);
+	wait_text(&run, "[master] to stop it");
+	kill(run.pid, SIGTERM);
+	cr_assert_eq(end(&run), 0, "%s", run.text);
+	nobody_is_left();
+}
+
+Test(scripts, an_option_and_its_variable_take_the_same_values)
+{
+	home();
+	expect_line("start -- ", "[master] egg started");
+	expect_line("start --env=staging", "[master] egg started");
+	setenv("EGG_SERVER_ENV", "staging", 1);
+	expect_line("start", "[master] egg started");
+	expect_line(hello("start --port=0"), "hello started on http://127.0.0.1:");
+	setenv("PORT", "0", 1);
+	expect_line(hello("start"), "hello started on http://127.0.0.1:");
+	expect_line(hello(""), "hello started on http://127.0.0.1:");
 }
 
 /* A program that links the library may have functions of any other name. */
@@ -517,7 +173,7 @@ Test(scripts, every_public_symbol_has_the_packages_name)
 	cr_assert(pclose(symbols) == 0 && count > 20, "%d symbols", count);
 }
 
-/* ---- in the foreground --------------------------------------------------------------------- */
+/* ---- in the foreground -------------------------------------------------------- */
 
 static void
 expect_order_to_end_it(const char *line, int number, const char *name)
@@ -541,7 +197,7 @@ Test(scripts, the_launcher_hands_orders_on)
 	expect_order_to_end_it("", SIGQUIT, "signal SIGQUIT, closing");
 }
 
-/* Without a command any number of them can run: there is no pid file to fight for. */
+/* Without a command any number of them can run: they share no pid file. */
 Test(scripts, without_a_command_there_is_no_pid_file)
 {
 	static struct run first, second, third;
@@ -560,6 +216,51 @@ Test(scripts, without_a_command_there_is_no_pid_file)
 	kill(second.pid, SIGTERM);
 	cr_assert_eq(end(&first), 0);
 	cr_assert_eq(end(&second), 0);
+	nobody_is_left();
+}
+
+/* D47: in egg only a daemon has a timeout. A cluster that is ready in time may run for
+ * longer than that. */
+Test(scripts, in_the_foreground_a_start_may_have_a_timeout)
+{
+	static struct run run;
+	const char *text;
+
+	home();
+	manners.app_is_never_ready = true;
+	text = command("--timeout=1 --workers=1", 1, "egg: not ready within 1 s, stopping it\n");
+	cr_assert(strstr(text, "signal SIGTERM, closing") != NULL, "%s", text);
+	nobody_is_left();
+
+	manners.app_is_never_ready = false;
+	start(&run, "start --timeout=1");
+	wait_text(&run, "[master] to stop it");
+	while (clutch_now() < run.begin + 1300)
+		command("status", 0, "\nrunning, ");
+	kill(run.pid, SIGTERM);
+	cr_assert_eq(end(&run), 0, "%s", run.text);
+	cr_assert(strstr(run.text, "not ready") == NULL, "%s", run.text);
+	nobody_is_left();
+}
+
+/* sh -c 'hello start & cat': Ctrl-C is meant for cat. */
+Test(scripts, an_ignored_sigint_is_not_handed_on)
+{
+	static struct run run;
+
+	home();
+	signal(SIGINT, SIG_IGN);
+	signal(SIGQUIT, SIG_IGN);
+	start(&run, "start");
+	wait_text(&run, "[master] to stop it");
+	kill(run.pid, SIGINT);
+	kill(run.pid, SIGQUIT);
+	kill(run.pid, SIGUSR1);
+	wait_text(&run, " undeliverable");
+	kill(run.pid, SIGTERM);
+	wait_text(&run, "signal SIGTERM, closing");
+	cr_assert_eq(end(&run), 0, "%s", run.text);
+	cr_assert(strstr(run.text, "signal SIGINT") == NULL, "%s", run.text);
 	nobody_is_left();
 }
 
@@ -592,7 +293,7 @@ Test(scripts, the_launcher_exits_with_the_masters_status)
 	nobody_is_left();
 }
 
-/* Whenever the order comes, nobody is left, though perhaps nobody was there yet. */
+/* No process is left, at whatever moment of the start the order comes. */
 Test(scripts, an_order_in_the_middle_of_a_start_is_not_lost)
 {
 	static struct run run;
@@ -613,7 +314,7 @@ Test(scripts, an_order_in_the_middle_of_a_start_is_not_lost)
 }
 
 /* D32: as in egg the cluster goes on; with the option it does not. */
-Test(scripts, the_cluster_outlives_its_launcher_unless_it_shall_not)
+Test(scripts, the_cluster_outlives_its_launcher_unless_told_otherwise)
 {
 	static struct run run;
 	pid_t master;
@@ -637,306 +338,7 @@ Test(scripts, the_cluster_outlives_its_launcher_unless_it_shall_not)
 	nobody_is_left();
 }
 
-/* ---- the daemon --------------------------------------------------------------------------------- */
-
-static const char *
-field_of(pid_t pid, const char *name, char *target, size_t size)
-{
-	char path[64];
-	ssize_t length;
-
-	snprintf(path, sizeof path, "/proc/%ld/%s", (long)pid, name);
-	length = readlink(path, target, size - 1);
-	target[length > 0 ? length : 0] = '\0';
-	return target;
-}
-
-Test(scripts, a_daemons_life)
-{
-	char line[256], target[256];
-	pid_t master;
-	FILE *file;
-
-	home();
-	command("status", 3, "egg: not running (pid file ");
-	command("start --daemon", 0, "egg: started, pid ");
-	master = master_pid();
-	cr_assert_eq(getsid(master), master);
-	cr_assert_str_eq(field_of(master, "fd/0", target, sizeof target), "/dev/null");
-	cr_assert_str_eq(field_of(master, "fd/1", target, sizeof target),
-	                 path_of("logs/egg-stdout.log"));
-	cr_assert_str_eq(field_of(master, "fd/2", target, sizeof target),
-	                 path_of("logs/egg-stderr.log"));
-	cr_assert_eq(mode_of(path_of("logs/egg-stdout.log")), 0600);
-	cr_assert_eq(mode_of(path_of("logs/egg-stderr.log")), 0600);
-	snprintf(line, sizeof line, "egg, pid %ld, ", (long)master);
-	command("status", 0, line);
-	cr_assert_eq(mode_of(path_of("run/egg.pid.status")), 0600);
-
-	/* A second one is refused, and leaves the first one's files alone. */
-	snprintf(line, sizeof line, "egg: is already running, pid %ld (pid file ", (long)master);
-	command("start --daemon", 1, line);
-	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
-
-	command("stop", 0, "egg: stopped (");
-	cr_assert_not(process_is_alive(master));
-	nobody_is_left();
-	cr_assert_eq(count_files(path_of("run"), "egg"), 0);
-	command("stop", 0, "egg: warning: not running (pid file ");
-
-	/* The next one keeps the last one's files by renaming them: also two in a second. */
-	file = fopen(path_of("logs/egg-stdout.log"), "a");
-	fprintf(file, "the first run\n");
-	fclose(file);
-	command("start --daemon", 0, "egg: started, pid ");
-	cr_assert_eq(count_text(content_of(path_of("logs/egg-stdout.log")), "the first run"), 0);
-	command("stop", 0, "egg: stopped (");
-	command("start --daemon", 0, "egg: started, pid ");
-	command("stop", 0, "egg: stopped (");
-	cr_assert_eq(count_files(path_of("logs"), "egg-stdout.log"), 3);
-	cr_assert_eq(count_files(path_of("logs"), "egg-stderr.log."), 2);
-	nobody_is_left();
-}
-
-/* Of many starts at once one is the first, and nobody renames its files. */
-Test(scripts, daemons_that_start_at_once_leave_the_firsts_files_alone)
-{
-	enum { STARTS = 6 };
-	static struct run runs[STARTS];
-	char target[256];
-	int i, started = 0;
-
-	for (i = 0; i < STARTS; i++)
-		start(&runs[i], "start --daemon");
-	for (i = 0; i < STARTS; i++)
-		started += end(&runs[i]) == 0;
-	cr_assert_eq(started, 1);
-	for (i = 0; i < STARTS; i++)
-		cr_assert(strstr(runs[i].text, "egg: started, pid ") != NULL ||
-		                  strstr(runs[i].text, "egg: is already running, pid ") != NULL ||
-		                  strstr(runs[i].text, "egg: is being started already") != NULL,
-		          "%s", runs[i].text);
-	cr_assert_str_eq(field_of(master_pid(), "fd/1", target, sizeof target),
-	                 path_of("logs/egg-stdout.log"));
-	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
-	cr_assert_eq(count_files(path_of("run"), "egg.pid.start"), 0);
-	command("stop", 0, "egg: stopped (");
-	nobody_is_left();
-}
-
-/* Two clusters of one program: the pid file's name says whose a log is. */
-Test(scripts, clusters_with_two_pid_files_have_logs_of_their_own)
-{
-	char line[300], target[256];
-	pid_t master;
-
-	home();
-	command("start --daemon", 0, "egg: started, pid ");
-	master = master_pid();
-	snprintf(line, sizeof line, "start --daemon --pid-file=%s", path_of("two.pid"));
-	command(line, 0, "egg: started, pid ");
-	cr_assert_str_eq(field_of(master, "fd/1", target, sizeof target),
-	                 path_of("logs/egg-stdout.log"));
-	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
-	wait_file("logs/two-stdout.log", "[master] egg started", 1);
-	snprintf(line, sizeof line, "stop --pid-file=%s", path_of("two.pid"));
-	command(line, 0, "egg: stopped (");
-	command("stop", 0, "egg: stopped (");
-	nobody_is_left();
-}
-
-/* Who waits for the end of what he has handed to the launcher does not wait for the
- * daemon's. */
-Test(scripts, a_daemon_closes_what_it_has_inherited)
-{
-	int ends[2];
-	struct pollfd set = {.events = POLLIN};
-	char byte;
-
-	home();
-	cr_assert_eq(pipe(ends), 0);
-	fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-	command(hello("start --daemon --port=0 --workers=1"), 0, "started on ");
-	close(ends[1]);
-	set.fd = ends[0];
-	cr_assert_eq(poll(&set, 1, time_limit()), 1, "the daemon holds it");
-	cr_assert_eq(read(ends[0], &byte, 1), 0);
-	close(ends[0]);
-	command(hello("status"), 0, "\nrunning, ");
-	command(hello("stop"), 0, "hello: stopped (");
-	nobody_is_left();
-}
-
-/* start --daemon | true */
-Test(scripts, nobody_reads_that_a_daemon_has_started)
-{
-	static struct run run;
-	int status;
-
-	home();
-	signal(SIGPIPE, SIG_DFL);
-	start(&run, "start --daemon");
-	close(run.output);
-	cr_assert_eq(waitpid(run.pid, &status, 0), run.pid);
-	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %d", status);
-	command("stop", 0, "egg: stopped (");
-	nobody_is_left();
-}
-
-Test(scripts, a_daemons_files_can_be_chosen)
-{
-	char line[1024];
-
-	home();
-	snprintf(line, sizeof line, "start --daemon --pid-file=%s --stdout %s --stderr=%s",
-	         path_of("x/pid"), path_of("out/both"), path_of("out/both"));
-	command(line, 0, "egg: started, pid ");
-	cr_assert(strstr(content_of(path_of("out/both")), "[master] egg started") != NULL);
-	cr_assert_eq(count_files(path_of("out"), ""), 3); /* . and .. and both */
-	command("stop", 0, "not running");                /* there is another one's default */
-	snprintf(line, sizeof line, "stop --pid-file %s", path_of("x/pid"));
-	command(line, 0, "egg: stopped (");
-	nobody_is_left();
-	snprintf(line, sizeof line, "start --daemon --stdout=/dev/null --stderr=%s",
-	         path_of("out/both/x"));
-	command(line, 1, "egg: cannot open ");
-	command("start --daemon --stdout=/dev/null --stderr=/dev/null", 0, "egg: started, pid ");
-	command("stop", 0, "egg: stopped (");
-	cr_assert_eq(access("/dev/null", F_OK), 0);
-	nobody_is_left();
-}
-
-/* ---- connections to the example server ------------------------------------------------------- */
-
-static int
-port_in(const char *text)
-{
-	const char *at = strstr(text, "started on http://127.0.0.1:");
-
-	cr_assert_not_null(at, "%s", text);
-	return atoi(at + strlen("started on http://127.0.0.1:"));
-}
-
-/* GET / over a connection of its own: the pid that answered, or 0. */
-static pid_t
-get(int port)
-{
-	static const char request[] = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-	struct timeval limit = {.tv_sec = time_limit() / 1000};
-	int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	char answer[512];
-	const char *at = NULL;
-	ssize_t count;
-	size_t length = 0;
-
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-	if (connect(descriptor, (struct sockaddr *)&address, sizeof address) == 0 &&
-	    write(descriptor, request, sizeof request - 1) == sizeof request - 1) {
-		while (length < sizeof answer - 1 &&
-		       (count = read(descriptor, answer + length, sizeof answer - 1 - length)) > 0)
-			length += (size_t)count;
-		answer[length] = '\0';
-		at = strstr(answer, "hello world from pid ");
-	}
-	close(descriptor);
-	return at != NULL ? (pid_t)atol(at + strlen("hello world from pid ")) : 0;
-}
-
-Test(scripts, a_daemon_survives_the_end_of_its_terminal)
-{
-	static struct run run;
-	char path[64], name[32] = "";
-	int port, terminal = -1, status;
-	pid_t master;
-
-	start_in_terminal(&run, hello("start --daemon --port=0 --workers=2"));
-	wait_text(&run, "hello: started on http://127.0.0.1:");
-	port = port_in(run.text);
-	cr_assert_eq(waitpid(run.pid, &status, 0), run.pid);
-	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", run.text);
-	close(run.output); /* the terminal is gone */
-	master = (pid_t)atol(content_of(path_of("run/hello.pid")));
-	snprintf(path, sizeof path, "/proc/%ld/stat", (long)master);
-	cr_assert_eq(sscanf(content_of(path), "%*d %31s %*c %*d %*d %*d %d", name, &terminal), 2);
-	cr_assert_eq(terminal, 0, "it has a terminal");
-	cr_assert_neq(get(port), 0);
-	command(hello("status"), 0, "\nrunning, ");
-	command(hello("stop"), 0, "hello: stopped (");
-	nobody_is_left();
-}
-
-/* D28: in egg the launcher waits for its timeout, whatever has happened. */
-Test(scripts, an_early_death_shows_at_once)
-{
-	const char *text;
-	int64_t begin;
-
-	home();
-	manners.app_fails = true;
-	begin = clutch_now();
-	text = command("start --daemon", 1, "app: no database\n");
-	cr_assert_lt(clutch_now() - begin, time_limit());
-	cr_assert(strstr(text, "start fail, exiting with code:1") != NULL, "%s", text);
-	cr_assert(strstr(text, "\negg: start failed, see ") != NULL, "%s", text);
-	cr_assert(strstr(text, "logs/egg-stderr.log\n") != NULL, "%s", text);
-	nobody_is_left();
-}
-
-/* Only the end of a long story is shown, and it begins with a line. */
-Test(scripts, of_a_long_stderr_the_end_is_shown)
-{
-	static char long_text[9000];
-	const char *text;
-	int i;
-
-	home();
-	for (i = 0; i < 899; i++)
-		memcpy(long_text + i * 10, "aaaaaaaaa\n", 10);
-	manners.app_prints = long_text;
-	manners.app_fails = true;
-	text = command("start --daemon --workers=1", 1, "\negg: start failed");
-	cr_assert_lt(strlen(text), 4096 + 256);
-	cr_assert_eq(strncmp(text, "aaaaaaaaa\n", 10), 0, "%.40s", text);
-	nobody_is_left();
-}
-
-/* D29: in egg output on stderr makes the start fail. */
-Test(scripts, what_stands_on_stderr_is_no_failure)
-{
-	home();
-	manners.app_prints = "DeprecationWarning: this is no error";
-	command("start --daemon", 0, "egg: started, pid ");
-	wait_file("logs/egg-stderr.log", "DeprecationWarning", 2);
-	command("stop", 0, "egg: stopped (");
-	nobody_is_left();
-}
-
-Test(scripts, a_start_that_takes_too_long_is_stopped)
-{
-	home();
-	manners.app_is_never_ready = true;
-	command("start --daemon --timeout=1", 1, "egg: not ready within 1 s, stopping it\n");
-	nobody_is_left();
-	cr_assert_eq(access(path_of("run/egg.pid"), F_OK), -1);
-}
-
-Test(scripts, a_start_that_is_interrupted_is_stopped)
-{
-	static struct run run;
-
-	home();
-	manners.app_is_never_ready = true;
-	start(&run, "start --daemon");
-	wait_file("logs/egg-stdout.log", "app_worker#2", 1);
-	kill(run.pid, SIGINT);
-	cr_assert_eq(end(&run), 1, "%s", run.text);
-	cr_assert(strstr(run.text, "egg: interrupted, stopping it\n") != NULL, "%s", run.text);
-	nobody_is_left();
-}
-
-/* ---- stop ------------------------------------------------------------------------------------------ */
+/* ---- stop --------------------------------------------------------------------- */
 
 static void
 start_hanging(int close_timeout)
@@ -950,9 +352,9 @@ start_hanging(int close_timeout)
 	wait_file("logs/egg-stderr.log", "hangs", 3);
 }
 
-/* D31: egg waits 5 s, whatever the master needs. The first one here needs 6 s: stop
- * learns it from the master, and nobody is killed before. The second one is to need
- * 1.4 s, and is stopped itself: stop does not wait its 30 s for it. */
+/* D31: egg waits 5 s, however long the master needs. The first master here needs 6 s: stop
+ * learns that from it, and kills no process before. The second one says that it needs
+ * 1.4 s, and then hangs: stop does not wait 30 s for it. */
 Test(scripts, stop_waits_as_long_as_the_master_may_take)
 {
 	static struct run slow, stuck;
@@ -983,8 +385,8 @@ Test(scripts, stop_waits_as_long_as_the_master_may_take)
 	nobody_is_left();
 }
 
-/* The apps obey and are dead, what they have forked does not: the master waits for it,
- * and no lock tells of it. */
+/* The apps obey SIGTERM and are dead. Their own children ignore it: the master waits for
+ * them, and they hold no lock. */
 Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
 {
 	home();
@@ -996,7 +398,7 @@ Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
 	nobody_is_left();
 }
 
-/* A master that is stopped, children that hang, and children of theirs. */
+/* The master is stopped (SIGSTOP), its children hang, and those have children. */
 Test(scripts, past_its_timeout_stop_kills_them_all)
 {
 	pid_t master;
@@ -1014,7 +416,7 @@ Test(scripts, past_its_timeout_stop_kills_them_all)
 	nobody_is_left();
 }
 
-/* The master is killed; its children hang. They are still the cluster's. */
+/* The master is killed and its children hang. They still belong to the cluster. */
 Test(scripts, stop_finds_children_whose_master_is_dead)
 {
 	pid_t master;
@@ -1075,7 +477,221 @@ Test(scripts, stop_ends_one_cluster_not_all)
 	nobody_is_left();
 }
 
-/* ---- status and reload ----------------------------------------------------------------------------- */
+/* ---- pid files that are not to be believed ------------------------------------ */
+
+static void
+expect_no_pid_file(const char *path, const char *reason)
+{
+	static const char *const commands[] = {"start --daemon", "start", "stop", "status",
+	                                       "reload"};
+	char line[300], text[300];
+	size_t i;
+
+	snprintf(text, sizeof text, "pid file %s: %s", path, reason);
+	for (i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+		snprintf(line, sizeof line, "%s --pid-file=%s", commands[i], path);
+		command(line, 1, text);
+	}
+}
+
+/* Nothing waits for the other end of the FIFO, and nothing is written through the link. */
+Test(scripts, what_is_no_pid_file_is_refused_by_every_command)
+{
+	struct stat status;
+	FILE *file;
+
+	home();
+	cr_assert_eq(mkfifo(path_of("fifo"), 0600), 0);
+	expect_no_pid_file(path_of("fifo"), "it is not a plain file\n");
+	file = fopen(path_of("target"), "w");
+	cr_assert(file != NULL && fputs("4711", file) > 0 && fclose(file) == 0);
+	cr_assert_eq(symlink(path_of("target"), path_of("link")), 0);
+	expect_no_pid_file(path_of("link"), "it is a symbolic link\n");
+	cr_assert_str_eq(content_of(path_of("target")), "4711");
+	cr_assert(lstat(path_of("link"), &status) == 0 && S_ISLNK(status.st_mode));
+	nobody_is_left();
+}
+
+/* A stranger that may read the file can lock a byte of it for reading. */
+Test(scripts, a_lock_for_reading_is_not_the_masters)
+{
+	struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+	int descriptor;
+	FILE *file;
+
+	home();
+	mkdir(path_of("run"), 0777);
+	file = fopen(path_of("run/egg.pid"), "w");
+	cr_assert(file != NULL && fputs("4711", file) > 0 && fclose(file) == 0);
+	descriptor = open(path_of("run/egg.pid"), O_RDONLY | O_CLOEXEC);
+	cr_assert(descriptor != -1 && fcntl(descriptor, F_SETLK, &lock) == 0);
+	command("status", 3, "egg: not running (pid file ");
+	command("stop", 0, "egg: warning: not running (pid file ");
+	cr_assert_eq(close(descriptor), 0);
+}
+
+/* Put a file of that user in the table's place, as any user who may write to the folder
+ * can. */
+static void
+forge_table(uid_t user, bool link)
+{
+	char path[256];
+	FILE *file;
+
+	snprintf(path, sizeof path, "%s", path_of("run/egg.pid.status"));
+	unlink(path);
+	if (link) {
+		if (symlink(path_of("forged"), path) == -1)
+			_exit(1);
+		snprintf(path, sizeof path, "%s", path_of("forged"));
+	}
+	file = fopen(path, "w");
+	if (file == NULL)
+		_exit(1);
+	fprintf(file, "egg\nrunning, stops within 1ms, reloads: 0 done\n");
+	fclose(file);
+	if (chown(path, user, (gid_t)-1) == -1)
+		_exit(1);
+}
+
+/* The order removes the old table: put a forged one there, again and again. */
+static void
+forge_on(uid_t user, bool link)
+{
+	for (;;) {
+		if (access(path_of("run/egg.pid.status"), F_OK) == -1)
+			forge_table(user, link);
+		poll(NULL, 0, 1);
+	}
+}
+
+static pid_t
+start_forger(uid_t user, bool link)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		forge_on(user, link);
+	return pid;
+}
+
+static void
+end_forger(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	cr_assert_eq(waitpid(pid, NULL, 0), pid);
+	unlink(path_of("run/egg.pid.status"));
+}
+
+Test(scripts, a_forged_table_is_not_believed)
+{
+	pid_t master, forger;
+
+	home();
+	if (geteuid() != 0)
+		cr_skip_test("only root can give a file away");
+	command("start --daemon", 0, "egg: started, pid ");
+	master = master_pid();
+	kill(master, SIGSTOP);
+	forger = start_forger(4711, false);
+	command("status --timeout=1", 1, "egg.pid.status: Permission denied\n");
+	end_forger(forger);
+	forger = start_forger(0, true);
+	command("status --timeout=1", 1, "egg.pid.status: Too many levels of symbolic links\n");
+	end_forger(forger);
+	kill(master, SIGCONT);
+	command("status", 0, "\nrunning, ");
+	cr_assert_eq(mkdir(path_of("out"), 0700), 0);
+	cr_assert_eq(rename(path_of("run/egg.pid.status"), path_of("out/x")), 0);
+	cr_assert_eq(mkdir(path_of("run/egg.pid.status"), 0700), 0);
+	command("status", 1, "egg.pid.status: Is a directory\n"); /* it cannot be removed */
+	cr_assert_eq(rmdir(path_of("run/egg.pid.status")), 0);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* ---- PID namespaces ----------------------------------------------------------- */
+
+/* The first process forked between these two is process 1 of a new PID namespace. */
+static int
+enter_namespace(void)
+{
+	int own = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+
+	if (own == -1 || unshare(CLONE_NEWPID) == -1)
+		cr_skip_test("there are no PID namespaces for the test");
+	return own;
+}
+
+static void
+leave_namespace(int own)
+{
+	cr_assert_eq(setns(own, CLONE_NEWPID), 0);
+	close(own);
+}
+
+/* As in a container that shares the pid file's folder: from there the master has no
+ * number. It serves, so it is neither stopped nor started again, and its logs stay. */
+Test(scripts, a_master_in_another_pid_namespace_is_left_alone)
+{
+	static const char *const commands[] = {"status", "stop", "reload", "start",
+	                                       "start --daemon"};
+	pid_t master;
+	size_t i;
+	int own;
+
+	home();
+	command("start --daemon", 0, "egg: started, pid ");
+	master = master_pid();
+	for (i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+		own = enter_namespace();
+		command(commands[i], 1, "its master runs where no signal from here reaches it");
+		leave_namespace(own);
+	}
+	cr_assert(process_is_alive(master));
+	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
+	cr_assert_eq(count_files(path_of("run"), "egg.pid"), 1);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* From outside, the kernel translates the numbers of locks, but the master's table has
+ * the container's numbers. One of them is a stranger's here. */
+Test(scripts, the_numbers_of_a_container_are_not_killed_outside)
+{
+	static struct run run;
+	char first[32];
+	pid_t stranger;
+	int own;
+
+	home();
+	if (access("/proc/sys/kernel/ns_last_pid", W_OK) == -1)
+		cr_skip_test("the next pid cannot be chosen");
+	stranger = fork();
+	if (stranger == 0)
+		for (;;)
+			pause();
+	setpgid(stranger, stranger);
+	snprintf(first, sizeof first, "%ld", (long)stranger - 2);
+	manners.first_pid = first; /* the master is the next one, and the agent the stranger */
+	manners.hang = true;
+	program.app_close_timeout = 60000;
+	own = enter_namespace();
+	start(&run, "start --workers=1");
+	leave_namespace(own);
+	wait_text(&run, "[master] to stop it");
+	while (count_text(run.text, "hangs\n") < 2)
+		read_output(&run, clutch_now() + time_limit());
+	snprintf(first, sizeof first, " %ld listening", (long)stranger);
+	command("status", 0, first);
+	command("stop --timeout=1", 0, "egg: not stopped within 1 s: SIGKILL to all that are left");
+	cr_assert_eq(waitpid(stranger, NULL, WNOHANG), 0, "the stranger was killed");
+	kill(stranger, SIGKILL);
+	end(&run);
+	nobody_is_left();
+}
+
+/* ---- status and reload -------------------------------------------------------- */
 
 Test(scripts, status_shows_the_masters_table)
 {
@@ -1100,7 +716,7 @@ Test(scripts, status_shows_the_masters_table)
 	nobody_is_left();
 }
 
-/* What cannot be written is one line of the log. */
+/* A status file that cannot be written is one line of the log. */
 Test(scripts, a_status_that_cannot_be_written_harms_nobody)
 {
 	home();
@@ -1115,7 +731,7 @@ Test(scripts, a_status_that_cannot_be_written_harms_nobody)
 	nobody_is_left();
 }
 
-/* In shared memory: what the clients have seen. */
+/* In shared memory: what the clients count. */
 enum { CLIENTS = 3 };
 
 struct load {
@@ -1156,7 +772,7 @@ serve_on(struct load *load)
 	wait_until(have_been_served, load, "20 answers for each client");
 }
 
-/* Two reloads while three clients ask and ask: nobody is refused, nobody is reset. */
+/* Two reloads while three clients send requests: no connection is refused or reset. */
 Test(scripts, a_reload_under_load_costs_nobody_a_connection)
 {
 	struct load *load =
@@ -1191,10 +807,10 @@ is_dead(const void *pid)
 	return !process_is_alive((pid_t) * (const long *)pid);
 }
 
-/* Every worker is another one afterwards, and the agent is the same. */
+/* Afterwards every worker is a new process, and the agent is the same. */
 Test(scripts, a_reload_replaces_every_app_worker)
 {
-	static char before[8192];
+	static char before[64 * 1024];
 	const char *after, *row;
 	char wanted[64];
 	long pid;
@@ -1216,10 +832,10 @@ Test(scripts, a_reload_replaces_every_app_worker)
 	nobody_is_left();
 }
 
-/* D12: the old ones stay; and the next reload is a good one. */
+/* D12: the old workers stay, and the next reload succeeds. */
 Test(scripts, a_reload_whose_workers_do_not_start_fails)
 {
-	static char before[8192];
+	static char before[64 * 1024];
 	static char no_start[256];
 	FILE *file;
 
@@ -1250,82 +866,6 @@ Test(scripts, what_is_not_ready_cannot_be_reloaded)
 	command("reload", 1, "egg: cannot reload: not yet ready, or already stopping\n");
 	command("status", 0, "\nstarting, ");
 	command("stop", 0, "egg: stopped (");
-	cr_assert_eq(end(&run), 0);
-	nobody_is_left();
-}
-
-/* ---- systemd ------------------------------------------------------------------------------------------ */
-
-/* systemd's end: a datagram socket. A name that begins with @ is an abstract one. */
-static int
-open_notify_socket(const char *name)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct timeval limit = {.tv_sec = time_limit() / 1000};
-	int descriptor = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	size_t length = strlen(name);
-
-	memcpy(address.sun_path, name, length);
-	if (name[0] == '@')
-		address.sun_path[0] = '\0';
-	length += offsetof(struct sockaddr_un, sun_path);
-	cr_assert_eq(bind(descriptor, (struct sockaddr *)&address, (socklen_t)length), 0, "%s: %s",
-	             name, strerror(errno));
-	setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-	setenv("NOTIFY_SOCKET", name, 1);
-	return descriptor;
-}
-
-static const char *
-receive(int descriptor)
-{
-	static char text[256];
-	ssize_t count = recv(descriptor, text, sizeof text - 1, 0);
-
-	text[count > 0 ? count : 0] = '\0';
-	return text;
-}
-
-static void
-expect_notices(const char *name)
-{
-	static struct run run;
-	int descriptor = open_notify_socket(name);
-
-	manners.app_prints_notify_socket = true;
-	start(&run, "start");
-	cr_assert_str_eq(receive(descriptor), "READY=1");
-	wait_text(&run, "[master] to stop it");
-	cr_assert_eq(count_text(run.text, "app's NOTIFY_SOCKET: none"), 2, "%s", run.text);
-	kill(run.pid, SIGTERM);
-	cr_assert_str_eq(receive(descriptor), "STOPPING=1");
-	cr_assert_eq(end(&run), 0);
-	cr_assert_eq(recv(descriptor, run.text, 1, MSG_DONTWAIT), -1);
-	close(descriptor);
-	nobody_is_left();
-}
-
-Test(scripts, systemd_is_told)
-{
-	char abstract[64];
-
-	home();
-	snprintf(abstract, sizeof abstract, "@clutch-%ld", (long)getpid());
-	expect_notices(path_of("notify"));
-	expect_notices(abstract);
-}
-
-/* A socket that is not there: a line of the log, and all else as ever. */
-Test(scripts, a_notify_socket_that_is_not_there_harms_nobody)
-{
-	static struct run run;
-
-	home();
-	setenv("NOTIFY_SOCKET", path_of("nowhere"), 1);
-	start(&run, "start");
-	wait_text(&run, "[master] cannot tell NOTIFY_SOCKET=");
-	wait_text(&run, "[master] to stop it");
-	kill(run.pid, SIGTERM);
 	cr_assert_eq(end(&run), 0);
 	nobody_is_left();
 }

@@ -4,14 +4,15 @@
  *
  *	parent  <======= socketpair, frames in both directions =======>  child
  *
- * A frame has its length in front, so a message comes whole or not at all, whatever
- * is in it; and a descriptor can travel along. Both ends are alike: each may speak
- * whenever it wants to, and nobody has to answer.
+ * A frame begins with its length, so a message comes whole or not at all, whatever bytes
+ * are in it; and a descriptor can travel along. Both ends are alike: each may send at any
+ * time, and no message needs an answer.
  *
  *	build/examples/ipc/native
  */
 #define CLUTCH_CHANNEL
 #include "messenger.h"
+#include "standard.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -21,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define DEADLINE 10000 /* milliseconds, for whatever the other end is to do next */
+#define DEADLINE 10000 /* milliseconds, for the next message of the other end */
 
 static const char *self = "parent";
 
@@ -44,14 +45,14 @@ say(struct channel *channel, const char *action, const char *data, int handle)
 		printf("%s sends %s, %zu bytes\n", self, action, message.data_length);
 	else
 		printf("%s sends %s %s\n", self, action, data);
-	if (sendmessage(channel, &message) == -1) /* queues it: see turn */
+	if (sendmessage(channel, &message) == -1) /* it is queued, and turn writes it */
 		fail("sendmessage");
 }
 
 /*
- * One turn of a loop: write what waits, wait for either direction, read. A socket
- * that is full does not stop us from reading, or two that are would wait for
- * each other for ever.
+ * One turn of a loop: write the queue, wait for either direction, read. We read even while
+ * our socket is full: if both ends only waited to write, they would wait for ever
+ * (deadlock).
  */
 static enum peer
 turn(struct channel *channel)
@@ -68,12 +69,12 @@ turn(struct channel *channel)
 		errno = ETIMEDOUT;
 	if (count != 1)
 		fail("the other end says nothing");
-	if ((wait.revents & ~POLLOUT) != 0) /* a hangup too: last words come first */
+	if ((wait.revents & ~POLLOUT) != 0) /* read before you believe a hangup */
 		peer = channel_read(channel);
 	return peer;
 }
 
-/* The next message, or false: the other end is gone, and all that it said is heard. */
+/* The next message. False: the other end is gone, and there is no further message of it. */
 static bool
 hear(struct channel *channel, struct message *message)
 {
@@ -110,7 +111,7 @@ expect(struct channel *channel, const char *action, struct message *message)
 
 /* ---- the child ----------------------------------------------------------- */
 
-/* The largest message: one JSON string of 1 MiB, twice what a socket takes. */
+/* The largest message: one JSON string of 1 MiB, which is twice as much as a socket takes. */
 static char *
 large(void)
 {
@@ -124,7 +125,7 @@ large(void)
 	return text;
 }
 
-/* Somebody else's descriptor is now ours, whatever it is; here it is a pipe. */
+/* The parent's descriptor is now also ours. It could be any kind; here it is a pipe. */
 static void
 write_into(int handle)
 {
@@ -150,7 +151,7 @@ child(struct channel *channel)
 	struct message message;
 	char *text = large();
 
-	say(channel, "online", "{\"ready\":true}", -1); /* nobody has asked */
+	say(channel, "online", "{\"ready\":true}", -1); /* without a question */
 	while (hear(channel, &message)) {
 		if (strcmp(message.action, "ping") == 0)
 			say(channel, "pong", message.data, -1);
@@ -166,15 +167,15 @@ child(struct channel *channel)
 	free(text);
 	say(channel, "last", "1", -1);
 	say(channel, "last", "2", -1);
-	channel_drain(channel, DEADLINE); /* what is queued shall leave before we do */
+	channel_drain(channel, DEADLINE); /* write the queue before we leave */
 	channel_close(channel);
 	return 7;
 }
 
 /* ---- the parent ---------------------------------------------------------- */
 
-/* The child's end is the child's alone, and ours is ours, or neither would ever
- * see the end of the channel. */
+/* Each process closes the other's end: an end of file comes only when no process has the
+ * other end open. */
 static pid_t
 start(struct channel *channel)
 {
@@ -198,7 +199,7 @@ start(struct channel *channel)
 	return pid;
 }
 
-/* Both at once, and more than a socket holds: neither waits for the other. */
+/* Both send at once, more than a socket holds, and neither waits for the other. */
 static void
 speak_at_once(struct channel *channel)
 {
@@ -208,7 +209,7 @@ speak_at_once(struct channel *channel)
 	say(channel, "both", "{}", -1);
 	say(channel, "large", text, -1);
 	expect(channel, "large", &message);
-	say(channel, "measure", text, -1); /* and one alone */
+	say(channel, "measure", text, -1); /* and in one direction */
 	expect(channel, "measured", &message);
 	free(text);
 }
@@ -233,7 +234,7 @@ send_descriptor(struct channel *channel)
 	printf("parent reads \"%.*s\" from its pipe\n", (int)length, text);
 }
 
-/* What was said before the end is heard; then there is only the end. */
+/* All messages from before the end are heard; then comes the end of file. */
 static int
 wait_for_end(struct channel *channel, pid_t pid)
 {
@@ -264,6 +265,8 @@ main(int argc, char **argv)
 		fprintf(stderr, "native: %s: it takes no arguments\n", argv[1]);
 		return 64;
 	}
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
 	signal(SIGPIPE, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	pid = start(&channel);

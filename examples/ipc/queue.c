@@ -1,20 +1,21 @@
 /*
- * The fourth of the four ways: a queue that somebody else keeps, here Redis. Who
- * sends and who receives need not live at the same time, nor on one machine.
+ * The fourth of the four ways: a queue in a server, here Redis. A sender and a receiver
+ * need not live at the same time, nor on one machine.
  *
  *	producer 1 --.                       .--> worker 1    takes a message, does
- *	              >-- Redis: rsmq:jobs --+--> worker 2    what it says, and only
- *	producer 2 --'                       `--> worker 3    then deletes it
+ *	              >-- Redis: rsmq:jobs --+--> worker 2    the job, and deletes the
+ *	producer 2 --'                       `--> worker 3    message after that
  *
- * A worker that dies with a message in its hands loses nothing: after the visibility
- * timeout, a second here, the message comes to another one. And beside it publish
- * and subscribe, where a message is for those who listen at this moment.
+ * A worker that dies before it has deleted its message loses nothing: after the visibility
+ * timeout, one second here, another worker gets the message. The end of the story is
+ * publish and subscribe, where a message goes to the processes that listen at that moment.
  *
  *	build/examples/ipc/queue         with a Redis of its own, gone at the end
  *	build/examples/ipc/queue URL     redis://[user][:password@]host[:port][/database]
  *	                                 or unix:///path
  */
 #include "rsmq.h"
+#include "standard.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -30,22 +31,22 @@ enum {
 	PRODUCERS = 2,
 	JOBS = 3, /* of each producer */
 	WORKERS = 3,
-	PAUSE = 50,       /* milliseconds until one asks again whether there is a message */
+	PAUSE = 50,       /* milliseconds between two questions for a message */
 	DEADLINE = 60000, /* milliseconds, for any one step of the story */
-	NO_SERVER = 127   /* exit status: there was nothing to exec */
+	NO_SERVER = 127   /* exit status: there is no program to execute */
 };
 
 static const char *url;
 static char name[32], channel[32];
-static int redis_lifeline = -1, work_lifeline = -1; /* main's ends */
+static int redis_lifeline = -1, work_lifeline = -1; /* the ends that main holds */
 static pid_t owner, keeper; /* main, and the parent of our own Redis; 0: none */
-static char folder[80], path[sizeof folder + sizeof "/redis"]; /* a socket's may have 104 */
+static char folder[80], path[sizeof folder + sizeof "/redis"]; /* at most 104: see sys/un.h */
 
 static void
 fail(const char *what)
 {
 	fprintf(stderr, "queue: %s: %s\n", what, rsmq_reason());
-	exit(1); /* whoever is left sees the end of its lifeline */
+	exit(1); /* the other processes see the end of their lifelines */
 }
 
 static void
@@ -55,7 +56,7 @@ fail_by_errno(const char *what)
 	exit(1);
 }
 
-/* What a connection says of itself, the result of the call says better. */
+/* The result of a call says more than the log of its connection. */
 static void
 no_log(const char *line, void *arg)
 {
@@ -73,10 +74,10 @@ open_redis(const char *where)
 	exit(errno == EINVAL ? 64 : 1);
 }
 
-/* ---- processes: each ends when the one that it works for does ------------ */
+/* ---- processes: each ends with the process that it works for -------------- */
 
-/* A pipe whose writing end one process holds, and never writes to: its end is the
- * end of that process, however it came. */
+/* A pipe whose writing end one process holds, and never writes to. Its end of file tells
+ * that this process has ended, in whatever way. */
 static void
 open_lifeline(int ends[2])
 {
@@ -121,7 +122,7 @@ exec_redis(void)
 	_exit(NO_SERVER);
 }
 
-/* Redis's parent: when main is over, or Redis is, nothing of it shall be left. */
+/* The parent of Redis. When main or Redis has ended, it removes all that is left. */
 static void
 keep_redis(int lifeline)
 {
@@ -133,7 +134,7 @@ keep_redis(int lifeline)
 	signal(SIGQUIT, SIG_IGN);
 	signal(SIGHUP, SIG_IGN);
 	signal(SIGTERM, SIG_IGN);
-	open_lifeline(ends); /* this one Redis holds, unknowingly */
+	open_lifeline(ends); /* Redis holds the writing end, and does not know of it */
 	redis = fork_process();
 	if (redis == 0) {
 		close(lifeline), close(ends[0]);
@@ -143,7 +144,7 @@ keep_redis(int lifeline)
 	set[1].fd = ends[0];
 	while (poll(set, 2, -1) == -1 && errno == EINTR)
 		;
-	kill(redis, SIGKILL); /* it has nothing that is worth saving */
+	kill(redis, SIGKILL); /* it has no data to save */
 	while (waitpid(redis, &status, 0) == -1 && errno == EINTR)
 		;
 	if (set[0].revents == 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == NO_SERVER))
@@ -157,11 +158,11 @@ static int
 on_shutdown(struct redis *redis, const struct redis_reply *reply, void *arg)
 {
 	(void)redis, (void)reply;
-	*(bool *)arg = true; /* the answer is that there is none */
+	*(bool *)arg = true; /* Redis ends instead of a reply */
 	return 0;
 }
 
-/* The keeper was killed, and cannot do it: main ends its Redis. */
+/* The keeper was killed, so main ends its Redis. */
 static void
 shut_down(void)
 {
@@ -176,7 +177,7 @@ shut_down(void)
 	rmdir(folder);
 }
 
-/* However main exits; its children, which inherit this, do nothing. */
+/* Registered with atexit. The children of main inherit it, and do nothing here. */
 static void
 end_redis(void)
 {
@@ -197,7 +198,7 @@ end_redis(void)
 	_exit(1);
 }
 
-/* Its URL is then in `url`. */
+/* Start it, and store its URL in `url`. */
 static void
 start_redis(void)
 {
@@ -243,7 +244,7 @@ produce(int number)
 	redis_close(redis);
 }
 
-/* Take, do, delete: in this order, or a death loses what it has in its hands. */
+/* Take, do, delete: in another order, a job would be lost when its worker dies. */
 static void
 handle(struct redis *redis, int number, const struct rsmq_message *message)
 {
@@ -259,7 +260,7 @@ handle(struct redis *redis, int number, const struct rsmq_message *message)
 	case 1:
 		printf("worker %d deletes      %s\n", number, message->message);
 		break;
-	case 0: /* we took longer than the visibility timeout */
+	case 0: /* the job took longer than the visibility timeout */
 		printf("worker %d is too late  %s\n", number, message->message);
 		break;
 	default:
@@ -267,7 +268,7 @@ handle(struct redis *redis, int number, const struct rsmq_message *message)
 	}
 }
 
-/* RSMQ has no call that waits for a message: one asks again and again. */
+/* RSMQ has no call that waits for a message, so a worker asks again and again. */
 static void
 work(int number, int lifeline)
 {
@@ -295,7 +296,7 @@ enum { CHILDREN = PRODUCERS + WORKERS };
 
 static pid_t children[CHILDREN];
 
-/* One process, which has its own connection to Redis, and nothing of main's. */
+/* One process with its own connection to Redis. It closes all that belongs to main. */
 static void
 start(int child, struct redis *redis, int lifeline)
 {
@@ -311,7 +312,7 @@ start(int child, struct redis *redis, int lifeline)
 	exit(0);
 }
 
-/* Who has ended meanwhile? */
+/* Reap the children that have ended. */
 static void
 reap(int options)
 {
@@ -328,11 +329,11 @@ reap(int options)
 			fprintf(stderr, "queue: producer %d was killed by signal %d\n", i + 1,
 			        WTERMSIG(status));
 		if (status != 0 && (i < PRODUCERS || WIFEXITED(status)))
-			exit(1); /* it has said why, or we have */
+			exit(1); /* there has been a line about it */
 	}
 }
 
-/* Until so many were sent, and each was deleted. */
+/* Wait until this many messages were sent, and all of them are deleted. */
 static void
 wait_until_done(struct redis *redis, int64_t sent)
 {
@@ -385,7 +386,7 @@ show_queue(struct redis *redis)
 	       end.totalsent, end.totalrecv, end.msgs);
 }
 
-/* ---- publish and subscribe: for those who listen now --------------------- */
+/* ---- publish and subscribe: for the processes that listen now ------------- */
 
 static bool listening, heard;
 
@@ -429,7 +430,7 @@ publish(struct redis *redis, const char *text)
 	       listeners > 0 ? "somebody hears it" : "nobody listens: it is lost");
 }
 
-/* Turn the subscriber's loop until it is so. */
+/* Turn the subscriber's loop until the condition is true. */
 static void
 wait_for(struct redis *subscriber, const bool *is_so)
 {
@@ -457,7 +458,7 @@ show_publish(struct redis *redis)
 	redis_close(subscriber);
 }
 
-/* False: our own Redis does not come up, and it has said why. */
+/* False: our own Redis cannot start, and has printed the reason. */
 static bool
 wait_for_redis(struct redis *redis)
 {
@@ -498,8 +499,10 @@ main(int argc, char **argv)
 		                "or unix:///path]\n");
 		return 64;
 	}
+	if (!fill_standard_descriptors())
+		fail_by_errno("/dev/null");
 	url = argv[1];
-	snprintf(name, sizeof name, "jobs-%ld", (long)getpid()); /* so as to disturb nobody's */
+	snprintf(name, sizeof name, "jobs-%ld", (long)getpid()); /* no other program's queue */
 	snprintf(channel, sizeof channel, "news-%ld", (long)getpid());
 	signal(SIGPIPE, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);

@@ -1,6 +1,6 @@
 /*
- * One call of RSMQ from the command line: to look at a queue, or to talk to a
- * program on its other side.
+ * One call of RSMQ from the command line: to look at a queue, or to talk to the program
+ * at its other end.
  *
  *	build/examples/ipc/rsmq_call URL create NAME [VT [DELAY [MAXSIZE]]]
  *	build/examples/ipc/rsmq_call URL remove NAME
@@ -10,11 +10,13 @@
  *	build/examples/ipc/rsmq_call URL delete NAME ID
  *	build/examples/ipc/rsmq_call URL hide NAME ID VT
  *
- * VT and DELAY are seconds. send prints the id; receive the id, how often it was
- * received, when first, when sent (milliseconds since 1970), and the text. The exit
- * status is 0; 1 if it failed, and one line says why; 2 if there is no such message.
+ * VT and DELAY are seconds. send prints the id of the message. receive prints the id, the
+ * number of times it was received, the times at which it was first received and sent
+ * (milliseconds since 1970), and the text. The exit status is 0; 1 if the call failed, and
+ * one line says why; 2 if there is no such message.
  */
 #include "rsmq.h"
+#include "standard.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -23,7 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The number in a word that may be missing, which is what NULL says. */
+/* The number in a word. NULL: the word is missing. */
 static int
 number(const char *word)
 {
@@ -41,8 +43,8 @@ number(const char *word)
 	return (int)value;
 }
 
-/* Each is handed NAME and what follows; the words that are missing are NULL. Returns
- * 1: done, 0: there is no such message, -1: it failed. */
+/* The calls. `words` is NAME and the words behind it; a missing word is NULL. Each returns
+ * 1: done; 0: there is no such message; -1: it failed. */
 static int
 create(struct redis *redis, char **words)
 {
@@ -112,7 +114,7 @@ hide(struct redis *redis, char **words)
 
 static const struct call {
 	const char *name;
-	int least, most; /* words: NAME and what follows */
+	int least, most; /* words: NAME and those behind it */
 	int (*run)(struct redis *redis, char **words);
 } calls[] = {{"create", 1, 4, create},
              {"remove", 1, 1, remove_queue},
@@ -137,7 +139,7 @@ find(int argc, char **argv)
 static void
 no_log(const char *line, void *arg)
 {
-	(void)line, (void)arg; /* the result of the call says it */
+	(void)line, (void)arg; /* the result of the call says more */
 }
 
 int
@@ -152,6 +154,10 @@ main(int argc, char **argv)
 		fprintf(stderr, "usage: rsmq_call URL create|remove|attributes|send|receive|"
 		                "delete|hide NAME ...\n");
 		return 64;
+	}
+	if (!fill_standard_descriptors()) {
+		fprintf(stderr, "rsmq_call: /dev/null: %s\n", strerror(errno));
+		return 1;
 	}
 	redis = redis_open(NULL, argv[1], &(struct redis_options){.log = no_log});
 	if (redis == NULL) {

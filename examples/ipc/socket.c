@@ -1,19 +1,21 @@
 /*
- * The third of the four ways: a server with a name, for processes that are not
- * related. Names, messages and manners are those of npm node-ipc, so that its
- * clients and this server would understand each other.
+ * The third of the four ways: a server with a name, for processes that are not related.
+ * Names, messages and behaviour are those of npm node-ipc.
  *
  *	ann --.
  *	       >-- FOLDER/app.world --.        {"type":"message","data":{"id":"ann",...}}\f
  *	bob --'                        > world
  *	cid ----- 127.0.0.1:PORT -----'
  *
- * The world is one process, the three clients are another. When the world dies they
- * are disconnected, and each tries again every 1.5 s, until there is one again.
- * What is said meanwhile is lost. Who leaves on purpose does not come back.
+ * The world is one process, and the three clients are another. When the world dies, the
+ * clients are disconnected, and each tries again every 1.5 s until there is a world. A
+ * message that is sent meanwhile is lost. A client that leaves on purpose does not come
+ * back.
  *
  *	build/examples/ipc/socket [MILLISECONDS between two tries]
  */
+#include "standard.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -37,7 +39,7 @@
 #define MESSAGE_MAX 4096 /* bytes of one message, its '\f' too */
 #define DELIMITER '\f'
 
-/* One end of a connection, with what has come of a message so far. */
+/* One end of a connection, with the beginning of its next message. */
 struct end {
 	int descriptor; /* -1: not connected */
 	char id[16];
@@ -45,10 +47,10 @@ struct end {
 	size_t length;
 };
 
-static char folder[80], path[sizeof folder + sizeof "/app.world"]; /* a socket's may have 104 */
+static char folder[80], path[sizeof folder + sizeof "/app.world"]; /* at most 104: see sys/un.h */
 static in_port_t port; /* in network byte order; 0: not known yet */
 
-/* Only functions that a signal handler may call. */
+/* It calls only functions that a signal handler may call. */
 static void
 clean_up(void)
 {
@@ -78,7 +80,7 @@ fail(const char *what)
 {
 	fprintf(stderr, "socket: %s: %s\n", what, strerror(errno));
 	clean_up();
-	exit(1); /* the world sees the end of its lifeline */
+	exit(1); /* the world sees the end of its lifeline, and ends */
 }
 
 static int64_t
@@ -122,8 +124,8 @@ detach(struct end *end)
 	end->descriptor = -1;
 }
 
-/* Whole or not at all: who does not read soon enough is no client any more; that
- * is seen as the end of the connection, by both. */
+/* Write the message as a whole, or end the connection: the other end does not read fast
+ * enough. Both ends then see the end of file. */
 static void
 emit(const struct end *end, const char *message)
 {
@@ -134,7 +136,7 @@ emit(const struct end *end, const char *message)
 		shutdown(end->descriptor, SHUT_RDWR);
 }
 
-/* Read once; false: this is the end, or a message that does not end. */
+/* Read once. False: the end of file, or a message that is too long. */
 static bool
 receive(struct end *end)
 {
@@ -148,7 +150,7 @@ receive(struct end *end)
 	return count > 0 || (count == -1 && (errno == EAGAIN || errno == EINTR));
 }
 
-/* The first message of those read, if one is complete. */
+/* Take out the first message of those that were read, if it is complete. */
 static bool
 next(struct end *end, char *message)
 {
@@ -179,7 +181,7 @@ broadcast(const char *message)
 			emit(&clients[i], message);
 }
 
-/* {"type":"message"} is answered, {"type":"all"} is for everybody. */
+/* {"type":"message"} gets an answer, {"type":"all"} goes to all clients. */
 static void
 hear(struct end *client, const char *message)
 {
@@ -239,7 +241,7 @@ serve(struct end *client)
 		lose(client);
 }
 
-/* Until the lifeline ends: then nobody needs a world any more. */
+/* The world ends with its lifeline, because then it has no clients any more. */
 static void
 world(int lifeline, const int listeners[2])
 {
@@ -252,7 +254,7 @@ world(int lifeline, const int listeners[2])
 		clients[i].descriptor = -1;
 	while (set[0].revents == 0) {
 		for (i = 0; i < CLIENTS_MAX; i++) {
-			set[3 + i].fd = clients[i].descriptor; /* -1: poll leaves it out */
+			set[3 + i].fd = clients[i].descriptor; /* poll ignores -1 */
 			set[3 + i].events = POLLIN;
 		}
 		if (poll(set, 3 + CLIENTS_MAX, -1) == -1)
@@ -268,7 +270,7 @@ world(int lifeline, const int listeners[2])
 
 /* ---- the clients --------------------------------------------------------- */
 
-/* The last thing that happened to a client, as far as the story waits for it. */
+/* The last event of a client that the story waits for. */
 enum news { NOTHING, GREETED, TOLD_ALL, REFUSED, TOLD_LEFT };
 
 static struct client {
@@ -291,8 +293,8 @@ disconnected(struct client *client, const char *why)
 	printf("%s              %s, tries again in %d ms\n", client->end.id, why, retry);
 }
 
-/* Greet, as node-ipc's example does. On one machine connect(2) knows at once; past
- * it, it would have to be non-blocking, too. */
+/* Connect, and greet as node-ipc's example does. On one machine connect(2) returns at once;
+ * over a network it would have to be non-blocking, too. */
 static void
 connect_to_world(struct client *client)
 {
@@ -343,7 +345,7 @@ waits_to_connect(const struct client *client)
 	return client->end.descriptor == -1 && !client->explicitly_disconnected;
 }
 
-/* One turn of the loop: what comes from the world, and whose time it is to try. */
+/* One turn of the loop: read what the world sends, and try to connect where it is time. */
 static void
 turn(void)
 {
@@ -385,8 +387,8 @@ everybody(enum news news)
 	} while (count < PEOPLE);
 }
 
-/* A world that was killed has left its path behind, and its connections keep the
- * port busy for a while: hence unlink, and SO_REUSEADDR. */
+/* A world that was killed has left its path behind (hence unlink), and its connections keep
+ * the port busy for a while, in TIME_WAIT (hence SO_REUSEADDR). */
 static int
 open_listener(bool tcp)
 {
@@ -408,11 +410,11 @@ open_listener(bool tcp)
 	return listener;
 }
 
-/* The lifeline is a pipe that we hold, and nobody writes to. */
+/* The lifeline is a pipe that nobody writes to: the world sees its end when we end. */
 static pid_t
 start_world(int *lifeline)
 {
-	/* Open before the fork: who connects from now on will be served. */
+	/* They listen before the fork, so a client that connects now will be served. */
 	const int listeners[] = {open_listener(false), open_listener(true)};
 	int ends[2];
 	pid_t pid;
@@ -428,7 +430,7 @@ start_world(int *lifeline)
 		catch_endings(SIG_DFL);
 		close(ends[1]);
 		world(ends[0], listeners);
-		clean_up(); /* if we were killed, nobody else does */
+		clean_up(); /* its parent may have been killed */
 		exit(0);
 	}
 	close(ends[0]), close(listeners[0]), close(listeners[1]);
@@ -455,7 +457,7 @@ story(void)
 
 	pid = start_world(&lifeline);
 	for (i = 0; i < PEOPLE; i++)
-		people[i].end.descriptor = -1; /* its time to try is now */
+		people[i].end.descriptor = -1; /* and retry_at is 0: it tries at once */
 	everybody(GREETED);
 	emit(&people[ANN].end,
 	     "{\"type\":\"all\",\"data\":{\"id\":\"ann\",\"message\":\"good morning\"}}");
@@ -493,8 +495,10 @@ main(int argc, char **argv)
 		        DEADLINE);
 		return 64;
 	}
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
 	temp = temp != NULL ? temp : "/tmp";
-	errno = ENAMETOOLONG; /* a path of a socket is short: see sys/un.h */
+	errno = ENAMETOOLONG; /* the path of a socket is short: see sys/un.h */
 	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||
 	    mkdtemp(folder) == NULL)
 		fail(temp);

@@ -1,20 +1,22 @@
 /*
- * The first of the four ways: stdin and stdout. The child is a filter, which could
- * be written in any language; all that it must know is "one JSON object a line".
+ * The first of the four ways: stdin and stdout. The child is a filter, which could be
+ * written in any language: it only has to know that each line is one JSON object.
  *
  *	          {"id":1,"add":[2,3]}\n
  *	parent  ------------- pipe ------------>  0 stdin
  *	                                                    child
  *	        <------------ pipe -------------  1 stdout
- *	          {"id":1,"sum":5}\n              2 stderr: nobody's protocol, for logs
+ *	          {"id":1,"sum":5}\n              2 stderr: for logs, no protocol
  *
- * A pipe has no messages, only bytes. So a read may end in the middle of a line,
- * and a child may die in the middle of one: the new line is what makes it a message.
+ * A pipe has no messages, only bytes. A read can end in the middle of a line (partial
+ * read), and a child can die in the middle of one. The line end makes it a message: this
+ * is framing.
  *
  *	build/examples/ipc/stdio
  */
+#include "standard.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,15 +26,15 @@
 #include <unistd.h>
 
 enum {
-	DEADLINE = 10000,     /* milliseconds, for whatever the child is to say next */
-	LINE_SIZE = 64 * 1024 /* bytes; a longer line is no line of ours */
+	DEADLINE = 10000,     /* milliseconds, for the child's next line */
+	LINE_SIZE = 64 * 1024 /* bytes; the child sends no longer line */
 };
 
 struct child {
 	pid_t pid;
 	int to, from; /* our ends of its stdin and stdout */
 	char line[LINE_SIZE];
-	size_t length; /* of what has been read, and not heard */
+	size_t length; /* of the bytes that are read, but not handled */
 };
 
 /* ---- the child: reads, answers, and ends with its stdin ------------------ */
@@ -44,12 +46,14 @@ child_main(void)
 	int id, a, b;
 
 	printf("{\"hello\":\"parent\",\"version\":1}\n");
-	/* To a pipe stdio writes when its buffer is full. We want it now. */
+	/* A program's stdout is a buffer that is written into a pipe when it is full. A filter
+	 * must write each answer at once. (This one has line buffering from its parent, but
+	 * half a line must be written, too.) */
 	while (fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL) {
 		if (sscanf(line, "{\"id\":%d,\"add\":[%d,%d]}", &id, &a, &b) == 3) {
 			printf("{\"id\":%d,\"sum\":%d}\n", id, a + b);
 		} else if (sscanf(line, "{\"id\":%d,\"debug\":%d}", &id, &a) == 2) {
-			printf("debug: a is %d\n", a); /* somebody forgot stderr */
+			printf("debug: a is %d\n", a); /* a mistake: it belongs on stderr */
 			printf("{\"id\":%d,\"debugged\":%d}\n", id, a);
 		} else if (sscanf(line, "{\"id\":%d,\"halves\":%d}", &id, &a) == 2) {
 			printf("{\"id\":%d,\"hal", id);
@@ -67,11 +71,11 @@ static void
 fail(const char *what)
 {
 	fprintf(stderr, "stdio: %s: %s\n", what, strerror(errno));
-	exit(1); /* a child that lives sees the end of its stdin, and leaves */
+	exit(1); /* a living child sees the end of its stdin, and leaves */
 }
 
-/* Two pipes and a fork. What is ours to keep, the next child must not inherit;
- * here it is forked when this one is gone. */
+/* Two pipes and a fork. No other child may inherit our ends; here the next child is forked
+ * when the first one is gone. */
 static void
 start(struct child *child)
 {
@@ -89,13 +93,13 @@ start(struct child *child)
 		close(in[0]), close(in[1]), close(out[0]), close(out[1]);
 		exit(child_main());
 	}
-	close(in[0]), close(out[1]); /* or we would never see the end of either */
+	close(in[0]), close(out[1]); /* or we would never see the end of file */
 	child->to = in[1];
 	child->from = out[0];
 	child->length = 0;
 }
 
-/* Say one line. A pipe that was empty takes PIPE_BUF bytes, whole and at once. */
+/* Send one line. An empty pipe takes PIPE_BUF bytes at once, as a whole. */
 static int
 tell(const struct child *child, const char *line)
 {
@@ -108,7 +112,7 @@ tell(const struct child *child, const char *line)
 
 enum heard { HEARD_LINE, HEARD_PART, HEARD_END };
 
-/* Take the first line out of what was read; PART: there is none. */
+/* Take the first line out of the bytes that were read; PART: there is no whole line. */
 static enum heard
 take_line(struct child *child, char *line)
 {
@@ -125,7 +129,7 @@ take_line(struct child *child, char *line)
 	return HEARD_LINE;
 }
 
-/* Something is there to be read, or the end. */
+/* Wait until there are bytes, or the end of file. */
 static void
 wait_for(const struct child *child)
 {
@@ -140,8 +144,8 @@ wait_for(const struct child *child)
 		fail("the child says nothing");
 }
 
-/* The next line if it is here; otherwise read, once. What is no line yet is kept:
- * either its rest comes, or the end, and then it never was one. */
+/* The next line if it is complete; otherwise read once. The beginning of a line is kept: if
+ * the end of file comes before its rest, it never becomes a message. */
 static enum heard
 hear(struct child *child, char *line)
 {
@@ -161,7 +165,7 @@ hear(struct child *child, char *line)
 	return count == 0 ? HEARD_END : take_line(child, line);
 }
 
-/* The next line that is an object: whatever else there is, is not for us. */
+/* The next line that is an object. Other lines are not for us. */
 static enum heard
 hear_object(struct child *child)
 {
@@ -189,7 +193,7 @@ answer(struct child *child)
 		fail("the child has left without an answer");
 }
 
-/* Read to the end before you believe it: there may be last words. */
+/* Read to the end of file before you believe a death: there may be last words. */
 static int
 reap(struct child *child)
 {
@@ -216,7 +220,7 @@ ask(struct child *child, const char *question)
 	answer(child);
 }
 
-/* The first half is all that comes: for the second the child waits for a line. */
+/* Only the first half of the answer comes: before the second, the child waits for a line. */
 static void
 ask_for_halves(struct child *child, const char *question)
 {
@@ -225,8 +229,8 @@ ask_for_halves(struct child *child, const char *question)
 	printf("parent keeps     %.*s   (half a line)\n", (int)child->length, child->line);
 }
 
-/* Kill it in the middle of a line. What it has not answered the next one will be
- * asked: so ask only what may be asked twice. */
+/* Kill the child in the middle of a line. The next child is asked the same again, because
+ * there was no answer: so a question must be harmless when it is asked twice. */
 static void
 kill_while_asking(struct child *child, const char *question)
 {
@@ -243,19 +247,19 @@ int
 main(int argc, char **argv)
 {
 	static struct child child;
-	int null, status;
+	int status;
 
 	if (argc > 1) {
 		fprintf(stderr, "stdio: %s: it takes no arguments\n", argv[1]);
 		return 64;
 	}
-	while ((null = open("/dev/null", O_RDWR)) != -1 && null <= STDERR_FILENO)
-		; /* 0, 1 and 2 are open now: no pipe will be one of them */
-	close(null);
-	signal(SIGPIPE, SIG_IGN); /* write(2) shall tell us */
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
+	setvbuf(stdout, NULL, _IOLBF, 0); /* into a pipe, too, each line is written at once */
+	signal(SIGPIPE, SIG_IGN);         /* a write(2) to a dead child returns EPIPE */
 
 	start(&child);
-	answer(&child); /* the handshake: it runs, and speaks our version */
+	answer(&child); /* the handshake: the child runs, and has our version */
 	ask(&child, "{\"id\":1,\"add\":[2,3]}");
 	ask(&child, "{\"id\":2,\"debug\":7}");
 	ask_for_halves(&child, "{\"id\":3,\"halves\":3}");

@@ -1,0 +1,424 @@
+/*
+ * What is true of every example. The program that README.md quotes prints each line at
+ * once. And an example that is started without stdin, stdout or stderr gives the free
+ * numbers to no socket, pipe or file of its own: its lines would go into that.
+ */
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+TestSuite(examples, .timeout = 120);
+
+static const char *
+path_of(const char *name)
+{
+	static char path[256];
+	const char *build = getenv("BUILD");
+
+	snprintf(path, sizeof path, "%s/examples/%s", build != NULL ? build : "build", name);
+	return path;
+}
+
+/* ---- the program in README.md ----------------------------------------------------- */
+
+static char *
+read_file(const char *path)
+{
+	static char text[64 * 1024];
+	FILE *file = fopen(path, "r");
+
+	cr_assert(file != NULL, "%s: %s", path, strerror(errno));
+	text[fread(text, 1, sizeof text - 1, file)] = '\0';
+	fclose(file);
+	return text;
+}
+
+/* The first program of README.md, with a main(), into PATH. */
+static void
+write_program(const char *path)
+{
+	char *at = read_file("README.md"), *end = NULL;
+	FILE *file = fopen(path, "w");
+
+	while ((at = strstr(at, "```c\n")) != NULL) {
+		at += strlen("```c\n");
+		end = strstr(at, "```\n");
+		cr_assert(end != NULL);
+		*end = '\0';
+		if (strstr(at, "\nmain(") != NULL)
+			break;
+		at = end + 1;
+	}
+	cr_assert(at != NULL, "README.md quotes no program");
+	cr_assert(file != NULL && fputs(at, file) >= 0 && fclose(file) == 0);
+}
+
+/* Compile it with the command of README.md, in which it takes the place of yours.c. */
+static void
+compile(const char *program, const char *source)
+{
+	static const char yours[] = " yours.c ";
+	char command[1024];
+	char *at = strstr(read_file("README.md"), "\ncc "), *rest;
+
+	cr_assert(at != NULL);
+	at++;
+	at[strcspn(at, "\n")] = '\0';
+	rest = strstr(at, yours);
+	cr_assert(rest != NULL, "%s", at);
+	snprintf(command, sizeof command, "%.*s -I. -o %s %s %s", (int)(rest - at), at, program,
+	         source, rest + strlen(yours));
+	cr_assert_eq(system(command), 0, "%s", command);
+}
+
+/* Read until the text has come this many times. */
+static void
+wait_for_text(int output, const char *wanted, int times)
+{
+	static char text[16 * 1024];
+	struct pollfd wait = {output, POLLIN, 0};
+	int64_t deadline = clutch_now() + time_limit();
+	const char *at = text, *found;
+	size_t length = 0;
+	ssize_t count;
+
+	while (times > 0) {
+		count = 0;
+		if (poll(&wait, 1, (int)(deadline - clutch_now())) > 0)
+			count = read(output, text + length, sizeof text - 1 - length);
+		cr_assert(count > 0, "waited in vain for \"%s\", %d times more, in:\n%s", wanted,
+		          times, text);
+		length += (size_t)count;
+		text[length] = '\0';
+		while (times > 0 && (found = strstr(at, wanted)) != NULL) {
+			at = found + strlen(wanted);
+			times--;
+		}
+	}
+}
+
+/* Its stdout is a pipe, as it is where something else keeps the log. Each line must come
+ * while the program runs, and not only when it writes its buffer at its end. */
+Test(examples, the_program_in_the_readme_prints_its_lines_into_a_pipe)
+{
+	char source[128], program[128];
+	int ends[2], status;
+	pid_t pid;
+
+	if (system("command -v cc >/dev/null") != 0)
+		cr_skip_test("no cc here");
+	clear_environment();
+	test_leash();
+	snprintf(source, sizeof source, "%s/program.c", test_folder());
+	snprintf(program, sizeof program, "%s/program", test_folder());
+	write_program(source);
+	compile(program, source);
+	cr_assert(pipe(ends) == 0);
+	pid = fork();
+	cr_assert(pid != -1);
+	if (pid == 0) {
+		dup2(ends[1], STDOUT_FILENO);
+		close(ends[0]), close(ends[1]);
+		execl(program, program, (char *)NULL);
+		_exit(127);
+	}
+	close(ends[1]);
+	wait_for_text(ends[0], ": action1 {\"a\":1}\n", 3);
+	cr_assert(kill(pid, SIGTERM) == 0);
+	cr_assert(waitpid(pid, &status, 0) == pid);
+	cr_assert_eq(status, 0);
+	close(ends[0]);
+}
+
+/* ---- without stdin, stdout or stderr ---------------------------------------------- */
+
+struct example {
+	const char *name;
+	const char *arguments[4];
+	size_t processes; /* the test looks at their descriptors when this many live */
+	int status;       /* at the end, as waitpid(2) has it */
+	bool stays;       /* it runs until SIGTERM */
+	bool is_short;    /* its first line has to wait until the test has looked */
+	bool is_missable; /* its lines do not wait, so it can end before the test has looked */
+	bool only_main;   /* its child has pipes as stdin and stdout on purpose */
+};
+
+/* One run of an example. */
+struct run {
+	const struct example *example;
+	int closed; /* bit N: it is started without descriptor N */
+	pid_t pid;
+	int output;             /* the reading end of its stdout and stderr */
+	int listener, accepted; /* of a server that it must have connected to; or -1 */
+	char given[3][64];      /* its descriptors when it was started, as /proc has them */
+	bool checked;           /* the test has looked at them */
+};
+
+static const char *
+link_of(pid_t pid, int descriptor, char target[64])
+{
+	char path[64];
+	ssize_t length;
+
+	snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)pid, descriptor);
+	length = readlink(path, target, 63);
+	target[length > 0 ? length : 0] = '\0';
+	return target;
+}
+
+/* Fill the pipe: the next process that prints into it has to wait. */
+static void
+fill_pipe(int pipe_end)
+{
+	static const char text[4096];
+
+	fcntl(pipe_end, F_SETFL, O_NONBLOCK);
+	while (write(pipe_end, text, sizeof text) > 0)
+		;
+	fcntl(pipe_end, F_SETFL, 0);
+}
+
+static void
+start(struct run *run)
+{
+	const char *argv[6] = {path_of(run->example->name)};
+	int ends[2], null = open("/dev/null", O_RDWR), i;
+
+	for (i = 0; run->example->arguments[i] != NULL; i++)
+		argv[i + 1] = run->example->arguments[i];
+	cr_assert(pipe(ends) == 0);
+	if (run->example->is_short)
+		fill_pipe(ends[1]);
+	fcntl(ends[0], F_SETFL, O_NONBLOCK);
+	link_of(getpid(), null, run->given[0]);
+	link_of(getpid(), ends[1], run->given[1]);
+	link_of(getpid(), ends[1], run->given[2]);
+	run->pid = fork();
+	cr_assert(run->pid != -1);
+	if (run->pid == 0) {
+		dup2(null, 0), dup2(ends[1], 1), dup2(ends[1], 2);
+		close(null), close(ends[0]), close(ends[1]);
+		if (run->listener != -1)
+			close(run->listener);
+		for (i = 0; i < 3; i++)
+			if ((run->closed & 1 << i) != 0)
+				close(i);
+		execv(argv[0], (char *const *)(uintptr_t)argv);
+		_exit(127);
+	}
+	close(null), close(ends[1]);
+	run->output = ends[0];
+}
+
+static const char *
+name_of(const struct run *run)
+{
+	static char name[64];
+
+	snprintf(name, sizeof name, "%s%s%s%s", run->example->name,
+	         (run->closed & 1) != 0 ? " <&-" : "", (run->closed & 2) != 0 ? " >&-" : "",
+	         (run->closed & 4) != 0 ? " 2>&-" : "");
+	return name;
+}
+
+/* A descriptor that the example was given is still the same one. A descriptor that it was
+ * not given is closed, or /dev/null. */
+static void
+check(const struct run *run, pid_t pid)
+{
+	char target[64];
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		link_of(pid, i, target);
+		if (target[0] == '\0') /* it is closed, or the process has just died */
+			continue;
+		cr_assert_str_eq(target, (run->closed & 1 << i) != 0 ? "/dev/null" : run->given[i],
+		                 "%s: descriptor %d of process %ld is %s", name_of(run), i,
+		                 (long)pid, target);
+	}
+}
+
+/* Not before it has forked: until then the dynamic linker may have a library open under
+ * one of the numbers. */
+static void
+look(struct run *run)
+{
+	pid_t pids[64];
+	size_t i, count = test_leashed(pids, 64);
+
+	if (run->listener != -1 && run->accepted == -1)
+		run->accepted = accept(run->listener, NULL, NULL);
+	if (count < run->example->processes || (run->listener != -1 && run->accepted == -1))
+		return;
+	for (i = 0; i < count; i++)
+		if (!run->example->only_main || pids[i] == run->pid)
+			check(run, pids[i]);
+	run->checked = true;
+}
+
+static bool
+is_nobody_left(void)
+{
+	pid_t pids[64];
+	size_t count = test_leashed(pids, 64);
+
+	while (count > 0 && !process_is_alive(pids[count - 1]))
+		count--;
+	return count == 0;
+}
+
+/* Run it, and look again and again until it ends. */
+static void
+run_without(const struct example *example, int closed, int listener)
+{
+	struct run run = {
+		.example = example, .closed = closed, .listener = listener, .accepted = -1};
+	int64_t deadline = clutch_now() + 3 * time_limit();
+	bool told = false;
+	char text[4096];
+	int status;
+
+	start(&run);
+	while (waitpid(run.pid, &status, WNOHANG) == 0) {
+		cr_assert(clutch_now() < deadline, "%s: it does not end, looked at: %d",
+		          name_of(&run), run.checked);
+		look(&run);
+		while (run.checked && read(run.output, text, sizeof text) > 0)
+			;
+		if (run.checked && example->stays && !told)
+			told = kill(run.pid, SIGTERM) == 0;
+		poll(NULL, 0, 1);
+	}
+	cr_assert_eq(status, example->status, "%s: status %#x", name_of(&run), (unsigned)status);
+	cr_assert(run.checked || example->is_missable || (example->is_short && (closed & 2) != 0),
+	          "%s: not looked at", name_of(&run));
+	while (!is_nobody_left()) {
+		cr_assert(clutch_now() < deadline, "%s has left somebody", name_of(&run));
+		poll(NULL, 0, 1);
+	}
+	close(run.output);
+	if (run.accepted != -1)
+		close(run.accepted);
+}
+
+/* Without stdin, without stdout, without stderr, without all of them. */
+static void
+run_without_each(const struct example *example, int listener)
+{
+	static const int closed[] = {1, 2, 4, 7};
+	size_t i;
+
+	clear_environment();
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	test_leash();
+	for (i = 0; i < sizeof closed / sizeof closed[0]; i++)
+		run_without(example, closed[i], listener);
+}
+
+Test(examples, action1_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "action1", .processes = 5, .stays = true}, -1);
+}
+
+Test(examples, hello_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "hello",
+	                                   .arguments = {"--port=0", "--workers=2"},
+	                                   .processes = 5,
+	                                   .stays = true},
+	                 -1);
+}
+
+Test(examples, ping_without_stdin_stdout_or_stderr)
+{
+	run_without_each(
+		&(struct example){
+			.name = "ping", .processes = 2, .is_short = true, .is_missable = true},
+		-1);
+}
+
+Test(examples, refresh_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "refresh",
+	                                   .arguments = {"--port=0", "--workers=2",
+	                                                 "--source=http://127.0.0.1:9"},
+	                                   .processes = 5,
+	                                   .stays = true},
+	                 -1);
+}
+
+Test(examples, source_without_stdin_stdout_or_stderr)
+{
+	run_without_each(
+		&(struct example){
+			.name = "source", .arguments = {"--port=0"}, .processes = 3, .stays = true},
+		-1);
+}
+
+Test(examples, registry_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "registry", .processes = 4}, -1);
+}
+
+Test(examples, stdio_without_stdin_stdout_or_stderr)
+{
+	run_without_each(
+		&(struct example){
+			.name = "ipc/stdio", .processes = 2, .is_short = true, .only_main = true},
+		-1);
+}
+
+Test(examples, native_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "ipc/native", .processes = 2, .is_short = true},
+	                 -1);
+}
+
+Test(examples, socket_without_stdin_stdout_or_stderr)
+{
+	setenv("TMPDIR", test_folder(), 1);
+	run_without_each(
+		&(struct example){.name = "ipc/socket", .arguments = {"200"}, .processes = 2}, -1);
+}
+
+Test(examples, queue_without_stdin_stdout_or_stderr)
+{
+	if (system("sh test/redis server >/dev/null") != 0)
+		cr_skip_test("no Redis server here");
+	setenv("TMPDIR", test_folder(), 1);
+	run_without_each(&(struct example){.name = "ipc/queue", .processes = 4}, -1);
+}
+
+/* A Redis that says nothing: so the program waits, with its connection. */
+Test(examples, rsmq_call_without_stdin_stdout_or_stderr)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	char url[128];
+
+	snprintf(address.sun_path, sizeof address.sun_path, "%s/redis", test_folder());
+	snprintf(url, sizeof url, "unix://%s", address.sun_path);
+	cr_assert(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 &&
+	          listen(listener, 1) == 0);
+	run_without_each(&(struct example){.name = "ipc/rsmq_call",
+	                                   .arguments = {url, "attributes", "jobs"},
+	                                   .processes = 1,
+	                                   .stays = true,
+	                                   .status = SIGTERM},
+	                 listener);
+	close(listener);
+}
