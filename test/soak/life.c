@@ -22,12 +22,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The most that the master may ever have in memory, and how much more in the second pause
- * than in the first one, in KiB: the read buffer of 512 KiB may not have been full before
- * the first one. */
+/* The most that the master may ever have in memory, in KiB: a full queue for the agent, for
+ * the parent, for each app worker and for each worker that leaves beside its successor; and
+ * 8 MiB for everything else. */
 #ifndef SOAK_RSS_MAX
-#define SOAK_RSS_MAX (32 * 1024)
+#define SOAK_RSS_MAX ((2 * APPS + 2) * (CHANNEL_QUEUE_MAX / 1024) + 8 * 1024)
 #endif
+/* How much more it may have in the second pause than in the first one, in KiB: the read
+ * buffer of 512 KiB may not have been full before the first one. */
 #ifndef SOAK_RSS_GROWTH
 #define SOAK_RSS_GROWTH 1024
 #endif
