@@ -612,6 +612,13 @@ try_again(void)
 	return some;
 }
 
+/* Are the tables of this life nearly full? Then the storm ends early. */
+static bool
+is_full(void)
+{
+	return shared->record_count > RECORDS / 2 || shared->helper_count > HELPERS / 2;
+}
+
 void
 storm(int64_t milliseconds, bool with_parts)
 {
@@ -626,7 +633,7 @@ storm(int64_t milliseconds, bool with_parts)
 	collect_cards();
 	soak.is_storm = true;
 	while ((now < until || (with_parts && now < until + PART_AGAIN && try_again())) &&
-	       !soak.interrupted && turn()) {
+	       !soak.interrupted && !is_full() && turn()) {
 		now = clutch_now();
 		continue_those_due(now);
 		if (now >= stop_at) {
