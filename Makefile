@@ -12,7 +12,7 @@
 #	make tidy               clang-tidy and cppcheck
 #	make format-check       clang-format
 #	make size               the core has few lines, and no long or deep function
-#	make soak               a storm of signals under full traffic, SOAK_SECONDS=60
+#	make soak               a storm of faults under full traffic, SOAK_SECONDS=60
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
 #	make bench              how fast it is, beside the sockets alone
@@ -33,7 +33,7 @@ TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
 # Every source that is ours, for the checks.
 SOURCES      = $(filter-out $(TEST_SOURCES) build/%,$(wildcard *.c */*.c */*/*.c))
-TEST_SOURCES = $(wildcard test/*.c)
+TEST_SOURCES = $(wildcard test/*.c test/soak/*.c)
 HEADERS      = $(wildcard *.h */*.h */*/*.h)
 
 # ---- how it is compiled ----------------------------------------------------
@@ -136,7 +136,14 @@ $(BUILD)/field/%.o: %.c
 	@echo "  cc  $< (for faults from the field)"
 	$(Q)$(COMPILE) $(FIELD_LIMITS) $(POSIX) -c -o $@ $<
 
-# The rule for test/ stands first: old makes take the first that fits.
+# Old makes take the first rule that fits: that for test/soak/ stands first, then that
+# for test/.
+$(BUILD)/test/soak/%.o: test/soak/%.c
+	@test ! -f $(@D) || rm -f $(@D) # the program was there once
+	@mkdir -p $(@D)
+	@echo "  cc  $<"
+	$(Q)$(COMPILE) $(GNU) -c -o $@ $<
+
 $(BUILD)/test/%.o: test/%.c | criterion
 	@mkdir -p $(@D)
 	@echo "  cc  $<"
@@ -283,17 +290,19 @@ format-check:
 
 # ---- at leisure -------------------------------------------------------------
 
-# Processes are killed, stopped and continued under full traffic, for so long.
+# A storm under full traffic, for SOAK_SECONDS in all. A run that is interrupted (Ctrl-C)
+# leaves its sums in SOAK_STATE; the same command then goes on. SOAK_RESULT=docs/soak.txt
+# writes the table into a file. SOAK_SEED=number repeats a storm, as far as that is possible.
 SOAK_SECONDS = 60
-soak: $(BUILD)/test/soak
-	$(BUILD)/test/soak $(SOAK_SECONDS)
+SOAK_STATE   = build/soak.state
+SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(BUILD)/examples/http.o
 
-$(BUILD)/test/soak.o: test/soak.c
-	@mkdir -p $(@D)
-	@echo "  cc  $<"
-	$(Q)$(COMPILE) $(GNU) -c -o $@ $<
+# exec: Ctrl-C reaches the soak test itself, and not a shell in front of it.
+soak: $(BUILD)/test/soak/soak
+	@mkdir -p $(dir $(SOAK_STATE))
+	@exec $< -s '$(SOAK_SEED)' -f '$(SOAK_STATE)' -o '$(SOAK_RESULT)' $(SOAK_SECONDS)
 
-$(BUILD)/test/soak: $(BUILD)/test/soak.o $(LIBRARY)
+$(BUILD)/test/soak/soak: $(SOAK_PARTS) $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 

@@ -670,7 +670,7 @@ expect(struct master *master, struct process *process, int timeout, enum deadlin
 
 /* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
  * egg-pids without that worker: so no message for the worker is on its way when its channel
- * ends (D52). */
+ * ends (D50). */
 static void
 leave_later(struct master *master, struct process *worker)
 {
@@ -1132,7 +1132,7 @@ emit(void *arg, const struct message *message)
 		on_app_start(master, sender);
 	else if (strcmp(action, "reload-worker") == 0) /* master.js:138 */
 		on_reload(master);
-	else if (strcmp(action, "clutch-barrier") == 0) /* D52 */
+	else if (strcmp(action, "clutch-barrier") == 0) /* D50 */
 		sender->barriers_heard++;
 	else if (strcmp(action, "clutch-pause") == 0 || strcmp(action, "clutch-resume") == 0)
 		sender->paused = strcmp(action, "clutch-pause") == 0;

@@ -155,7 +155,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		/* check receiver_pid */
 		if (data->receiver_pid != 0 && data->receiver_pid != worker->worker_id) /* :163 */
 			continue;
-		/* D52: the worker that replaces this one hears what is for all */
+		/* D50: the worker that replaces this one hears what is for all */
 		if (worker->is_dev_reload && data->receiver_pid == 0)
 			continue;
 		/* D23: what agent and parent say waits until the worker is forked */
@@ -828,7 +828,7 @@ static void
 deliver(struct messenger *messenger, const struct message *message)
 {
 	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
-		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D52 */
+		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
 	in_listener = messenger->delivering = true;

@@ -1476,8 +1476,8 @@ Test(lifecycle, s13_sigterm_during_a_reload)
 	mark = cluster_mark(c);
 	order_reload_by_parent(c);
 	cluster_wait(c, mark, "is killed by signal SIGTERM, closing");
-	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_wait(c, mark, "[master] exit with code:0");
+	cr_assert_eq(cluster_count(c, mark, "app_worker#4:APP#4 started"), 0);
 	cr_assert_eq(cluster_count(c, mark, "app_worker#5"), 0);
 	cr_assert_eq(cluster_count(c, mark, "reload done"), 0);
 	cluster_ended(c, 0);
@@ -1512,6 +1512,7 @@ Test(lifecycle, s13_many_old_apps_that_leave_slowly_stop_no_reload)
 {
 	struct cluster *c;
 	size_t mark;
+	char who[16];
 	int i;
 
 	manners.app.close = close_when_told;
@@ -1521,7 +1522,11 @@ Test(lifecycle, s13_many_old_apps_that_leave_slowly_stop_no_reload)
 	for (i = 13; i <= 24; i++)
 		cluster_wait(c, mark, ":APP#%d saw egg-ready", i);
 	cr_assert_eq(cluster_count(c, mark, "[master] reload done"), 0);
-	go(c, ROLE_APP);
+	for (i = 1; i <= 12; i++) {
+		snprintf(who, sizeof who, "APP#%d", i);
+		messenger_send_to(c->parent, cluster_pid(c, who), "test-go", NULL);
+	}
+	cluster_turn(c);
 	for (i = 1; i <= 12; i++)
 		cluster_wait(c, mark, "exit of APP#%d: 0", i);
 	cluster_wait(c, mark, "[master] reload done");
