@@ -73,6 +73,7 @@ agent_run(struct messenger *agent, const struct options *options)
 
 static volatile sig_atomic_t terminated;
 static volatile sig_atomic_t exit_code;
+static volatile sig_atomic_t seconds_left;
 
 static void
 on_sigterm(int number)
@@ -82,12 +83,15 @@ on_sigterm(int number)
 	clutch_wake_up();
 }
 
-/* The callbacks of before_close, or the last connections, take too long. */
+/* The callbacks of before_close, or the last connections, take too long. Counted by the
+ * second, so that the time in which the process was stopped does not count. */
 static void
 on_sigalrm(int number)
 {
 	(void)number;
-	_exit(exit_code);
+	if (seconds_left-- <= 0)
+		_exit(exit_code);
+	alarm(1);
 }
 
 static int
@@ -137,7 +141,8 @@ clutch_process_leave(struct messenger *messenger, const char *label, int code, i
 	sigemptyset(&set);
 	sigaddset(&set, SIGALRM);
 	sigprocmask(SIG_UNBLOCK, &set, NULL); /* the starter may have blocked it */
-	alarm((unsigned)timeout / 1000 + 1);
+	seconds_left = timeout / 1000;
+	alarm(1);
 	if (messenger_run_closers(messenger) == 0)
 		clutch_print_line(STDOUT_FILENO, "[%s] beforeExit success", label);
 	else

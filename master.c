@@ -452,7 +452,7 @@ on_agent_start(struct master *master) /* :351 */
 {
 	struct process *agent = &master->agent;
 
-	if (agent->state == STATE_ONLINE) { /* and not told to leave meanwhile */
+	if (agent->state == STATE_ONLINE) {     /* and not told to leave meanwhile */
 		agent->state = STATE_LISTENING; /* :352 started */
 		agent->deadline = DEADLINE_NONE;
 	}
@@ -1194,7 +1194,7 @@ describe_death(struct slot *slot, const siginfo_t *info, const char *killed_for)
 
 /* What a process has started must not outlive it: its group gets SIGTERM, and SIGKILL at
  * the deadline. The zombie is moved out of its group, so that the group's end shows, and
- * is reaped after that. egg: killChildren */
+ * is reaped after that (D51). egg: killChildren */
 static void
 bury(struct master *master, struct process *process)
 {
@@ -2084,6 +2084,7 @@ lock_pid_file(struct master *master)
 	}
 }
 
+/* egg: egg-cluster/lib/master.js, constructor */
 static int
 open_pid_file(struct master *master)
 {
@@ -2091,7 +2092,7 @@ open_pid_file(struct master *master)
 	char pid[16];
 	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
 
-	if (path == NULL) /* master.js:162 pidFile */
+	if (path == NULL) /* :162 pidFile */
 		return 0;
 	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
 	if (why == NULL && fill_file(master->pid_file, pid, (size_t)length) == 0)

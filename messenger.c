@@ -34,6 +34,9 @@
 /* The log is full: a line waits this long, in ms, before it is lost. */
 #define LOG_PATIENCE 10
 
+/* For this long, in ms, a line that a signal has interrupted is tried again. */
+#define LOG_BLOCKED 900
+
 /* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
 
 static void send_to_master(struct master_messenger *messenger, struct message *data);
@@ -319,6 +322,7 @@ static void
 write_line(int descriptor, char *line, size_t length)
 {
 	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
+	int64_t deadline = clutch_now() + LOG_BLOCKED;
 	ssize_t written = -1;
 	int ready;
 
@@ -327,7 +331,7 @@ write_line(int descriptor, char *line, size_t length)
 		ready = poll(&log, 1, LOG_PATIENCE);
 		if (ready == 1)
 			written = write(descriptor, line, length);
-	} while (written == -1 && ready != 0 && errno == EINTR);
+	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
 }
 
 size_t

@@ -214,7 +214,7 @@ has_left(const struct messenger *app)
 void
 worker_run(struct messenger *app, const struct options *options, int listener, const char *address)
 {
-	int64_t left;
+	int64_t left, before, late;
 
 	worker.options = options;
 	worker.listener = listener;
@@ -229,8 +229,13 @@ worker_run(struct messenger *app, const struct options *options, int listener, c
 			disconnect(app);
 		if (has_left(app))
 			break;
-		left = worker.deadline - clutch_now();
-		messenger_step(app, !worker.leaving ? -1 : left > 0 ? (int)left : 0);
+		before = clutch_now();
+		left = worker.deadline - before;
+		left = !worker.leaving || left > 1000 ? 1000 : left > 0 ? left : 0;
+		messenger_step(app, worker.leaving ? (int)left : -1);
+		late = clutch_now() - before - left;
+		if (worker.leaving && late > 1000) /* the process was stopped meanwhile */
+			worker.deadline += late;
 	}
 	clutch_process_exit(worker.code);
 }
