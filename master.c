@@ -1440,12 +1440,12 @@ clock_timeout(struct master *master)
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
  * slept): then nobody had the time that has passed, and deadlines move by it. */
 static void
-skip_lost_time(struct master *master, int64_t lost)
+skip_lost_time(struct master *master, int64_t lost, int64_t expected)
 {
 	struct process *process = NULL;
 	struct corpse *corpse;
 
-	if (lost < LATE)
+	if (lost < expected + LATE)
 		return;
 	while ((process = next_process(master, process)) != NULL) {
 		process->deadline_at += lost;
@@ -1773,12 +1773,12 @@ loop(struct master *master)
 		count = prepare_all(master);
 		timeout = clock_timeout(master);
 		start = clutch_now();
-		skip_lost_time(master, start - master->now);
+		skip_lost_time(master, start - master->now, 0);
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
 		master->now = clutch_now();
 		if (timeout != -1)
-			skip_lost_time(master, master->now - start - timeout);
+			skip_lost_time(master, master->now - start, timeout);
 
 		hear_all(master, count); /* the living speak */
 		if (count > 0 && master->set[0].revents != 0)
