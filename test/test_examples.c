@@ -1,6 +1,6 @@
 /*
- * What is true of every example. The program that README.md quotes prints each line at
- * once. And an example that is started without stdin, stdout or stderr gives the free
+ * What is true of every example. The programs that README.md quotes compile and do what is
+ * said there. And an example that is started without stdin, stdout or stderr gives the free
  * numbers to no socket, pipe or file of its own: its lines would go into that.
  */
 #include "harness.h"
@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,7 +33,7 @@ path_of(const char *name)
 	return path;
 }
 
-/* ---- the program in README.md ----------------------------------------------------- */
+/* ---- the programs in README.md ---------------------------------------------------- */
 
 static char *
 read_file(const char *path)
@@ -46,24 +47,35 @@ read_file(const char *path)
 	return text;
 }
 
-/* The first program of README.md, with a main(), into PATH. */
-static void
-write_program(const char *path)
+/* The first block of README.md in that language that has the text; it lives until the next
+ * file is read. */
+static const char *
+find_block(const char *language, const char *text)
 {
 	char *at = read_file("README.md"), *end = NULL;
-	FILE *file = fopen(path, "w");
+	char start[16];
 
-	while ((at = strstr(at, "```c\n")) != NULL) {
-		at += strlen("```c\n");
+	snprintf(start, sizeof start, "```%s\n", language);
+	while ((at = strstr(at, start)) != NULL) {
+		at += strlen(start);
 		end = strstr(at, "```\n");
 		cr_assert(end != NULL);
 		*end = '\0';
-		if (strstr(at, "\nmain(") != NULL)
+		if (strstr(at, text) != NULL)
 			break;
 		at = end + 1;
 	}
-	cr_assert(at != NULL, "README.md quotes no program");
-	cr_assert(file != NULL && fputs(at, file) >= 0 && fclose(file) == 0);
+	cr_assert(at != NULL, "README.md has no block of %s with %s", language, text);
+	return at;
+}
+
+static void
+write_file(const char *path, const char *head, const char *text, const char *tail)
+{
+	FILE *file = fopen(path, "w");
+
+	cr_assert(file != NULL && fputs(head, file) >= 0 && fputs(text, file) >= 0 &&
+	          fputs(tail, file) >= 0 && fclose(file) == 0);
 }
 
 /* Compile it with the command of README.md, in which it takes the place of yours.c. */
@@ -110,37 +122,167 @@ wait_for_text(int output, const char *wanted, int times)
 	}
 }
 
-/* Its stdout is a pipe, as it is where something else keeps the log. Each line must come
- * while the program runs, and not only when it writes its buffer at its end. */
-Test(examples, the_program_in_the_readme_prints_its_lines_into_a_pipe)
+/* Compile the program of README.md that has the text. Returns its path. */
+static const char *
+build_program(const char *text)
 {
-	char source[128], program[128];
-	int ends[2], status;
-	pid_t pid;
+	static char program[128];
+	char source[128 + 2];
 
 	if (system("command -v cc >/dev/null") != 0)
 		cr_skip_test("no cc here");
 	clear_environment();
 	test_leash();
-	snprintf(source, sizeof source, "%s/program.c", test_folder());
 	snprintf(program, sizeof program, "%s/program", test_folder());
-	write_program(source);
+	snprintf(source, sizeof source, "%s.c", program);
+	write_file(source, "", find_block("c", text), "");
 	compile(program, source);
+	return program;
+}
+
+/* Its stdout is a pipe, as it is where something else keeps the log. */
+static pid_t
+start_program(const char *program, const char *argument, int *output)
+{
+	int ends[2];
+	pid_t pid;
+
 	cr_assert(pipe(ends) == 0);
 	pid = fork();
 	cr_assert(pid != -1);
 	if (pid == 0) {
 		dup2(ends[1], STDOUT_FILENO);
 		close(ends[0]), close(ends[1]);
-		execl(program, program, (char *)NULL);
+		execl(program, program, argument, (char *)NULL);
 		_exit(127);
 	}
 	close(ends[1]);
-	wait_for_text(ends[0], ": action1 {\"a\":1}\n", 3);
-	cr_assert(kill(pid, SIGTERM) == 0);
+	*output = ends[0];
+	return pid;
+}
+
+static void
+expect_success(pid_t pid)
+{
+	int status;
+
 	cr_assert(waitpid(pid, &status, 0) == pid);
-	cr_assert_eq(status, 0);
-	close(ends[0]);
+	cr_assert_eq(status, 0, "status %#x", (unsigned)status);
+}
+
+/* Each line must come while the program runs, and not only when it writes its buffer at
+ * its end. */
+Test(examples, the_program_in_the_readme_prints_its_lines_into_a_pipe)
+{
+	int output;
+	pid_t pid = start_program(build_program("\"action1\""), NULL, &output);
+
+	wait_for_text(output, ": action1 {\"a\":1}\n", 3);
+	cr_assert(kill(pid, SIGTERM) == 0);
+	expect_success(pid);
+	close(output);
+}
+
+/* Has a process this file open? */
+static bool
+holds(pid_t pid, const char *path)
+{
+	char link[64], target[256];
+	int descriptor;
+	ssize_t length;
+
+	for (descriptor = 0; descriptor < 256; descriptor++) {
+		snprintf(link, sizeof link, "/proc/%ld/fd/%d", (long)pid, descriptor);
+		length = readlink(link, target, sizeof target - 1);
+		target[length > 0 ? length : 0] = '\0';
+		if (strcmp(target, path) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* The program, its master, an agent and two apps; only the program has the pipe. */
+static void
+expect_closed_in_children(pid_t program, const char *path)
+{
+	pid_t pids[64];
+	size_t i, count = test_leashed(pids, 64), processes = 0;
+
+	for (i = 0; i < count; i++) {
+		processes += process_is_alive(pids[i]);
+		cr_expect_eq(holds(pids[i], path), pids[i] == program, "process %ld of %ld",
+		             (long)pids[i], (long)program);
+	}
+	cr_expect_eq(processes, 5, "%zu processes", processes);
+}
+
+/* The recipe for a program that already lives: it hears both its own descriptor and the
+ * cluster, its children close what it has opened, and its end is the end of the cluster. */
+Test(examples, the_program_in_the_readme_that_already_lives_keeps_its_own_descriptor)
+{
+	const char *program = build_program("messenger_descriptors(");
+	char orders[256], *folder = realpath(test_folder(), NULL);
+	int output, writer;
+	pid_t pid;
+
+	cr_assert(folder != NULL);
+	snprintf(orders, sizeof orders, "%s/orders", folder);
+	free(folder);
+	cr_assert(mkfifo(orders, 0600) == 0);
+	pid = start_program(program, orders, &output);
+	writer = open(orders, O_WRONLY);
+	cr_assert(writer != -1 && write(writer, "1", 1) == 1);
+	wait_for_text(output, ": order 1\n", 2);
+	expect_closed_in_children(pid, orders);
+	cr_assert(write(writer, "2", 1) == 1);
+	wait_for_text(output, ": order 2\n", 2);
+	cr_assert(write(writer, "3", 1) == 1 && close(writer) == 0);
+	wait_for_text(output, ": order 3\n", 2);
+	expect_success(pid);
+	close(output);
+}
+
+/* The snippet in C++ is the end of a function. */
+Test(examples, the_cplusplus_in_the_readme_compiles)
+{
+	char source[128], command[512];
+
+	if (system("printf 'int main() { return 0; }' | c++ -x c++ -fsyntax-only - 2>/dev/null") !=
+	    0) {
+		fprintf(stderr, "there is no C++ compiler: skipped\n");
+		cr_skip_test("no C++ compiler");
+	}
+	snprintf(source, sizeof source, "%s/program.cc", test_folder());
+	write_file(source,
+	           "#include \"messenger.h\"\n"
+	           "static int run_app(struct messenger *, void *) { return 0; }\n"
+	           "int main() {\n",
+	           find_block("cpp", "struct options"), "}\n");
+	snprintf(command, sizeof command,
+	         "c++ -Wall -Wextra -Wno-missing-field-initializers -Werror -I. -fsyntax-only %s",
+	         source);
+	cr_assert_eq(system(command), 0, "%s", command);
+}
+
+/* Two processes that only talk: what is copied is the include, and the command. */
+Test(examples, the_channel_in_the_readme_needs_sendmessage_c_alone)
+{
+	static const char start[] =
+		"\ncc -std=c99 -D_POSIX_C_SOURCE=200809L yours.c sendmessage.c\n";
+	char source[128], command[512];
+
+	if (system("command -v cc >/dev/null") != 0)
+		cr_skip_test("no cc here");
+	snprintf(source, sizeof source, "%s/program.c", test_folder());
+	write_file(source, "", find_block("c", "CLUTCH_CHANNEL"),
+	           "int main(void) { struct channel channel; channel_init(&channel, 0);\n"
+	           "return channel_flush(&channel) == PEER_ALIVE ? 0 : 1; }\n");
+	cr_assert(strstr(read_file("README.md"), start) != NULL, "README.md says:%s", start);
+	snprintf(command, sizeof command,
+	         "cc -std=c99 -D_POSIX_C_SOURCE=200809L -I. -o %s/program %s sendmessage.c && "
+	         "%s/program",
+	         test_folder(), source, test_folder());
+	cr_assert_eq(system(command), 0, "%s", command);
 }
 
 /* ---- without stdin, stdout or stderr ---------------------------------------------- */
