@@ -3,10 +3,10 @@
 #	make                    the library and the examples, into build/
 #	make run                the data source and the service that caches it, until Ctrl-C
 #	make test               every test;  make test T=sendmessage  one file of them
-#	make check              the tests, and then everything below
+#	make check              the tests, and then the next seven
 #	make sanitize           the tests under AddressSanitizer and UBSan
-#	make valgrind           a sample of them, and two clusters, under valgrind
-#	make static             a stripped static program against musl of 64 KiB, and run it
+#	make valgrind           a sample of the tests, and two clusters, under valgrind
+#	make static             build a small static program with musl, and run it
 #	make warnings           everything with gcc and clang, with our flags and with others;
 #	                        a warning is an error
 #	make tidy               clang-tidy and cppcheck
@@ -15,15 +15,15 @@
 #	make soak               a storm of faults under full traffic, SOAK_SECONDS=60
 #	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
 #	make coverage           what the tests do not reach
-#	make bench              how fast it is, beside the sockets alone
+#	make bench              how fast clutch is, beside bare sockets
 #	make bench-ipc          the four ways of examples/ipc, beside each other
 #	make bench-bridge       what the bridge between clusters costs
-#	make clean
+#	make clean              remove build/
 #
-# CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS are yours. A tiny system sets its
-# limits there (see messenger.h):  make CPPFLAGS=-DMESSAGE_DATA_MAX=4096
+# Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
+# limits in CPPFLAGS (see messenger.h):  make CPPFLAGS=-DMESSAGE_DATA_MAX=4096
 
-# ---- what there is ---------------------------------------------------------
+# ---- the sources -----------------------------------------------------------
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
@@ -31,14 +31,14 @@ HELPERS  = examples/http.c examples/ipc/rsmq.c
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
-# Every source that is ours, for the checks.
+# All sources of this project, for the checks.
 SOURCES      = $(filter-out $(TEST_SOURCES) build/%,$(wildcard *.c */*.c */*/*.c))
 TEST_SOURCES = $(wildcard test/*.c test/soak/*.c)
 HEADERS      = $(wildcard *.h */*.h */*/*.h)
 
 # ---- how it is compiled ----------------------------------------------------
 
-# All that is made lands here; the checks that build anew name their own folder.
+# All build output goes here; the checks that build anew have folders of their own in it.
 BUILD   = build
 LIBRARY = $(BUILD)/libclutch.a
 
@@ -51,8 +51,8 @@ ifeq ($(shell uname -s),Darwin) # its headers hide CMSG_SPACE from plain POSIX
 POSIX  += -D_DARWIN_C_SOURCE
 endif
 
-# The tests need Criterion, and look at more of the system than clutch does.
-# Where these are, test/criterion knows; asked only when a test is built.
+# The tests need Criterion, and use more of the system than clutch does. test/criterion
+# prints Criterion's flags; make calls it only when a test is built.
 GNU               = -std=gnu11 -D_GNU_SOURCE -DCLUTCH_PRIVATE=
 CRITERION_COMPILE = $(shell sh test/criterion compile)
 CRITERION_LINK    = $(shell sh test/criterion link)
@@ -92,9 +92,10 @@ $(BUILD)/test/test_lifecycle_start $(BUILD)/test/test_lifecycle_end: override LD
 $(BUILD)/test/test_field_missing: override LDFLAGS += -Wl,--wrap=poll -Wl,--wrap=accept
 $(BUILD)/test/test_field_lifecycle: override LDFLAGS += -Wl,--wrap=fork
 
-# Failing system calls: the core once more, with small limits and with each call
-# of the list in test/faults.h wrapped; not optimized, so that a call in the source
-# is one call in the program. The wrappers are there before a sanitizer is.
+# Failing system calls: the core once more, with small limits, and with a wrapper for each
+# call in the list of test/faults.h. It is not optimized, so that a call in the source is
+# one call in the program. The wrappers are not sanitized: they run before a sanitizer is
+# ready.
 FAULTS_LIMITS = -DMESSAGE_DATA_MAX=131072 -DCHANNEL_READ_SIZE=65536 \
                 -DCHANNEL_SOCKET_BUFFER=32768 -DCHANNEL_FLUSH_SIZE=8192 \
                 -DCHANNEL_QUEUE_MAX=524288 -DCHANNEL_HIGH_WATER=131072 \
@@ -116,8 +117,8 @@ $(BUILD)/faults/%.o: %.c
 	@echo "  cc  $< (for faults)"
 	$(Q)$(COMPILE) $(FAULTS_LIMITS) -O0 -g $(POSIX) -c -o $@ $<
 
-# Faults from the field: the core with small limits, a socket's buffer and a stuck
-# timeout that are smaller still, and a few calls wrapped.
+# Faults from the field: the core once more, with the same small limits, an even smaller
+# socket buffer, a short CLUTCH_STUCK_TIMEOUT, and wrappers for a few calls.
 FIELD_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER=16384) \
                -DCLUTCH_STUCK_TIMEOUT=1500
 FIELD_WRAP   = $(addprefix -Wl$(COMMA)--wrap=,poll clock_gettime sendmsg recvmsg kill waitpid waitid)
@@ -136,10 +137,10 @@ $(BUILD)/field/%.o: %.c
 	@echo "  cc  $< (for faults from the field)"
 	$(Q)$(COMPILE) $(FIELD_LIMITS) $(POSIX) -c -o $@ $<
 
-# Old makes take the first rule that fits: that for test/soak/ stands first, then that
-# for test/.
+# Older versions of make take the first pattern rule that matches, so the rule for
+# test/soak/ stands before the rule for test/.
 $(BUILD)/test/soak/%.o: test/soak/%.c
-	@test ! -f $(@D) || rm -f $(@D) # the program was there once
+	@test ! -f $(@D) || rm -f $(@D) # an older Makefile built a program of this name
 	@mkdir -p $(@D)
 	@echo "  cc  $<"
 	$(Q)$(COMPILE) $(GNU) -c -o $@ $<
@@ -154,37 +155,37 @@ $(BUILD)/%.o: %.c
 	@echo "  cc  $<"
 	$(Q)$(COMPILE) $(POSIX) -c -o $@ $<
 
-# What each object was made from, headers included: -MMD wrote it down.
+# The files that each object depends on, headers included: -MMD has listed them.
 -include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
-# Objects are kept, also those that only pattern rules mention.
+# Keep the objects that only pattern rules mention: make would delete them.
 .SECONDARY:
 
 # ---- run -------------------------------------------------------------------
 
-# exec: no make stands between the terminal and those who stop both.
+# exec: the shell takes the place of the recipe's own shell, so that a signal reaches
+# examples/run itself, which stops both clusters.
 run: all
 	@BUILD=$(BUILD) exec sh examples/run
 
 # ---- test ------------------------------------------------------------------
 
-# The tests find what they run ($BUILD/examples/hello), and how to link with the
-# library, by the environment.
-# The last line says it all: N passed, N failed.
+# The environment tells the tests where the programs are ($BUILD/examples/hello), and how to
+# link with the library. The last line is the total: N passed, N failed.
 test: all $(TEST_PROGRAMS) | redis-server
 	@BUILD=$(BUILD) CC='$(CC)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' sh test/run $(TEST_PROGRAMS)
 
-# Installs Criterion where it is missing.
+# Install Criterion if it is missing.
 criterion:
 	@sh test/criterion
 
-# And a Redis server, where it can, for the tests that talk to one.
+# Install a Redis server, if that is possible, for the tests that need one.
 redis-server:
 	@$(if $(filter test/test_redis.c test/test_bridge.c test/test_ipc.c test/test_refresh.c test/test_examples.c,$(TESTS)),sh test/redis,:)
 
 # ---- check -----------------------------------------------------------------
 
-# One after the other, whatever -j says: they are slow enough alone.
+# One after the other, even with -j: tests with deadlines would fail beside other checks.
 check:
 	$(MAKE) test
 	$(MAKE) warnings
@@ -195,8 +196,8 @@ check:
 	$(MAKE) valgrind
 	$(MAKE) static
 
-# Each process writes what it did wrong into a file, so that nothing is missed:
-# not in a child whose exit status nobody asks for, not where stderr is closed.
+# Each process writes the errors that a sanitizer finds into a file, so that none is missed
+# in a child whose exit status no process reads, or whose stderr is closed.
 SANITIZE    = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 SANITIZE_CC = $(shell mkdir -p build; echo 'int main(void) { return 0; }' >build/probe.c; \
 	for cc in clang gcc $(CC); do \
@@ -218,18 +219,18 @@ sanitize:
 	fi >&2; \
 	exit $$status
 
-# Two clusters from start to end, and those tests of the lower layers that are
-# about descriptors and memory. Errors, lost memory and descriptors left open, in
-# any process, are in build/valgrind/*.log. All tests of both files, in minutes:
+# Two clusters from start to end, and the tests of the lower layers that deal with
+# descriptors and memory. Errors, lost memory and descriptors left open in any process are
+# in build/valgrind/*.log. This runs all tests of both files, and takes minutes:
 # make valgrind FILTER='*'
 valgrind: all
 	$(MAKE) T=sendmessage build/test/test_sendmessage
 	$(MAKE) T=routing build/test/test_routing
 	FILTER='$(FILTER)' sh test/valgrind
 
-# clutch as a single file that needs nothing, of 64 KiB at most: copy it anywhere.
-# (On a system that is musl itself: make static MUSL_CC=cc. Its CMSG_NXTHDR mixes
-# signs.)
+# A program with clutch in it as a single file of 96 KiB at most, which needs no library.
+# (On a system whose libc is musl: make static MUSL_CC=cc. -Wconversion is off because of
+# musl's CMSG_NXTHDR.)
 MUSL_CC    = musl-gcc
 STATIC_MAX = 98304
 static: $(BUILD)/static/examples/ping
@@ -238,9 +239,8 @@ static: $(BUILD)/static/examples/ping
 		{ echo "make static: $< has $$size bytes, more than $(STATIC_MAX)" >&2; exit 1; }
 	$<
 
-# A small program is small in its file (no unwind tables, no padding between its
-# segments, no function that nobody calls) and in memory, so that it starts fast. And
-# without assert: musl's prints by fprintf, which would be a sixth of the program.
+# The flags for a program that is small on disk and in memory, and so starts fast: no unwind
+# tables, no padding between the segments, no function that is never called, no assert.
 SMALL = -Os -static -s -DNDEBUG -fno-pie -fno-asynchronous-unwind-tables -ffunction-sections \
         -fdata-sections -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,-z,norelro
 
@@ -250,9 +250,9 @@ $(BUILD)/static/%: %.c $(CORE) $(HEADERS)
 	$(Q)$(MUSL_CC) $(POSIX) $(filter-out -Wconversion,$(WARN)) -I. $(CPPFLAGS) $(SMALL) -o $@ \
 		$< $(CORE)
 
-# With our flags everything; and all but the tests as others compile them who copy our
-# files: with the flags that a compiler has by itself, with those of a program that
-# wants all of the system, and with the C that compilers are about to take for granted.
+# First everything, with our flags. Then everything but the tests, as other projects compile
+# the files that they have copied: with the compiler's default C, with _GNU_SOURCE, and with
+# -std=gnu2x, which newer compilers have as their default.
 warnings: warnings-gcc warnings-clang
 
 warnings-%:
@@ -266,9 +266,9 @@ ELSEWHERE = CC=$* CFLAGS= WARN='-Wall -Wextra' WERROR=-Werror objects TEST_OBJEC
 TEST_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(TEST_SOURCES))
 objects: $(patsubst %.c,$(BUILD)/%.o,$(SOURCES)) $(TEST_OBJECTS)
 
-# Which checks, and which not and why: .clang-tidy. Not the tests: Criterion's
-# macros are beyond both tools. Style is clang-tidy's: cppcheck takes callbacks'
-# parameters and the members that align a union for mistakes.
+# .clang-tidy says which checks are on, and why the others are off. The tests are left out,
+# because neither tool understands Criterion's macros. cppcheck's style checks are off:
+# they report the parameters of callbacks, and members that are there to align a union.
 tidy: $(SOURCES:%.c=$(BUILD)/tidy/%)
 	cppcheck --quiet --enable=warning,performance,portability \
 		--inline-suppr --suppress=unmatchedSuppression --suppress=missingIncludeSystem \
@@ -279,7 +279,8 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 	clang-tidy --quiet $< -- $(POSIX) -I. $(CPPFLAGS)
 	@touch $@
 
-# How long and how deep a function may be: .clang-tidy. The limits are in lines of code.
+# The most lines of code, as cloc counts them. .clang-tidy says how long and how deep a
+# function may be.
 SIZE_MAX        = 3600
 SENDMESSAGE_MAX = 600
 size:
@@ -288,16 +289,17 @@ size:
 format-check:
 	clang-format --dry-run -Werror $(SOURCES) $(TEST_SOURCES) $(HEADERS) $(wildcard test/*/*.cc)
 
-# ---- at leisure -------------------------------------------------------------
+# ---- what takes longer ------------------------------------------------------
 
-# A storm under full traffic, for SOAK_SECONDS in all. A run that is interrupted (Ctrl-C)
-# leaves its sums in SOAK_STATE; the same command then goes on. SOAK_RESULT=docs/soak.txt
-# writes the table into a file. SOAK_SEED=number repeats a storm, as far as that is possible.
+# A storm of faults under full traffic, for SOAK_SECONDS in all. A run that is interrupted
+# (Ctrl-C) keeps its sums in SOAK_STATE, and the same command continues it. SOAK_RESULT=FILE
+# writes the table into a file. SOAK_SEED=NUMBER chooses the same faults again; the system
+# schedules them differently, so no run is repeated exactly.
 SOAK_SECONDS = 60
 SOAK_STATE   = build/soak.state
 SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(BUILD)/examples/http.o
 
-# exec: Ctrl-C reaches the soak test itself, and not a shell in front of it.
+# exec: the shell becomes the soak test, so that a signal reaches the test itself.
 soak: $(BUILD)/test/soak/soak
 	@mkdir -p $(dir $(SOAK_STATE))
 	@exec $< -s '$(SOAK_SEED)' -f '$(SOAK_STATE)' -o '$(SOAK_RESULT)' $(SOAK_SECONDS)
@@ -317,11 +319,11 @@ fuzz:
 coverage:
 	@sh test/coverage
 
-# clutch beside the floors that no relay can pass: see bench/run.
+# clutch beside bare sockets, a floor that no relay can beat: see bench/run.
 bench:
 	bench/run
 
-# What the bridge costs, with a Redis of its own.
+# The bridge between clusters, with a Redis of the bench's own.
 bench-bridge: $(BUILD)/bench/bridge
 	@folder=$$(mktemp -d) || exit 1; \
 	$$(sh test/redis server) --port 0 --unixsocket $$folder/redis --save '' >/dev/null & \
