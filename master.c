@@ -1202,10 +1202,11 @@ bury(struct master *master, struct process *process)
 
 	process->corpse = NULL;
 	corpse->pid = process->worker_id;
-	corpse->deadline = master->now + close_timeout(master, process);
+	corpse->killed = process->deadline == DEADLINE_KILLED; /* the group, too */
+	corpse->deadline =
+		master->now + (corpse->killed ? KILL_TIME : close_timeout(master, process));
 	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < corpse->deadline)
 		corpse->deadline = process->deadline_at;
-	corpse->killed = false;
 	corpse->next = master->corpses;
 	master->corpses = corpse;
 	setpgid(corpse->pid, getpgrp());

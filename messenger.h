@@ -195,6 +195,9 @@ struct options {
  *	reload-worker      parent  master  -        an order, by the application: replace the app
  *	                                            workers, one after the other
  *	reload-worker      agent   master  -        the same
+ *	clutch-barrier     master  agent   -        a reload is about to end a worker; no listener
+ *	                                            hears this one
+ *	clutch-barrier     agent   master  -        the answer to it
  *
  *	PIDS     [4711,4712]: to the agent those of all app workers that are ready, to an app
  *	         worker that of the agent; or []
@@ -204,9 +207,8 @@ struct options {
  * The two that have died are told once egg-ready has been sent: a death before is a
  * failed start. No process may send these actions in the cluster's place, nor egg's
  * agent-exit, app-exit, app-start, and, to the master, realport: the message is dropped,
- * and the first one of each process is logged. Of the actions of clutch's own no listener
- * hears: clutch-barrier (the agent answers the master, before a reload tells a replaced
- * worker to leave), clutch-pause and clutch-resume (a process tells the master).
+ * and the first one of each process is logged. clutch-pause and clutch-resume are what
+ * messenger_pause and messenger_resume tell the master.
  */
 
 /*
