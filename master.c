@@ -1313,11 +1313,10 @@ reap_orphans(struct master *master)
 
 	while (master->messenger.pid == 1 && master->corpses == NULL &&
 	       wait_for_death(P_ALL, 0, &info) == 0 && info.si_pid != 0) {
-		for (process = &master->agent; process != NULL;)
-			process = process->worker_id == info.si_pid ? NULL
-			                                            : next_process(master, process);
-		if (process == NULL)
-			return;
+		for (process = &master->agent; process != NULL;
+		     process = next_process(master, process))
+			if (process->worker_id == info.si_pid)
+				return; /* no orphan: it has died just now, and is next */
 		waitpid(info.si_pid, NULL, 0);
 	}
 }

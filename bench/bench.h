@@ -33,8 +33,8 @@ typedef void contest(const struct trial *trial, double *figures);
 contest floor_copy, floor_copy_once, floor_copy_best, floor_copy_turn, floor_naive, floor_pingpong;
 
 /* clutch.c */
-contest clutch_unicast, clutch_unicast_turn, clutch_mixed, clutch_broadcast, clutch_latency,
-	clutch_scale;
+contest clutch_unicast, clutch_crowd, clutch_unicast_turn, clutch_mixed, clutch_broadcast,
+	clutch_latency, clutch_scale;
 
 /* client.c */
 contest client_invoke, master_fanout, client_fanout, client_stream;

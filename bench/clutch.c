@@ -53,6 +53,7 @@ struct work {
 	const struct trial *trial;
 	enum role speaker;
 	void (*speak)(struct messenger *messenger);
+	bool crowd; /* 63 other actions have a listener, added before that of "m" */
 };
 
 /* ---- in the cluster's processes ------------------------------------------ */
@@ -185,6 +186,19 @@ on_go(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
+/* Of one length with "m", and beginning as no other action here does. */
+static int
+add_crowd(struct messenger *messenger)
+{
+	char action[2] = "\200";
+	int i;
+
+	for (i = 0; i < 63; i++, action[0]++)
+		if (messenger_on(messenger, action, on_ping, NULL) == -1)
+			return -1;
+	return 0;
+}
+
 static int
 role(struct messenger *messenger, void *arg)
 {
@@ -194,7 +208,8 @@ role(struct messenger *messenger, void *arg)
 	(void)arg;
 	stream_init(&heard[STREAM_ALL], STREAM_ALL);
 	stream_init(&heard[STREAM_DIRECT], STREAM_DIRECT);
-	if (messenger_on(messenger, "m", on_message, NULL) == -1 ||
+	if ((work->crowd && add_crowd(messenger) == -1) ||
+	    messenger_on(messenger, "m", on_message, NULL) == -1 ||
 	    messenger_on(messenger, "end", on_end, NULL) == -1 ||
 	    messenger_on(messenger, "p", on_ping, NULL) == -1 ||
 	    messenger_on(messenger, "q", on_answer, NULL) == -1 ||
@@ -463,31 +478,37 @@ run_stream(const struct work *what, int ends, double *figures)
 void
 clutch_unicast(const struct trial *trial, double *figures)
 {
-	run_stream(&(struct work){trial, ROLE_APP, unicast}, 1, figures);
+	run_stream(&(struct work){trial, ROLE_APP, unicast, false}, 1, figures);
+}
+
+void
+clutch_crowd(const struct trial *trial, double *figures)
+{
+	run_stream(&(struct work){trial, ROLE_APP, unicast, true}, 1, figures);
 }
 
 void
 clutch_unicast_turn(const struct trial *trial, double *figures)
 {
-	run_stream(&(struct work){trial, ROLE_APP, unicast_turn}, 1, figures);
+	run_stream(&(struct work){trial, ROLE_APP, unicast_turn, false}, 1, figures);
 }
 
 void
 clutch_mixed(const struct trial *trial, double *figures)
 {
-	run_stream(&(struct work){trial, ROLE_APP, mixed}, 1 + trial->apps, figures);
+	run_stream(&(struct work){trial, ROLE_APP, mixed, false}, 1 + trial->apps, figures);
 }
 
 void
 clutch_broadcast(const struct trial *trial, double *figures)
 {
-	run_stream(&(struct work){trial, ROLE_AGENT, broadcast}, trial->apps, figures);
+	run_stream(&(struct work){trial, ROLE_AGENT, broadcast, false}, trial->apps, figures);
 }
 
 void
 clutch_latency(const struct trial *trial, double *figures)
 {
-	struct work what = {trial, ROLE_APP, ping};
+	struct work what = {trial, ROLE_APP, ping, false};
 	struct parent parent;
 
 	pin(true);
@@ -503,7 +524,7 @@ clutch_latency(const struct trial *trial, double *figures)
 void
 clutch_scale(const struct trial *trial, double *figures)
 {
-	struct work what = {trial, ROLE_APP, ping_then_unicast};
+	struct work what = {trial, ROLE_APP, ping_then_unicast, false};
 	struct parent parent;
 
 	figures[0] = idle_master_rss(trial->apps);

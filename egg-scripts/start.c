@@ -75,12 +75,25 @@ hand_on(struct launcher *launcher, int number)
 	kill(launcher->master, number);
 }
 
+/* The master may have ended; and process 1 of a container inherits every orphan there. */
+static void
+reap(struct launcher *launcher)
+{
+	pid_t child = getpid() == 1 ? -1 : launcher->master, pid;
+	int status;
+
+	while ((pid = waitpid(child, &status, WNOHANG)) > 0)
+		if (pid == launcher->master) {
+			launcher->ended = true;
+			launcher->status = status;
+		}
+}
+
 static void
 take_signal(struct launcher *launcher, int number)
 {
 	if (number == SIGCHLD)
-		launcher->ended = launcher->ended || waitpid(launcher->master, &launcher->status,
-		                                             WNOHANG) == launcher->master;
+		reap(launcher);
 	else if (launcher->command->daemon && number != SIGUSR1 && number != SIGUSR2)
 		launcher->order = number;
 	else

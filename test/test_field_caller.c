@@ -819,8 +819,10 @@ as_process_one(void)
 		return 0;
 	}
 	pid = fork();
-	if (pid == 0)
+	if (pid == 0) {
+		setsid(); /* as the runtime of a container does */
 		_exit(body_of_one());
+	}
 	say("process 1 is %ld", (long)pid);
 	waitpid(pid, &status, 0);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -2178,8 +2178,6 @@ struct relay {
 	struct bytes said; /* what it says, */
 	size_t sent;       /* so much of it already */
 	size_t heard;      /* messages that were forwarded, */
-	bool follows;      /* some of them by channel_follow: */
-	size_t followed;   /* so many */
 	bool alternate;    /* message i goes to sink i % sinks; else to every one */
 	size_t sinks;
 	struct channel sink[EARS];
@@ -2600,8 +2598,8 @@ Test(forwarding, in_turn_to_a_full_socket_keeps_what_it_did_not_take)
 	stall_one(true);
 }
 
-/* Nobody flushes: the buffer must look after its borrowers by itself, also if
- * it is another channel that is read, and if that one has nothing to say. */
+/* The read buffer goes to another channel, which may have nothing to say: what was
+ * forwarded stands in the queues by then, and a torn frame is kept by its channel. */
 Test(forwarding, is_safe_when_another_channel_is_read_next)
 {
 	struct message noise = sized("noise", 200000, 99);
@@ -2769,7 +2767,7 @@ Test(forwarding, a_message_with_a_handle_to_two_receivers)
 	cr_assert(open_descriptors() == before);
 }
 
-/* A long run follows a handle that waits: it may not overtake it. */
+/* Long messages stand behind a handle that waits: they may not overtake it. */
 Test(forwarding, a_long_run_does_not_overtake_a_handle)
 {
 	struct message message = text("handle", NULL), other = text("plain", NULL), got;
@@ -2863,7 +2861,7 @@ Test(forwarding, a_second_run_to_the_dead_fails_with_epipe)
 	relay_close(&relay);
 }
 
-/* Channels that are closed while they borrow, or are borrowed from. */
+/* Channels that are closed between two reads. */
 Test(forwarding, survives_the_close_of_any_channel)
 {
 	struct relay relay;
