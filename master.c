@@ -1078,24 +1078,24 @@ enum { PARENT = 1 << ROLE_PARENT, AGENT = 1 << ROLE_AGENT, APP = 1 << ROLE_APP }
  * first few are the master's own: no child sends them to any other process either. */
 static const struct rule {
 	const char *action;
-	bool everywhere;
 	int roles;
+	bool everywhere;
 	bool once; /* while the process is not ready */
 } rules[] = {
-	{"agent-exit", true, 0, false},
-	{"agent-start", true, AGENT, true},
-	{"agent-worker-died", true, 0, false},
-	{"app-exit", true, 0, false},
-	{"app-start", true, 0, false},
-	{"app-worker-died", true, 0, false},
-	{"clutch-pause", true, PARENT | AGENT | APP, false},
-	{"clutch-barrier", true, AGENT, false},
-	{"clutch-resume", true, PARENT | AGENT | APP, false},
-	{"egg-pids", true, 0, false},
-	{"egg-ready", true, 0, false},
-	{"listening", false, APP, true},
-	{"realport", false, 0, false},
-	{"reload-worker", false, PARENT | AGENT, false},
+	{"agent-exit", 0, true, false},
+	{"agent-start", AGENT, true, true},
+	{"agent-worker-died", 0, true, false},
+	{"app-exit", 0, true, false},
+	{"app-start", 0, true, false},
+	{"app-worker-died", 0, true, false},
+	{"clutch-pause", PARENT | AGENT | APP, true, false},
+	{"clutch-barrier", AGENT, true, false},
+	{"clutch-resume", PARENT | AGENT | APP, true, false},
+	{"egg-pids", 0, true, false},
+	{"egg-ready", 0, true, false},
+	{"listening", APP, false, true},
+	{"realport", 0, false, false},
+	{"reload-worker", PARENT | AGENT, false, false},
 };
 
 static bool

@@ -53,7 +53,8 @@ static int
 on_deadline(struct messenger *parent, void *arg)
 {
 	(void)parent, (void)arg;
-	clutch_print_line(STDERR_FILENO, "ping: not done after %d ms, killing the master", DEADLINE);
+	clutch_print_line(STDERR_FILENO, "ping: not done after %d ms, killing the master",
+	                  DEADLINE);
 	return kill(master, SIGKILL);
 }
 
@@ -78,6 +79,7 @@ main(void)
 		messenger_step(parent, 50);
 	messenger_close(parent);
 	if (!answered)
-		clutch_print_line(STDERR_FILENO, "ping: the master is gone, and there was no answer");
+		clutch_print_line(STDERR_FILENO,
+		                  "ping: the master is gone, and there was no answer");
 	return answered && status == 0 ? 0 : 1;
 }

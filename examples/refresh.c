@@ -99,9 +99,9 @@ join_others(struct messenger *messenger)
 	if (bridge != NULL)
 		return 0;
 	clutch_print_line(STDERR_FILENO,
-	           "refresh: --redis wants redis://ADDRESS:PORT or unix://PATH, and "
-	           "--cluster a name of at most %d bytes: %s",
-	           BRIDGE_NAME_MAX, strerror(errno));
+	                  "refresh: --redis wants redis://ADDRESS:PORT or unix://PATH, and "
+	                  "--cluster a name of at most %d bytes: %s",
+	                  BRIDGE_NAME_MAX, strerror(errno));
 	return -1;
 }
 

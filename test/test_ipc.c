@@ -341,7 +341,8 @@ Test(ipc, socket_clients_of_a_dead_world_come_back_every_1500_ms)
 	expect_lives(program, LIFE("ann", "the Unix path", "1500") LEFT,
 	             LIFE("bob", "the Unix path", "1500") "leaves for good\n",
 	             LIFE("cid", "TCP", "1500") LEFT);
-	cr_expect(clutch_now() - start >= 3000, "two tries took %d ms", (int)(clutch_now() - start));
+	cr_expect(clutch_now() - start >= 3000, "two tries took %d ms",
+	          (int)(clutch_now() - start));
 	free(program);
 }
 

@@ -1878,8 +1878,8 @@ bare_read(struct bare *bare, int64_t deadline)
 	size_t room = sizeof bare->text - 1 - bare->length;
 	ssize_t count;
 
-	cr_assert(clutch_now() < deadline && poll(&set, 1, time_limit()) == 1, "waited in vain:\n%s",
-	          bare->text);
+	cr_assert(clutch_now() < deadline && poll(&set, 1, time_limit()) == 1,
+	          "waited in vain:\n%s", bare->text);
 	count = read(bare->output, bare->text + bare->length, room);
 	if (count <= 0)
 		return false;
@@ -2183,7 +2183,8 @@ broadcast(struct messenger *messenger, const char *when)
 {
 	char action[64], pid[16];
 
-	snprintf(action, sizeof action, "early-%s-%s", when, clutch_role_name(messenger_role(messenger)));
+	snprintf(action, sizeof action, "early-%s-%s", when,
+	         clutch_role_name(messenger_role(messenger)));
 	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(messenger));
 	return messenger_broadcast(messenger, action, pid);
 }

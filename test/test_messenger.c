@@ -295,9 +295,9 @@ after(int milliseconds, char *what)
 /* Turn the loop until what is said has been done, or fail. */
 #define turn_until(condition)                                                                      \
 	do {                                                                                       \
-		int64_t deadline_ = clutch_now() + DEADLINE;                                        \
+		int64_t deadline_ = clutch_now() + DEADLINE;                                       \
 		while (!(condition)) {                                                             \
-			cr_assert_lt(clutch_now(), deadline_, "never: %s", #condition);             \
+			cr_assert_lt(clutch_now(), deadline_, "never: %s", #condition);            \
 			channel_flush(&master);                                                    \
 			cr_assert_neq(messenger_step(child, 10), -1);                              \
 		}                                                                                  \

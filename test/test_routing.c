@@ -1542,8 +1542,9 @@ expect_waiting(const char *names)
 	snprintf(words, sizeof words, " %s ", names);
 	for (who = 0; who < PROCESSES; who++) {
 		snprintf(name, sizeof name, " %s ", cast[who].name);
-		cr_assert_eq(process_stop_waiting(&processes[who], &manager), strstr(words, name) == NULL,
-		             "%s, while these should wait: %s", cast[who].name, names);
+		cr_assert_eq(process_stop_waiting(&processes[who], &manager),
+		             strstr(words, name) == NULL, "%s, while these should wait: %s",
+		             cast[who].name, names);
 	}
 }
 
@@ -1616,7 +1617,8 @@ Test(routing, nobody_waits_for_an_agent_that_is_not_there)
 	say(&processes[APP1], ROLE_AGENT, 0);
 	expect_waiting("");
 	cr_assert_eq(messenger.undeliverable, 0);
-	fill(&processes[AGENT], CHANNEL_QUEUE_MAX - channel_pending(&processes[AGENT].channel) - 40);
+	fill(&processes[AGENT],
+	     CHANNEL_QUEUE_MAX - channel_pending(&processes[AGENT].channel) - 40);
 	say(&processes[APP1], ROLE_AGENT, 0);
 	say(&processes[APP1], ROLE_AGENT, 0);
 	expect_waiting("");
@@ -1747,7 +1749,8 @@ check_longest(int longest)
 		fill(&many[i], CHANNEL_HIGH_WATER + (i == longest ? 1000 : 100));
 	say(&processes[AGENT], ROLE_APP, 0);
 	for (i = 0; i < MANY; i++) {
-		cr_assert_not(process_stop_waiting(&processes[AGENT], &manager), "%d, longest %d", i, longest);
+		cr_assert_not(process_stop_waiting(&processes[AGENT], &manager), "%d, longest %d",
+		              i, longest);
 		if (i != longest)
 			drain(&many[i], many_ends[i], 0);
 	}
