@@ -531,7 +531,7 @@ struct channel {
 	bool queue_used; /* since the last channel_trim */
 	size_t flush_at; /* a queue of this many bytes is written at once */
 	struct waiting_handle *waiting;
-	int waiting_count, waiting_size;
+	size_t waiting_count;
 
 	uint64_t written; /* bytes, ever */
 	uint64_t bytes_in, messages_in, messages_out, handles_lost;
@@ -613,6 +613,14 @@ bool channel_trim(struct channel *channel);
 /* Memory is short for something that may not be lost: wait 10 ms and return true; false
  * when a second has passed since *deadline was set, which is 0 before the first call. */
 bool clutch_retry(int64_t *deadline);
+
+/* Make room for one more element of `size` bytes in an array that has only grown by this
+ * function, one by one: its room is the next power of two. Returns the array, which may
+ * have moved; NULL: ENOMEM, and the array is as it was. */
+void *clutch_grow(void *array, size_t count, size_t size);
+
+/* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
+int clutch_set_flags(int descriptor);
 
 void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
