@@ -565,19 +565,18 @@ static bool
 keep_handle(struct channel *channel, struct msghdr *header)
 {
 	const struct cmsghdr *control = CMSG_FIRSTHDR(header);
+	bool brought = control != NULL && control->cmsg_type == SCM_RIGHTS;
 	bool cut = (header->msg_flags & MSG_CTRUNC) != 0;
+	bool honest = channel->arrived_count < 2 && !(brought && cut);
 	int descriptor = HANDLE_LOST; /* which is not the sender's fault */
-	bool honest = channel->arrived_count < 2;
 
-	if (control == NULL && !cut)
+	if (!brought && !cut)
 		return true;
-	if (control != NULL) {
+	if (brought)
 		memcpy(&descriptor, CMSG_DATA(control), sizeof descriptor);
-		honest = honest && !cut;
-		if (!honest || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1) {
-			close(descriptor);
-			descriptor = HANDLE_LOST;
-		}
+	if (brought && (!honest || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)) {
+		close(descriptor);
+		descriptor = HANDLE_LOST;
 	}
 	if (honest)
 		channel->arrived[channel->arrived_count++] = descriptor;
