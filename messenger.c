@@ -45,7 +45,6 @@ static void send_to_app_worker(struct master_messenger *messenger, struct messag
 static void send_to_agent_worker(struct master_messenger *messenger, struct message *data);
 static bool process_send(struct master_messenger *messenger, struct process *process,
                          struct message *data);
-static void count_undeliverable(struct master_messenger *messenger, const struct message *data);
 static void debug(const struct message *data, enum role claimed);
 
 void
@@ -119,7 +118,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 		send_to_agent_worker(messenger, data); /* :127 */
 		return;
 	}
-	count_undeliverable(messenger, data);
+	messenger->undeliverable += data->from != ROLE_MASTER; /* D26 */
 }
 /* NOLINTEND(readability-function-size) */
 
@@ -136,12 +135,9 @@ send_to_parent(struct master_messenger *messenger, struct message *data)
 {
 	struct process *parent = messenger->worker_manager->parent;
 
-	if (parent == NULL) { /* :145 has_parent */
-		count_undeliverable(messenger, data);
-		return;
-	}
-	if (!process_send(messenger, parent, data)) /* :148 */
-		count_undeliverable(messenger, data);
+	if (parent == NULL ||                       /* :145 has_parent */
+	    !process_send(messenger, parent, data)) /* :148 */
+		messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* message to app workers */
@@ -167,7 +163,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		receivers += process_send(messenger, worker, data); /* :166 */
 	}
 	if (receivers == 0)
-		count_undeliverable(messenger, data);
+		messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* message to the agent worker */
@@ -182,13 +178,20 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 	/* a message with the dead agent's pid was not meant for the next one */
 	if (agent == NULL || (agent->channel.descriptor == -1 && data->receiver_pid != 0) ||
 	    !process_send(messenger, agent, data)) /* :176 */
-		count_undeliverable(messenger, data);
+		messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* ---- the master's side: backpressure ------------------------------------- */
 
-/* The receivers for which a sender waits are a set, with a bit for each place: the
- * parent, the agent, each slot. */
+bool
+process_is_above(const struct process *process, size_t mark)
+{
+	return channel_pending(&process->channel) > mark ||
+	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
+}
+
+/* The receivers for which a sender waits are a set of places: the parent's, the agent's,
+ * each slot. */
 static size_t
 place(const struct process *process)
 {
@@ -198,36 +201,10 @@ place(const struct process *process)
 }
 
 static bool
-is_above(const struct process *process, size_t mark)
-{
-	return channel_pending(&process->channel) > mark ||
-	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
-}
-
-bool
-process_is_full(const struct process *process)
-{
-	return is_above(process, CHANNEL_HIGH_WATER);
-}
-
-bool
-process_is_drained(const struct process *process)
-{
-	return !is_above(process, CHANNEL_LOW_WATER);
-}
-
-static void
-wait_for(struct process *sender, const struct process *receiver)
-{
-	sender->waits = true;
-	sender->waits_for[place(receiver) / 8] |= (unsigned char)(1 << place(receiver) % 8);
-}
-
-static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
-	return (sender->waits_for[place(receiver) / 8] >> place(receiver) % 8 & 1) != 0 &&
-	       receiver->state != STATE_DISCONNECTED && !process_is_drained(receiver);
+	return sender->waits_for[place(receiver)] && receiver->state != STATE_DISCONNECTED &&
+	       process_is_above(receiver, CHANNEL_LOW_WATER);
 }
 
 bool
@@ -277,16 +254,9 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	process->dropped += result == -1 && errno == ENOBUFS;
 	/* A queue with a limit of its own has nobody at its end who drains it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
-	    process_is_full(process))
-		wait_for(messenger->sender, process);
+	    process_is_above(process, CHANNEL_HIGH_WATER))
+		messenger->sender->waits_for[place(process)] = messenger->sender->waits = true;
 	return result == 0;
-}
-
-/* D26: no process receives it. What the master says of itself may find nobody. */
-static void
-count_undeliverable(struct master_messenger *messenger, const struct message *data)
-{
-	messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* ---- trace and log ------------------------------------------------------- */
@@ -314,39 +284,27 @@ clutch_role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-/* Print a text shorter than LOG_LINE as a line. A log that nobody reads does not stop
- * the process (D17): after LOG_PATIENCE the line is lost. Another writer may fill the
- * pipe between poll and write, so that write blocks: the master sets an alarm, which
- * interrupts it. */
-static void
-write_line(int descriptor, char *line, size_t length)
+/* A log that nobody reads does not stop the process (D17): after LOG_PATIENCE the line is
+ * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
+ * master sets an alarm, which interrupts it. */
+void
+clutch_vprint_line(int descriptor, const char *format, va_list arguments)
 {
 	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
 	int64_t deadline = clutch_now() + LOG_BLOCKED;
+	char line[LOG_LINE] = "";
 	ssize_t written = -1;
+	size_t length;
 	int ready;
 
+	vsnprintf(line, sizeof line, format, arguments);
+	length = strlen(line);
 	line[length++] = '\n';
 	do {
 		ready = poll(&log, 1, LOG_PATIENCE);
 		if (ready == 1)
 			written = write(descriptor, line, length);
 	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
-}
-
-size_t
-clutch_text_length(int result, size_t size)
-{
-	return result < 0 ? 0 : (size_t)result < size ? (size_t)result : size - 1;
-}
-
-void
-clutch_vprint_line(int descriptor, const char *format, va_list arguments)
-{
-	char line[LOG_LINE];
-	int length = vsnprintf(line, sizeof line, format, arguments);
-
-	write_line(descriptor, line, clutch_text_length(length, sizeof line));
 }
 
 void
@@ -373,21 +331,16 @@ clutch_trace(enum role role, const char *step, const struct message *message, co
 {
 	bool short_data = message->data != NULL && message->data_length <= 128;
 	bool has_action = message->action != NULL && message->action[0] != '\0';
-	char line[LOG_LINE];
 	va_list arguments;
-	size_t used;
+	char more[128];
 
-	used = clutch_text_length(snprintf(line, sizeof line,
-	                                   "trace %s:%ld %s %.64s %.*s: ", clutch_role_name(role),
-	                                   (long)getpid(), step, has_action ? message->action : "-",
-	                                   short_data ? (int)message->data_length : 1,
-	                                   short_data ? message->data : "-"),
-	                          sizeof line);
 	va_start(arguments, format);
-	used += clutch_text_length(vsnprintf(line + used, sizeof line - used, format, arguments),
-	                           sizeof line - used);
+	vsnprintf(more, sizeof more, format, arguments);
 	va_end(arguments);
-	write_line(STDERR_FILENO, line, used);
+	clutch_print_line(STDERR_FILENO, "trace %s:%ld %s %.64s %.*s: %s", clutch_role_name(role),
+	                  (long)getpid(), step, has_action ? message->action : "-",
+	                  short_data ? (int)message->data_length : 1,
+	                  short_data ? message->data : "-", more);
 }
 
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */

@@ -624,9 +624,6 @@ int clutch_set_flags(int descriptor);
 
 void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
-/* The length of what snprintf(3) has left in a buffer of that size, given its result. */
-size_t clutch_text_length(int result, size_t size);
-
 /* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
  * clutch_trace_init was called. */
 extern bool clutch_trace_on;
@@ -712,7 +709,7 @@ struct process {
 	struct corpse *corpse;  /* memory for its death */
 
 	bool waits; /* it is not read: queues that it feeds are too long, those of */
-	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2 + 7) / 8]; /* these places */
+	bool waits_for[CLUTCH_WORKERS_MAX + 2]; /* these places: parent, agent, each slot */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
@@ -752,8 +749,7 @@ void master_messenger_send(struct master_messenger *messenger, struct message *d
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
 bool process_stop_waiting(struct process *sender, const struct worker_manager *manager);
-bool process_is_full(const struct process *process);
-bool process_is_drained(const struct process *process);
+bool process_is_above(const struct process *process, size_t mark);
 
 /*
  * messenger.c, child's side: what agent.c and worker.c add to it.
