@@ -346,13 +346,12 @@ clutch_trace(enum role role, const char *step, const struct message *message, co
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
 
 struct listener {
-	uint32_t hash; /* of the action, compared first */
-	size_t length; /* of the action; 0: the listener hears every message */
+	unsigned key; /* of the action; 0: it hears every message */
 	char *action;
 	messenger_listener call;
 	void *arg;
 	bool once;
-	bool removed; /* forgotten after the message that is being delivered */
+	bool removed; /* forgotten before the next message */
 };
 
 struct watch {
@@ -394,7 +393,7 @@ messenger_init(struct messenger *messenger, int descriptor, enum role role)
 	messenger->pid = getpid();
 	messenger->slot = -1;
 	messenger->accepted = -1;
-	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uintptr_t)messenger;
+	messenger->random = (unsigned)messenger->pid * 2654435761U;
 	messenger->watch_size = 8;
 	messenger->watches = calloc(messenger->watch_size, sizeof *messenger->watches);
 	messenger->set = calloc(messenger->watch_size + 1, sizeof *messenger->set);
@@ -515,16 +514,15 @@ int
 messenger_broadcast(struct messenger *messenger, const char *action, const char *data)
 {
 	struct message message = compose(action, data, ROLE_APP, 0); /* ipc.js:39 */
-	size_t size = message_size(&message);
+	size_t size = 2 * message_size(&message);
 
 	if (size == 0)
 		return -1;
-	if (channel_pending(&messenger->channel) + 2 * size > messenger->channel.limit) {
+	if (channel_pending(&messenger->channel) + size > messenger->channel.limit)
 		channel_flush(&messenger->channel);
-		if (channel_pending(&messenger->channel) + 2 * size > messenger->channel.limit) {
-			errno = ENOBUFS;
-			return -1;
-		}
+	if (channel_pending(&messenger->channel) + size > messenger->channel.limit) {
+		errno = ENOBUFS;
+		return -1;
 	}
 	if (messenger_send_message(messenger, &message) == -1)
 		return -1;
@@ -544,30 +542,17 @@ messenger_send_to(struct messenger *messenger, pid_t pid, const char *action, co
 	return messenger_send_message(messenger, &message);
 }
 
-/* xorshift64*: uniform enough for a choice among pids. */
-static uint64_t
-random_next(struct messenger *messenger)
-{
-	uint64_t x = messenger->random | 1;
-
-	x ^= x >> 12;
-	x ^= x << 25;
-	x ^= x >> 27;
-	messenger->random = x;
-	return (x * 2685821657736338717U) >> 32;
-}
-
 int
 messenger_send_random(struct messenger *messenger, const char *action, const char *data)
 {
-	size_t count = messenger->opid_count;
+	size_t i;
 
-	if (count == 0) { /* ipc.js:71 opids */
+	if (messenger->opid_count == 0) { /* ipc.js:71 opids */
 		errno = ESRCH;
 		return -1;
 	}
-	return messenger_send_to(messenger, messenger->opids[random_next(messenger) % count],
-	                         action, data);
+	i = (size_t)rand_r(&messenger->random) % messenger->opid_count;
+	return messenger_send_to(messenger, messenger->opids[i], action, data);
 }
 
 int
@@ -592,22 +577,11 @@ messenger_send(struct messenger *messenger, const char *action, const char *data
 
 /* ---- listeners ----------------------------------------------------------- */
 
-/* FNV-1a */
-static uint32_t
-hash_action(const char *action, size_t length)
+/* An action's length and last byte, which are compared first: many actions begin alike. */
+static unsigned
+key_of(const char *action, size_t length)
 {
-	uint32_t hash = 2166136261U;
-
-	while (length-- > 0)
-		hash = (hash ^ (unsigned char)*action++) * 16777619U;
-	return hash;
-}
-
-static bool
-is_action(const struct listener *listener, uint32_t hash, const char *action, size_t length)
-{
-	return listener->hash == hash && listener->length == length &&
-	       memcmp(listener->action, action, length) == 0;
+	return length > 0 ? (unsigned)length << 8 | (unsigned char)action[length - 1] : 0;
 }
 
 static int
@@ -615,27 +589,22 @@ add_listener(struct messenger *messenger, const char *action, messenger_listener
              bool once)
 {
 	size_t length = action != NULL ? strlen(action) : 0;
-	size_t size = messenger->listener_size > 0 ? 2 * messenger->listener_size : 4;
-	struct listener listener = {
-		hash_action(action, length), length, NULL, call, arg, once, false};
+	struct listener listener = {key_of(action, length), NULL, call, arg, once, false};
 	struct listener *grown;
 
 	if (call == NULL || (action != NULL && length == 0) || length > MESSAGE_ACTION_MAX) {
 		errno = EINVAL;
 		return -1;
 	}
-	if (messenger->listener_count == messenger->listener_size) {
-		grown = realloc(messenger->listeners, size * sizeof *grown);
-		if (grown == NULL)
-			return -1;
-		messenger->listeners = grown;
-		messenger->listener_size = size;
-	}
+	grown = clutch_grow(messenger->listeners, messenger->listener_count, sizeof *grown);
+	if (grown == NULL)
+		return -1;
+	messenger->listeners = grown;
 	listener.action = strdup(action != NULL ? action : "");
 	if (listener.action == NULL)
 		return -1;
-	messenger->listeners[messenger->listener_count++] = listener;
-	messenger->every_count += length == 0;
+	grown[messenger->listener_count++] = listener;
+	messenger->hears_every = messenger->hears_every || action == NULL;
 	return 0;
 }
 
@@ -660,15 +629,13 @@ sweep(struct messenger *messenger)
 	struct listener *list = messenger->listeners;
 	size_t from, to = 0;
 
-	if (messenger->delivering || !messenger->unswept)
+	if (in_listener || !messenger->unswept)
 		return;
 	for (from = 0; from < messenger->listener_count; from++)
-		if (list[from].removed) {
-			messenger->every_count -= list[from].length == 0;
+		if (list[from].removed)
 			free(list[from].action);
-		} else {
+		else
 			list[to++] = list[from];
-		}
 	messenger->listener_count = to;
 	messenger->unswept = false;
 }
@@ -677,16 +644,14 @@ int
 messenger_remove_listener(struct messenger *messenger, const char *action,
                           messenger_listener listener, void *arg)
 {
-	size_t length = action != NULL ? strlen(action) : 0;
-	uint32_t hash = hash_action(action, length);
+	const char *wanted = action != NULL ? action : "";
 	struct listener *at;
 	size_t i;
 
 	for (i = messenger->listener_count; i > 0; i--) {
 		at = &messenger->listeners[i - 1];
 		if (at->removed || at->call != listener || at->arg != arg ||
-		    (action == NULL) != (at->length == 0) ||
-		    !is_action(at, hash, action != NULL ? action : "", length))
+		    (action == NULL) != (at->key == 0) || strcmp(at->action, wanted) != 0)
 			continue;
 		at->removed = messenger->unswept = true;
 		sweep(messenger);
@@ -708,20 +673,20 @@ check(struct messenger *messenger, int result, const char *where)
 		messenger->canceled = true;
 }
 
-/* Call those of the first `count` listeners that listen to this action. A listener that
- * is added meanwhile stands behind them; one that is removed meanwhile is still called.
- * Returns how many were called. */
+/* Call those of the first `count` listeners that were added for the message's action, or,
+ * with an empty action, for every message. A listener that is added meanwhile stands behind
+ * them; one that is removed meanwhile is still called. Returns how many were called. */
 static size_t
-emit_action(struct messenger *messenger, size_t count, const char *action, size_t length,
-            const struct message *message)
+emit(struct messenger *messenger, size_t count, const char *action, size_t length,
+     const struct message *message)
 {
-	uint32_t hash = hash_action(action, length);
+	unsigned key = key_of(action, length);
 	const struct listener *listener;
 	size_t i, called = 0;
 
 	for (i = 0; i < count; i++) {
 		listener = &messenger->listeners[i]; /* valid until the call: the list may move */
-		if (!is_action(listener, hash, action, length))
+		if (listener->key != key || memcmp(listener->action, action, length) != 0)
 			continue;
 		if (listener->once)
 			messenger->listeners[i].removed = messenger->unswept = true;
@@ -734,48 +699,29 @@ emit_action(struct messenger *messenger, size_t count, const char *action, size_
 	return called;
 }
 
-static void
-emit(struct messenger *messenger, const struct message *message)
-{
-	size_t length = message->frame[FRAME_ACTION_LENGTH], count = messenger->listener_count;
-
-	if (messenger->every_count > 0)
-		emit_action(messenger, count, "", 0, message);
-	if ((length == 0 || emit_action(messenger, count, message->action, length, message) == 0) &&
-	    clutch_trace_on)
-		clutch_trace(messenger->role, "receives", message,
-		             "without a listener for its action");
-}
-
 /* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once. If
  * there is no memory for it, retry for a second, then keep the pids that fit. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
-	size_t most = 1, i;
 	int64_t deadline = 0;
 	pid_t *grown;
 	char *end;
 	long pid;
 
-	for (i = 0; at[i] != '\0'; i++)
-		most += at[i] == ',';
-	while (most > messenger->opid_size) {
-		grown = realloc(messenger->opids, most * sizeof *grown);
-		if (grown == NULL && !clutch_retry(&deadline))
-			break;
-		if (grown == NULL)
-			continue;
-		messenger->opids = grown;
-		messenger->opid_size = most;
-	}
 	messenger->opid_count = 0;
 	while (*at == '[' || *at == ',') {
 		pid = strtol(at + 1, &end, 10);
-		if (pid <= 0 || pid > INT_MAX || messenger->opid_count == messenger->opid_size)
-			break;
-		messenger->opids[messenger->opid_count++] = (pid_t)pid;
+		if (pid <= 0 || pid > INT_MAX)
+			return;
+		do
+			grown = clutch_grow(messenger->opids, messenger->opid_count, sizeof *grown);
+		while (grown == NULL && clutch_retry(&deadline));
+		if (grown == NULL)
+			return;
+		messenger->opids = grown;
+		grown[messenger->opid_count++] = (pid_t)pid;
 		at = end;
 	}
 }
@@ -784,15 +730,24 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
+	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
+
 	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
 		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
-	in_listener = messenger->delivering = true;
+	sweep(messenger); /* what a listener of another messenger has removed */
+	count = messenger->listener_count;
+	in_listener = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
-	emit(messenger, message); /* ipc.js:120 D6 */
-	in_listener = messenger->delivering = false;
+	if (messenger->hears_every)
+		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
+	if ((length == 0 || emit(messenger, count, message->action, length, message) == 0) &&
+	    clutch_trace_on)
+		clutch_trace(messenger->role, "receives", message,
+		             "without a listener for its action");
+	in_listener = false;
 	sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);

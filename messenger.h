@@ -761,14 +761,13 @@ struct messenger {
 	pid_t pid;
 	int slot;
 	pid_t *opids;
-	size_t opid_count, opid_size;
-	uint64_t random;
+	size_t opid_count;
+	unsigned random; /* rand_r(3)'s */
 
 	struct listener *listeners; /* in order of adding */
-	size_t listener_count, listener_size;
-	size_t every_count; /* of them, those of every action */
-	bool delivering;
-	bool unswept; /* there are removed listeners in the list */
+	size_t listener_count;
+	bool hears_every; /* a listener of every message was added */
+	bool unswept;     /* there are removed listeners in the list */
 	bool paused, has_unread;
 
 	struct watch *watches;
