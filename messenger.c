@@ -355,14 +355,14 @@ struct listener {
 };
 
 struct watch {
-	messenger_watcher call; /* NULL: unwatched */
+	messenger_watcher call;
 	void *arg;
 	bool connection; /* it counts as an open connection */
 };
 
 struct timer {
 	int id;
-	bool set_in_this_turn; /* by a timer's callback: it is not called before the next turn */
+	unsigned turn; /* in which it was set: it is called in a later one */
 	int64_t due;
 	int period; /* 0: once */
 	messenger_timer call;
@@ -374,7 +374,6 @@ struct timer {
 static bool in_listener;
 
 struct closer {
-	struct closer *next;
 	messenger_callback call;
 	void *arg;
 };
@@ -394,12 +393,8 @@ messenger_init(struct messenger *messenger, int descriptor, enum role role)
 	messenger->slot = -1;
 	messenger->accepted = -1;
 	messenger->random = (unsigned)messenger->pid * 2654435761U;
-	messenger->watch_size = 8;
-	messenger->watches = calloc(messenger->watch_size, sizeof *messenger->watches);
-	messenger->set = calloc(messenger->watch_size + 1, sizeof *messenger->set);
-	if (messenger->watches == NULL || messenger->set == NULL ||
-	    channel_attach(&messenger->channel, descriptor) == -1) {
-		free(messenger->watches);
+	messenger->set = malloc(sizeof *messenger->set);
+	if (messenger->set == NULL || channel_attach(&messenger->channel, descriptor) == -1) {
 		free(messenger->set);
 		return -1;
 	}
@@ -432,7 +427,6 @@ messenger_close(struct messenger *messenger)
 void
 messenger_free(struct messenger *messenger)
 {
-	struct closer *closer;
 	struct messenger **link = &messengers;
 	int saved = errno;
 
@@ -443,10 +437,7 @@ messenger_free(struct messenger *messenger)
 	while (messenger->listener_count > 0)
 		free(messenger->listeners[--messenger->listener_count].action);
 	free(messenger->listeners);
-	while ((closer = messenger->closers) != NULL) {
-		messenger->closers = closer->next;
-		free(closer);
-	}
+	free(messenger->closers);
 	channel_close(&messenger->channel);
 	free(messenger->opids);
 	free(messenger->watches);
@@ -760,18 +751,12 @@ static int wake[2] = {-1, -1};
 int
 clutch_wake_open(void)
 {
-	int i;
-
 	clutch_wake_close();
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, wake) == -1)
-		return -1;
-	for (i = 0; i < 2; i++)
-		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) == -1 ||
-		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) == -1) {
-			clutch_wake_close();
-			return -1;
-		}
-	return wake[0];
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, wake) == 0 && clutch_set_flags(wake[0]) == 0 &&
+	    clutch_set_flags(wake[1]) == 0)
+		return wake[0];
+	clutch_wake_close();
+	return -1;
 }
 
 int
@@ -814,78 +799,73 @@ clutch_wake_close(void)
 	errno = saved;
 }
 
+/* The index of a watch; watch_count if the descriptor is not watched. */
+static size_t
+find_watch(const struct messenger *messenger, int descriptor)
+{
+	size_t i = 0;
+
+	while (i < messenger->watch_count && messenger->set[i + 1].fd != descriptor)
+		i++;
+	return i;
+}
+
+static int
+add_watch(struct messenger *messenger, int descriptor)
+{
+	size_t count = messenger->watch_count;
+	struct watch *watches = clutch_grow(messenger->watches, count, sizeof *watches);
+	struct pollfd *set;
+
+	if (watches == NULL)
+		return -1;
+	messenger->watches = watches;
+	set = clutch_grow(messenger->set, count + 1, sizeof *set);
+	if (set == NULL)
+		return -1;
+	messenger->set = set;
+	watches[count].connection = descriptor == messenger->accepted;
+	set[count + 1] = (struct pollfd){.fd = descriptor};
+	messenger->connections += watches[count].connection;
+	messenger->watch_count++;
+	return 0;
+}
+
 int
 messenger_watch(struct messenger *messenger, int descriptor, short events,
                 messenger_watcher watcher, void *arg)
 {
-	struct watch *watches;
-	struct pollfd *set;
-	size_t i, size = 2 * messenger->watch_size + 2;
+	size_t i = find_watch(messenger, descriptor);
 
 	if (descriptor < 0 || watcher == NULL) {
 		errno = EINVAL;
 		return -1;
 	}
-	for (i = 0; i < messenger->watch_count; i++)
-		if (messenger->set[i + 1].fd == descriptor)
-			break;
-	if (i == messenger->watch_size) {
-		watches = realloc(messenger->watches, size * sizeof *watches);
-		if (watches == NULL)
-			return -1;
-		messenger->watches = watches;
-		set = realloc(messenger->set, (size + 1) * sizeof *set);
-		if (set == NULL)
-			return -1;
-		messenger->set = set;
-		messenger->watch_size = size;
-	}
-	if (i == messenger->watch_count) {
-		messenger->watch_count++;
-		messenger->watches[i].connection = descriptor == messenger->accepted;
-		messenger->connections += descriptor == messenger->accepted;
-		messenger->set[i + 1].fd = descriptor;
-		messenger->set[i + 1].revents = 0;
-	}
+	if (i == messenger->watch_count && add_watch(messenger, descriptor) == -1)
+		return -1;
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
 	messenger->set[i + 1].events = events;
 	return 0;
 }
 
-/* Close the gaps that unwatch leaves, but not while the loop walks over them. */
-static void
-compact_watches(struct messenger *messenger)
-{
-	size_t from, to = 0;
-
-	for (from = 0; from < messenger->watch_count; from++) {
-		if (messenger->set[from + 1].fd == -1)
-			continue;
-		messenger->watches[to] = messenger->watches[from];
-		messenger->set[++to] = messenger->set[from + 1];
-	}
-	messenger->watch_count = to;
-	messenger->unwatched = false;
-}
-
 int
 messenger_unwatch(struct messenger *messenger, int descriptor)
 {
-	size_t i;
+	size_t behind, i = find_watch(messenger, descriptor);
 
-	for (i = 0; descriptor >= 0 && i < messenger->watch_count; i++) {
-		if (messenger->set[i + 1].fd != descriptor)
-			continue;
-		messenger->connections -= messenger->watches[i].connection;
-		messenger->set[i + 1].fd = -1;
-		messenger->unwatched = true;
-		if (!messenger->stepping)
-			compact_watches(messenger);
-		return 0;
+	if (i == messenger->watch_count) {
+		errno = ENOENT;
+		return -1;
 	}
-	errno = ENOENT;
-	return -1;
+	behind = --messenger->watch_count - i;
+	messenger->connections -= messenger->watches[i].connection;
+	memmove(&messenger->watches[i], &messenger->watches[i + 1],
+	        behind * sizeof *messenger->watches);
+	memmove(&messenger->set[i + 1], &messenger->set[i + 2], behind * sizeof *messenger->set);
+	if (i < messenger->watch_next)
+		messenger->watch_next--; /* the loop walks over them just now */
+	return 0;
 }
 
 /* The index of a pending timer; timer_count if there is none of that id. */
@@ -899,34 +879,46 @@ find_timer(const struct messenger *messenger, int id)
 	return i;
 }
 
+/* Timers stand in order of being due; of two, the one that was set first. */
+static void
+insert_timer(struct messenger *messenger, struct timer timer)
+{
+	size_t i = messenger->timer_count++;
+
+	for (; i > 0 && messenger->timers[i - 1].due > timer.due; i--)
+		messenger->timers[i] = messenger->timers[i - 1];
+	messenger->timers[i] = timer;
+}
+
+static void
+remove_timer(struct messenger *messenger, size_t i)
+{
+	memmove(&messenger->timers[i], &messenger->timers[i + 1],
+	        (--messenger->timer_count - i) * sizeof *messenger->timers);
+}
+
 static int
 add_timer(struct messenger *messenger, int milliseconds, int period, messenger_timer call,
           void *arg)
 {
-	size_t size = messenger->timer_size > 0 ? 2 * messenger->timer_size : 4;
+	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
 	struct timer *grown;
 
 	if (milliseconds < 0 || call == NULL) {
 		errno = EINVAL;
 		return -1;
 	}
-	if (messenger->timer_count == messenger->timer_size) {
-		grown = realloc(messenger->timers, size * sizeof *grown);
-		if (grown == NULL)
-			return -1;
-		messenger->timers = grown;
-		messenger->timer_size = size;
-	}
+	grown = clutch_grow(messenger->timers, messenger->timer_count, sizeof *grown);
+	if (grown == NULL)
+		return -1;
+	messenger->timers = grown;
 	do /* an id that begins anew must not meet one that is pending */
 		messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
 	while (find_timer(messenger, messenger->timer_id) < messenger->timer_count);
-	messenger->timers[messenger->timer_count++] = (struct timer){messenger->timer_id,
-	                                                             messenger->in_timers,
-	                                                             clutch_now() + milliseconds,
-	                                                             period,
-	                                                             call,
-	                                                             arg};
-	return messenger->timer_id;
+	timer.id = messenger->timer_id;
+	timer.due = clutch_now() + milliseconds;
+	insert_timer(messenger, timer);
+	return timer.id;
 }
 
 int
@@ -952,25 +944,8 @@ messenger_clear_timeout(struct messenger *messenger, int id)
 		errno = ENOENT;
 		return -1;
 	}
-	messenger->timers[i] = messenger->timers[--messenger->timer_count];
+	remove_timer(messenger, i);
 	return 0;
-}
-
-/* The timer that is due first, or NULL; of two, the one that was set first. */
-static struct timer *
-next_timer(const struct messenger *messenger)
-{
-	struct timer *timer, *first = NULL;
-	size_t i;
-
-	for (i = 0; i < messenger->timer_count; i++) {
-		timer = &messenger->timers[i];
-		if (!timer->set_in_this_turn &&
-		    (first == NULL || timer->due < first->due ||
-		     (timer->due == first->due && timer->id < first->id)))
-			first = timer;
-	}
-	return first;
 }
 
 /* Have messages waited for the end of a pause? */
@@ -983,39 +958,34 @@ may_go_on(const struct messenger *messenger)
 int
 messenger_timeout(const struct messenger *messenger)
 {
-	const struct timer *timer = next_timer(messenger);
-	int64_t left = timer != NULL ? timer->due - clutch_now() : -1;
+	int64_t left;
 
 	if (may_go_on(messenger))
 		return 0;
-	if (timer == NULL)
+	if (messenger->timer_count == 0)
 		return -1;
-	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+	left = messenger->timers[0].due - clutch_now();
+	return left > 0 ? (int)left : 0;
 }
 
 /* Call those that are due now; what they set comes in a later turn. */
 static void
 run_timers(struct messenger *messenger)
 {
-	struct timer *timer, due;
-	int64_t now;
-	size_t i;
+	int64_t now = clutch_now();
+	struct timer due;
 
-	if (messenger->timer_count == 0)
-		return;
-	now = clutch_now();
-	messenger->in_timers = true;
-	while ((timer = next_timer(messenger)) != NULL && timer->due <= now) {
-		due = *timer;
-		if (due.period > 0)
-			timer->due += (1 + (now - due.due) / due.period) * due.period;
-		else
-			*timer = messenger->timers[--messenger->timer_count];
+	messenger->turn++;
+	while (messenger->timer_count > 0 && messenger->timers[0].due <= now &&
+	       messenger->timers[0].turn != messenger->turn) {
+		due = messenger->timers[0];
+		remove_timer(messenger, 0);
+		if (due.period > 0) {
+			due.due += (1 + (now - due.due) / due.period) * due.period;
+			insert_timer(messenger, due);
+		}
 		check(messenger, due.call(messenger, due.arg), "timer");
 	}
-	messenger->in_timers = false;
-	for (i = 0; i < messenger->timer_count; i++)
-		messenger->timers[i].set_in_this_turn = false;
 }
 
 /* The channel can be read, or its peer is gone. A listener may pause the messenger: then
@@ -1040,9 +1010,12 @@ hear(struct messenger *messenger)
 		channel_close(channel);
 }
 
+/* What poll(2) waits for at the channel. */
 static void
-prepare(const struct messenger *messenger, struct pollfd *channel)
+prepare(const struct messenger *messenger)
 {
+	struct pollfd *channel = &messenger->set[0];
+
 	channel->fd = messenger->channel.descriptor;
 	channel->events = messenger->paused ? 0 : POLLIN;
 	if (channel_pending(&messenger->channel) > 0)
@@ -1053,79 +1026,70 @@ prepare(const struct messenger *messenger, struct pollfd *channel)
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	struct pollfd channel;
-	size_t i, count = 0;
+	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
 
-	prepare(messenger, &channel);
-	for (i = 0; i <= messenger->watch_count; i++) {
-		if ((i == 0 ? channel.fd : messenger->set[i].fd) < 0)
-			continue;
-		if (count < size)
-			set[count] = i == 0 ? channel : messenger->set[i];
-		count++;
-	}
-	return count;
+	prepare(messenger);
+	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
+		set[i] = messenger->set[first + i];
+	return messenger->watch_count + 1 - first;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
 static void
 dispatch(struct messenger *messenger)
 {
-	size_t i, count = messenger->watch_count;
-	struct pollfd ready;
+	struct pollfd *ready = &messenger->set[0];
+	short revents = ready->revents;
+	const struct watch *watch;
 
-	if ((messenger->set[0].revents & POLLOUT) != 0)
+	if ((revents & POLLOUT) != 0)
 		channel_flush(&messenger->channel); /* a callback that needs room finds it */
-	if ((messenger->set[0].revents & ~POLLOUT) != 0) {
+	if ((revents & ~POLLOUT) != 0)
 		messenger->paused = false; /* a hangup ends a pause */
+	if ((revents & ~POLLOUT) != 0 || may_go_on(messenger))
 		hear(messenger);
-	} else if (may_go_on(messenger)) {
-		hear(messenger);
-	}
-	for (i = 0; i < count; i++) {
-		ready = messenger->set[i + 1];
-		messenger->set[i + 1].revents = 0;
-		if (ready.fd != -1 && ready.revents != 0)
-			check(messenger,
-			      messenger->watches[i].call(messenger, ready.fd, ready.revents,
-			                                 messenger->watches[i].arg),
+	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
+		watch = &messenger->watches[messenger->watch_next++];
+		ready = &messenger->set[messenger->watch_next];
+		revents = ready->revents;
+		ready->revents = 0;
+		if (revents != 0)
+			check(messenger, watch->call(messenger, ready->fd, revents, watch->arg),
 			      "watcher");
 	}
 	run_timers(messenger);
-}
-
-static bool
-is_busy(const struct messenger *messenger)
-{
-	if (messenger->stepping || in_listener)
-		errno = EBUSY;
-	return messenger->stepping || in_listener;
 }
 
 /* poll(2), and if nothing happens for a while: the queue's memory is not needed now. */
 static int
 wait_for_events(struct messenger *messenger, int timeout)
 {
-	int ready;
+	nfds_t count = messenger->watch_count + 1;
+	bool quiet = messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME);
+	int ready = poll(messenger->set, count, quiet ? QUIET_TIME : timeout);
 
-	if (messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME)) {
-		ready = poll(messenger->set, messenger->watch_count + 1, QUIET_TIME);
-		if (ready != 0)
-			return ready;
-		messenger->channel.queue_used = false;
-		channel_trim(&messenger->channel);
-		timeout = timeout < 0 ? -1 : timeout - QUIET_TIME;
-	}
-	return poll(messenger->set, messenger->watch_count + 1, timeout);
+	if (ready != 0 || !quiet)
+		return ready;
+	messenger->channel.queue_used = false;
+	channel_trim(&messenger->channel);
+	return poll(messenger->set, count, timeout < 0 ? -1 : timeout - QUIET_TIME);
 }
 
-/* One turn, after what was queued has been written. */
+/* Write what is queued, and, unless less than `least` bytes wait then, take a turn. */
 static int
-turn(struct messenger *messenger, int timeout)
+turn(struct messenger *messenger, size_t least, int timeout)
 {
-	int due = messenger_timeout(messenger);
+	int due;
 
-	prepare(messenger, &messenger->set[0]);
+	if (messenger->stepping || in_listener) {
+		errno = EBUSY;
+		return -1;
+	}
+	channel_flush(&messenger->channel);
+	if (channel_pending(&messenger->channel) < least)
+		return 1;
+	due = messenger_timeout(messenger);
+	prepare(messenger);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
 	if (channel_take_starved(&messenger->channel)) { /* poll would return at once */
@@ -1137,8 +1101,6 @@ turn(struct messenger *messenger, int timeout)
 	messenger->stepping = true;
 	dispatch(messenger);
 	messenger->stepping = false;
-	if (messenger->unwatched)
-		compact_watches(messenger);
 	if (messenger->canceled || messenger->broken) {
 		errno = messenger->canceled ? ECANCELED : EPROTO;
 		messenger->canceled = messenger->broken = false;
@@ -1150,10 +1112,7 @@ turn(struct messenger *messenger, int timeout)
 int
 messenger_step(struct messenger *messenger, int timeout)
 {
-	if (is_busy(messenger))
-		return -1;
-	channel_flush(&messenger->channel);
-	return turn(messenger, timeout);
+	return turn(messenger, 0, timeout);
 }
 
 int
@@ -1161,13 +1120,8 @@ messenger_drain(struct messenger *messenger, size_t most)
 {
 	int result = 1;
 
-	while (result == 1 && channel_pending(&messenger->channel) > most) {
-		if (is_busy(messenger))
-			return -1;
-		channel_flush(&messenger->channel);
-		if (channel_pending(&messenger->channel) > most)
-			result = turn(messenger, -1);
-	}
+	while (result == 1 && channel_pending(&messenger->channel) > most)
+		result = turn(messenger, most + 1, -1);
 	return result;
 }
 
@@ -1228,15 +1182,13 @@ messenger_ready(struct messenger *messenger, int status)
 int
 messenger_before_close(struct messenger *messenger, messenger_callback callback, void *arg)
 {
-	struct closer **last = &messenger->closers;
-	struct closer *closer = malloc(sizeof *closer);
+	struct closer *grown =
+		clutch_grow(messenger->closers, messenger->closer_count, sizeof *grown);
 
-	if (closer == NULL)
+	if (grown == NULL)
 		return -1;
-	*closer = (struct closer){NULL, callback, arg};
-	while (*last != NULL)
-		last = &(*last)->next;
-	*last = closer;
+	messenger->closers = grown;
+	grown[messenger->closer_count++] = (struct closer){callback, arg};
 	return 0;
 }
 
@@ -1249,14 +1201,13 @@ messenger_closing(const struct messenger *messenger)
 int
 messenger_run_closers(struct messenger *messenger)
 {
-	struct closer *closer;
 	int failures = 0;
+	struct closer closer;
 
 	messenger->closing = true;
-	while ((closer = messenger->closers) != NULL) {
-		messenger->closers = closer->next;
-		failures += closer->call(messenger, closer->arg) != 0;
-		free(closer);
+	while (messenger->closers_run < messenger->closer_count) {
+		closer = messenger->closers[messenger->closers_run++];
+		failures += closer.call(messenger, closer.arg) != 0;
 	}
 	return failures;
 }
@@ -1286,22 +1237,15 @@ skip_messages(struct channel *channel)
 void
 messenger_flush_own(void)
 {
-	int64_t left, deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
-	struct pollfd wait = {.events = POLLIN | POLLOUT};
+	int64_t deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
+	enum peer peer = PEER_ALIVE;
 
 	if (own == NULL || own->pid != getpid())
 		return;
-	skip_messages(&own->channel); /* exit(3) may be called by a listener */
-	wait.fd = own->channel.descriptor;
-	while (wait.fd != -1 && channel_flush(&own->channel) == PEER_ALIVE &&
-	       channel_pending(&own->channel) > 0 && (left = deadline - clutch_now()) > 0) {
-		if (channel_take_starved(&own->channel))
-			poll(NULL, 0, 10);
-		else if (poll(&wait, 1, (int)left) == 1 && (wait.revents & ~POLLOUT) != 0 &&
-		         (channel_read(&own->channel) != PEER_ALIVE ||
-		          skip_messages(&own->channel) == -1))
-			return;
-	}
+	while (peer == PEER_ALIVE && channel_drain(&own->channel, 10) == PEER_ALIVE &&
+	       channel_pending(&own->channel) > 0 && clutch_now() < deadline)
+		peer = skip_messages(&own->channel) == -1 ? PEER_BROKEN
+		                                          : channel_read(&own->channel);
 }
 
 int

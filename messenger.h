@@ -772,12 +772,12 @@ struct messenger {
 
 	struct watch *watches;
 	struct pollfd *set; /* the channel, then one for each watch */
-	size_t watch_count, watch_size;
-	bool unwatched; /* there are gaps in both */
-	struct timer *timers;
-	size_t timer_count, timer_size;
+	size_t watch_count;
+	size_t watch_next;    /* of them, the loop has come to this one */
+	struct timer *timers; /* in order of being due */
+	size_t timer_count;
 	int timer_id;
-	bool in_timers; /* timers are being called */
+	unsigned turn; /* of the timers: those that a callback sets wait for the next */
 	bool stepping, canceled, broken;
 
 	/* set by the roles */
@@ -785,6 +785,7 @@ struct messenger {
 	void (*on_uncaught)(struct messenger *messenger, int result, const char *where);
 	bool ready_later, ready, closing, graceful;
 	struct closer *closers;
+	size_t closer_count, closers_run;
 	int accepted;       /* what options.connection is being handed, or -1 */
 	size_t connections; /* accepted, and watched */
 };
