@@ -941,7 +941,7 @@ become_child(struct master *master, const struct process *process, int descripto
 	enum role role = process->role;
 	const struct options *options = &master->options;
 	int slot = process->slot;
-	struct messenger messenger;
+	struct messenger *messenger;
 	char number[16];
 
 	setpgid(0, 0);
@@ -953,19 +953,20 @@ become_child(struct master *master, const struct process *process, int descripto
 	messenger_disown();
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
-	if (messenger_init(&messenger, descriptor, role) == -1) {
+	messenger = messenger_open(descriptor, role);
+	if (messenger == NULL) {
 		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
 		                  strerror(errno));
 		clutch_process_exit(1);
 	}
 	if (role == ROLE_AGENT)
-		agent_run(&messenger, options);
-	messenger.slot = slot;
+		agent_run(messenger, options);
+	messenger->slot = slot;
 	snprintf(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
 	snprintf(number, sizeof number, "%d", options->workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
-	worker_run(&messenger, options, master->listener, master->options_json);
+	worker_run(messenger, options, master->listener, master->options_json);
 }
 
 /* A channel's two ends, the master's attached; -1: neither is open. */

@@ -45,7 +45,19 @@ static void send_to_app_worker(struct master_messenger *messenger, struct messag
 static void send_to_agent_worker(struct master_messenger *messenger, struct message *data);
 static bool process_send(struct master_messenger *messenger, struct process *process,
                          struct message *data);
-static void debug(const struct message *data, enum role claimed);
+
+/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
+static void
+debug(const struct message *data, enum role claimed)
+{
+	const char *rule = data->receiver_pid != 0 ? "by its receiverPid"
+	                   : claimed == ROLE_NONE  ? "by default"
+	                                           : "by its to";
+
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
+		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
+}
 
 void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
@@ -263,19 +275,6 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 
 bool clutch_trace_on;
 
-/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
-static void
-debug(const struct message *data, enum role claimed)
-{
-	const char *rule = data->receiver_pid != 0 ? "by its receiverPid"
-	                   : claimed == ROLE_NONE  ? "by default"
-	                                           : "by its to";
-
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
-		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
-}
-
 const char *
 clutch_role_name(enum role role)
 {
@@ -369,48 +368,39 @@ struct timer {
 	void *arg;
 };
 
-/* A message is being delivered: the message stands in the read buffer, so that no loop of
- * this process may read meanwhile. */
-static bool in_listener;
-
 struct closer {
 	messenger_callback call;
 	void *arg;
 };
 
+/* A message is being delivered: the message stands in the read buffer, so that no loop of
+ * this process may read meanwhile. */
+static bool in_listener;
+
 /* All messengers of the process, and the one of its role. */
 static struct messenger *messengers;
 static struct messenger *own;
 
-int
-messenger_init(struct messenger *messenger, int descriptor, enum role role)
+struct messenger *
+messenger_open(int descriptor, enum role role)
 {
+	struct messenger *messenger = calloc(1, sizeof *messenger);
+
 	clutch_trace_init();
-	memset(messenger, 0, sizeof *messenger);
+	if (messenger == NULL)
+		return NULL;
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
 	messenger->role = role;
 	messenger->pid = getpid();
 	messenger->slot = -1;
 	messenger->accepted = -1;
 	messenger->random = (unsigned)messenger->pid * 2654435761U;
-	messenger->set = malloc(sizeof *messenger->set);
-	if (messenger->set == NULL || channel_attach(&messenger->channel, descriptor) == -1) {
-		free(messenger->set);
-		return -1;
-	}
 	messenger->next = messengers;
 	messengers = messenger;
-	return 0;
-}
-
-struct messenger *
-messenger_open(int descriptor, enum role role)
-{
-	struct messenger *messenger = malloc(sizeof *messenger);
-
-	if (messenger != NULL && messenger_init(messenger, descriptor, role) == 0)
+	if (clutch_grow(&messenger->set, 0, sizeof *messenger->set) == 0 &&
+	    channel_attach(&messenger->channel, descriptor) == 0)
 		return messenger;
-	free(messenger);
+	messenger_free(messenger);
 	return NULL;
 }
 
@@ -430,10 +420,9 @@ messenger_free(struct messenger *messenger)
 	struct messenger **link = &messengers;
 	int saved = errno;
 
-	while (*link != NULL && *link != messenger)
+	while (*link != messenger)
 		link = &(*link)->next;
-	if (*link != NULL)
-		*link = messenger->next;
+	*link = messenger->next;
 	while (messenger->listener_count > 0)
 		free(messenger->listeners[--messenger->listener_count].action);
 	free(messenger->listeners);
@@ -480,10 +469,8 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 	struct message plain = *message;
 
 	plain.frame = NULL; /* a listener may send on what it heard, changed or not */
-	if (messenger->channel.descriptor == -1) {
-		errno = EPIPE;
-		return -1;
-	}
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
 	if (sendmessage(&messenger->channel, &plain) == -1)
 		return -1;
 	if (clutch_trace_on)
@@ -495,10 +482,9 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 static struct message
 compose(const char *action, const char *data, enum role to, pid_t receiver_pid)
 {
-	struct message message = {action, ROLE_NONE, to, receiver_pid, data, 0, -1, NULL};
+	size_t length = data != NULL ? strlen(data) : 0;
 
-	message.data_length = data != NULL ? strlen(data) : 0;
-	return message;
+	return (struct message){action, ROLE_NONE, to, receiver_pid, data, length, -1, NULL};
 }
 
 int
@@ -511,10 +497,8 @@ messenger_broadcast(struct messenger *messenger, const char *action, const char 
 		return -1;
 	if (channel_pending(&messenger->channel) + size > messenger->channel.limit)
 		channel_flush(&messenger->channel);
-	if (channel_pending(&messenger->channel) + size > messenger->channel.limit) {
-		errno = ENOBUFS;
-		return -1;
-	}
+	if (channel_pending(&messenger->channel) + size > messenger->channel.limit)
+		return clutch_fail(ENOBUFS);
 	if (messenger_send_message(messenger, &message) == -1)
 		return -1;
 	message.to = ROLE_AGENT; /* ipc.js:40 */
@@ -526,10 +510,8 @@ messenger_send_to(struct messenger *messenger, pid_t pid, const char *action, co
 {
 	struct message message = compose(action, data, ROLE_NONE, pid); /* ipc.js:56 */
 
-	if (pid <= 0) {
-		errno = EINVAL;
-		return -1;
-	}
+	if (pid <= 0)
+		return clutch_fail(EINVAL);
 	return messenger_send_message(messenger, &message);
 }
 
@@ -581,20 +563,15 @@ add_listener(struct messenger *messenger, const char *action, messenger_listener
 {
 	size_t length = action != NULL ? strlen(action) : 0;
 	struct listener listener = {key_of(action, length), NULL, call, arg, once, false};
-	struct listener *grown;
 
-	if (call == NULL || (action != NULL && length == 0) || length > MESSAGE_ACTION_MAX) {
-		errno = EINVAL;
+	if (call == NULL || (action != NULL && length == 0) || length > MESSAGE_ACTION_MAX)
+		return clutch_fail(EINVAL);
+	if (clutch_grow(&messenger->listeners, messenger->listener_count, sizeof listener) == -1)
 		return -1;
-	}
-	grown = clutch_grow(messenger->listeners, messenger->listener_count, sizeof *grown);
-	if (grown == NULL)
-		return -1;
-	messenger->listeners = grown;
 	listener.action = strdup(action != NULL ? action : "");
 	if (listener.action == NULL)
 		return -1;
-	grown[messenger->listener_count++] = listener;
+	messenger->listeners[messenger->listener_count++] = listener;
 	messenger->hears_every = messenger->hears_every || action == NULL;
 	return 0;
 }
@@ -648,8 +625,7 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 		sweep(messenger);
 		return 0;
 	}
-	errno = ENOENT;
-	return -1;
+	return clutch_fail(ENOENT);
 }
 
 /* A callback has returned: non-zero is an uncaught exception. */
@@ -697,7 +673,6 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
 	int64_t deadline = 0;
-	pid_t *grown;
 	char *end;
 	long pid;
 
@@ -706,13 +681,10 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 		pid = strtol(at + 1, &end, 10);
 		if (pid <= 0 || pid > INT_MAX)
 			return;
-		do
-			grown = clutch_grow(messenger->opids, messenger->opid_count, sizeof *grown);
-		while (grown == NULL && clutch_retry(&deadline));
-		if (grown == NULL)
-			return;
-		messenger->opids = grown;
-		grown[messenger->opid_count++] = (pid_t)pid;
+		while (clutch_grow(&messenger->opids, messenger->opid_count, sizeof(pid_t)) == -1)
+			if (!clutch_retry(&deadline))
+				return;
+		messenger->opids[messenger->opid_count++] = (pid_t)pid;
 		at = end;
 	}
 }
@@ -810,39 +782,23 @@ find_watch(const struct messenger *messenger, int descriptor)
 	return i;
 }
 
-static int
-add_watch(struct messenger *messenger, int descriptor)
-{
-	size_t count = messenger->watch_count;
-	struct watch *watches = clutch_grow(messenger->watches, count, sizeof *watches);
-	struct pollfd *set;
-
-	if (watches == NULL)
-		return -1;
-	messenger->watches = watches;
-	set = clutch_grow(messenger->set, count + 1, sizeof *set);
-	if (set == NULL)
-		return -1;
-	messenger->set = set;
-	watches[count].connection = descriptor == messenger->accepted;
-	set[count + 1] = (struct pollfd){.fd = descriptor};
-	messenger->connections += watches[count].connection;
-	messenger->watch_count++;
-	return 0;
-}
-
 int
 messenger_watch(struct messenger *messenger, int descriptor, short events,
                 messenger_watcher watcher, void *arg)
 {
 	size_t i = find_watch(messenger, descriptor);
 
-	if (descriptor < 0 || watcher == NULL) {
-		errno = EINVAL;
-		return -1;
+	if (descriptor < 0 || watcher == NULL)
+		return clutch_fail(EINVAL);
+	if (i == messenger->watch_count) {
+		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
+		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
+			return -1;
+		messenger->watch_count++;
+		messenger->watches[i].connection = descriptor == messenger->accepted;
+		messenger->connections += messenger->watches[i].connection;
+		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
 	}
-	if (i == messenger->watch_count && add_watch(messenger, descriptor) == -1)
-		return -1;
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
 	messenger->set[i + 1].events = events;
@@ -854,10 +810,8 @@ messenger_unwatch(struct messenger *messenger, int descriptor)
 {
 	size_t behind, i = find_watch(messenger, descriptor);
 
-	if (i == messenger->watch_count) {
-		errno = ENOENT;
-		return -1;
-	}
+	if (i == messenger->watch_count)
+		return clutch_fail(ENOENT);
 	behind = --messenger->watch_count - i;
 	messenger->connections -= messenger->watches[i].connection;
 	memmove(&messenger->watches[i], &messenger->watches[i + 1],
@@ -902,16 +856,11 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
           void *arg)
 {
 	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
-	struct timer *grown;
 
-	if (milliseconds < 0 || call == NULL) {
-		errno = EINVAL;
+	if (milliseconds < 0 || call == NULL)
+		return clutch_fail(EINVAL);
+	if (clutch_grow(&messenger->timers, messenger->timer_count, sizeof timer) == -1)
 		return -1;
-	}
-	grown = clutch_grow(messenger->timers, messenger->timer_count, sizeof *grown);
-	if (grown == NULL)
-		return -1;
-	messenger->timers = grown;
 	do /* an id that begins anew must not meet one that is pending */
 		messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
 	while (find_timer(messenger, messenger->timer_id) < messenger->timer_count);
@@ -940,10 +889,8 @@ messenger_clear_timeout(struct messenger *messenger, int id)
 {
 	size_t i = find_timer(messenger, id);
 
-	if (i == messenger->timer_count) {
-		errno = ENOENT;
-		return -1;
-	}
+	if (i == messenger->timer_count)
+		return clutch_fail(ENOENT);
 	remove_timer(messenger, i);
 	return 0;
 }
@@ -1003,10 +950,8 @@ hear(struct messenger *messenger)
 			deliver(messenger, &message);
 	while (found == 1 && !messenger->paused);
 	messenger->has_unread = found == 1; /* paused: there may be more */
-	if (found == -1)
-		peer = PEER_BROKEN;
-	messenger->broken = peer == PEER_BROKEN;
-	if (peer != PEER_ALIVE)
+	messenger->broken = peer == PEER_BROKEN || found == -1;
+	if (peer != PEER_ALIVE || found == -1)
 		channel_close(channel);
 }
 
@@ -1081,10 +1026,8 @@ turn(struct messenger *messenger, size_t least, int timeout)
 {
 	int due;
 
-	if (messenger->stepping || in_listener) {
-		errno = EBUSY;
-		return -1;
-	}
+	if (messenger->stepping || in_listener)
+		return clutch_fail(EBUSY);
 	channel_flush(&messenger->channel);
 	if (channel_pending(&messenger->channel) < least)
 		return 1;
@@ -1140,10 +1083,8 @@ messenger_tell_master(struct messenger *messenger, const char *action, const cha
 int
 messenger_pause(struct messenger *messenger)
 {
-	if (messenger->channel.descriptor == -1) {
-		errno = EPIPE;
-		return -1;
-	}
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
 	if (!messenger->paused)
 		messenger_tell_master(messenger, "clutch-pause", NULL);
 	messenger->paused = true;
@@ -1170,10 +1111,8 @@ messenger_ready_later(struct messenger *messenger)
 int
 messenger_ready(struct messenger *messenger, int status)
 {
-	if (messenger->ready || messenger->on_ready == NULL) {
-		errno = EALREADY;
-		return -1;
-	}
+	if (messenger->ready || messenger->on_ready == NULL)
+		return clutch_fail(EALREADY);
 	messenger->ready = true;
 	messenger->on_ready(messenger, status);
 	return 0;
@@ -1182,13 +1121,11 @@ messenger_ready(struct messenger *messenger, int status)
 int
 messenger_before_close(struct messenger *messenger, messenger_callback callback, void *arg)
 {
-	struct closer *grown =
-		clutch_grow(messenger->closers, messenger->closer_count, sizeof *grown);
+	struct closer closer = {callback, arg};
 
-	if (grown == NULL)
+	if (clutch_grow(&messenger->closers, messenger->closer_count, sizeof closer) == -1)
 		return -1;
-	messenger->closers = grown;
-	grown[messenger->closer_count++] = (struct closer){callback, arg};
+	messenger->closers[messenger->closer_count++] = closer;
 	return 0;
 }
 

@@ -614,10 +614,13 @@ bool channel_trim(struct channel *channel);
  * when a second has passed since *deadline was set, which is 0 before the first call. */
 bool clutch_retry(int64_t *deadline);
 
+/* Set errno and return -1. */
+int clutch_fail(int error);
+
 /* Make room for one more element of `size` bytes in an array that has only grown by this
- * function, one by one: its room is the next power of two. Returns the array, which may
- * have moved; NULL: ENOMEM, and the array is as it was. */
-void *clutch_grow(void *array, size_t count, size_t size);
+ * function, one by one: its room is the next power of two. `array` is the address of the
+ * pointer to it, which may change; -1: ENOMEM, and nothing has changed. */
+int clutch_grow(void *array, size_t count, size_t size);
 
 /* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
 int clutch_set_flags(int descriptor);
@@ -790,10 +793,7 @@ struct messenger {
 	size_t connections; /* accepted, and watched */
 };
 
-/* messenger_open in memory of the caller's, which is not to be freed: -1 with the
- * same errno. Free a messenger of messenger_open at once, with all that waits;
- * errno stays. */
-int messenger_init(struct messenger *messenger, int descriptor, enum role role);
+/* Free a messenger at once, with all that waits; errno stays. */
 void messenger_free(struct messenger *messenger);
 
 /* Tell the master something, whatever else waits in the queue. */

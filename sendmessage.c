@@ -104,12 +104,26 @@ clutch_retry(int64_t *deadline)
 	return true;
 }
 
-void *
+int
+clutch_fail(int error)
+{
+	errno = error;
+	return -1;
+}
+
+int
 clutch_grow(void *array, size_t count, size_t size)
 {
+	void *old, *grown;
+
 	if ((count & (count - 1)) != 0)
-		return array;
-	return realloc(array, (count > 0 ? 2 * count : 1) * size);
+		return 0;
+	memcpy(&old, array, sizeof old);
+	grown = realloc(old, (count > 0 ? 2 * count : 1) * size);
+	if (grown == NULL)
+		return -1;
+	memcpy(array, &grown, sizeof grown);
+	return 0;
 }
 
 int
@@ -458,18 +472,14 @@ channel_drain(struct channel *channel, int timeout)
 static int
 queue_handle(struct channel *channel, int handle)
 {
-	struct waiting_handle *grown =
-		clutch_grow(channel->waiting, channel->waiting_count, sizeof *grown);
+	uint64_t position = channel->written + channel_pending(channel);
 
-	if (grown == NULL)
+	if (clutch_grow(&channel->waiting, channel->waiting_count, sizeof *channel->waiting) == -1)
 		return -1;
-	channel->waiting = grown;
-	grown += channel->waiting_count;
-	grown->position = channel->written + channel_pending(channel);
-	grown->descriptor = fcntl(handle, F_DUPFD_CLOEXEC, 3);
-	if (grown->descriptor == -1)
+	handle = fcntl(handle, F_DUPFD_CLOEXEC, 3);
+	if (handle == -1)
 		return -1;
-	channel->waiting_count++;
+	channel->waiting[channel->waiting_count++] = (struct waiting_handle){position, handle};
 	return 0;
 }
 
@@ -481,18 +491,13 @@ sendmessage(struct channel *channel, const struct message *message)
 	size_t size = frame != NULL ? frame_size(frame) : message_size(message);
 	unsigned char *copy;
 
-	if (channel->write_closed) {
-		errno = EPIPE;
-		return -1;
-	}
+	if (channel->write_closed)
+		return clutch_fail(EPIPE);
 	if (size == 0)
 		return -1;
-	if (channel->limit > 0 &&
-	    (channel_pending(channel) + size > channel->limit ||
-	     (with_handle && channel->waiting_count >= CHANNEL_HANDLES_MAX))) {
-		errno = ENOBUFS;
-		return -1;
-	}
+	if (channel->limit > 0 && (channel_pending(channel) + size > channel->limit ||
+	                           (with_handle && channel->waiting_count >= CHANNEL_HANDLES_MAX)))
+		return clutch_fail(ENOBUFS);
 	copy = queue_reserve(channel, size);
 	if (copy == NULL || (with_handle && queue_handle(channel, message->handle) == -1))
 		return -1;
@@ -546,10 +551,8 @@ lend_buffer(struct channel *channel)
 	buffer.next = buffer.end = 0;
 	if (channel->kept_length == 0)
 		return 0;
-	if (channel->kept == NULL) {
-		errno = ENOMEM;
-		return -1;
-	}
+	if (channel->kept == NULL)
+		return clutch_fail(ENOMEM);
 	memcpy(buffer.bytes, channel->kept, channel->kept_length);
 	buffer.end = channel->kept_length;
 	forget_kept(channel);
@@ -654,8 +657,7 @@ channel_next(struct channel *channel, struct message *message)
 	if (!valid || !frame_decode(frame, size, message) ||
 	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0 && !take_handle(channel, message))) {
 		buffer.reader = NULL; /* what follows a lie is not to be believed */
-		errno = EPROTO;
-		return -1;
+		return clutch_fail(EPROTO);
 	}
 	buffer.next += size;
 	channel->messages_in++;
