@@ -101,7 +101,7 @@ FAULTS_LIMITS = -DMESSAGE_DATA_MAX=131072 -DCHANNEL_READ_SIZE=65536 \
                 -DCHANNEL_QUEUE_MAX=524288 -DCHANNEL_HIGH_WATER=131072 \
                 -DCHANNEL_LOW_WATER=32768 -DCLUTCH_GRACEFUL_TIMEOUT=5000
 FAULTS_WRAP   = $(shell sed -n 's/.*X(\([a-z]*\)).*/-Wl,--wrap=\1/p' test/faults.h) \
-                -Wl,--wrap=messenger_init -Wl,--wrap=clock_gettime
+                -Wl,--wrap=messenger_open -Wl,--wrap=clock_gettime
 FAULTS_CORE   = $(CORE:%.c=$(BUILD)/faults/%.o)
 
 $(BUILD)/test/test_faults: $(BUILD)/test/test_faults.o $(BUILD)/test/faults.o \

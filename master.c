@@ -941,7 +941,7 @@ become_child(struct master *master, const struct process *process, int descripto
 	enum role role = process->role;
 	const struct options *options = &master->options;
 	int slot = process->slot;
-	struct messenger messenger;
+	struct messenger *messenger;
 	char number[16];
 
 	setpgid(0, 0);
@@ -953,19 +953,20 @@ become_child(struct master *master, const struct process *process, int descripto
 	messenger_disown();
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
-	if (messenger_init(&messenger, descriptor, role) == -1) {
+	messenger = messenger_open(descriptor, role);
+	if (messenger == NULL) {
 		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
 		                  strerror(errno));
 		clutch_process_exit(1);
 	}
 	if (role == ROLE_AGENT)
-		agent_run(&messenger, options);
-	messenger.slot = slot;
+		agent_run(messenger, options);
+	messenger->slot = slot;
 	snprintf(number, sizeof number, "%d", slot);
 	setenv("CFORK_WORKER_INDEX", number, 1);
 	snprintf(number, sizeof number, "%d", options->workers);
 	setenv("CFORK_WORKER_COUNT", number, 1);
-	worker_run(&messenger, options, master->listener, master->options_json);
+	worker_run(messenger, options, master->listener, master->options_json);
 }
 
 /* A channel's two ends, the master's attached; -1: neither is open. */
@@ -1484,13 +1485,13 @@ write_all(int descriptor, const char *text, size_t length)
 static void
 put(struct sheet *sheet, const char *format, ...)
 {
-	char line[512 + 1]; /* its new line too */
+	char line[512 + 1] = ""; /* its new line too */
 	va_list arguments;
 	size_t length;
 
 	va_start(arguments, format);
-	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments),
-	                            sizeof line - 1);
+	vsnprintf(line, sizeof line - 1, format, arguments);
+	length = strlen(line);
 	va_end(arguments);
 	if (sheet->file == -1) {
 		log_info("%s", line);
@@ -1623,9 +1624,9 @@ watch_queue(struct master *master, struct process *process)
 	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
 	    is_alive(process))
 		expect(master, process, close_timeout(master, process), DEADLINE_DEAF);
-	if (stopped || process_is_drained(process))
+	if (stopped || !process_is_above(process, CHANNEL_LOW_WATER))
 		process->full_since = 0;
-	else if (process->full_since == 0 && process_is_full(process))
+	else if (process->full_since == 0 && process_is_above(process, CHANNEL_HIGH_WATER))
 		process->full_since = master->now;
 	if (process->full_since != 0 && master->now - process->full_since >= CLUTCH_STUCK_TIMEOUT)
 		process->killed_for = "is stuck, its queue is full";
@@ -1715,7 +1716,8 @@ prepare_all(struct master *master)
 	while ((process = next_process(master, process)) != NULL)
 		channel_flush(&process->channel);
 	while ((process = next_process(master, process)) != NULL) {
-		can_drain = can_drain || (!process->waits && !process_is_drained(process));
+		can_drain = can_drain ||
+		            (!process->waits && process_is_above(process, CHANNEL_LOW_WATER));
 		prepare(master, process, &count);
 	}
 	master->can_drain = can_drain;
@@ -1953,8 +1955,7 @@ open_listener(struct master *master)
 	master->listener = socket(address->sa_family, SOCK_STREAM, 0);
 	if (master->listener == -1 ||
 	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
-	    fcntl(master->listener, F_SETFD, FD_CLOEXEC) == -1 ||
-	    fcntl(master->listener, F_SETFL, O_NONBLOCK) == -1 ||
+	    clutch_set_flags(master->listener) == -1 ||
 	    bind_patiently(master, address, length) == -1 ||
 	    listen(master->listener, SOMAXCONN) == -1 ||
 	    getsockname(master->listener, address, &length) == -1) {

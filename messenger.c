@@ -45,8 +45,19 @@ static void send_to_app_worker(struct master_messenger *messenger, struct messag
 static void send_to_agent_worker(struct master_messenger *messenger, struct message *data);
 static bool process_send(struct master_messenger *messenger, struct process *process,
                          struct message *data);
-static void count_undeliverable(struct master_messenger *messenger, const struct message *data);
-static void debug(const struct message *data, enum role claimed);
+
+/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
+static void
+debug(const struct message *data, enum role claimed)
+{
+	const char *rule = data->receiver_pid != 0 ? "by its receiverPid"
+	                   : claimed == ROLE_NONE  ? "by default"
+	                                           : "by its to";
+
+	if (clutch_trace_on)
+		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
+		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
+}
 
 void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
@@ -119,7 +130,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 		send_to_agent_worker(messenger, data); /* :127 */
 		return;
 	}
-	count_undeliverable(messenger, data);
+	messenger->undeliverable += data->from != ROLE_MASTER; /* D26 */
 }
 /* NOLINTEND(readability-function-size) */
 
@@ -136,12 +147,9 @@ send_to_parent(struct master_messenger *messenger, struct message *data)
 {
 	struct process *parent = messenger->worker_manager->parent;
 
-	if (parent == NULL) { /* :145 has_parent */
-		count_undeliverable(messenger, data);
-		return;
-	}
-	if (!process_send(messenger, parent, data)) /* :148 */
-		count_undeliverable(messenger, data);
+	if (parent == NULL ||                       /* :145 has_parent */
+	    !process_send(messenger, parent, data)) /* :148 */
+		messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* message to app workers */
@@ -167,7 +175,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		receivers += process_send(messenger, worker, data); /* :166 */
 	}
 	if (receivers == 0)
-		count_undeliverable(messenger, data);
+		messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* message to the agent worker */
@@ -182,13 +190,20 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 	/* a message with the dead agent's pid was not meant for the next one */
 	if (agent == NULL || (agent->channel.descriptor == -1 && data->receiver_pid != 0) ||
 	    !process_send(messenger, agent, data)) /* :176 */
-		count_undeliverable(messenger, data);
+		messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* ---- the master's side: backpressure ------------------------------------- */
 
-/* The receivers for which a sender waits are a set, with a bit for each place: the
- * parent, the agent, each slot. */
+bool
+process_is_above(const struct process *process, size_t mark)
+{
+	return channel_pending(&process->channel) > mark ||
+	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
+}
+
+/* The receivers for which a sender waits are a set of places: the parent's, the agent's,
+ * each slot. */
 static size_t
 place(const struct process *process)
 {
@@ -198,36 +213,10 @@ place(const struct process *process)
 }
 
 static bool
-is_above(const struct process *process, size_t mark)
-{
-	return channel_pending(&process->channel) > mark ||
-	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
-}
-
-bool
-process_is_full(const struct process *process)
-{
-	return is_above(process, CHANNEL_HIGH_WATER);
-}
-
-bool
-process_is_drained(const struct process *process)
-{
-	return !is_above(process, CHANNEL_LOW_WATER);
-}
-
-static void
-wait_for(struct process *sender, const struct process *receiver)
-{
-	sender->waits = true;
-	sender->waits_for[place(receiver) / 8] |= (unsigned char)(1 << place(receiver) % 8);
-}
-
-static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
-	return (sender->waits_for[place(receiver) / 8] >> place(receiver) % 8 & 1) != 0 &&
-	       receiver->state != STATE_DISCONNECTED && !process_is_drained(receiver);
+	return sender->waits_for[place(receiver)] && receiver->state != STATE_DISCONNECTED &&
+	       process_is_above(receiver, CHANNEL_LOW_WATER);
 }
 
 bool
@@ -277,34 +266,14 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	process->dropped += result == -1 && errno == ENOBUFS;
 	/* A queue with a limit of its own has nobody at its end who drains it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
-	    process_is_full(process))
-		wait_for(messenger->sender, process);
+	    process_is_above(process, CHANNEL_HIGH_WATER))
+		messenger->sender->waits_for[place(process)] = messenger->sender->waits = true;
 	return result == 0;
-}
-
-/* D26: no process receives it. What the master says of itself may find nobody. */
-static void
-count_undeliverable(struct master_messenger *messenger, const struct message *data)
-{
-	messenger->undeliverable += data->from != ROLE_MASTER;
 }
 
 /* ---- trace and log ------------------------------------------------------- */
 
 bool clutch_trace_on;
-
-/* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
-static void
-debug(const struct message *data, enum role claimed)
-{
-	const char *rule = data->receiver_pid != 0 ? "by its receiverPid"
-	                   : claimed == ROLE_NONE  ? "by default"
-	                                           : "by its to";
-
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
-		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
-}
 
 const char *
 clutch_role_name(enum role role)
@@ -314,39 +283,27 @@ clutch_role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-/* Print a text shorter than LOG_LINE as a line. A log that nobody reads does not stop
- * the process (D17): after LOG_PATIENCE the line is lost. Another writer may fill the
- * pipe between poll and write, so that write blocks: the master sets an alarm, which
- * interrupts it. */
-static void
-write_line(int descriptor, char *line, size_t length)
+/* A log that nobody reads does not stop the process (D17): after LOG_PATIENCE the line is
+ * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
+ * master sets an alarm, which interrupts it. */
+void
+clutch_vprint_line(int descriptor, const char *format, va_list arguments)
 {
 	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
 	int64_t deadline = clutch_now() + LOG_BLOCKED;
+	char line[LOG_LINE] = "";
 	ssize_t written = -1;
+	size_t length;
 	int ready;
 
+	vsnprintf(line, sizeof line, format, arguments);
+	length = strlen(line);
 	line[length++] = '\n';
 	do {
 		ready = poll(&log, 1, LOG_PATIENCE);
 		if (ready == 1)
 			written = write(descriptor, line, length);
 	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
-}
-
-size_t
-clutch_text_length(int result, size_t size)
-{
-	return result < 0 ? 0 : (size_t)result < size ? (size_t)result : size - 1;
-}
-
-void
-clutch_vprint_line(int descriptor, const char *format, va_list arguments)
-{
-	char line[LOG_LINE];
-	int length = vsnprintf(line, sizeof line, format, arguments);
-
-	write_line(descriptor, line, clutch_text_length(length, sizeof line));
 }
 
 void
@@ -373,47 +330,46 @@ clutch_trace(enum role role, const char *step, const struct message *message, co
 {
 	bool short_data = message->data != NULL && message->data_length <= 128;
 	bool has_action = message->action != NULL && message->action[0] != '\0';
-	char line[LOG_LINE];
 	va_list arguments;
-	size_t used;
+	char more[128];
 
-	used = clutch_text_length(snprintf(line, sizeof line,
-	                                   "trace %s:%ld %s %.64s %.*s: ", clutch_role_name(role),
-	                                   (long)getpid(), step, has_action ? message->action : "-",
-	                                   short_data ? (int)message->data_length : 1,
-	                                   short_data ? message->data : "-"),
-	                          sizeof line);
 	va_start(arguments, format);
-	used += clutch_text_length(vsnprintf(line + used, sizeof line - used, format, arguments),
-	                           sizeof line - used);
+	vsnprintf(more, sizeof more, format, arguments);
 	va_end(arguments);
-	write_line(STDERR_FILENO, line, used);
+	clutch_print_line(STDERR_FILENO, "trace %s:%ld %s %.64s %.*s: %s", clutch_role_name(role),
+	                  (long)getpid(), step, has_action ? message->action : "-",
+	                  short_data ? (int)message->data_length : 1,
+	                  short_data ? message->data : "-", more);
 }
 
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
 
 struct listener {
-	uint32_t hash; /* of the action, compared first */
-	size_t length; /* of the action; 0: the listener hears every message */
+	unsigned key; /* of the action; 0: it hears every message */
 	char *action;
 	messenger_listener call;
 	void *arg;
 	bool once;
-	bool removed; /* forgotten after the message that is being delivered */
+	bool removed; /* forgotten before the next message */
 };
 
 struct watch {
-	messenger_watcher call; /* NULL: unwatched */
+	messenger_watcher call;
 	void *arg;
 	bool connection; /* it counts as an open connection */
 };
 
 struct timer {
 	int id;
-	bool set_in_this_turn; /* by a timer's callback: it is not called before the next turn */
+	unsigned turn; /* in which it was set: it is called in a later one */
 	int64_t due;
 	int period; /* 0: once */
 	messenger_timer call;
+	void *arg;
+};
+
+struct closer {
+	messenger_callback call;
 	void *arg;
 };
 
@@ -421,49 +377,30 @@ struct timer {
  * this process may read meanwhile. */
 static bool in_listener;
 
-struct closer {
-	struct closer *next;
-	messenger_callback call;
-	void *arg;
-};
-
 /* All messengers of the process, and the one of its role. */
 static struct messenger *messengers;
 static struct messenger *own;
 
-int
-messenger_init(struct messenger *messenger, int descriptor, enum role role)
+struct messenger *
+messenger_open(int descriptor, enum role role)
 {
+	struct messenger *messenger = calloc(1, sizeof *messenger);
+
 	clutch_trace_init();
-	memset(messenger, 0, sizeof *messenger);
+	if (messenger == NULL)
+		return NULL;
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
 	messenger->role = role;
 	messenger->pid = getpid();
 	messenger->slot = -1;
 	messenger->accepted = -1;
-	messenger->random = (uint64_t)messenger->pid * 2654435761U ^ (uintptr_t)messenger;
-	messenger->watch_size = 8;
-	messenger->watches = calloc(messenger->watch_size, sizeof *messenger->watches);
-	messenger->set = calloc(messenger->watch_size + 1, sizeof *messenger->set);
-	if (messenger->watches == NULL || messenger->set == NULL ||
-	    channel_attach(&messenger->channel, descriptor) == -1) {
-		free(messenger->watches);
-		free(messenger->set);
-		return -1;
-	}
+	messenger->random = (unsigned)messenger->pid * 2654435761U;
 	messenger->next = messengers;
 	messengers = messenger;
-	return 0;
-}
-
-struct messenger *
-messenger_open(int descriptor, enum role role)
-{
-	struct messenger *messenger = malloc(sizeof *messenger);
-
-	if (messenger != NULL && messenger_init(messenger, descriptor, role) == 0)
+	if (clutch_grow(&messenger->set, 0, sizeof *messenger->set) == 0 &&
+	    channel_attach(&messenger->channel, descriptor) == 0)
 		return messenger;
-	free(messenger);
+	messenger_free(messenger);
 	return NULL;
 }
 
@@ -480,21 +417,16 @@ messenger_close(struct messenger *messenger)
 void
 messenger_free(struct messenger *messenger)
 {
-	struct closer *closer;
 	struct messenger **link = &messengers;
 	int saved = errno;
 
-	while (*link != NULL && *link != messenger)
+	while (*link != messenger)
 		link = &(*link)->next;
-	if (*link != NULL)
-		*link = messenger->next;
+	*link = messenger->next;
 	while (messenger->listener_count > 0)
 		free(messenger->listeners[--messenger->listener_count].action);
 	free(messenger->listeners);
-	while ((closer = messenger->closers) != NULL) {
-		messenger->closers = closer->next;
-		free(closer);
-	}
+	free(messenger->closers);
 	channel_close(&messenger->channel);
 	free(messenger->opids);
 	free(messenger->watches);
@@ -537,10 +469,8 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 	struct message plain = *message;
 
 	plain.frame = NULL; /* a listener may send on what it heard, changed or not */
-	if (messenger->channel.descriptor == -1) {
-		errno = EPIPE;
-		return -1;
-	}
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
 	if (sendmessage(&messenger->channel, &plain) == -1)
 		return -1;
 	if (clutch_trace_on)
@@ -552,27 +482,23 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 static struct message
 compose(const char *action, const char *data, enum role to, pid_t receiver_pid)
 {
-	struct message message = {action, ROLE_NONE, to, receiver_pid, data, 0, -1, NULL};
+	size_t length = data != NULL ? strlen(data) : 0;
 
-	message.data_length = data != NULL ? strlen(data) : 0;
-	return message;
+	return (struct message){action, ROLE_NONE, to, receiver_pid, data, length, -1, NULL};
 }
 
 int
 messenger_broadcast(struct messenger *messenger, const char *action, const char *data)
 {
 	struct message message = compose(action, data, ROLE_APP, 0); /* ipc.js:39 */
-	size_t size = message_size(&message);
+	size_t size = 2 * message_size(&message);
 
 	if (size == 0)
 		return -1;
-	if (channel_pending(&messenger->channel) + 2 * size > messenger->channel.limit) {
+	if (channel_pending(&messenger->channel) + size > messenger->channel.limit)
 		channel_flush(&messenger->channel);
-		if (channel_pending(&messenger->channel) + 2 * size > messenger->channel.limit) {
-			errno = ENOBUFS;
-			return -1;
-		}
-	}
+	if (channel_pending(&messenger->channel) + size > messenger->channel.limit)
+		return clutch_fail(ENOBUFS);
 	if (messenger_send_message(messenger, &message) == -1)
 		return -1;
 	message.to = ROLE_AGENT; /* ipc.js:40 */
@@ -584,37 +510,22 @@ messenger_send_to(struct messenger *messenger, pid_t pid, const char *action, co
 {
 	struct message message = compose(action, data, ROLE_NONE, pid); /* ipc.js:56 */
 
-	if (pid <= 0) {
-		errno = EINVAL;
-		return -1;
-	}
+	if (pid <= 0)
+		return clutch_fail(EINVAL);
 	return messenger_send_message(messenger, &message);
-}
-
-/* xorshift64*: uniform enough for a choice among pids. */
-static uint64_t
-random_next(struct messenger *messenger)
-{
-	uint64_t x = messenger->random | 1;
-
-	x ^= x >> 12;
-	x ^= x << 25;
-	x ^= x >> 27;
-	messenger->random = x;
-	return (x * 2685821657736338717U) >> 32;
 }
 
 int
 messenger_send_random(struct messenger *messenger, const char *action, const char *data)
 {
-	size_t count = messenger->opid_count;
+	size_t i;
 
-	if (count == 0) { /* ipc.js:71 opids */
+	if (messenger->opid_count == 0) { /* ipc.js:71 opids */
 		errno = ESRCH;
 		return -1;
 	}
-	return messenger_send_to(messenger, messenger->opids[random_next(messenger) % count],
-	                         action, data);
+	i = (size_t)rand_r(&messenger->random) % messenger->opid_count;
+	return messenger_send_to(messenger, messenger->opids[i], action, data);
 }
 
 int
@@ -639,22 +550,11 @@ messenger_send(struct messenger *messenger, const char *action, const char *data
 
 /* ---- listeners ----------------------------------------------------------- */
 
-/* FNV-1a */
-static uint32_t
-hash_action(const char *action, size_t length)
+/* An action's length and last byte, which are compared first: many actions begin alike. */
+static unsigned
+key_of(const char *action, size_t length)
 {
-	uint32_t hash = 2166136261U;
-
-	while (length-- > 0)
-		hash = (hash ^ (unsigned char)*action++) * 16777619U;
-	return hash;
-}
-
-static bool
-is_action(const struct listener *listener, uint32_t hash, const char *action, size_t length)
-{
-	return listener->hash == hash && listener->length == length &&
-	       memcmp(listener->action, action, length) == 0;
+	return length > 0 ? (unsigned)length << 8 | (unsigned char)action[length - 1] : 0;
 }
 
 static int
@@ -662,27 +562,17 @@ add_listener(struct messenger *messenger, const char *action, messenger_listener
              bool once)
 {
 	size_t length = action != NULL ? strlen(action) : 0;
-	size_t size = messenger->listener_size > 0 ? 2 * messenger->listener_size : 4;
-	struct listener listener = {
-		hash_action(action, length), length, NULL, call, arg, once, false};
-	struct listener *grown;
+	struct listener listener = {key_of(action, length), NULL, call, arg, once, false};
 
-	if (call == NULL || (action != NULL && length == 0) || length > MESSAGE_ACTION_MAX) {
-		errno = EINVAL;
+	if (call == NULL || (action != NULL && length == 0) || length > MESSAGE_ACTION_MAX)
+		return clutch_fail(EINVAL);
+	if (clutch_grow(&messenger->listeners, messenger->listener_count, sizeof listener) == -1)
 		return -1;
-	}
-	if (messenger->listener_count == messenger->listener_size) {
-		grown = realloc(messenger->listeners, size * sizeof *grown);
-		if (grown == NULL)
-			return -1;
-		messenger->listeners = grown;
-		messenger->listener_size = size;
-	}
 	listener.action = strdup(action != NULL ? action : "");
 	if (listener.action == NULL)
 		return -1;
 	messenger->listeners[messenger->listener_count++] = listener;
-	messenger->every_count += length == 0;
+	messenger->hears_every = messenger->hears_every || action == NULL;
 	return 0;
 }
 
@@ -707,15 +597,13 @@ sweep(struct messenger *messenger)
 	struct listener *list = messenger->listeners;
 	size_t from, to = 0;
 
-	if (messenger->delivering || !messenger->unswept)
+	if (in_listener || !messenger->unswept)
 		return;
 	for (from = 0; from < messenger->listener_count; from++)
-		if (list[from].removed) {
-			messenger->every_count -= list[from].length == 0;
+		if (list[from].removed)
 			free(list[from].action);
-		} else {
+		else
 			list[to++] = list[from];
-		}
 	messenger->listener_count = to;
 	messenger->unswept = false;
 }
@@ -724,23 +612,20 @@ int
 messenger_remove_listener(struct messenger *messenger, const char *action,
                           messenger_listener listener, void *arg)
 {
-	size_t length = action != NULL ? strlen(action) : 0;
-	uint32_t hash = hash_action(action, length);
+	const char *wanted = action != NULL ? action : "";
 	struct listener *at;
 	size_t i;
 
 	for (i = messenger->listener_count; i > 0; i--) {
 		at = &messenger->listeners[i - 1];
 		if (at->removed || at->call != listener || at->arg != arg ||
-		    (action == NULL) != (at->length == 0) ||
-		    !is_action(at, hash, action != NULL ? action : "", length))
+		    (action == NULL) != (at->key == 0) || strcmp(at->action, wanted) != 0)
 			continue;
 		at->removed = messenger->unswept = true;
 		sweep(messenger);
 		return 0;
 	}
-	errno = ENOENT;
-	return -1;
+	return clutch_fail(ENOENT);
 }
 
 /* A callback has returned: non-zero is an uncaught exception. */
@@ -755,20 +640,20 @@ check(struct messenger *messenger, int result, const char *where)
 		messenger->canceled = true;
 }
 
-/* Call those of the first `count` listeners that listen to this action. A listener that
- * is added meanwhile stands behind them; one that is removed meanwhile is still called.
- * Returns how many were called. */
+/* Call those of the first `count` listeners that were added for the message's action, or,
+ * with an empty action, for every message. A listener that is added meanwhile stands behind
+ * them; one that is removed meanwhile is still called. Returns how many were called. */
 static size_t
-emit_action(struct messenger *messenger, size_t count, const char *action, size_t length,
-            const struct message *message)
+emit(struct messenger *messenger, size_t count, const char *action, size_t length,
+     const struct message *message)
 {
-	uint32_t hash = hash_action(action, length);
+	unsigned key = key_of(action, length);
 	const struct listener *listener;
 	size_t i, called = 0;
 
 	for (i = 0; i < count; i++) {
 		listener = &messenger->listeners[i]; /* valid until the call: the list may move */
-		if (!is_action(listener, hash, action, length))
+		if (listener->key != key || memcmp(listener->action, action, length) != 0)
 			continue;
 		if (listener->once)
 			messenger->listeners[i].removed = messenger->unswept = true;
@@ -781,47 +666,24 @@ emit_action(struct messenger *messenger, size_t count, const char *action, size_
 	return called;
 }
 
-static void
-emit(struct messenger *messenger, const struct message *message)
-{
-	size_t length = message->frame[FRAME_ACTION_LENGTH], count = messenger->listener_count;
-
-	if (messenger->every_count > 0)
-		emit_action(messenger, count, "", 0, message);
-	if ((length == 0 || emit_action(messenger, count, message->action, length, message) == 0) &&
-	    clutch_trace_on)
-		clutch_trace(messenger->role, "receives", message,
-		             "without a listener for its action");
-}
-
 /* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once. If
  * there is no memory for it, retry for a second, then keep the pids that fit. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
-	size_t most = 1, i;
 	int64_t deadline = 0;
-	pid_t *grown;
 	char *end;
 	long pid;
 
-	for (i = 0; at[i] != '\0'; i++)
-		most += at[i] == ',';
-	while (most > messenger->opid_size) {
-		grown = realloc(messenger->opids, most * sizeof *grown);
-		if (grown == NULL && !clutch_retry(&deadline))
-			break;
-		if (grown == NULL)
-			continue;
-		messenger->opids = grown;
-		messenger->opid_size = most;
-	}
 	messenger->opid_count = 0;
 	while (*at == '[' || *at == ',') {
 		pid = strtol(at + 1, &end, 10);
-		if (pid <= 0 || pid > INT_MAX || messenger->opid_count == messenger->opid_size)
-			break;
+		if (pid <= 0 || pid > INT_MAX)
+			return;
+		while (clutch_grow(&messenger->opids, messenger->opid_count, sizeof(pid_t)) == -1)
+			if (!clutch_retry(&deadline))
+				return;
 		messenger->opids[messenger->opid_count++] = (pid_t)pid;
 		at = end;
 	}
@@ -831,15 +693,24 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
+	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
+
 	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
 		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
-	in_listener = messenger->delivering = true;
+	sweep(messenger); /* what a listener of another messenger has removed */
+	count = messenger->listener_count;
+	in_listener = true;
 	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
-	emit(messenger, message); /* ipc.js:120 D6 */
-	in_listener = messenger->delivering = false;
+	if (messenger->hears_every)
+		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
+	if ((length == 0 || emit(messenger, count, message->action, length, message) == 0) &&
+	    clutch_trace_on)
+		clutch_trace(messenger->role, "receives", message,
+		             "without a listener for its action");
+	in_listener = false;
 	sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);
@@ -852,18 +723,12 @@ static int wake[2] = {-1, -1};
 int
 clutch_wake_open(void)
 {
-	int i;
-
 	clutch_wake_close();
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, wake) == -1)
-		return -1;
-	for (i = 0; i < 2; i++)
-		if (fcntl(wake[i], F_SETFL, O_NONBLOCK) == -1 ||
-		    fcntl(wake[i], F_SETFD, FD_CLOEXEC) == -1) {
-			clutch_wake_close();
-			return -1;
-		}
-	return wake[0];
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, wake) == 0 && clutch_set_flags(wake[0]) == 0 &&
+	    clutch_set_flags(wake[1]) == 0)
+		return wake[0];
+	clutch_wake_close();
+	return -1;
 }
 
 int
@@ -906,38 +771,33 @@ clutch_wake_close(void)
 	errno = saved;
 }
 
+/* The index of a watch; watch_count if the descriptor is not watched. */
+static size_t
+find_watch(const struct messenger *messenger, int descriptor)
+{
+	size_t i = 0;
+
+	while (i < messenger->watch_count && messenger->set[i + 1].fd != descriptor)
+		i++;
+	return i;
+}
+
 int
 messenger_watch(struct messenger *messenger, int descriptor, short events,
                 messenger_watcher watcher, void *arg)
 {
-	struct watch *watches;
-	struct pollfd *set;
-	size_t i, size = 2 * messenger->watch_size + 2;
+	size_t i = find_watch(messenger, descriptor);
 
-	if (descriptor < 0 || watcher == NULL) {
-		errno = EINVAL;
-		return -1;
-	}
-	for (i = 0; i < messenger->watch_count; i++)
-		if (messenger->set[i + 1].fd == descriptor)
-			break;
-	if (i == messenger->watch_size) {
-		watches = realloc(messenger->watches, size * sizeof *watches);
-		if (watches == NULL)
-			return -1;
-		messenger->watches = watches;
-		set = realloc(messenger->set, (size + 1) * sizeof *set);
-		if (set == NULL)
-			return -1;
-		messenger->set = set;
-		messenger->watch_size = size;
-	}
+	if (descriptor < 0 || watcher == NULL)
+		return clutch_fail(EINVAL);
 	if (i == messenger->watch_count) {
+		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
+		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
+			return -1;
 		messenger->watch_count++;
 		messenger->watches[i].connection = descriptor == messenger->accepted;
-		messenger->connections += descriptor == messenger->accepted;
-		messenger->set[i + 1].fd = descriptor;
-		messenger->set[i + 1].revents = 0;
+		messenger->connections += messenger->watches[i].connection;
+		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
 	}
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
@@ -945,39 +805,21 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 	return 0;
 }
 
-/* Close the gaps that unwatch leaves, but not while the loop walks over them. */
-static void
-compact_watches(struct messenger *messenger)
-{
-	size_t from, to = 0;
-
-	for (from = 0; from < messenger->watch_count; from++) {
-		if (messenger->set[from + 1].fd == -1)
-			continue;
-		messenger->watches[to] = messenger->watches[from];
-		messenger->set[++to] = messenger->set[from + 1];
-	}
-	messenger->watch_count = to;
-	messenger->unwatched = false;
-}
-
 int
 messenger_unwatch(struct messenger *messenger, int descriptor)
 {
-	size_t i;
+	size_t behind, i = find_watch(messenger, descriptor);
 
-	for (i = 0; descriptor >= 0 && i < messenger->watch_count; i++) {
-		if (messenger->set[i + 1].fd != descriptor)
-			continue;
-		messenger->connections -= messenger->watches[i].connection;
-		messenger->set[i + 1].fd = -1;
-		messenger->unwatched = true;
-		if (!messenger->stepping)
-			compact_watches(messenger);
-		return 0;
-	}
-	errno = ENOENT;
-	return -1;
+	if (i == messenger->watch_count)
+		return clutch_fail(ENOENT);
+	behind = --messenger->watch_count - i;
+	messenger->connections -= messenger->watches[i].connection;
+	memmove(&messenger->watches[i], &messenger->watches[i + 1],
+	        behind * sizeof *messenger->watches);
+	memmove(&messenger->set[i + 1], &messenger->set[i + 2], behind * sizeof *messenger->set);
+	if (i < messenger->watch_next)
+		messenger->watch_next--; /* the loop walks over them just now */
+	return 0;
 }
 
 /* The index of a pending timer; timer_count if there is none of that id. */
@@ -991,34 +833,41 @@ find_timer(const struct messenger *messenger, int id)
 	return i;
 }
 
+/* Timers stand in order of being due; of two, the one that was set first. */
+static void
+insert_timer(struct messenger *messenger, struct timer timer)
+{
+	size_t i = messenger->timer_count++;
+
+	for (; i > 0 && messenger->timers[i - 1].due > timer.due; i--)
+		messenger->timers[i] = messenger->timers[i - 1];
+	messenger->timers[i] = timer;
+}
+
+static void
+remove_timer(struct messenger *messenger, size_t i)
+{
+	memmove(&messenger->timers[i], &messenger->timers[i + 1],
+	        (--messenger->timer_count - i) * sizeof *messenger->timers);
+}
+
 static int
 add_timer(struct messenger *messenger, int milliseconds, int period, messenger_timer call,
           void *arg)
 {
-	size_t size = messenger->timer_size > 0 ? 2 * messenger->timer_size : 4;
-	struct timer *grown;
+	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
 
-	if (milliseconds < 0 || call == NULL) {
-		errno = EINVAL;
+	if (milliseconds < 0 || call == NULL)
+		return clutch_fail(EINVAL);
+	if (clutch_grow(&messenger->timers, messenger->timer_count, sizeof timer) == -1)
 		return -1;
-	}
-	if (messenger->timer_count == messenger->timer_size) {
-		grown = realloc(messenger->timers, size * sizeof *grown);
-		if (grown == NULL)
-			return -1;
-		messenger->timers = grown;
-		messenger->timer_size = size;
-	}
 	do /* an id that begins anew must not meet one that is pending */
 		messenger->timer_id = messenger->timer_id < INT_MAX ? messenger->timer_id + 1 : 1;
 	while (find_timer(messenger, messenger->timer_id) < messenger->timer_count);
-	messenger->timers[messenger->timer_count++] = (struct timer){messenger->timer_id,
-	                                                             messenger->in_timers,
-	                                                             clutch_now() + milliseconds,
-	                                                             period,
-	                                                             call,
-	                                                             arg};
-	return messenger->timer_id;
+	timer.id = messenger->timer_id;
+	timer.due = clutch_now() + milliseconds;
+	insert_timer(messenger, timer);
+	return timer.id;
 }
 
 int
@@ -1040,29 +889,10 @@ messenger_clear_timeout(struct messenger *messenger, int id)
 {
 	size_t i = find_timer(messenger, id);
 
-	if (i == messenger->timer_count) {
-		errno = ENOENT;
-		return -1;
-	}
-	messenger->timers[i] = messenger->timers[--messenger->timer_count];
+	if (i == messenger->timer_count)
+		return clutch_fail(ENOENT);
+	remove_timer(messenger, i);
 	return 0;
-}
-
-/* The timer that is due first, or NULL; of two, the one that was set first. */
-static struct timer *
-next_timer(const struct messenger *messenger)
-{
-	struct timer *timer, *first = NULL;
-	size_t i;
-
-	for (i = 0; i < messenger->timer_count; i++) {
-		timer = &messenger->timers[i];
-		if (!timer->set_in_this_turn &&
-		    (first == NULL || timer->due < first->due ||
-		     (timer->due == first->due && timer->id < first->id)))
-			first = timer;
-	}
-	return first;
 }
 
 /* Have messages waited for the end of a pause? */
@@ -1075,39 +905,34 @@ may_go_on(const struct messenger *messenger)
 int
 messenger_timeout(const struct messenger *messenger)
 {
-	const struct timer *timer = next_timer(messenger);
-	int64_t left = timer != NULL ? timer->due - clutch_now() : -1;
+	int64_t left;
 
 	if (may_go_on(messenger))
 		return 0;
-	if (timer == NULL)
+	if (messenger->timer_count == 0)
 		return -1;
-	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+	left = messenger->timers[0].due - clutch_now();
+	return left > 0 ? (int)left : 0;
 }
 
 /* Call those that are due now; what they set comes in a later turn. */
 static void
 run_timers(struct messenger *messenger)
 {
-	struct timer *timer, due;
-	int64_t now;
-	size_t i;
+	int64_t now = clutch_now();
+	struct timer due;
 
-	if (messenger->timer_count == 0)
-		return;
-	now = clutch_now();
-	messenger->in_timers = true;
-	while ((timer = next_timer(messenger)) != NULL && timer->due <= now) {
-		due = *timer;
-		if (due.period > 0)
-			timer->due += (1 + (now - due.due) / due.period) * due.period;
-		else
-			*timer = messenger->timers[--messenger->timer_count];
+	messenger->turn++;
+	while (messenger->timer_count > 0 && messenger->timers[0].due <= now &&
+	       messenger->timers[0].turn != messenger->turn) {
+		due = messenger->timers[0];
+		remove_timer(messenger, 0);
+		if (due.period > 0) {
+			due.due += (1 + (now - due.due) / due.period) * due.period;
+			insert_timer(messenger, due);
+		}
 		check(messenger, due.call(messenger, due.arg), "timer");
 	}
-	messenger->in_timers = false;
-	for (i = 0; i < messenger->timer_count; i++)
-		messenger->timers[i].set_in_this_turn = false;
 }
 
 /* The channel can be read, or its peer is gone. A listener may pause the messenger: then
@@ -1125,16 +950,17 @@ hear(struct messenger *messenger)
 			deliver(messenger, &message);
 	while (found == 1 && !messenger->paused);
 	messenger->has_unread = found == 1; /* paused: there may be more */
-	if (found == -1)
-		peer = PEER_BROKEN;
-	messenger->broken = peer == PEER_BROKEN;
-	if (peer != PEER_ALIVE)
+	messenger->broken = peer == PEER_BROKEN || found == -1;
+	if (peer != PEER_ALIVE || found == -1)
 		channel_close(channel);
 }
 
+/* What poll(2) waits for at the channel. */
 static void
-prepare(const struct messenger *messenger, struct pollfd *channel)
+prepare(const struct messenger *messenger)
 {
+	struct pollfd *channel = &messenger->set[0];
+
 	channel->fd = messenger->channel.descriptor;
 	channel->events = messenger->paused ? 0 : POLLIN;
 	if (channel_pending(&messenger->channel) > 0)
@@ -1145,79 +971,68 @@ prepare(const struct messenger *messenger, struct pollfd *channel)
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	struct pollfd channel;
-	size_t i, count = 0;
+	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
 
-	prepare(messenger, &channel);
-	for (i = 0; i <= messenger->watch_count; i++) {
-		if ((i == 0 ? channel.fd : messenger->set[i].fd) < 0)
-			continue;
-		if (count < size)
-			set[count] = i == 0 ? channel : messenger->set[i];
-		count++;
-	}
-	return count;
+	prepare(messenger);
+	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
+		set[i] = messenger->set[first + i];
+	return messenger->watch_count + 1 - first;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
 static void
 dispatch(struct messenger *messenger)
 {
-	size_t i, count = messenger->watch_count;
-	struct pollfd ready;
+	struct pollfd *ready = &messenger->set[0];
+	short revents = ready->revents;
+	const struct watch *watch;
 
-	if ((messenger->set[0].revents & POLLOUT) != 0)
+	if ((revents & POLLOUT) != 0)
 		channel_flush(&messenger->channel); /* a callback that needs room finds it */
-	if ((messenger->set[0].revents & ~POLLOUT) != 0) {
+	if ((revents & ~POLLOUT) != 0)
 		messenger->paused = false; /* a hangup ends a pause */
+	if ((revents & ~POLLOUT) != 0 || may_go_on(messenger))
 		hear(messenger);
-	} else if (may_go_on(messenger)) {
-		hear(messenger);
-	}
-	for (i = 0; i < count; i++) {
-		ready = messenger->set[i + 1];
-		messenger->set[i + 1].revents = 0;
-		if (ready.fd != -1 && ready.revents != 0)
-			check(messenger,
-			      messenger->watches[i].call(messenger, ready.fd, ready.revents,
-			                                 messenger->watches[i].arg),
+	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
+		watch = &messenger->watches[messenger->watch_next++];
+		ready = &messenger->set[messenger->watch_next];
+		revents = ready->revents;
+		ready->revents = 0;
+		if (revents != 0)
+			check(messenger, watch->call(messenger, ready->fd, revents, watch->arg),
 			      "watcher");
 	}
 	run_timers(messenger);
-}
-
-static bool
-is_busy(const struct messenger *messenger)
-{
-	if (messenger->stepping || in_listener)
-		errno = EBUSY;
-	return messenger->stepping || in_listener;
 }
 
 /* poll(2), and if nothing happens for a while: the queue's memory is not needed now. */
 static int
 wait_for_events(struct messenger *messenger, int timeout)
 {
-	int ready;
+	nfds_t count = messenger->watch_count + 1;
+	bool quiet = messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME);
+	int ready = poll(messenger->set, count, quiet ? QUIET_TIME : timeout);
 
-	if (messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME)) {
-		ready = poll(messenger->set, messenger->watch_count + 1, QUIET_TIME);
-		if (ready != 0)
-			return ready;
-		messenger->channel.queue_used = false;
-		channel_trim(&messenger->channel);
-		timeout = timeout < 0 ? -1 : timeout - QUIET_TIME;
-	}
-	return poll(messenger->set, messenger->watch_count + 1, timeout);
+	if (ready != 0 || !quiet)
+		return ready;
+	messenger->channel.queue_used = false;
+	channel_trim(&messenger->channel);
+	return poll(messenger->set, count, timeout < 0 ? -1 : timeout - QUIET_TIME);
 }
 
-/* One turn, after what was queued has been written. */
+/* Write what is queued, and, unless less than `least` bytes wait then, take a turn. */
 static int
-turn(struct messenger *messenger, int timeout)
+turn(struct messenger *messenger, size_t least, int timeout)
 {
-	int due = messenger_timeout(messenger);
+	int due;
 
-	prepare(messenger, &messenger->set[0]);
+	if (messenger->stepping || in_listener)
+		return clutch_fail(EBUSY);
+	channel_flush(&messenger->channel);
+	if (channel_pending(&messenger->channel) < least)
+		return 1;
+	due = messenger_timeout(messenger);
+	prepare(messenger);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
 	if (channel_take_starved(&messenger->channel)) { /* poll would return at once */
@@ -1229,8 +1044,6 @@ turn(struct messenger *messenger, int timeout)
 	messenger->stepping = true;
 	dispatch(messenger);
 	messenger->stepping = false;
-	if (messenger->unwatched)
-		compact_watches(messenger);
 	if (messenger->canceled || messenger->broken) {
 		errno = messenger->canceled ? ECANCELED : EPROTO;
 		messenger->canceled = messenger->broken = false;
@@ -1242,10 +1055,7 @@ turn(struct messenger *messenger, int timeout)
 int
 messenger_step(struct messenger *messenger, int timeout)
 {
-	if (is_busy(messenger))
-		return -1;
-	channel_flush(&messenger->channel);
-	return turn(messenger, timeout);
+	return turn(messenger, 0, timeout);
 }
 
 int
@@ -1253,13 +1063,8 @@ messenger_drain(struct messenger *messenger, size_t most)
 {
 	int result = 1;
 
-	while (result == 1 && channel_pending(&messenger->channel) > most) {
-		if (is_busy(messenger))
-			return -1;
-		channel_flush(&messenger->channel);
-		if (channel_pending(&messenger->channel) > most)
-			result = turn(messenger, -1);
-	}
+	while (result == 1 && channel_pending(&messenger->channel) > most)
+		result = turn(messenger, most + 1, -1);
 	return result;
 }
 
@@ -1278,10 +1083,8 @@ messenger_tell_master(struct messenger *messenger, const char *action, const cha
 int
 messenger_pause(struct messenger *messenger)
 {
-	if (messenger->channel.descriptor == -1) {
-		errno = EPIPE;
-		return -1;
-	}
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
 	if (!messenger->paused)
 		messenger_tell_master(messenger, "clutch-pause", NULL);
 	messenger->paused = true;
@@ -1308,10 +1111,8 @@ messenger_ready_later(struct messenger *messenger)
 int
 messenger_ready(struct messenger *messenger, int status)
 {
-	if (messenger->ready || messenger->on_ready == NULL) {
-		errno = EALREADY;
-		return -1;
-	}
+	if (messenger->ready || messenger->on_ready == NULL)
+		return clutch_fail(EALREADY);
 	messenger->ready = true;
 	messenger->on_ready(messenger, status);
 	return 0;
@@ -1320,15 +1121,11 @@ messenger_ready(struct messenger *messenger, int status)
 int
 messenger_before_close(struct messenger *messenger, messenger_callback callback, void *arg)
 {
-	struct closer **last = &messenger->closers;
-	struct closer *closer = malloc(sizeof *closer);
+	struct closer closer = {callback, arg};
 
-	if (closer == NULL)
+	if (clutch_grow(&messenger->closers, messenger->closer_count, sizeof closer) == -1)
 		return -1;
-	*closer = (struct closer){NULL, callback, arg};
-	while (*last != NULL)
-		last = &(*last)->next;
-	*last = closer;
+	messenger->closers[messenger->closer_count++] = closer;
 	return 0;
 }
 
@@ -1341,14 +1138,13 @@ messenger_closing(const struct messenger *messenger)
 int
 messenger_run_closers(struct messenger *messenger)
 {
-	struct closer *closer;
 	int failures = 0;
+	struct closer closer;
 
 	messenger->closing = true;
-	while ((closer = messenger->closers) != NULL) {
-		messenger->closers = closer->next;
-		failures += closer->call(messenger, closer->arg) != 0;
-		free(closer);
+	while (messenger->closers_run < messenger->closer_count) {
+		closer = messenger->closers[messenger->closers_run++];
+		failures += closer.call(messenger, closer.arg) != 0;
 	}
 	return failures;
 }
@@ -1378,22 +1174,15 @@ skip_messages(struct channel *channel)
 void
 messenger_flush_own(void)
 {
-	int64_t left, deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
-	struct pollfd wait = {.events = POLLIN | POLLOUT};
+	int64_t deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
+	enum peer peer = PEER_ALIVE;
 
 	if (own == NULL || own->pid != getpid())
 		return;
-	skip_messages(&own->channel); /* exit(3) may be called by a listener */
-	wait.fd = own->channel.descriptor;
-	while (wait.fd != -1 && channel_flush(&own->channel) == PEER_ALIVE &&
-	       channel_pending(&own->channel) > 0 && (left = deadline - clutch_now()) > 0) {
-		if (channel_take_starved(&own->channel))
-			poll(NULL, 0, 10);
-		else if (poll(&wait, 1, (int)left) == 1 && (wait.revents & ~POLLOUT) != 0 &&
-		         (channel_read(&own->channel) != PEER_ALIVE ||
-		          skip_messages(&own->channel) == -1))
-			return;
-	}
+	while (peer == PEER_ALIVE && channel_drain(&own->channel, 10) == PEER_ALIVE &&
+	       channel_pending(&own->channel) > 0 && clutch_now() < deadline)
+		peer = skip_messages(&own->channel) == -1 ? PEER_BROKEN
+		                                          : channel_read(&own->channel);
 }
 
 int

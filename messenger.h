@@ -533,7 +533,7 @@ struct channel {
 	bool queue_used; /* since the last channel_trim */
 	size_t flush_at; /* a queue of this many bytes is written at once */
 	struct waiting_handle *waiting;
-	int waiting_count, waiting_size;
+	size_t waiting_count;
 
 	uint64_t written; /* bytes, ever */
 	uint64_t bytes_in, messages_in, messages_out, handles_lost;
@@ -616,10 +616,18 @@ bool channel_trim(struct channel *channel);
  * when a second has passed since *deadline was set, which is 0 before the first call. */
 bool clutch_retry(int64_t *deadline);
 
-void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
+/* Set errno and return -1. */
+int clutch_fail(int error);
 
-/* The length of what snprintf(3) has left in a buffer of that size, given its result. */
-size_t clutch_text_length(int result, size_t size);
+/* Make room for one more element of `size` bytes in an array that has only grown by this
+ * function, one by one: its room is the next power of two. `array` is the address of the
+ * pointer to it, which may change; -1: ENOMEM, and nothing has changed. */
+int clutch_grow(void *array, size_t count, size_t size);
+
+/* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
+int clutch_set_flags(int descriptor);
+
+void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
  * clutch_trace_init was called. */
@@ -706,7 +714,7 @@ struct process {
 	struct corpse *corpse;  /* memory for its death */
 
 	bool waits; /* it is not read: queues that it feeds are too long, those of */
-	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2 + 7) / 8]; /* these places */
+	bool waits_for[CLUTCH_WORKERS_MAX + 2]; /* these places: parent, agent, each slot */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
@@ -746,8 +754,7 @@ void master_messenger_send(struct master_messenger *messenger, struct message *d
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
 bool process_stop_waiting(struct process *sender, const struct worker_manager *manager);
-bool process_is_full(const struct process *process);
-bool process_is_drained(const struct process *process);
+bool process_is_above(const struct process *process, size_t mark);
 
 /*
  * messenger.c, child's side: what agent.c and worker.c add to it.
@@ -759,24 +766,23 @@ struct messenger {
 	pid_t pid;
 	int slot;
 	pid_t *opids;
-	size_t opid_count, opid_size;
-	uint64_t random;
+	size_t opid_count;
+	unsigned random; /* rand_r(3)'s */
 
 	struct listener *listeners; /* in order of adding */
-	size_t listener_count, listener_size;
-	size_t every_count; /* of them, those of every action */
-	bool delivering;
-	bool unswept; /* there are removed listeners in the list */
+	size_t listener_count;
+	bool hears_every; /* a listener of every message was added */
+	bool unswept;     /* there are removed listeners in the list */
 	bool paused, has_unread;
 
 	struct watch *watches;
 	struct pollfd *set; /* the channel, then one for each watch */
-	size_t watch_count, watch_size;
-	bool unwatched; /* there are gaps in both */
-	struct timer *timers;
-	size_t timer_count, timer_size;
+	size_t watch_count;
+	size_t watch_next;    /* of them, the loop has come to this one */
+	struct timer *timers; /* in order of being due */
+	size_t timer_count;
 	int timer_id;
-	bool in_timers; /* timers are being called */
+	unsigned turn; /* of the timers: those that a callback sets wait for the next */
 	bool stepping, canceled, broken;
 
 	/* set by the roles */
@@ -784,14 +790,12 @@ struct messenger {
 	void (*on_uncaught)(struct messenger *messenger, int result, const char *where);
 	bool ready_later, ready, closing, graceful;
 	struct closer *closers;
+	size_t closer_count, closers_run;
 	int accepted;       /* what options.connection is being handed, or -1 */
 	size_t connections; /* accepted, and watched */
 };
 
-/* messenger_open in memory of the caller's, which is not to be freed: -1 with the
- * same errno. Free a messenger of messenger_open at once, with all that waits;
- * errno stays. */
-int messenger_init(struct messenger *messenger, int descriptor, enum role role);
+/* Free a messenger at once, with all that waits; errno stays. */
 void messenger_free(struct messenger *messenger);
 
 /* Tell the master something, whatever else waits in the queue. */

@@ -29,6 +29,7 @@
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -59,19 +60,26 @@ static struct {
 	unsigned char bytes[FRAME_MAX + CHANNEL_READ_SIZE];
 } buffer;
 
+/* A control message of sendmsg(2) and recvmsg(2) that has room for one handle. */
+union control {
+	struct cmsghdr header;
+	char space[CMSG_SPACE(sizeof(int))];
+};
+
 static uint32_t
 get32(const unsigned char *p)
 {
-	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | (uint32_t)p[3];
+	uint32_t value;
+
+	memcpy(&value, p, sizeof value);
+	return ntohl(value);
 }
 
 static void
 put32(unsigned char *p, uint32_t value)
 {
-	p[0] = (unsigned char)(value >> 24);
-	p[1] = (unsigned char)(value >> 16);
-	p[2] = (unsigned char)(value >> 8);
-	p[3] = (unsigned char)value;
+	value = htonl(value);
+	memcpy(p, &value, sizeof value);
 }
 
 int64_t
@@ -94,6 +102,38 @@ clutch_retry(int64_t *deadline)
 		return false;
 	poll(NULL, 0, 10);
 	return true;
+}
+
+int
+clutch_fail(int error)
+{
+	errno = error;
+	return -1;
+}
+
+int
+clutch_grow(void *array, size_t count, size_t size)
+{
+	void *old, *grown;
+
+	if ((count & (count - 1)) != 0)
+		return 0;
+	memcpy(&old, array, sizeof old);
+	grown = realloc(old, (count > 0 ? 2 * count : 1) * size);
+	if (grown == NULL)
+		return -1;
+	memcpy(array, &grown, sizeof grown);
+	return 0;
+}
+
+int
+clutch_set_flags(int descriptor)
+{
+	int flags = fcntl(descriptor, F_GETFL);
+
+	if (flags == -1 || fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) == -1)
+		return -1;
+	return fcntl(descriptor, F_SETFD, FD_CLOEXEC);
 }
 
 /* ---- frames -------------------------------------------------------------- */
@@ -206,11 +246,8 @@ channel_init(struct channel *channel, size_t limit)
 int
 channel_attach(struct channel *channel, int descriptor)
 {
-	int flags = fcntl(descriptor, F_GETFL);
-
 	assert(channel->descriptor == -1);
-	if (flags == -1 || fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) == -1 ||
-	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)
+	if (clutch_set_flags(descriptor) == -1)
 		return -1;
 	channel->descriptor = descriptor;
 	return 0;
@@ -224,15 +261,22 @@ free_queue(struct channel *channel)
 	channel->queue_start = channel->queue_end = channel->queue_size = 0;
 }
 
+static void
+remove_first_handle(struct channel *channel)
+{
+	close(channel->waiting[0].descriptor);
+	memmove(channel->waiting, channel->waiting + 1,
+	        --channel->waiting_count * sizeof *channel->waiting);
+}
+
 /* Drop what waits to be written: the peer does not read it any more. */
 static void
 stop_writing(struct channel *channel)
 {
 	while (channel->waiting_count > 0)
-		close(channel->waiting[--channel->waiting_count].descriptor);
+		remove_first_handle(channel);
 	free(channel->waiting);
 	channel->waiting = NULL;
-	channel->waiting_size = 0;
 	free_queue(channel);
 	channel->write_closed = true;
 }
@@ -269,27 +313,24 @@ static unsigned char *
 queue_reserve(struct channel *channel, size_t size)
 {
 	size_t used = channel_pending(channel);
-	size_t room = channel->queue_size;
-	unsigned char *queue = channel->queue;
+	size_t room = 2 * channel->queue_end + size + QUEUE_LEAST;
+	unsigned char *queue;
 
 	channel->queue_used = true;
-	if (room - channel->queue_end >= size)
-		return queue + channel->queue_end;
-	if (channel->queue_start < used || room - used < size) {
-		room = 2 * used + size + QUEUE_LEAST;
-		queue = malloc(room);
-		if (queue == NULL)
-			return NULL;
+	if (channel->queue_size - channel->queue_end >= size)
+		return channel->queue + channel->queue_end;
+	if (channel->queue_start >= used && channel->queue_size - used >= size) {
+		memmove(channel->queue, channel->queue + channel->queue_start, used);
+		channel->queue_start = 0;
+		channel->queue_end = used;
+		return channel->queue + used;
 	}
-	if (used > 0)
-		memmove(queue, channel->queue + channel->queue_start, used);
-	if (queue != channel->queue)
-		free(channel->queue);
+	queue = realloc(channel->queue, room);
+	if (queue == NULL)
+		return NULL;
 	channel->queue = queue;
 	channel->queue_size = room;
-	channel->queue_start = 0;
-	channel->queue_end = used;
-	return queue + used;
+	return queue + channel->queue_end;
 }
 
 bool
@@ -310,41 +351,29 @@ handle_is_next(const struct channel *channel)
 	return channel->waiting_count > 0 && channel->waiting[0].position == channel->written;
 }
 
-static void
-remove_first_handle(struct channel *channel)
-{
-	close(channel->waiting[0].descriptor);
-	memmove(channel->waiting, channel->waiting + 1,
-	        (size_t)--channel->waiting_count * sizeof channel->waiting[0]);
-}
-
 /* Write once, but not past the next handle, which travels with the first byte of its
  * frame. Returns what sendmsg(2) does, and stores how many bytes it tried. */
 static ssize_t
 write_once(struct channel *channel, size_t *tried)
 {
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
+	union control control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+	                                    .cmsg_level = SOL_SOCKET,
+	                                    .cmsg_type = SCM_RIGHTS}};
+	unsigned char *bytes = channel->queue + channel->queue_start;
 	bool with_handle = handle_is_next(channel);
-	struct iovec part;
-	struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+	struct iovec part = {.iov_base = bytes};
+	struct msghdr header = {.msg_iov = &part,
+	                        .msg_iovlen = 1,
+	                        .msg_control = &control,
+	                        .msg_controllen = CMSG_LEN(sizeof(int))};
 
 	*tried = channel_pending(channel);
 	if (channel->waiting_count > with_handle)
 		*tried = (size_t)(channel->waiting[with_handle].position - channel->written);
-	part.iov_base = channel->queue + channel->queue_start;
-	part.iov_len = *tried;
 	if (!with_handle) /* the cheaper call */
-		return send(channel->descriptor, part.iov_base, part.iov_len, MSG_NOSIGNAL);
-	memset(&control, 0, sizeof control);
-	header.msg_control = &control;
-	header.msg_controllen = sizeof control;
-	control.align.cmsg_level = SOL_SOCKET;
-	control.align.cmsg_type = SCM_RIGHTS;
-	control.align.cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(&control.align), &channel->waiting[0].descriptor, sizeof(int));
+		return send(channel->descriptor, bytes, *tried, MSG_NOSIGNAL);
+	part.iov_len = *tried;
+	memcpy(CMSG_DATA(&control.header), &channel->waiting[0].descriptor, sizeof(int));
 	return sendmsg(channel->descriptor, &header, MSG_NOSIGNAL);
 }
 
@@ -443,32 +472,15 @@ channel_drain(struct channel *channel, int timeout)
 static int
 queue_handle(struct channel *channel, int handle)
 {
-	struct waiting_handle waiting;
-	struct waiting_handle *grown;
-	int size = channel->waiting_size > 0 ? 2 * channel->waiting_size : 4;
+	uint64_t position = channel->written + channel_pending(channel);
 
-	if (channel->waiting_count == channel->waiting_size) {
-		grown = realloc(channel->waiting, (size_t)size * sizeof *grown);
-		if (grown == NULL)
-			return -1;
-		channel->waiting = grown;
-		channel->waiting_size = size;
-	}
-	waiting.position = channel->written + channel_pending(channel);
-	waiting.descriptor = fcntl(handle, F_DUPFD_CLOEXEC, 3);
-	if (waiting.descriptor == -1)
+	if (clutch_grow(&channel->waiting, channel->waiting_count, sizeof *channel->waiting) == -1)
 		return -1;
-	channel->waiting[channel->waiting_count++] = waiting;
+	handle = fcntl(handle, F_DUPFD_CLOEXEC, 3);
+	if (handle == -1)
+		return -1;
+	channel->waiting[channel->waiting_count++] = (struct waiting_handle){position, handle};
 	return 0;
-}
-
-/* Is there no room for a message of that size in a queue with a limit? */
-static bool
-is_full(const struct channel *channel, size_t size, bool with_handle)
-{
-	return channel->limit > 0 &&
-	       (channel_pending(channel) + size > channel->limit ||
-	        (with_handle && channel->waiting_count == CHANNEL_HANDLES_MAX));
 }
 
 int
@@ -476,20 +488,16 @@ sendmessage(struct channel *channel, const struct message *message)
 {
 	const unsigned char *frame = message->frame;
 	bool with_handle = message->handle >= 0;
+	size_t size = frame != NULL ? frame_size(frame) : message_size(message);
 	unsigned char *copy;
-	size_t size;
 
-	if (channel->write_closed) {
-		errno = EPIPE;
-		return -1;
-	}
-	size = frame != NULL ? frame_size(frame) : message_size(message);
+	if (channel->write_closed)
+		return clutch_fail(EPIPE);
 	if (size == 0)
 		return -1;
-	if (is_full(channel, size, with_handle)) {
-		errno = ENOBUFS;
-		return -1;
-	}
+	if (channel->limit > 0 && (channel_pending(channel) + size > channel->limit ||
+	                           (with_handle && channel->waiting_count >= CHANNEL_HANDLES_MAX)))
+		return clutch_fail(ENOBUFS);
 	copy = queue_reserve(channel, size);
 	if (copy == NULL || (with_handle && queue_handle(channel, message->handle) == -1))
 		return -1;
@@ -543,74 +551,50 @@ lend_buffer(struct channel *channel)
 	buffer.next = buffer.end = 0;
 	if (channel->kept_length == 0)
 		return 0;
-	if (channel->kept == NULL) {
-		errno = ENOMEM;
-		return -1;
-	}
+	if (channel->kept == NULL)
+		return clutch_fail(ENOMEM);
 	memcpy(buffer.bytes, channel->kept, channel->kept_length);
 	buffer.end = channel->kept_length;
 	forget_kept(channel);
 	return 0;
 }
 
-/* Keep a descriptor that came until its frame is taken, or close it. An honest sender
- * sends one with a frame, so two at most are here before their frames are taken: one of
- * a torn frame, and the one at which the kernel stopped reading. */
+/* Keep the descriptor that recvmsg(2) has brought, if there is one, until its frame is
+ * taken. An honest sender sends one with a frame, so two at most are here before their
+ * frames are taken: one of a torn frame, and the one at which the kernel stopped reading.
+ * The kernel had room for one. Where it cut something off (MSG_CTRUNC), there were more;
+ * or it brought none, because this process has no descriptor left. */
 static bool
-keep_handle(struct channel *channel, int descriptor)
+keep_handle(struct channel *channel, struct msghdr *header)
 {
-	enum { MOST = sizeof channel->arrived / sizeof channel->arrived[0] };
-	bool room = channel->arrived_count < MOST;
+	const struct cmsghdr *control = CMSG_FIRSTHDR(header);
+	bool brought = control != NULL && control->cmsg_type == SCM_RIGHTS;
+	bool cut = (header->msg_flags & MSG_CTRUNC) != 0;
+	bool honest = channel->arrived_count < 2 && !(brought && cut);
+	int descriptor = HANDLE_LOST; /* which is not the sender's fault */
 
-	if (descriptor >= 0 && (!room || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)) {
+	if (!brought && !cut)
+		return true;
+	if (brought)
+		memcpy(&descriptor, CMSG_DATA(control), sizeof descriptor);
+	if (brought && (!honest || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)) {
 		close(descriptor);
-		descriptor = HANDLE_LOST; /* which is not the sender's fault */
+		descriptor = HANDLE_LOST;
 	}
-	if (room)
+	if (honest)
 		channel->arrived[channel->arrived_count++] = descriptor;
-	return room;
-}
-
-/* Take the descriptors out of what recvmsg(2) has read: one at most in an honest read. */
-static bool
-take_handles(struct channel *channel, struct msghdr *header)
-{
-	struct cmsghdr *control;
-	size_t i, count, total = 0;
-	bool honest = true;
-	int descriptor;
-
-	for (control = CMSG_FIRSTHDR(header); control != NULL;
-	     control = CMSG_NXTHDR(header, control)) {
-		if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS)
-			continue;
-		count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (i = 0; i < count; i++, total++) {
-			memcpy(&descriptor, CMSG_DATA(control) + i * sizeof(int), sizeof(int));
-			if (total == 0 && keep_handle(channel, descriptor))
-				continue;
-			if (total > 0)
-				close(descriptor);
-			honest = false;
-		}
-	}
-	if ((header->msg_flags & MSG_CTRUNC) != 0) /* this process has no descriptor left */
-		honest = honest && total == 0 && keep_handle(channel, HANDLE_LOST);
 	return honest;
 }
 
 enum peer
 channel_read(struct channel *channel)
 {
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
+	union control control;
 	struct iovec part;
 	struct msghdr header = {.msg_iov = &part,
 	                        .msg_iovlen = 1,
 	                        .msg_control = &control,
-	                        .msg_controllen = sizeof control};
+	                        .msg_controllen = CMSG_LEN(sizeof(int))};
 	ssize_t count;
 
 	if (lend_buffer(channel) == -1)
@@ -634,7 +618,7 @@ channel_read(struct channel *channel)
 		return PEER_GONE;
 	channel->bytes_in += (uint64_t)count;
 	buffer.end += (size_t)count;
-	if (take_handles(channel, &header))
+	if (keep_handle(channel, &header))
 		return PEER_ALIVE;
 	buffer.reader = NULL; /* nothing of this read is heard */
 	errno = EPROTO;
@@ -662,17 +646,18 @@ channel_next(struct channel *channel, struct message *message)
 {
 	unsigned char *frame = buffer.bytes + buffer.next;
 	size_t size, left = buffer.end - buffer.next;
+	bool valid;
 
 	if (buffer.reader != channel || left < FRAME_HEADER)
 		return 0;
 	size = frame_size(frame);
-	if (frame_header_valid(frame, size) && left < size)
+	valid = frame_header_valid(frame, size);
+	if (valid && left < size)
 		return 0;
-	if (!frame_header_valid(frame, size) || !frame_decode(frame, size, message) ||
+	if (!valid || !frame_decode(frame, size, message) ||
 	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0 && !take_handle(channel, message))) {
 		buffer.reader = NULL; /* what follows a lie is not to be believed */
-		errno = EPROTO;
-		return -1;
+		return clutch_fail(EPROTO);
 	}
 	buffer.next += size;
 	channel->messages_in++;

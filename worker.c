@@ -17,7 +17,6 @@
 #include "messenger.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -125,8 +124,7 @@ on_connection(struct messenger *app, int listener, short revents, void *arg)
 		return 0;
 	}
 	worker.is_short = false;
-	if (fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
-	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1) {
+	if (clutch_set_flags(descriptor) == -1) {
 		close(descriptor);
 		return 0;
 	}

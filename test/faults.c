@@ -422,18 +422,18 @@ __wrap_fork(void)
 	return pid;
 }
 
-int __real_messenger_init(struct messenger *messenger, int descriptor, enum role role);
-int __wrap_messenger_init(struct messenger *messenger, int descriptor, enum role role);
+struct messenger *__real_messenger_open(int descriptor, enum role role);
+struct messenger *__wrap_messenger_open(int descriptor, enum role role);
 
 /* A newborn becomes what it is. */
-int
-__wrap_messenger_init(struct messenger *messenger, int descriptor, enum role role)
+struct messenger *
+__wrap_messenger_open(int descriptor, enum role role)
 {
 	if (place == PLACE_NEWBORN) {
 		place = role == ROLE_AGENT ? PLACE_AGENT : PLACE_APP;
 		faults->places[faults_life] = (int)place;
 	}
-	return __real_messenger_init(messenger, descriptor, role);
+	return __real_messenger_open(descriptor, role);
 }
 
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
