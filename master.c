@@ -70,6 +70,12 @@ static const struct {
 	{SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
+/* Make a system call again, if a signal has interrupted it. */
+#define AGAIN(result, call)                                                                        \
+	do                                                                                         \
+		(result) = (call);                                                                 \
+	while ((result) == -1 && errno == EINTR)
+
 enum phase {
 	PHASE_RUNNING,
 	PHASE_CLOSING_APPS,
@@ -128,10 +134,7 @@ struct master {
 	bool retry; /* a channel met a shortage: try again soon */
 };
 
-static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
-static volatile sig_atomic_t got_sigchld;
-static volatile sig_atomic_t got_sigusr1;
-static volatile sig_atomic_t got_sigusr2;
+static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
 static volatile sig_atomic_t catches_alarm;
 
 static void close_cluster(struct master *master);
@@ -554,10 +557,8 @@ log_exit(const struct master *master) /* :521 onExit */
 }
 
 static void
-on_signal(struct master *master, int number) /* :536 */
+on_signal(struct master *master, const char *name) /* :536 */
 {
-	const char *name = number == SIGTERM ? "SIGTERM" : number == SIGINT ? "SIGINT" : "SIGQUIT";
-
 	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
 		return;
 	log_info("master is killed by signal %s, closing", name);
@@ -894,9 +895,7 @@ lock_byte(int descriptor, off_t byte)
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 	int result;
 
-	do
-		result = fcntl(descriptor, F_SETLK, &lock);
-	while (result == -1 && errno == EINTR);
+	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
 	return result;
 }
 
@@ -1219,6 +1218,7 @@ static bool
 reap_corpse(struct master *master, struct corpse *corpse)
 {
 	bool group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+	pid_t result;
 
 	if (group_lives && corpse->deadline > master->now)
 		return false;
@@ -1228,8 +1228,7 @@ reap_corpse(struct master *master, struct corpse *corpse)
 		corpse->deadline = master->now + KILL_TIME;
 		return false;
 	}
-	while (waitpid(corpse->pid, NULL, 0) == -1 && errno == EINTR)
-		;
+	AGAIN(result, waitpid(corpse->pid, NULL, 0));
 	return true;
 }
 
@@ -1460,45 +1459,22 @@ skip_lost_time(struct master *master, int64_t lost, int64_t expected)
 /* Where the table goes: into the log (-1), or into a file, until that fails. */
 struct sheet {
 	int file;
-	int error; /* 0, or the errno of that */
+	bool failed;
 };
 
-static int
-write_all(int descriptor, const char *text, size_t length)
-{
-	ssize_t count;
-
-	while (length > 0) {
-		count = write(descriptor, text, length);
-		if (count == -1 && errno != EINTR)
-			return -1;
-		if (count > 0) {
-			text += count;
-			length -= (size_t)count;
-		}
-	}
-	return 0;
-}
-
 /* A line of the table. */
-static void
-put(struct sheet *sheet, const char *format, ...)
+static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
 {
-	char line[512 + 1]; /* its new line too */
+	char line[512];
 	va_list arguments;
-	size_t length;
 
 	va_start(arguments, format);
-	length = clutch_text_length(vsnprintf(line, sizeof line - 1, format, arguments),
-	                            sizeof line - 1);
+	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
-	if (sheet->file == -1) {
+	if (sheet->file == -1)
 		log_info("%s", line);
-		return;
-	}
-	line[length++] = '\n';
-	if (sheet->error == 0 && write_all(sheet->file, line, length) == -1)
-		sheet->error = errno;
+	else if (!sheet->failed)
+		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
 }
 
 static void
@@ -1569,24 +1545,8 @@ open_again(const char *path, int flags, mode_t mode)
 {
 	int descriptor;
 
-	do
-		descriptor = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode);
-	while (descriptor == -1 && errno == EINTR);
+	AGAIN(descriptor, open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode));
 	return descriptor;
-}
-
-/* Closes the file. */
-static int
-fill_status(const struct master *master, int file)
-{
-	struct sheet sheet = {.file = file};
-
-	put_summary(master, &sheet);
-	put_table(master, &sheet);
-	if (close(file) == -1 && errno != EINTR && sheet.error == 0)
-		sheet.error = errno; /* some file systems notice only now that they are full */
-	errno = sheet.error;
-	return sheet.error == 0 ? 0 : -1;
 }
 
 /* The table as a file, for a command that cannot read the log (egg-scripts status). The
@@ -1596,15 +1556,19 @@ static void
 save_status(const struct master *master)
 {
 	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
-	int file = -1;
+	struct sheet sheet = {.file = -1};
 
 	if (master->pid_file == -1)
 		return;
 	if (unlink(status_path(new_path, master, ".new")) == 0 || errno == ENOENT)
-		file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (file != -1 && fill_status(master, file) == 0 &&
-	    rename(new_path, status_path(path, master, "")) == 0)
-		return;
+		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (sheet.file != -1) {
+		put_summary(master, &sheet);
+		put_table(master, &sheet);
+		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
+		if (!sheet.failed && rename(new_path, status_path(path, master, "")) == 0)
+			return;
+	}
 	log_error("cannot write %s: %s", new_path, strerror(errno));
 	unlink(new_path);
 }
@@ -1738,24 +1702,31 @@ hear_all(struct master *master, size_t count)
 	}
 }
 
+/* Has this signal come since the last call? */
+static bool
+take(int number)
+{
+	bool came = got[number] != 0;
+
+	got[number] = 0;
+	return came;
+}
+
 static void
 obey(struct master *master)
 {
-	int order = got_signal;
-
-	if (order != 0) {
-		got_signal = 0;
-		on_signal(master, order);
-	}
-	if (got_sigusr1) {
-		got_sigusr1 = 0;
-		put_table(master, &(struct sheet){.file = -1});
+	if (take(SIGTERM))
+		on_signal(master, "SIGTERM");
+	if (take(SIGINT))
+		on_signal(master, "SIGINT");
+	if (take(SIGQUIT))
+		on_signal(master, "SIGQUIT");
+	if (take(SIGUSR1)) {
+		put_table(master, NULL);
 		save_status(master);
 	}
-	if (got_sigusr2) {
-		got_sigusr2 = 0;
+	if (take(SIGUSR2))
 		on_reload(master);
-	}
 }
 
 static void
@@ -1783,10 +1754,8 @@ loop(struct master *master)
 		hear_all(master, count); /* the living speak */
 		if (count > 0 && master->set[0].revents != 0)
 			clutch_wake_drain(master->wake);
-		if (got_sigchld) { /* the dead are counted */
-			got_sigchld = 0;
+		if (take(SIGCHLD)) /* the dead are counted */
 			reap_all(master);
-		}
 		obey(master);
 		run_clock(master);
 	}
@@ -1799,19 +1768,7 @@ loop(struct master *master)
 static void
 on_caught(int number)
 {
-	switch (number) {
-	case SIGCHLD:
-		got_sigchld = 1;
-		break;
-	case SIGUSR1:
-		got_sigusr1 = 1;
-		break;
-	case SIGUSR2:
-		got_sigusr2 = 1;
-		break;
-	default:
-		got_signal = number;
-	}
+	got[number] = 1;
 	clutch_wake_up();
 }
 
@@ -1981,31 +1938,16 @@ open_listener(struct master *master)
 static int
 make_directories(const char *path)
 {
-	char above[PATH_MAX] = ""; /* all of it: nothing stands behind an empty path */
-	char *slash = above;
+	char above[PATH_MAX];
+	size_t i;
 
-	if (strlen(path) >= sizeof above) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	snprintf(above, sizeof above, "%s", path);
-	while ((slash = strchr(slash + 1, '/')) != NULL) {
-		*slash = '\0';
-		if (mkdir(above, 0777) == -1 && errno != EEXIST)
+	for (i = 0; i < sizeof above && path[i] != '\0'; i++) {
+		above[i] = '\0';
+		if (i > 0 && path[i] == '/' && mkdir(above, 0777) == -1 && errno != EEXIST)
 			return -1;
-		*slash = '/';
+		above[i] = path[i];
 	}
 	return 0;
-}
-
-/* Make the text the file's whole content. */
-static int
-fill_file(int descriptor, const char *text, size_t length)
-{
-	while (ftruncate(descriptor, 0) == -1)
-		if (errno != EINTR)
-			return -1;
-	return write_all(descriptor, text, length);
 }
 
 static bool
@@ -2089,15 +2031,18 @@ static int
 open_pid_file(struct master *master)
 {
 	const char *path = master->options.pid_file, *why;
-	char pid[16];
-	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
+	int result;
 
 	if (path == NULL) /* :162 pidFile */
 		return 0;
 	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
-	if (why == NULL && fill_file(master->pid_file, pid, (size_t)length) == 0)
-		return 0;
-	log_error("pid file %s: %s", path, why != NULL ? why : strerror(errno));
+	if (why == NULL) {
+		AGAIN(result, ftruncate(master->pid_file, 0));
+		if (result == 0 && dprintf(master->pid_file, "%ld", (long)getpid()) > 0)
+			return 0;
+		why = strerror(errno);
+	}
+	log_error("pid file %s: %s", path, why);
 	return -1;
 }
 
@@ -2184,9 +2129,9 @@ open_signals(struct master *master, const sigset_t *mask)
 	master->wake = clutch_wake_open();
 	if (master->wake == -1)
 		return -1;
-	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
 	master->mask = *mask;
 	for (i = 0; i < CAUGHT; i++) {
+		got[caught[i].number] = 0;
 		if (sigaction(caught[i].number, NULL, &master->inherited[i]) == -1 ||
 		    ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
 		     clutch_catch_signal(caught[i].number, caught[i].handler) == -1))
