@@ -703,7 +703,6 @@ struct process {
 	bool paused;            /* it hears nothing for a while, because it wants so */
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
-	struct corpse *corpse;  /* memory for its death */
 
 	bool waits; /* it is not read: queues that it feeds are too long, those of */
 	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2 + 7) / 8]; /* these places */
