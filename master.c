@@ -54,9 +54,32 @@
 #define SIGNAL_MAX 64            /* the system refuses numbers past its last signal */
 #define PID_SIZE 12              /* a pid in JSON, and its comma, in bytes */
 
-static void on_caught(int number);
-static void on_alarm(int number);
-static void on_ignored(int number);
+static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
+static volatile sig_atomic_t catches_alarm;
+
+/* A handler may call only what is async-signal-safe, and runs between any two lines of the
+ * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
+static void
+on_caught(int number)
+{
+	got[number] = 1;
+	clutch_wake_up();
+}
+
+/* See log_line. Again, should the first alarm have come too early. */
+static void
+on_alarm(int number)
+{
+	(void)number;
+	alarm(1);
+}
+
+/* Not SIG_IGN: that would be inherited by what an application starts. */
+static void
+on_ignored(int number)
+{
+	(void)number;
+}
 
 /* The signals that are the master's while it runs. Some stay ignored where the starter
  * ignores them (nohup, a shell's `&`), because the master can do without them. */
@@ -69,6 +92,12 @@ static const struct {
 	{SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught}, {SIGUSR2, false, on_caught},
 	{SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
+
+/* Make a system call again, if a signal has interrupted it. */
+#define AGAIN(result, call)                                                                        \
+	do                                                                                         \
+		(result) = (call);                                                                 \
+	while ((result) == -1 && errno == EINTR)
 
 enum phase {
 	PHASE_RUNNING,
@@ -102,21 +131,21 @@ struct master {
 
 	enum phase phase;
 	int exit_code;
-	bool is_started; /* egg-ready was sent (egg: isAllWorkerStarted, too) */
-	int start_success_count;
-	int agent_id, app_id; /* forked so far */
-	int reload_slot;      /* the next one of an ordered reload, or -1 */
-	int reload_id;        /* the app worker that the reload has forked for it, or 0 */
+	bool is_started;          /* egg-ready was sent (egg: isAllWorkerStarted, too) */
+	int forked[ROLE_APP + 1]; /* of each role, so far */
+	int reload_slot;          /* the next one of an ordered reload, or -1 */
+	int reload_id;            /* the app worker that the reload has forked for it, or 0 */
 	int reloads_done, reloads_given_up;
 
-	int64_t now, start_time, app_start_time;
+	int64_t now, start_time;
+	int64_t next_at;               /* when the clock runs at the latest; 0: not at all */
 	int64_t check_at;              /* 0: no health check */
 	int64_t trim_at;               /* 0: no queue keeps memory */
 	int exception;                 /* failed health checks in a row */
 	bool fork_failed;              /* the last time it was tried */
 	bool can_drain;                /* a process that holds others up is itself read */
-	int64_t reforks[REFORK_LIMIT]; /* when, the oldest first */
-	int refork_count;
+	int64_t reforks[REFORK_LIMIT]; /* when the last ones were, a ring */
+	unsigned refork_count;         /* ever */
 
 	int wake;
 	size_t caught; /* signals, the first of those above */
@@ -125,31 +154,20 @@ struct master {
 	unsigned alarm; /* the caller's, in seconds */
 	struct pollfd *set;
 	size_t set_size;
-	bool retry; /* a channel met a shortage: try again soon */
 };
 
-static volatile sig_atomic_t got_signal; /* SIGTERM, SIGINT or SIGQUIT */
-static volatile sig_atomic_t got_sigchld;
-static volatile sig_atomic_t got_sigusr1;
-static volatile sig_atomic_t got_sigusr2;
-static volatile sig_atomic_t catches_alarm;
-
 static void close_cluster(struct master *master);
-static void fail(struct master *master, int code);
+
 static void get_listening_worker_ids(const struct master *master, char *json, size_t size);
-static int fork_process(struct master *master, struct process *process);
-static void on_fork(struct master *master, struct process *worker);
-static bool fork_again(struct master *master, int slot);
-static struct process *fork_app_worker(struct master *master, int slot);
-static void expect(struct master *master, struct process *process, int timeout,
-                   enum deadline deadline);
+static bool fork_process(struct master *master, struct process *process, struct slot *slot);
+static struct process *fork_app_worker(struct master *master, int number);
+static void on_fork(struct master *master, const struct process *worker);
 static void leave_later(struct master *master, struct process *worker);
 static void refork(struct master *master, int number);
 static void reload_next(struct master *master);
 static void end_reload(struct master *master, int *count);
 static void save_status(const struct master *master);
 static void remove_pid_file(const struct master *master);
-static int signal_process(const struct process *process, int number);
 static void terminate(struct master *master, struct process *process);
 
 /* ---- the log ------------------------------------------------------------- */
@@ -179,15 +197,99 @@ static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...
 		silent_until = clutch_now() + LOG_SILENCE;
 }
 
-/* "app#2:4711", for a line about a process. */
+/* ---- processes ------------------------------------------------------------ */
+
+/* "app_worker#2:4711", "agent_worker#1:4710" or "parent", for a line about a process; valid
+ * until the next call. */
 static const char *
 process_name(const struct process *process)
 {
-	static char name[48];
+	static char name[64];
 
-	snprintf(name, sizeof name, "%s#%d:%ld", clutch_role_name(process->role), process->id,
-	         (long)process->worker_id);
+	if (process->role == ROLE_PARENT)
+		return "parent";
+	snprintf(name, sizeof name, "%s_worker#%d:%ld", clutch_role_name(process->role),
+	         process->id, (long)process->worker_id);
 	return name;
+}
+
+static bool
+is_alive(const struct process *process)
+{
+	return process->worker_id > 0 && process->state != STATE_DEAD;
+}
+
+/* Parent, agent and app workers, one after the other; the first follows NULL. */
+static struct process *
+next_process(struct master *master, const struct process *process)
+{
+	if (process == NULL)
+		return &master->parent;
+	return process == &master->parent  ? &master->agent
+	       : process == &master->agent ? master->worker_manager.workers
+	                                   : process->next;
+}
+
+/* The only place where a process is signalled: by its number, because it may have left its
+ * group, and its group, because its children are in it. Neither number is ever reused
+ * before the process was reaped, and that is the last step (see `bury`). */
+static int
+signal_process(const struct process *process, int number)
+{
+	if (!is_alive(process))
+		return 0;
+	kill(-process->worker_id, number);
+	return kill(process->worker_id, number);
+}
+
+static int
+close_timeout(const struct master *master, const struct process *process)
+{
+	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
+	                                   : master->options.app_close_timeout;
+}
+
+/* Has this time come? 0 never does. If not, the loop sleeps no longer than until then. */
+static bool
+await(struct master *master, int64_t at)
+{
+	if (at != 0 && (master->next_at == 0 || at < master->next_at))
+		master->next_at = at;
+	return at != 0 && at <= master->now;
+}
+
+/* A process is to end, or to get ready, within this time; on_deadline says what happens
+ * if it does not. A process that was told to end gets no more time by anything that
+ * happens later (D31). */
+static void
+expect(struct master *master, struct process *process, int timeout, enum deadline deadline)
+{
+	int64_t at = master->now + timeout;
+
+	if (process->deadline >= DEADLINE_LEAVE && at > process->deadline_at)
+		return;
+	process->deadline = deadline;
+	process->deadline_at = at;
+}
+
+/* egg: process.exit(code). But nobody is left behind (D3): the children see the
+ * end of their channels, and a process that does not leave then is killed. */
+static void
+fail(struct master *master, int code)
+{
+	struct process *process;
+
+	assert(master->phase == PHASE_RUNNING);
+	master->reload_slot = -1;
+	master->phase = PHASE_FAILING;
+	master->exit_code = code;
+	for (process = &master->agent; process != NULL; process = next_process(master, process)) {
+		channel_flush(&process->channel);
+		channel_close(&process->channel);
+		if (is_alive(process))
+			expect(master, process, close_timeout(master, process),
+			       DEADLINE_DISCONNECTED);
+	}
 }
 
 /* ---- what the master says ------------------------------------------------ */
@@ -224,23 +326,6 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 
 /* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
 
-static bool
-is_alive(const struct process *process)
-{
-	return process->worker_id > 0 && process->state != STATE_DEAD;
-}
-
-/* Parent, agent and app workers, one after the other; the first follows NULL. */
-static struct process *
-next_process(struct master *master, const struct process *process)
-{
-	if (process == NULL)
-		return &master->parent;
-	return process == &master->parent  ? &master->agent
-	       : process == &master->agent ? master->worker_manager.workers
-	                                   : process->next;
-}
-
 static void
 set_worker(struct master *master, struct process *worker) /* :30 */
 {
@@ -251,15 +336,15 @@ set_worker(struct master *master, struct process *worker) /* :30 */
 	*last = worker;
 }
 
-/* The process that holds a slot, if it is not the one with that id (0: none has it).
- * A process that was replaced and is on its way out holds none. */
+/* The process that holds a slot, the older one, if another is about to replace it. A process
+ * that was replaced and is on its way out holds none. */
 static struct process *
-get_slot_worker(const struct master *master, int slot, int except)
+get_slot_worker(const struct master *master, int slot)
 {
 	struct process *worker;
 
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->slot == slot && worker->id != except && !worker->is_dev_reload &&
+		if (worker->slot == slot && !worker->is_dev_reload &&
 		    (worker->state == STATE_ONLINE || worker->state == STATE_LISTENING))
 			return worker;
 	return NULL;
@@ -274,7 +359,6 @@ delete_worker(struct master *master, struct process *worker) /* :38 */
 		link = &(*link)->next;
 	*link = worker->next;
 	channel_close(&worker->channel);
-	free(worker->corpse);
 	free(worker);
 }
 
@@ -317,13 +401,6 @@ check_alive(struct master *master) /* :65 startCheck */
 
 /* ---- egg-cluster/lib/utils/terminate.js ---------------------------------- */
 
-static int
-close_timeout(const struct master *master, const struct process *process)
-{
-	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
-	                                   : master->options.app_close_timeout;
-}
-
 /* SIGTERM to a process and its children; SIGKILL when the timeout is over (D3). egg:
  * killProcess, killChildren */
 static void
@@ -335,18 +412,6 @@ terminate(struct master *master, struct process *process) /* :7 timeout */
 	if (process->state != STATE_DISCONNECTED)
 		process->state = STATE_LEAVING;
 	expect(master, process, close_timeout(master, process), DEADLINE_LEAVE);
-}
-
-/* The only place where a process is signalled: by its number, because it may have left its
- * group, and its group, because its children are in it. Neither number is ever reused
- * before the process was reaped, and that is the last step (see `bury`). */
-static int
-signal_process(const struct process *process, int number)
-{
-	if (!is_alive(process))
-		return 0;
-	kill(-process->worker_id, number);
-	return kill(process->worker_id, number);
 }
 
 /* ---- egg-cluster/lib/master.js ------------------------------------------- */
@@ -371,29 +436,19 @@ on_ready(struct master *master) /* :94 ready */
 static void
 fork_agent_worker(struct master *master) /* :281 */
 {
-	struct process *agent = &master->agent;
-
-	master->agent_slot.refork_at = 0;
-	if (fork_process(master, agent) == -1) { /* :283 fork */
-		log_error("cannot fork the agent_worker: %s, next try in %dms", strerror(errno),
-		          FORK_RETRY);
-		master->agent_slot.refork_at = master->now + FORK_RETRY;
+	if (!fork_process(master, &master->agent, &master->agent_slot)) /* :283 fork */
 		return;
-	}
 	master->agent_slot.reforks += master->is_started;
-	agent->id = ++master->agent_id;
-	log_info("agent_worker#%d:%ld start", agent->id, (long)agent->worker_id);
+	log_info("%s start", process_name(&master->agent));
 }
 
-/* All are forked before the first is announced: master and children then copy fewer
- * pages. */
+/* All are forked before the first is announced, as in egg. */
 static void
 fork_app_workers(struct master *master) /* :286 */
 {
 	struct process *worker;
 	int slot;
 
-	master->app_start_time = master->now;
 	for (slot = 0; slot < master->options.workers; slot++)
 		fork_app_worker(master, slot); /* :288 fork */
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
@@ -421,28 +476,22 @@ static void
 on_agent_exit(struct master *master) /* :315 */
 {
 	struct process *agent = &master->agent;
-	struct channel waiting = agent->channel; /* D24: on_disconnect has opened it */
-	long worker_id = (long)agent->worker_id;
+	struct process waiting = {.role = agent->role, .id = agent->id, .state = STATE_DEAD};
+	const char *name = process_name(agent);
 
 	if (master->phase != PHASE_RUNNING) /* :316 closed, D14 */
 		return;
-	tell_app_pids(master, 0); /* :319 egg-pids */
-	free(agent->corpse);
-	memset(agent, 0, sizeof *agent); /* :324 delete_agent */
-	agent->channel = waiting;
-	agent->role = ROLE_AGENT;
-	agent->id = master->agent_id;
-	agent->state = STATE_DEAD;
-	log_error("agent_worker#%d:%ld died (%s)", agent->id, worker_id, /* :326 */
-	          master->agent_slot.last_death);
-	if (master->is_started) { /* :334 */
+	tell_app_pids(master, 0);         /* :319 egg-pids */
+	waiting.channel = agent->channel; /* D24: on_disconnect has opened it */
+	*agent = waiting;                 /* :324 delete_agent */
+	log_error("%s died (%s)", name, master->agent_slot.last_death); /* :326 */
+	if (master->is_started) {                                       /* :334 */
 		log_info("try to start a new agent_worker after 1s ...");
 		master->agent_slot.refork_at =
 			master->now + AGENT_REFORK_DELAY;                /* :336 setTimeout */
 		tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL); /* :342 */
 	} else {                                                         /* :344 */
-		log_error("agent_worker#%d:%ld start fail, exiting with code:1", agent->id,
-		          worker_id);
+		log_error("%s start fail, exiting with code:1", name);
 		fail(master, 1); /* :347 */
 	}
 }
@@ -463,31 +512,30 @@ on_agent_start(struct master *master) /* :351 */
 		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
 	tell_app_pids(master, 0);                       /* :364 egg-pids */
 	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :379 */
-	log_info("agent_worker#%d:%ld started (%lldms)", agent->id, (long)agent->worker_id,
+	log_info("%s started (%lldms)", process_name(agent),
 	         (long long)(clutch_now() - agent->forked_at));
-	if (master->app_start_time == 0 &&
-	    master->phase == PHASE_RUNNING) /* :142 forkAppWorkers, D14 */
-		fork_app_workers(master);
+	if (master->forked[ROLE_APP] == 0 && master->phase == PHASE_RUNNING)
+		fork_app_workers(master); /* :142, D14 */
 }
 
 static void
 on_app_exit(struct master *master, struct process *worker) /* :392 */
 {
 	struct slot *slot = &master->slots[worker->slot];
+	const char *name = process_name(worker);
 	int number = worker->slot, id = worker->id;
 	bool never_ready = worker->disable_refork, replaced = worker->is_dev_reload;
-	long worker_id = (long)worker->worker_id;
 
 	if (master->phase != PHASE_RUNNING) /* :393 closed */
 		return;
 	if (!replaced) /* :397 isDevReload */
-		log_error("app_worker#%d:%ld died (%s)", id, worker_id, slot->last_death);
+		log_error("%s died (%s)", name, slot->last_death);
 	delete_worker(master, worker); /* :419 */
 	tell_agent_pids(master);       /* :422 egg-pids */
 	if (master->is_started) {      /* :427 isAllWorkerStarted */
 		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
 	} else { /* :434 */
-		log_error("app_worker#%d:%ld start fail, exiting with code:1", id, worker_id);
+		log_error("%s start fail, exiting with code:1", name);
 		fail(master, 1); /* :438 */
 		return;
 	}
@@ -508,37 +556,34 @@ static void
 on_app_start(struct master *master, struct process *worker) /* :448 */
 {
 	struct slot *slot = &master->slots[worker->slot];
-	struct process *old = get_slot_worker(master, worker->slot, worker->id);
-	int remain = 0;
+	struct process *old = get_slot_worker(master, worker->slot); /* or the worker itself */
+	int i, remain = 0;
 
 	worker->state = STATE_LISTENING;
 	worker->deadline = DEADLINE_NONE;
-	if (old != NULL) { /* D12 */
+	if (old != worker) { /* D12 */
 		old->is_dev_reload = true;
 		old->state = STATE_LEAVING;
 	}
-	tell_agent_pids(master);               /* :466 egg-pids */
-	if (!slot->started)                    /* D18 */
-		master->start_success_count++; /* :471 */
-	slot->started = true;
-	if (!master->is_started) /* :473 isAllWorkerStarted */
-		remain = master->options.workers - master->start_success_count;
-	log_info("app_worker#%d:%ld started%s%s, remain %d (%lldms)", worker->id,
-	         (long)worker->worker_id, master->address[0] != '\0' ? " at " : "", master->address,
-	         remain, (long long)(clutch_now() - worker->forked_at));
+	tell_agent_pids(master); /* :466 egg-pids */
+	slot->started = true;    /* :471 startSuccessCount, D18 */
+	for (i = 0; i < master->options.workers; i++)
+		remain += !master->slots[i].started;
+	log_info("%s started%s%s, remain %d (%lldms)", process_name(worker),
+	         master->address[0] != '\0' ? " at " : "", master->address, remain,
+	         (long long)(clutch_now() - worker->forked_at));
 	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
 	worker->disable_refork = false;
 	slot->failures = 0;
-	if (old != NULL)
+	if (old != worker)
 		leave_later(master, old);
 	if (worker->id == master->reload_id) {
 		master->reload_id = 0;
 		master->reload_slot++;
 		reload_next(master);
 	}
-	if (master->is_started ||
-	    master->start_success_count < master->options.workers || /* :491 */
+	if (master->is_started || remain > 0 || /* :491 startSuccessCount */
 	    master->phase != PHASE_RUNNING)
 		return;
 	on_ready(master); /* :513 ready */
@@ -554,10 +599,8 @@ log_exit(const struct master *master) /* :521 onExit */
 }
 
 static void
-on_signal(struct master *master, int number) /* :536 */
+on_signal(struct master *master, const char *name) /* :536 */
 {
-	const char *name = number == SIGTERM ? "SIGTERM" : number == SIGINT ? "SIGINT" : "SIGQUIT";
-
 	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
 		return;
 	log_info("master is killed by signal %s, closing", name);
@@ -632,41 +675,69 @@ do_close(struct master *master) /* :573 async */
 	return false;
 }
 
-/* egg: process.exit(code). But nobody is left behind (D3): the children see the
- * end of their channels, and a process that does not leave then is killed. */
-static void
-fail(struct master *master, int code)
-{
-	struct process *process;
+/* ---- npm cfork ----------------------------------------------------------- */
 
-	assert(master->phase == PHASE_RUNNING);
-	master->reload_slot = -1;
-	master->phase = PHASE_FAILING;
-	master->exit_code = code;
-	for (process = &master->agent; process != NULL; process = next_process(master, process)) {
-		channel_flush(&process->channel);
-		channel_close(&process->channel);
-		if (is_alive(process))
-			expect(master, process, close_timeout(master, process),
-			       DEADLINE_DISCONNECTED);
+/* egg: cluster.on('fork') */
+static void
+on_fork(struct master *master, const struct process *worker)
+{
+	log_info("%s start", process_name(worker));
+	tell_app_pids(master, worker->worker_id); /* D7 */
+}
+
+static bool
+fork_again(struct master *master, int number)
+{
+	const struct process *worker = fork_app_worker(master, number);
+
+	if (worker == NULL)
+		return false;
+	on_fork(master, worker);
+	if (number == master->reload_slot)
+		master->reload_id = worker->id;
+	return true;
+}
+
+/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
+ * minute; else later, not never (D13). A fork that fails counts as none. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
+	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
+
+	if (!await(master, slot->refork_at))
+		return;
+	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
+		slot->refork_at = allowed_at;
+		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
+		          (long long)(allowed_at - master->now));
+	} else if (fork_again(master, number)) {
+		*oldest = master->now;
+		master->refork_count++;
+		slot->reforks++;
 	}
 }
 
-/* ---- what egg does not have: rolling reload (D12) ------------------------- */
-
-/* A process is to end, or to get ready, within this time; on_deadline says what happens
- * if it does not. A process that was told to end gets no more time by anything that
- * happens later (D31). */
+/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
+ * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
 static void
-expect(struct master *master, struct process *process, int timeout, enum deadline deadline)
+refork(struct master *master, int number)
 {
-	int64_t at = master->now + timeout;
+	struct slot *slot = &master->slots[number];
+	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
 
-	if (process->deadline >= DEADLINE_LEAVE && at > process->deadline_at)
+	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
+	    get_slot_worker(master, number) != NULL)
 		return;
-	process->deadline = deadline;
-	process->deadline_at = at;
+	slot->refork_at = master->now;
+	if (slot->failures > 0)
+		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
+	refork_due(master, number);
 }
+
+/* ---- what egg does not have: rolling reload (D12) ------------------------- */
 
 /* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
  * egg-pids without that worker: so no message for the worker is on its way when its channel
@@ -718,7 +789,7 @@ reload_next(struct master *master)
 	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
 		if (is_replaced_one_left(master, master->reload_slot))
 			return; /* on_app_exit comes here again */
-		worker = get_slot_worker(master, master->reload_slot, 0);
+		worker = get_slot_worker(master, master->reload_slot);
 		if (worker != NULL && worker->state == STATE_LISTENING) {
 			fork_again(master, master->reload_slot);
 			return;
@@ -731,88 +802,7 @@ reload_next(struct master *master)
 	end_reload(master, &master->reloads_done);
 }
 
-/* ---- npm cfork ----------------------------------------------------------- */
-
-/* egg: cluster.on('fork') */
-static void
-on_fork(struct master *master, struct process *worker)
-{
-	worker->id = ++master->app_id;
-	log_info("app_worker#%d:%ld start", worker->id, (long)worker->worker_id);
-	tell_app_pids(master, worker->worker_id); /* D7 */
-}
-
-static bool
-fork_again(struct master *master, int slot)
-{
-	struct process *worker = fork_app_worker(master, slot);
-
-	if (worker == NULL)
-		return false;
-	on_fork(master, worker);
-	if (slot == master->reload_slot)
-		master->reload_id = worker->id;
-	return true;
-}
-
-/* cfork's allow(): when may the next re-fork be? D13: later, not never. */
-static int64_t
-next_refork_time(const struct master *master)
-{
-	if (master->refork_count < REFORK_LIMIT ||
-	    master->now - master->reforks[0] > REFORK_DURATION)
-		return master->now;
-	return master->reforks[0] + REFORK_DURATION + 1;
-}
-
-static void
-wait_for_window(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int64_t at = next_refork_time(master);
-
-	if (at <= master->now || at <= slot->refork_at)
-		return;
-	slot->refork_at = at;
-	log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
-	          (long long)(slot->refork_at - master->now));
-}
-
-/* Fork for a slot if its time has come. A fork that fails counts as none. */
-static void
-refork_due(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-
-	if (slot->refork_at == 0 || slot->refork_at > master->now)
-		return;
-	wait_for_window(master, number); /* others have been there meanwhile */
-	if (slot->refork_at > master->now || !fork_again(master, number))
-		return;
-	if (master->refork_count == REFORK_LIMIT)
-		memmove(master->reforks, master->reforks + 1,
-		        (size_t)--master->refork_count * sizeof master->reforks[0]);
-	master->reforks[master->refork_count++] = master->now;
-	slot->reforks++;
-}
-
-/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
- * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
-static void
-refork(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
-
-	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
-	    get_slot_worker(master, number, 0) != NULL)
-		return;
-	slot->refork_at = master->now;
-	if (slot->failures > 0)
-		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
-	wait_for_window(master, number);
-	refork_due(master, number);
-}
+/* ---- the end of a channel ------------------------------------------------- */
 
 static void
 on_parent_gone(struct master *master)
@@ -832,6 +822,7 @@ on_disconnect(struct master *master, struct process *process)
 {
 	bool again = process->state == STATE_DISCONNECTED;
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
+	int timeout = close_timeout(master, process);
 
 	channel_flush(&process->channel);
 	if (!graceful || channel_pending(&process->channel) == 0)
@@ -845,16 +836,14 @@ on_disconnect(struct master *master, struct process *process)
 	process->state = STATE_DISCONNECTED;
 	if (master->phase != PHASE_RUNNING)
 		return;
+	if (process->role == ROLE_APP && !process->disable_refork)
+		timeout += CLUTCH_GRACEFUL_TIMEOUT;
+	expect(master, process, timeout, DEADLINE_DISCONNECTED);
 	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
-		expect(master, process, close_timeout(master, process), DEADLINE_DISCONNECTED);
 		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
 		return;
 	}
-	expect(master, process,
-	       close_timeout(master, process) +
-	               (process->disable_refork ? 0 : CLUTCH_GRACEFUL_TIMEOUT),
-	       DEADLINE_DISCONNECTED);
-	log_info("app_worker#%d:%ld disconnect", process->id, (long)process->worker_id);
+	log_info("%s disconnect", process_name(process));
 	tell_agent_pids(master); /* D9 */
 	if (!process->disable_refork)
 		refork(master, process->slot);
@@ -874,7 +863,6 @@ release(struct master *master, bool with_listener)
 		master->corpses = corpse->next;
 		free(corpse);
 	}
-	free(master->agent.corpse);
 	channel_close(&master->agent.channel);
 	channel_close(&master->parent.channel);
 	if (master->pid_file != -1)
@@ -894,9 +882,7 @@ lock_byte(int descriptor, off_t byte)
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 	int result;
 
-	do
-		result = fcntl(descriptor, F_SETLK, &lock);
-	while (result == -1 && errno == EINTR);
+	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
 	return result;
 }
 
@@ -969,6 +955,21 @@ become_child(struct master *master, const struct process *process, int descripto
 	worker_run(messenger, options, master->listener, master->options_json);
 }
 
+/* fork(2). The child begins with all signals blocked, the caller has them back. */
+static pid_t
+fork_blocked(sigset_t *mask)
+{
+	sigset_t all;
+	pid_t pid;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, mask);
+	pid = fork();
+	if (pid != 0)
+		sigprocmask(SIG_SETMASK, mask, NULL);
+	return pid;
+}
+
 /* A channel's two ends, the master's attached; -1: neither is open. */
 static int
 open_channel(struct process *process)
@@ -986,42 +987,42 @@ open_channel(struct process *process)
 
 /* Fork a child over a channel of its own. It leads a process group of its own, so that
  * Ctrl-C reaches the master alone (D4), and a signal to the group its children, too. Both
- * sides call setpgid: whichever runs first, the group is there when either goes on. */
-static int
-fork_process(struct master *master, struct process *process)
+ * sides call setpgid: whichever runs first, the group is there when either goes on. A fork
+ * that fails is tried again; a process of NULL, for which there was no memory, is one. */
+static bool
+fork_process(struct master *master, struct process *process, struct slot *slot)
 {
-	sigset_t all, mask;
-	int descriptor;
+	int descriptor = process != NULL ? open_channel(process) : -1;
 	pid_t pid = -1;
+	sigset_t mask;
 
-	if (process->corpse == NULL)
-		process->corpse = calloc(1, sizeof *process->corpse);
-	descriptor = process->corpse != NULL ? open_channel(process) : -1;
 	if (descriptor != -1) {
-		sigfillset(&all);
-		sigprocmask(SIG_SETMASK, &all, &mask);
-		pid = fork();
+		pid = fork_blocked(&mask);
 		if (pid == 0)
 			become_child(master, process, descriptor);
-		sigprocmask(SIG_SETMASK, &mask, NULL);
 		close(descriptor);
 	}
 	master->fork_failed = pid == -1;
+	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
 	if (pid == -1) {
-		if (process->channel.descriptor != -1)
+		log_error("cannot fork %s_worker: %s, next try in %dms",
+		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
+		          FORK_RETRY);
+		if (descriptor != -1) {
 			close(process->channel.descriptor);
-		process->channel.descriptor = -1; /* what waits goes on waiting */
-		return -1;
+			process->channel.descriptor = -1; /* what waits goes on waiting */
+		}
+		return false;
 	}
 	setpgid(pid, pid);
 	process->channel.limit = 0;
 	process->worker_id = pid;
+	process->id = ++master->forked[process->role];
 	process->state = STATE_ONLINE;
 	process->forked_at = master->now;
 	process->dropped = 0;
-	process->drop_logged = false;
 	expect(master, process, master->options.worker_start_timeout, DEADLINE_START);
-	return 0;
+	return true;
 }
 
 /* A place for an app worker that is not forked yet; NULL: ENOMEM. */
@@ -1040,24 +1041,18 @@ new_worker(struct master *master, int slot)
 	return worker;
 }
 
-/* Returns the process that holds the slot now, for on_fork; NULL: it is tried again. */
+/* Fork for a slot, into the place where messages wait for its worker, if there is one. The
+ * worker is for on_fork; NULL: it is tried again. */
 static struct process *
-fork_app_worker(struct master *master, int slot)
+fork_app_worker(struct master *master, int number)
 {
 	struct process *worker = master->worker_manager.workers;
 
-	while (worker != NULL && (worker->slot != slot || worker->state != STATE_NONE))
+	while (worker != NULL && (worker->slot != number || worker->state != STATE_NONE))
 		worker = worker->next;
 	if (worker == NULL)
-		worker = new_worker(master, slot);
-	if (worker == NULL || fork_process(master, worker) == -1) {
-		log_error("cannot fork app_worker %d: %s, next try in %dms", slot + 1,
-		          strerror(errno), FORK_RETRY);
-		master->slots[slot].refork_at = master->now + FORK_RETRY;
-		return NULL;
-	}
-	master->slots[slot].refork_at = 0;
-	return worker;
+		worker = new_worker(master, number);
+	return fork_process(master, worker, &master->slots[number]) ? worker : NULL;
 }
 
 /* ---- the living speak ---------------------------------------------------- */
@@ -1179,39 +1174,40 @@ hear(struct master *master, struct process *process)
 static void
 describe_death(struct slot *slot, const siginfo_t *info, const char *killed_for)
 {
-	char code[16] = "null", name[16] = "null";
+	bool exited = info->si_code == CLD_EXITED;
+	char number[16];
+	const char *name = info->si_status == SIGKILL   ? "SIGKILL"
+	                   : info->si_status == SIGTERM ? "SIGTERM"
+	                                                : number;
 
-	if (info->si_code == CLD_EXITED)
-		snprintf(code, sizeof code, "%d", info->si_status);
-	else if (info->si_status == SIGKILL)
-		snprintf(name, sizeof name, "SIGKILL");
-	else if (info->si_status == SIGTERM)
-		snprintf(name, sizeof name, "SIGTERM");
-	else
-		snprintf(name, sizeof name, "%d", info->si_status);
-	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s", code, name,
-	         killed_for != NULL ? ", " : "", killed_for != NULL ? killed_for : "");
+	snprintf(number, sizeof number, "%d", info->si_status);
+	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s",
+	         exited ? number : "null", exited ? "null" : name, killed_for != NULL ? ", " : "",
+	         killed_for != NULL ? killed_for : "");
 }
 
 /* What a process has started must not outlive it: its group gets SIGTERM, and SIGKILL at
  * the deadline. The zombie is moved out of its group, so that the group's end shows, and
- * is reaped after that (D51). egg: killChildren */
+ * is reaped after that (D51). Without memory to remember it the group gets no time. egg:
+ * killChildren */
 static void
-bury(struct master *master, struct process *process)
+bury(struct master *master, const struct process *process)
 {
-	struct corpse *corpse = process->corpse;
+	struct corpse *corpse = malloc(sizeof *corpse);
+	bool killed = process->deadline == DEADLINE_KILLED; /* the group, too */
+	int64_t deadline = master->now + (killed ? KILL_TIME : close_timeout(master, process));
+	pid_t result, pid = process->worker_id;
 
-	process->corpse = NULL;
-	corpse->pid = process->worker_id;
-	corpse->killed = process->deadline == DEADLINE_KILLED; /* the group, too */
-	corpse->deadline =
-		master->now + (corpse->killed ? KILL_TIME : close_timeout(master, process));
-	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < corpse->deadline)
-		corpse->deadline = process->deadline_at;
-	corpse->next = master->corpses;
+	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < deadline)
+		deadline = process->deadline_at;
+	setpgid(pid, getpgrp());
+	kill(-pid, corpse != NULL ? SIGTERM : SIGKILL);
+	if (corpse == NULL) {
+		AGAIN(result, waitpid(pid, NULL, 0));
+		return;
+	}
+	*corpse = (struct corpse){master->corpses, pid, deadline, killed};
 	master->corpses = corpse;
-	setpgid(corpse->pid, getpgrp());
-	kill(-corpse->pid, SIGTERM);
 }
 
 /* Reap a corpse if its group is gone, or has not gone for SIGKILL: an init may not reap
@@ -1220,6 +1216,7 @@ static bool
 reap_corpse(struct master *master, struct corpse *corpse)
 {
 	bool group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+	pid_t result;
 
 	if (group_lives && corpse->deadline > master->now)
 		return false;
@@ -1229,8 +1226,7 @@ reap_corpse(struct master *master, struct corpse *corpse)
 		corpse->deadline = master->now + KILL_TIME;
 		return false;
 	}
-	while (waitpid(corpse->pid, NULL, 0) == -1 && errno == EINTR)
-		;
+	AGAIN(result, waitpid(corpse->pid, NULL, 0));
 	return true;
 }
 
@@ -1239,13 +1235,16 @@ reap_corpses(struct master *master)
 {
 	struct corpse *corpse, **link = &master->corpses;
 
-	while ((corpse = *link) != NULL)
+	while ((corpse = *link) != NULL) {
+		await(master, master->now + GROUP_CHECK);
 		if (reap_corpse(master, corpse)) {
+			await(master, master->now); /* it may have been the last one */
 			*link = corpse->next;
 			free(corpse);
 		} else {
 			link = &corpse->next;
 		}
+	}
 }
 
 /* A process is dead: its last words, then the end of its channel, then its end. Last words
@@ -1286,10 +1285,8 @@ wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
 {
 	int result;
 
-	do {
-		memset(info, 0, sizeof *info);
-		result = waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT);
-	} while (result == -1 && errno == EINTR);
+	memset(info, 0, sizeof *info);
+	AGAIN(result, waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT));
 	return result;
 }
 
@@ -1371,15 +1368,21 @@ on_deadline(struct master *master, struct process *process)
 		expect(master, process, KILL_RETRY, DEADLINE_KILLED);
 }
 
+/* While a process has a deadline, the clock runs each second, so that it notices when the
+ * master itself was stopped (see skip_lost_time). */
 static void
 run_clock(struct master *master)
 {
 	struct process *process = NULL;
-	bool trim = master->trim_at != 0 && master->trim_at <= master->now;
+	bool trim = await(master, master->trim_at);
 	int slot;
 
 	while ((process = next_process(master, process)) != NULL) {
-		if ((process->deadline != DEADLINE_NONE && process->deadline_at <= master->now) ||
+		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
+			await(master, master->now + LATE);
+		if (process->full_since != 0)
+			await(master, process->full_since + CLUTCH_STUCK_TIMEOUT);
+		if ((process->deadline != DEADLINE_NONE && await(master, process->deadline_at)) ||
 		    may_leave(master, process))
 			on_deadline(master, process);
 		if (trim)
@@ -1390,63 +1393,34 @@ run_clock(struct master *master)
 	reap_corpses(master);
 	if (master->phase != PHASE_RUNNING)
 		return;
-	if (master->agent_slot.refork_at != 0 && master->agent_slot.refork_at <= master->now)
+	if (await(master, master->agent_slot.refork_at))
 		fork_agent_worker(master);
 	for (slot = 0; slot < master->options.workers; slot++)
 		refork_due(master, slot);
-	if (master->check_at != 0 && master->check_at <= master->now)
+	if (await(master, master->check_at))
 		check_alive(master);
 }
 
-static void
-keep_earlier(int64_t *next, int64_t at)
-{
-	if (at != 0 && (*next == 0 || at < *next))
-		*next = at;
-}
-
-/* Milliseconds until the clock has something to do; -1: it has not. While a process has a
- * deadline, the clock runs each second, so that it notices when the master itself was
- * stopped (see skip_lost_time). */
+/* Milliseconds until the clock has something to do; -1: it has not. */
 static int
-clock_timeout(struct master *master)
+clock_timeout(const struct master *master)
 {
-	const struct process *process = NULL;
-	int64_t next = 0, left;
-	int slot;
+	int64_t left = master->next_at - clutch_now();
 
-	while ((process = next_process(master, process)) != NULL) {
-		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
-			keep_earlier(&next, master->now + LATE);
-		if (process->deadline != DEADLINE_NONE)
-			keep_earlier(&next, process->deadline_at);
-		if (process->full_since != 0)
-			keep_earlier(&next, process->full_since + CLUTCH_STUCK_TIMEOUT);
-	}
-	if (master->corpses != NULL)
-		keep_earlier(&next, master->now + GROUP_CHECK);
-	if (master->retry)
-		keep_earlier(&next, master->now + 10);
-	keep_earlier(&next, master->trim_at);
-	for (slot = 0; slot < master->options.workers && master->phase == PHASE_RUNNING; slot++)
-		keep_earlier(&next, master->slots[slot].refork_at);
-	if (master->phase == PHASE_RUNNING) {
-		keep_earlier(&next, master->agent_slot.refork_at);
-		keep_earlier(&next, master->check_at);
-	}
-	left = next - clutch_now();
-	return next == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+	return master->next_at == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
  * slept): then nobody had the time that has passed, and deadlines move by it. */
 static void
-skip_lost_time(struct master *master, int64_t lost, int64_t expected)
+skip_lost_time(struct master *master, int timeout)
 {
 	struct process *process = NULL;
 	struct corpse *corpse;
+	int64_t lost = clutch_now() - master->now;
 
-	if (lost < expected + LATE)
+	master->now += lost;
+	if (lost < timeout + LATE)
 		return;
 	while ((process = next_process(master, process)) != NULL) {
 		process->deadline_at += lost;
@@ -1461,45 +1435,22 @@ skip_lost_time(struct master *master, int64_t lost, int64_t expected)
 /* Where the table goes: into the log (-1), or into a file, until that fails. */
 struct sheet {
 	int file;
-	int error; /* 0, or the errno of that */
+	bool failed;
 };
 
-static int
-write_all(int descriptor, const char *text, size_t length)
-{
-	ssize_t count;
-
-	while (length > 0) {
-		count = write(descriptor, text, length);
-		if (count == -1 && errno != EINTR)
-			return -1;
-		if (count > 0) {
-			text += count;
-			length -= (size_t)count;
-		}
-	}
-	return 0;
-}
-
 /* A line of the table. */
-static void
-put(struct sheet *sheet, const char *format, ...)
+static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
 {
-	char line[512 + 1] = ""; /* its new line too */
+	char line[512];
 	va_list arguments;
-	size_t length;
 
 	va_start(arguments, format);
-	vsnprintf(line, sizeof line - 1, format, arguments);
-	length = strlen(line);
+	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
-	if (sheet->file == -1) {
+	if (sheet->file == -1)
 		log_info("%s", line);
-		return;
-	}
-	line[length++] = '\n';
-	if (sheet->error == 0 && write_all(sheet->file, line, length) == -1)
-		sheet->error = errno;
+	else if (!sheet->failed)
+		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
 }
 
 static void
@@ -1570,24 +1521,8 @@ open_again(const char *path, int flags, mode_t mode)
 {
 	int descriptor;
 
-	do
-		descriptor = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode);
-	while (descriptor == -1 && errno == EINTR);
+	AGAIN(descriptor, open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode));
 	return descriptor;
-}
-
-/* Closes the file. */
-static int
-fill_status(const struct master *master, int file)
-{
-	struct sheet sheet = {.file = file};
-
-	put_summary(master, &sheet);
-	put_table(master, &sheet);
-	if (close(file) == -1 && errno != EINTR && sheet.error == 0)
-		sheet.error = errno; /* some file systems notice only now that they are full */
-	errno = sheet.error;
-	return sheet.error == 0 ? 0 : -1;
 }
 
 /* The table as a file, for a command that cannot read the log (egg-scripts status). The
@@ -1597,15 +1532,19 @@ static void
 save_status(const struct master *master)
 {
 	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
-	int file = -1;
+	struct sheet sheet = {.file = -1};
 
 	if (master->pid_file == -1)
 		return;
 	if (unlink(status_path(new_path, master, ".new")) == 0 || errno == ENOENT)
-		file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (file != -1 && fill_status(master, file) == 0 &&
-	    rename(new_path, status_path(path, master, "")) == 0)
-		return;
+		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (sheet.file != -1) {
+		put_summary(master, &sheet);
+		put_table(master, &sheet);
+		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
+		if (!sheet.failed && rename(new_path, status_path(path, master, "")) == 0)
+			return;
+	}
 	log_error("cannot write %s: %s", new_path, strerror(errno));
 	unlink(new_path);
 }
@@ -1684,7 +1623,7 @@ prepare(struct master *master, struct process *process, size_t *count)
 	if (channel->descriptor == -1)
 		return;
 	if (channel_take_starved(channel) || !set_reserve(master, *count)) {
-		master->retry = true;
+		await(master, master->now + 10);
 		return;
 	}
 	entry = &master->set[*count];
@@ -1712,7 +1651,7 @@ prepare_all(struct master *master)
 
 	master->set[0].fd = master->wake;
 	master->set[0].events = POLLIN;
-	master->retry = false;
+	master->next_at = 0;
 	while ((process = next_process(master, process)) != NULL)
 		channel_flush(&process->channel);
 	while ((process = next_process(master, process)) != NULL) {
@@ -1740,30 +1679,36 @@ hear_all(struct master *master, size_t count)
 	}
 }
 
+/* Has this signal come since the last call? */
+static bool
+take(int number)
+{
+	bool came = got[number] != 0;
+
+	got[number] = 0;
+	return came;
+}
+
 static void
 obey(struct master *master)
 {
-	int order = got_signal;
-
-	if (order != 0) {
-		got_signal = 0;
-		on_signal(master, order);
-	}
-	if (got_sigusr1) {
-		got_sigusr1 = 0;
+	if (take(SIGTERM))
+		on_signal(master, "SIGTERM");
+	if (take(SIGINT))
+		on_signal(master, "SIGINT");
+	if (take(SIGQUIT))
+		on_signal(master, "SIGQUIT");
+	if (take(SIGUSR1)) {
 		put_table(master, &(struct sheet){.file = -1});
 		save_status(master);
 	}
-	if (got_sigusr2) {
-		got_sigusr2 = 0;
+	if (take(SIGUSR2))
 		on_reload(master);
-	}
 }
 
 static void
 loop(struct master *master)
 {
-	int64_t start;
 	size_t count;
 	int timeout;
 
@@ -1773,64 +1718,22 @@ loop(struct master *master)
 		if (master->phase == PHASE_CLOSED)
 			return;
 		count = prepare_all(master);
+		run_clock(master);
 		timeout = clock_timeout(master);
-		start = clutch_now();
-		skip_lost_time(master, start - master->now, 0);
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
-		master->now = clutch_now();
-		if (timeout != -1)
-			skip_lost_time(master, master->now - start, timeout);
+		skip_lost_time(master, timeout);
 
 		hear_all(master, count); /* the living speak */
 		if (count > 0 && master->set[0].revents != 0)
 			clutch_wake_drain(master->wake);
-		if (got_sigchld) { /* the dead are counted */
-			got_sigchld = 0;
+		if (take(SIGCHLD)) /* the dead are counted */
 			reap_all(master);
-		}
 		obey(master);
-		run_clock(master);
 	}
 }
 
 /* ---- start_cluster ------------------------------------------------------- */
-
-/* A handler may call only what is async-signal-safe, and runs between any two lines of the
- * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
-static void
-on_caught(int number)
-{
-	switch (number) {
-	case SIGCHLD:
-		got_sigchld = 1;
-		break;
-	case SIGUSR1:
-		got_sigusr1 = 1;
-		break;
-	case SIGUSR2:
-		got_sigusr2 = 1;
-		break;
-	default:
-		got_signal = number;
-	}
-	clutch_wake_up();
-}
-
-/* See log_line. Again, should the first alarm have come too early. */
-static void
-on_alarm(int number)
-{
-	(void)number;
-	alarm(1);
-}
-
-/* Not SIG_IGN: that would be inherited by what an application starts. */
-static void
-on_ignored(int number)
-{
-	(void)number;
-}
 
 /* The option's value if it is given, or the environment's, or the default. */
 static int
@@ -1982,31 +1885,16 @@ open_listener(struct master *master)
 static int
 make_directories(const char *path)
 {
-	char above[PATH_MAX] = ""; /* all of it: nothing stands behind an empty path */
-	char *slash = above;
+	char above[PATH_MAX];
+	size_t i;
 
-	if (strlen(path) >= sizeof above) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	snprintf(above, sizeof above, "%s", path);
-	while ((slash = strchr(slash + 1, '/')) != NULL) {
-		*slash = '\0';
-		if (mkdir(above, 0777) == -1 && errno != EEXIST)
+	for (i = 0; i < sizeof above && path[i] != '\0'; i++) {
+		above[i] = '\0';
+		if (i > 0 && path[i] == '/' && mkdir(above, 0777) == -1 && errno != EEXIST)
 			return -1;
-		*slash = '/';
+		above[i] = path[i];
 	}
 	return 0;
-}
-
-/* Make the text the file's whole content. */
-static int
-fill_file(int descriptor, const char *text, size_t length)
-{
-	while (ftruncate(descriptor, 0) == -1)
-		if (errno != EINTR)
-			return -1;
-	return write_all(descriptor, text, length);
 }
 
 static bool
@@ -2090,15 +1978,18 @@ static int
 open_pid_file(struct master *master)
 {
 	const char *path = master->options.pid_file, *why;
-	char pid[16];
-	int length = snprintf(pid, sizeof pid, "%ld", (long)getpid());
+	int result;
 
 	if (path == NULL) /* :162 pidFile */
 		return 0;
 	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
-	if (why == NULL && fill_file(master->pid_file, pid, (size_t)length) == 0)
-		return 0;
-	log_error("pid file %s: %s", path, why != NULL ? why : strerror(errno));
+	if (why == NULL) {
+		AGAIN(result, ftruncate(master->pid_file, 0));
+		if (result == 0 && dprintf(master->pid_file, "%ld", (long)getpid()) > 0)
+			return 0;
+		why = strerror(errno);
+	}
+	log_error("pid file %s: %s", path, why);
 	return -1;
 }
 
@@ -2185,9 +2076,9 @@ open_signals(struct master *master, const sigset_t *mask)
 	master->wake = clutch_wake_open();
 	if (master->wake == -1)
 		return -1;
-	got_signal = got_sigchld = got_sigusr1 = got_sigusr2 = 0;
 	master->mask = *mask;
 	for (i = 0; i < CAUGHT; i++) {
+		got[caught[i].number] = 0;
 		if (sigaction(caught[i].number, NULL, &master->inherited[i]) == -1 ||
 		    ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
 		     clutch_catch_signal(caught[i].number, caught[i].handler) == -1))
@@ -2310,7 +2201,7 @@ struct messenger *
 fork_cluster(const struct options *options, pid_t *pid)
 {
 	struct messenger *parent;
-	sigset_t all, mask;
+	sigset_t mask;
 	int pair[2];
 
 	fill_standard_descriptors();
@@ -2324,12 +2215,9 @@ fork_cluster(const struct options *options, pid_t *pid)
 	}
 	fflush(stdout);
 	fflush(stderr);
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, &mask);
-	*pid = fork();
+	*pid = fork_blocked(&mask);
 	if (*pid == 0)
 		become_master(options, pair[1], &mask);
-	sigprocmask(SIG_SETMASK, &mask, NULL);
 	close(pair[1]);
 	if (*pid == -1) {
 		messenger_free(parent);

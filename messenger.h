@@ -711,7 +711,6 @@ struct process {
 	bool paused;            /* it hears nothing for a while, because it wants so */
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
-	struct corpse *corpse;  /* memory for its death */
 
 	bool waits; /* it is not read: queues that it feeds are too long, those of */
 	bool waits_for[CLUTCH_WORKERS_MAX + 2]; /* these places: parent, agent, each slot */

@@ -739,7 +739,7 @@ Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
 	order(c, "APP#2", "garbage");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"),
 	                 "code: null, signal: SIGKILL, broke the protocol");
-	cluster_wait(c, 0, "app#2:APP#2 broke the protocol: killed");
+	cluster_wait(c, 0, "app_worker#2:APP#2 broke the protocol: killed");
 	cluster_wait(c, 0, ":APP#4 saw egg-ready");
 	round_of(c, "AGENT#1 APP#1 APP#3 APP#4", "APP#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#5"), 0);
@@ -766,7 +766,7 @@ Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
 	struct cluster *c = start_obeying(2);
 
 	send_garbage(c->parent);
-	cluster_wait(c, 0, "parent#0:0 broke the protocol: its channel is closed");
+	cluster_wait(c, 0, "parent broke the protocol: its channel is closed");
 	cluster_signal(c, "APP#1", SIGKILL); /* and the cluster lives on */
 	cluster_wait(c, 0, ":APP#3 saw egg-ready");
 	cr_assert_eq(cluster_count(c, 0, "app-worker-died"), 0);

@@ -1367,7 +1367,7 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 
 	order_and_wait(c, "APP#2", "reload 0");
 	order_and_wait(c, "APP#2", "reload 0");
-	cluster_wait(c, 0, "app#2:APP#2 may not send reload-worker: refused");
+	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
 	ask_for_table(c); /* the master has come by */
 	cr_assert_eq(cluster_count(c, 0, "refused"), 1);
 	cr_assert_eq(cluster_count(c, 0, "reload workers..."), 0);
@@ -1453,7 +1453,7 @@ Test(lifecycle, s13_a_reload_with_an_app_that_is_never_ready_keeps_the_old_ones)
 	size_t mark;
 	struct cluster *c = start_and_reload_badly(load_long_if_sick, &mark);
 
-	cluster_wait(c, mark, "app#4:APP#4 start timeout");
+	cluster_wait(c, mark, "app_worker#4:APP#4 start timeout");
 	expect_bad_reload(c, mark, "code: 0, signal: null, start timeout");
 }
 
@@ -2561,7 +2561,7 @@ Test(lifecycle, an_app_counts_once)
 	order_and_wait(c, "APP#1", "ready 0");
 	order_and_wait(c, "APP#1", "listening 0");
 	order_and_wait(c, "APP#1", "listening 0");
-	cluster_wait(c, 0, "app#1:APP#1 may not send listening: refused");
+	cluster_wait(c, 0, "app_worker#1:APP#1 may not send listening: refused");
 	ask_for_table(c);
 	cr_assert_eq(cluster_count(c, 0, "saw egg-ready"), 0);
 	cr_assert_eq(cluster_count(c, 0, "remain 0"), 0);

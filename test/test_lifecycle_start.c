@@ -1409,7 +1409,7 @@ Test(lifecycle, s06f_a_worker_that_is_never_ready)
 
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0 ", start timeout");
 	cr_assert(clutch_now() - now >= 500);
-	at = cluster_wait(c, 0, "[master] app#1:APP#1 start timeout");
+	at = cluster_wait(c, 0, "[master] app_worker#1:APP#1 start timeout");
 	at = cluster_wait(c, at, ":APP#1 exits 0");
 	cluster_wait(c, at, "app_worker#1:APP#1 start fail, exiting with code:1");
 	cluster_wait(c, at, ":AGENT#1 exits 110");
@@ -1504,7 +1504,7 @@ Test(lifecycle, s07f_an_agent_that_is_never_ready)
 
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), EXIT_0 ", start timeout");
 	cr_assert(clutch_now() - now >= 500);
-	cluster_wait(c, 0, "[master] agent#1:AGENT#1 start timeout");
+	cluster_wait(c, 0, "[master] agent_worker#1:AGENT#1 start timeout");
 	cluster_wait(c, 0, ":AGENT#1 exits 0");
 	cluster_wait(c, 0, "agent_worker#1:AGENT#1 start fail, exiting with code:1");
 	cr_assert_eq(cluster_count(c, 0, "app_worker"), 0);

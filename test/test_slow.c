@@ -309,7 +309,7 @@ Test(slow, a_stuck_parent_loses_its_channel_and_the_cluster_lives_on, .timeout =
 	int stopped = flood_stopped_parent(c);
 
 	be_patient(5);
-	cluster_wait(c, mark, "parent#0:0 is stuck, its queue is full: its channel is closed");
+	cluster_wait(c, mark, "parent is stuck, its queue is full: its channel is closed");
 	cluster_wait(c, mark, ":APP#1 sent #300 of #1");
 	cr_assert_eq(cluster_count(c, 0, "is stuck"), 1);
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
@@ -330,7 +330,7 @@ Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .time
 	exchange(c, "APP#3", "APP#3", 10);
 	mark = cluster_mark(c);
 	be_patient(5);
-	mark = cluster_wait(c, mark, "app#1:APP#1 is stuck, its queue is full: killed");
+	mark = cluster_wait(c, mark, "app_worker#1:APP#1 is stuck, its queue is full: killed");
 	cr_assert_eq(cluster_count(c, 0, "sent #"), 2,
 	             "a sender did not wait"); /* the exchange's */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
@@ -356,7 +356,7 @@ Test(slow, a_stuck_agent_is_killed_and_replaced, .timeout = 180)
 	wait_until_full(c, "AGENT#1 listening");
 	mark = cluster_mark(c);
 	be_patient(5);
-	cluster_wait(c, mark, "agent#1:AGENT#1 is stuck, its queue is full: killed");
+	cluster_wait(c, mark, "agent_worker#1:AGENT#1 is stuck, its queue is full: killed");
 	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
 	cluster_wait(c, mark, ":APP#1 sent #300 of #1");
 	exchange(c, "APP#2", "APP#3", 10);
