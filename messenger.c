@@ -270,6 +270,7 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		} else if (channel_flush(&process->channel) == PEER_GONE ||
 		           !clutch_retry(&deadline)) {
 			process->killed_for = "no memory for its messages";
+			process->channel.write_closed = true; /* no message behind the gap */
 			break;
 		}
 	}
