@@ -262,7 +262,7 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld",
 		             clutch_role_name(process->role), (long)process->worker_id);
 	while ((result = sendmessage(&process->channel, data)) == -1) {
-		if (errno == EMFILE && data->handle != -1) {
+		if ((errno == EMFILE || errno == ENOBUFS) && data->handle != -1) {
 			data->handle = -1; /* the message is worth more than its handle */
 			process->channel.handles_lost++;
 		} else if (errno != ENOMEM || process->channel.descriptor == -1) {
