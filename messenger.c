@@ -795,14 +795,13 @@ emit(struct messenger *messenger, const struct message *message)
 		             "without a listener for its action");
 }
 
-/* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once. If
- * there is no memory for it, retry for a second, then keep the pids that fit. */
+/* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once: if
+ * there is no memory for the list, the process waits until there is. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
 	size_t most = 1, i;
-	int64_t deadline = 0;
 	pid_t *grown;
 	char *end;
 	long pid;
@@ -811,10 +810,10 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 		most += at[i] == ',';
 	while (most > messenger->opid_size) {
 		grown = realloc(messenger->opids, most * sizeof *grown);
-		if (grown == NULL && !clutch_retry(&deadline))
-			break;
-		if (grown == NULL)
+		if (grown == NULL) {
+			poll(NULL, 0, 10);
 			continue;
+		}
 		messenger->opids = grown;
 		messenger->opid_size = most;
 	}
