@@ -918,6 +918,15 @@ reset_signals(const struct master *master)
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 }
 
+static int
+set_number(const char *name, int value)
+{
+	char number[16];
+
+	snprintf(number, sizeof number, "%d", value);
+	return setenv(name, number, 1);
+}
+
 /* The child's first steps: nothing of the master's stays but its options. It closes its
  * siblings' descriptors: while a copy of a channel's end is open in any process, the other
  * end does not see its end of file. */
@@ -928,7 +937,6 @@ become_child(struct master *master, const struct process *process, int descripto
 	const struct options *options = &master->options;
 	int slot = process->slot;
 	struct messenger *messenger;
-	char number[16];
 
 	setpgid(0, 0);
 	reset_signals(master);
@@ -940,7 +948,9 @@ become_child(struct master *master, const struct process *process, int descripto
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
 	messenger = messenger_open(descriptor, role);
-	if (messenger == NULL) {
+	if (messenger == NULL ||
+	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
+	                          set_number("CFORK_WORKER_COUNT", options->workers) == -1))) {
 		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
 		                  strerror(errno));
 		clutch_process_exit(1);
@@ -948,10 +958,6 @@ become_child(struct master *master, const struct process *process, int descripto
 	if (role == ROLE_AGENT)
 		agent_run(messenger, options);
 	messenger->slot = slot;
-	snprintf(number, sizeof number, "%d", slot);
-	setenv("CFORK_WORKER_INDEX", number, 1);
-	snprintf(number, sizeof number, "%d", options->workers);
-	setenv("CFORK_WORKER_COUNT", number, 1);
 	worker_run(messenger, options, master->listener, master->options_json);
 }
 

@@ -251,7 +251,7 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld",
 		             clutch_role_name(process->role), (long)process->worker_id);
 	while ((result = sendmessage(&process->channel, data)) == -1) {
-		if (errno == EMFILE && data->handle != -1) {
+		if ((errno == EMFILE || errno == ENOBUFS) && data->handle != -1) {
 			data->handle = -1; /* the message is worth more than its handle */
 			process->channel.handles_lost++;
 		} else if (errno != ENOMEM || process->channel.descriptor == -1) {
@@ -259,6 +259,7 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		} else if (channel_flush(&process->channel) == PEER_GONE ||
 		           !clutch_retry(&deadline)) {
 			process->killed_for = "no memory for its messages";
+			process->channel.write_closed = true; /* no message behind the gap */
 			break;
 		}
 	}
@@ -666,13 +667,12 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 	return called;
 }
 
-/* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once. If
- * there is no memory for it, retry for a second, then keep the pids that fit. */
+/* this.on('egg-pids', pids => { this.opids = pids; }). The master sends this list once: if
+ * there is no memory for the list, the process waits until there is. */
 static void
 on_egg_pids(struct messenger *messenger, const struct message *message)
 {
 	const char *at = message->data != NULL ? message->data : "";
-	int64_t deadline = 0;
 	char *end;
 	long pid;
 
@@ -682,8 +682,7 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 		if (pid <= 0 || pid > INT_MAX)
 			return;
 		while (clutch_grow(&messenger->opids, messenger->opid_count, sizeof(pid_t)) == -1)
-			if (!clutch_retry(&deadline))
-				return;
+			poll(NULL, 0, 10);
 		messenger->opids[messenger->opid_count++] = (pid_t)pid;
 		at = end;
 	}

@@ -71,8 +71,9 @@ static int
 accept_again(struct messenger *app, void *arg)
 {
 	(void)arg;
-	if (!worker.leaving)
-		messenger_watch(app, worker.listener, POLLIN, on_connection, NULL);
+	if (!worker.leaving &&
+	    messenger_watch(app, worker.listener, POLLIN, on_connection, NULL) == -1)
+		messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL);
 	return 0;
 }
 
@@ -89,8 +90,8 @@ on_accept_error(struct messenger *app, int error)
 				STDERR_FILENO,
 				"[app_worker] cannot accept: no descriptor or memory left");
 		worker.is_short = true;
-		messenger_unwatch(app, worker.listener);
-		messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL);
+		if (messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL) != -1)
+			messenger_unwatch(app, worker.listener);
 		return;
 	case EBADF:
 	case EINVAL:

@@ -144,10 +144,58 @@ faults_find_sites(void)
 		return "objdump and addr2line (of binutils) are needed";
 	if (fork_address == 0 || site_count == 0)
 		return "the program must be linked with --wrap and compiled with -g";
-	if (site_count == SITES_MAX)
+	if (site_count >= ANY_SITE)
 		return "SITES_MAX is too small";
+	sites[ANY_SITE] = (struct site){.call = CALL_malloc, .function = "any", .file = "any call"};
 	base = (uintptr_t)__wrap_fork - fork_address;
 	return NULL;
+}
+
+/* What the core calls besides: its own functions, and those that cannot fail. (What is
+ * printed is cut where it is too long; sysconf and getenv may have no answer.) */
+static bool
+is_safe(const char *name)
+{
+	static const char *const safe[] = {
+		"_exit",      "alarm",       "clock_gettime", "fflush",    "free",
+		"getenv",     "geteuid",     "getpgrp",       "getpid",    "htons",
+		"inet_pton",  "memcmp",      "memcpy",        "memmove",   "memset",
+		"ntohs",      "sched_yield", "sigaddset",     "sigdelset", "sigemptyset",
+		"sigfillset", "sigprocmask", "snprintf",      "stderr",    "stdout",
+		"strchr",     "strcmp",      "strerror",      "strlen",    "strspn",
+		"strtol",     "sysconf",     "vsnprintf"};
+	size_t i;
+	int call;
+
+	for (i = 0; i < sizeof safe / sizeof safe[0]; i++)
+		if (strcmp(safe[i], name) == 0)
+			return true;
+	for (call = 0; call < CALL_COUNT; call++)
+		if (strcmp(call_names[call], name) == 0)
+			return true;
+	return strncmp(name, "__", 2) == 0; /* of the compiler, or of a sanitizer */
+}
+
+const char *
+faults_find_missing(const char *objects)
+{
+	static char missing[400];
+	char command[4200], name[256];
+	size_t used = 0;
+	FILE *names;
+
+	snprintf(command, sizeof command,
+	         "nm -u -P %s/*.o | awk 'NF > 1 && $2 == \"U\" { print $1 }' | sort -u "
+	         ">%s/undefined;"
+	         "nm -P %s/*.o | awk '$2 == \"T\" || $2 == \"B\" || $2 == \"D\" { print $1 }' | "
+	         "sort -u | comm -23 %s/undefined -",
+	         objects, objects, objects, objects);
+	names = popen(command, "r");
+	while (names != NULL && fscanf(names, "%255s", name) == 1)
+		if (!is_safe(name) && used < sizeof missing)
+			used += (size_t)snprintf(missing + used, sizeof missing - used, " %s",
+			                         name);
+	return names == NULL || pclose(names) != 0 ? "nm is needed" : missing;
 }
 
 /* ---- what can happen ----------------------------------------------------- */
@@ -167,19 +215,23 @@ static const int kinds[CALL_COUNT][12] = {
 	[CALL_malloc] = {ENOMEM},
 	[CALL_calloc] = {ENOMEM},
 	[CALL_realloc] = {ENOMEM},
+	[CALL_strdup] = {ENOMEM},
 	[CALL_accept] = {EINTR, EAGAIN, ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO},
 	[CALL_fcntl] = {EBADF},
 	[CALL_sigaction] = {EINVAL},
 	[CALL_kill] = {ESRCH, EPERM},
 	[CALL_waitpid] = {EINTR, ECHILD},
+	[CALL_waitid] = {EINTR, ECHILD},
 	[CALL_setpgid] = {EPERM, EACCES, ESRCH},
 	[CALL_open] = {EINTR, EACCES, EMFILE, ENFILE, ENOENT, ENOSPC, EROFS, ENOMEM},
+	[CALL_close] = {EINTR, EIO},
 	[CALL_mkdir] = {EACCES, ENOSPC, EROFS, EMLINK},
 	[CALL_lstat] = {EACCES, EIO, EOVERFLOW, ENOENT},
 	[CALL_pread] = {EIO},
 	[CALL_fstat] = {EIO, EOVERFLOW},
 	[CALL_ftruncate] = {EINTR, EIO},
 	[CALL_unlink] = {EACCES, EROFS, ENOENT},
+	[CALL_rename] = {EACCES, ENOSPC, EROFS},
 	[CALL_socket] = {EMFILE, ENFILE, ENOBUFS, ENOMEM, EACCES, EAFNOSUPPORT},
 	[CALL_setsockopt] = {ENOMEM, ENOBUFS, EINVAL},
 	[CALL_bind] = {EADDRINUSE, EACCES, EADDRNOTAVAIL, ENOBUFS},
@@ -206,6 +258,13 @@ faults_of(const struct site *site, int command)
 }
 
 bool
+is_allocation(enum call call)
+{
+	return call == CALL_malloc || call == CALL_calloc || call == CALL_realloc ||
+	       call == CALL_strdup;
+}
+
+bool
 fault_is_invisible(const struct site *site, int how)
 {
 	if (how == EINTR || how == FAULT_ONE_BYTE || how == FAULT_HALF || how == FAULT_EARLY)
@@ -214,6 +273,8 @@ fault_is_invisible(const struct site *site, int how)
 		return how == EAGAIN || how == ENOBUFS || how == ENOMEM || how == ETOOMANYREFS;
 	if (site->call == CALL_poll || site->call == CALL_accept)
 		return true; /* it is asked again */
+	if (site->call == CALL_close)
+		return true; /* the descriptor is closed all the same */
 	return how == EAGAIN && site->call == CALL_read;
 }
 
@@ -239,6 +300,7 @@ fault_name(int how)
 		{ESRCH, "ESRCH"},
 		{EPERM, "EPERM"},
 		{ECHILD, "ECHILD"},
+		{EIO, "EIO"},
 		{EACCES, "EACCES"},
 		{FAULT_ONE_BYTE, "one byte"},
 		{FAULT_HALF, "half"},
@@ -309,6 +371,20 @@ fires(int i)
 	return plan->lasts > 0 && now - faults->fired_at[i] < plan->lasts;
 }
 
+static bool
+is_meant(const struct fault *plan, int site, int command)
+{
+	const int *how = faults_of(&sites[site], command);
+
+	if (plan->site != ANY_SITE)
+		return plan->site == site;
+	if (sites[site].call == CALL_poll) /* for a few descriptors it needs no memory */
+		return false;
+	while (*how != 0 && *how != plan->how)
+		how++;
+	return *how != 0;
+}
+
 /* How the call that returns there is to fail; 0: it is not. */
 static int
 fault_at(const void *address, int command)
@@ -321,7 +397,7 @@ fault_at(const void *address, int command)
 	if (command >= 0)
 		faults->command[site] = command;
 	for (i = 0; i < PLANS; i++)
-		if (faults->plan[i].how != 0 && faults->plan[i].site == site &&
+		if (faults->plan[i].how != 0 && is_meant(&faults->plan[i], site, command) &&
 		    faults->plan[i].place == (int)place && faults->act >= faults->plan[i].act &&
 		    fires(i))
 			return faults->plan[i].how;
@@ -357,6 +433,8 @@ WRAP(void *, NULL, calloc, (size_t count, size_t size), (count, size))
 WRAP(void *, NULL, realloc, (void *memory, size_t size), (memory, size))
 WRAP(int, -1, accept, (int descriptor, struct sockaddr *address, socklen_t *length),
      (descriptor, address, length))
+WRAP(char *, NULL, strdup, (const char *text), (text))
+WRAP(int, -1, rename, (const char *path, const char *new_path), (path, new_path))
 WRAP(int, -1, sigaction, (int number, const struct sigaction *action, struct sigaction *old),
      (number, action, old))
 WRAP(int, -1, kill, (pid_t pid, int number), (pid, number))
@@ -382,6 +460,38 @@ WRAP(int, -1, shutdown, (int descriptor, int what), (descriptor, what))
 WRAP(int, -1, setenv, (const char *name, const char *value, int overwrite),
      (name, value, overwrite))
 WRAP(int, -1, atexit, (void (*function)(void)), (function))
+
+int __real_close(int descriptor);
+int __wrap_close(int descriptor);
+
+int
+__wrap_close(int descriptor)
+{
+	int how = fault_at(__builtin_return_address(0), -1), result = __real_close(descriptor);
+
+	if (how == 0)
+		return result;
+	errno = how;
+	return -1;
+}
+
+int __real_waitid(idtype_t type, id_t id, siginfo_t *info, int options);
+int __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options);
+
+int
+__wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options)
+{
+	int how = fault_at(__builtin_return_address(0), -1);
+
+	if (how == 0)
+		return __real_waitid(type, id, info, options);
+	if (how == ECHILD && type == P_PID) { /* then it is true: something else has reaped it */
+		kill((pid_t)id, SIGKILL);
+		waitpid((pid_t)id, NULL, 0);
+	}
+	errno = how;
+	return -1;
+}
 
 int __real_fork(void);
 

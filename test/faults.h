@@ -2,7 +2,8 @@
  * System calls that fail on order.
  *
  * The program is linked with --wrap=NAME for each NAME in CALLS, so each such call
- * of the core, and of the test, lands in faults.c. A site is one call in the core:
+ * of the core, and of the test, lands in faults.c. (faults_find_missing tells which
+ * other calls the core makes: they must be such that cannot fail.) A site is one call in the core:
  * the place in the code that the call returns to. faults_find_sites lists them all
  * from the program's own disassembly, so none can be forgotten; which of them are
  * reached, by whom and when, is counted in memory that all processes share; and a
@@ -28,19 +29,23 @@
 	X(malloc)                                                                                  \
 	X(calloc)                                                                                  \
 	X(realloc)                                                                                 \
+	X(strdup)                                                                                  \
 	X(accept)                                                                                  \
 	X(fcntl)                                                                                   \
 	X(sigaction)                                                                               \
 	X(kill)                                                                                    \
 	X(waitpid)                                                                                 \
+	X(waitid)                                                                                  \
 	X(setpgid)                                                                                 \
 	X(open)                                                                                    \
+	X(close)                                                                                   \
 	X(mkdir)                                                                                   \
 	X(lstat)                                                                                   \
 	X(pread)                                                                                   \
 	X(fstat)                                                                                   \
 	X(ftruncate)                                                                               \
 	X(unlink)                                                                                  \
+	X(rename)                                                                                  \
 	X(socket)                                                                                  \
 	X(setsockopt)                                                                              \
 	X(bind)                                                                                    \
@@ -53,7 +58,8 @@
 #define CALL_NUMBER(name) CALL_##name,
 enum call { CALLS(CALL_NUMBER) CALL_COUNT };
 
-enum { SITES_MAX = 256, LIVES_MAX = 64, PLANS = 2 };
+/* ANY_SITE: each call but poll that can fail in that way does, as when memory is short. */
+enum { SITES_MAX = 256, ANY_SITE = SITES_MAX - 1, LIVES_MAX = 64, PLANS = 2 };
 
 /* In which process. A newborn does not know yet what it will be. */
 enum place { PLACE_PARENT, PLACE_MASTER, PLACE_NEWBORN, PLACE_AGENT, PLACE_APP, PLACES };
@@ -123,8 +129,13 @@ extern int faults_life;       /* which of the births this process is */
 /* Fill in `sites`. NULL, or what is wrong with the way the program was made. */
 const char *faults_find_sites(void);
 
+/* The functions that the core calls and that are not wrapped, though they may fail. */
+const char *faults_find_missing(const char *objects);
+
 /* The faults that a site can have: errno and FAULT_, up to a 0. */
 const int *faults_of(const struct site *site, int command);
+
+bool is_allocation(enum call call);
 
 /* Must nobody be able to tell that it happened? */
 bool fault_is_invisible(const struct site *site, int how);
