@@ -2136,7 +2136,6 @@ open_slots(struct master *master)
 {
 	int slot;
 
-	channel_init(&master->agent.channel, 0);
 	master->agent.role = ROLE_AGENT;
 	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
 	if (master->slots == NULL || !set_reserve(master, (size_t)master->options.workers + 3))
@@ -2150,7 +2149,6 @@ open_slots(struct master *master)
 static int
 open_parent(struct master *master)
 {
-	channel_init(&master->parent.channel, 0);
 	master->parent.role = ROLE_PARENT;
 	if (master->options.parent == 0)
 		return 0;
@@ -2247,6 +2245,8 @@ run_cluster(const struct options *given, const sigset_t *mask)
 
 	memset(&master, 0, sizeof master);
 	master.listener = master.pid_file = -1;
+	channel_init(&master.agent.channel, 0);
+	channel_init(&master.parent.channel, 0);
 	master.reload_slot = -1;
 	master.exit_code = 1;
 	master.now = master.start_time = clutch_now();
