@@ -674,8 +674,11 @@ expect(struct master *master, struct process *process, int timeout, enum deadlin
 static void
 leave_later(struct master *master, struct process *worker)
 {
+	struct process *agent = &master->agent;
+
 	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
-	worker->leave_after = ++master->agent.barriers_told;
+	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
+	worker->leave_after = agent->barriers_told;
 	expect(master, worker, master->options.app_close_timeout, DEADLINE_BARRIER);
 }
 
