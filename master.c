@@ -1616,12 +1616,14 @@ save_status(const struct master *master)
 
 /* Is a queue so full, for so long, that its owner must go before it harms others? The
  * clock does not run for a process that wants a pause, nor for one that is itself not read
- * because of others; unless all of these wait for each other. A process that has closed its
- * reading end is expected to exit. */
+ * because of others; unless all of these wait for each other. A process that was told to
+ * end has a deadline of its own. A process that has closed its reading end is expected to
+ * exit. */
 static void
 watch_queue(struct master *master, struct process *process)
 {
-	bool stopped = process->paused || (process->waits && master->can_drain);
+	bool stopped = process->paused || (process->waits && master->can_drain) ||
+	               process->deadline >= DEADLINE_LEAVE;
 
 	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
 	    is_alive(process))
