@@ -1216,13 +1216,54 @@ bury(struct master *master, struct process *process)
 	kill(-corpse->pid, SIGTERM);
 }
 
+/* Look at the dead without reaping them. */
+static int
+wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
+{
+	int result;
+
+	do {
+		memset(info, 0, sizeof *info);
+		result = waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT);
+	} while (result == -1 && errno == EINTR);
+	return result;
+}
+
+/* A child, or a corpse that is kept? */
+static bool
+is_own(struct master *master, pid_t pid)
+{
+	const struct process *process = &master->agent;
+	const struct corpse *corpse = master->corpses;
+
+	while (process != NULL && process->worker_id != pid)
+		process = next_process(master, process);
+	while (corpse != NULL && corpse->pid != pid)
+		corpse = corpse->next;
+	return process != NULL || corpse != NULL;
+}
+
+/* Process 1 of a container inherits every orphan there, and reaps them: all, or those of
+ * a process group. A dead child, or a corpse, hides the orphans behind it for now. */
+static void
+reap_orphans(struct master *master, idtype_t type, pid_t group)
+{
+	siginfo_t info;
+
+	while (master->messenger.pid == 1 && wait_for_death(type, group, &info) == 0 &&
+	       info.si_pid != 0 && !is_own(master, info.si_pid))
+		waitpid(info.si_pid, NULL, 0);
+}
+
 /* Reap a corpse if its group is gone, or has not gone for SIGKILL: an init may not reap
  * what it adopts. Returns whether it did. */
 static bool
 reap_corpse(struct master *master, struct corpse *corpse)
 {
-	bool group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+	bool group_lives;
 
+	reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
+	group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
 	if (group_lives && corpse->deadline > master->now)
 		return false;
 	if (group_lives && !corpse->killed) {
@@ -1245,6 +1286,7 @@ reap_corpses(struct master *master)
 		if (reap_corpse(master, corpse)) {
 			*link = corpse->next;
 			free(corpse);
+			reap_orphans(master, P_ALL, 0);
 		} else {
 			link = &corpse->next;
 		}
@@ -1282,19 +1324,6 @@ on_process_exit(struct master *master, struct process *process, const siginfo_t 
 		on_app_exit(master, process);
 }
 
-/* Look at the dead without reaping them. */
-static int
-wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
-{
-	int result;
-
-	do {
-		memset(info, 0, sizeof *info);
-		result = waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT);
-	} while (result == -1 && errno == EINTR);
-	return result;
-}
-
 static void
 reap(struct master *master, struct process *process)
 {
@@ -1307,23 +1336,6 @@ reap(struct master *master, struct process *process)
 		on_process_exit(master, process, &info);
 }
 
-/* Process 1 of a container inherits every orphan there, and reaps them. */
-static void
-reap_orphans(struct master *master)
-{
-	const struct process *process;
-	siginfo_t info;
-
-	while (master->messenger.pid == 1 && master->corpses == NULL &&
-	       wait_for_death(P_ALL, 0, &info) == 0 && info.si_pid != 0) {
-		for (process = &master->agent; process != NULL;
-		     process = next_process(master, process))
-			if (process->worker_id == info.si_pid)
-				return; /* no orphan: it has died just now, and is next */
-		waitpid(info.si_pid, NULL, 0);
-	}
-}
-
 static void
 reap_all(struct master *master)
 {
@@ -1334,7 +1346,7 @@ reap_all(struct master *master)
 		next = worker->next;
 		reap(master, worker);
 	}
-	reap_orphans(master);
+	reap_orphans(master, P_ALL, 0);
 }
 
 /* ---- the clock ----------------------------------------------------------- */

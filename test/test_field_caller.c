@@ -973,6 +973,44 @@ Test(field_caller, as_process_1_the_launcher_reaps_orphans)
 	reap_orphans(launch_as_one, " started on ");
 }
 
+/* Its helper ends when it is told so, and is then an orphan of process 1. */
+static int
+role_with_helper(struct messenger *messenger, void *arg)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		for (;;)
+			pause();
+	return pid == -1 ? -1 : role(messenger, arg);
+}
+
+static int
+start_as_one_with_helpers(void)
+{
+	return start_cluster(&(struct options){
+		.agent = role_with_helper, .app = role_with_helper, .workers = 1});
+}
+
+Test(field_caller, as_process_1_a_close_does_not_wait_for_orphans_that_are_dead)
+{
+	struct caller *c;
+	int64_t since;
+
+	body_of_one = start_as_one_with_helpers;
+	c = caller_start(as_process_one);
+	caller_until(c, caller_has_or_ended, &(struct caller_search){0, "app ready "});
+	if (caller_count(c, "not permitted") > 0)
+		cr_skip_test("no pid namespaces");
+	caller_wait(c, 0, "app ready ");
+	since = clutch_now();
+	kill(caller_number(c, "process 1 is "), SIGTERM);
+	caller_ends(c, 0);
+	caller_assert(c, clutch_now() - since < 3000 * time_scale(), "the close took %lldms",
+	              (long long)(clutch_now() - since));
+	caller_free(c);
+}
+
 /* ---- a small limit of descriptors ------------------------------------------------------- */
 
 static int many_workers;
