@@ -745,8 +745,11 @@ refork(struct master *master, int number)
 static void
 leave_later(struct master *master, struct process *worker)
 {
+	struct process *agent = &master->agent;
+
 	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
-	worker->leave_after = ++master->agent.barriers_told;
+	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
+	worker->leave_after = agent->barriers_told;
 	expect(master, worker, master->options.app_close_timeout, DEADLINE_BARRIER);
 }
 
@@ -1216,14 +1219,53 @@ bury(struct master *master, const struct process *process)
 	master->corpses = corpse;
 }
 
+/* Look at the dead without reaping them. */
+static int
+wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
+{
+	int result;
+
+	memset(info, 0, sizeof *info);
+	AGAIN(result, waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT));
+	return result;
+}
+
+/* A child, or a corpse that is kept? */
+static bool
+is_own(struct master *master, pid_t pid)
+{
+	const struct process *process = &master->agent;
+	const struct corpse *corpse = master->corpses;
+
+	while (process != NULL && process->worker_id != pid)
+		process = next_process(master, process);
+	while (corpse != NULL && corpse->pid != pid)
+		corpse = corpse->next;
+	return process != NULL || corpse != NULL;
+}
+
+/* Process 1 of a container inherits every orphan there, and reaps them: all, or those of
+ * a process group. A dead child, or a corpse, hides the orphans behind it for now. */
+static void
+reap_orphans(struct master *master, idtype_t type, pid_t group)
+{
+	siginfo_t info;
+
+	while (master->messenger.pid == 1 && wait_for_death(type, group, &info) == 0 &&
+	       info.si_pid != 0 && !is_own(master, info.si_pid))
+		waitpid(info.si_pid, NULL, 0);
+}
+
 /* Reap a corpse if its group is gone, or has not gone for SIGKILL: an init may not reap
  * what it adopts. Returns whether it did. */
 static bool
 reap_corpse(struct master *master, struct corpse *corpse)
 {
-	bool group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+	bool group_lives;
 	pid_t result;
 
+	reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
+	group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
 	if (group_lives && corpse->deadline > master->now)
 		return false;
 	if (group_lives && !corpse->killed) {
@@ -1247,6 +1289,7 @@ reap_corpses(struct master *master)
 			await(master, master->now); /* it may have been the last one */
 			*link = corpse->next;
 			free(corpse);
+			reap_orphans(master, P_ALL, 0);
 		} else {
 			link = &corpse->next;
 		}
@@ -1285,17 +1328,6 @@ on_process_exit(struct master *master, struct process *process, const siginfo_t 
 		on_app_exit(master, process);
 }
 
-/* Look at the dead without reaping them. */
-static int
-wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
-{
-	int result;
-
-	memset(info, 0, sizeof *info);
-	AGAIN(result, waitid(type, (id_t)pid, info, WEXITED | WNOHANG | WNOWAIT));
-	return result;
-}
-
 static void
 reap(struct master *master, struct process *process)
 {
@@ -1308,23 +1340,6 @@ reap(struct master *master, struct process *process)
 		on_process_exit(master, process, &info);
 }
 
-/* Process 1 of a container inherits every orphan there, and reaps them. */
-static void
-reap_orphans(struct master *master)
-{
-	const struct process *process;
-	siginfo_t info;
-
-	while (master->messenger.pid == 1 && master->corpses == NULL &&
-	       wait_for_death(P_ALL, 0, &info) == 0 && info.si_pid != 0) {
-		for (process = &master->agent; process != NULL;
-		     process = next_process(master, process))
-			if (process->worker_id == info.si_pid)
-				return; /* no orphan: it has died just now, and is next */
-		waitpid(info.si_pid, NULL, 0);
-	}
-}
-
 static void
 reap_all(struct master *master)
 {
@@ -1335,7 +1350,7 @@ reap_all(struct master *master)
 		next = worker->next;
 		reap(master, worker);
 	}
-	reap_orphans(master);
+	reap_orphans(master, P_ALL, 0);
 }
 
 /* ---- the clock ----------------------------------------------------------- */
@@ -1559,12 +1574,14 @@ save_status(const struct master *master)
 
 /* Is a queue so full, for so long, that its owner must go before it harms others? The
  * clock does not run for a process that wants a pause, nor for one that is itself not read
- * because of others; unless all of these wait for each other. A process that has closed its
- * reading end is expected to exit. */
+ * because of others; unless all of these wait for each other. A process that was told to
+ * end has a deadline of its own. A process that has closed its reading end is expected to
+ * exit. */
 static void
 watch_queue(struct master *master, struct process *process)
 {
-	bool stopped = process->paused || (process->waits && master->can_drain);
+	bool stopped = process->paused || (process->waits && master->can_drain) ||
+	               process->deadline >= DEADLINE_LEAVE;
 
 	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
 	    is_alive(process))
@@ -2034,7 +2051,6 @@ open_slots(struct master *master)
 {
 	int slot;
 
-	channel_init(&master->agent.channel, 0);
 	master->agent.role = ROLE_AGENT;
 	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
 	if (master->slots == NULL || !set_reserve(master, (size_t)master->options.workers + 3))
@@ -2048,7 +2064,6 @@ open_slots(struct master *master)
 static int
 open_parent(struct master *master)
 {
-	channel_init(&master->parent.channel, 0);
 	master->parent.role = ROLE_PARENT;
 	if (master->options.parent == 0)
 		return 0;
@@ -2145,6 +2160,8 @@ run_cluster(const struct options *given, const sigset_t *mask)
 
 	memset(&master, 0, sizeof master);
 	master.listener = master.pid_file = -1;
+	channel_init(&master.agent.channel, 0);
+	channel_init(&master.parent.channel, 0);
 	master.reload_slot = -1;
 	master.exit_code = 1;
 	master.now = master.start_time = clutch_now();

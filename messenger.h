@@ -582,7 +582,8 @@ enum peer channel_drain(struct channel *channel, int timeout);
  * Read once, as much as there is, at most CHANNEL_READ_SIZE; then take out the
  * messages one by one, until there is none (0) or a bad frame (-1). A message is valid
  * until the next channel_read in this process, of any channel; message->handle is yours
- * to close. Messages that were not taken out come again after the channel's next read.
+ * to close. Messages that were not taken out come again after the channel's next read,
+ * which reads nothing more.
  * PEER_BROKEN, -1: nothing more comes, with EPROTO (the peer broke the protocol), or
  * ENOMEM (for a frame that had begun).
  */

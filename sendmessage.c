@@ -535,16 +535,12 @@ keep_rest(struct channel *reader)
 	reader->kept_length = length;
 }
 
-/* Lend the read buffer to a channel; the rest of its last read stands at the beginning. */
+/* Lend the read buffer to a channel; the rest of its last read stands in the buffer. */
 static int
 lend_buffer(struct channel *channel)
 {
-	if (buffer.reader == channel) {
-		memmove(buffer.bytes, buffer.bytes + buffer.next, buffer.end - buffer.next);
-		buffer.end -= buffer.next;
-		buffer.next = 0;
+	if (buffer.reader == channel)
 		return 0;
-	}
 	if (buffer.reader != NULL && buffer.next < buffer.end)
 		keep_rest(buffer.reader);
 	buffer.reader = channel;
@@ -586,6 +582,19 @@ keep_handle(struct channel *channel, struct msghdr *header)
 	return honest;
 }
 
+/* Has the last read left a frame, whole or bad, that channel_next can take? A process that
+ * pauses leaves one. What is behind it in the socket waits there: the handles of frames
+ * that were not taken would find no place, and the peer's end would come too soon. */
+static bool
+is_frame_waiting(void)
+{
+	const unsigned char *frame = buffer.bytes + buffer.next;
+	size_t left = buffer.end - buffer.next;
+
+	return left >= FRAME_HEADER &&
+	       (left >= frame_size(frame) || !frame_header_valid(frame, frame_size(frame)));
+}
+
 enum peer
 channel_read(struct channel *channel)
 {
@@ -599,10 +608,13 @@ channel_read(struct channel *channel)
 
 	if (lend_buffer(channel) == -1)
 		return PEER_BROKEN;
+	if (is_frame_waiting())
+		return PEER_ALIVE;
+	memmove(buffer.bytes, buffer.bytes + buffer.next, buffer.end - buffer.next);
+	buffer.end -= buffer.next;
+	buffer.next = 0;
 	part.iov_base = buffer.bytes + buffer.end;
 	part.iov_len = sizeof buffer.bytes - buffer.end;
-	if (part.iov_len == 0) /* all of it waits for a process that has paused */
-		return PEER_ALIVE;
 	if (part.iov_len > CHANNEL_READ_SIZE)
 		part.iov_len = CHANNEL_READ_SIZE;
 	do
@@ -645,16 +657,12 @@ int
 channel_next(struct channel *channel, struct message *message)
 {
 	unsigned char *frame = buffer.bytes + buffer.next;
-	size_t size, left = buffer.end - buffer.next;
-	bool valid;
+	size_t size;
 
-	if (buffer.reader != channel || left < FRAME_HEADER)
+	if (buffer.reader != channel || !is_frame_waiting())
 		return 0;
 	size = frame_size(frame);
-	valid = frame_header_valid(frame, size);
-	if (valid && left < size)
-		return 0;
-	if (!valid || !frame_decode(frame, size, message) ||
+	if (!frame_header_valid(frame, size) || !frame_decode(frame, size, message) ||
 	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0 && !take_handle(channel, message))) {
 		buffer.reader = NULL; /* what follows a lie is not to be believed */
 		return clutch_fail(EPROTO);

@@ -295,6 +295,30 @@ Test(field_caller, a_failed_start_touches_no_other_messenger)
 	caller_free(c);
 }
 
+/* Each of these starts fails, before it has forked anything. */
+static int
+with_open_descriptors(void)
+{
+	int before = process_descriptors(getpid());
+
+	start_cluster(&(struct options){.workers = 1, .parent = 1 << 20});
+	start_cluster(&(struct options){.workers = CLUTCH_WORKERS_MAX + 1});
+	start_cluster(&(struct options){.workers = 1, .pid_file = "/"});
+	say("%d of 3 open, %d lost",
+	    (fcntl(0, F_GETFD) != -1) + (fcntl(1, F_GETFD) != -1) + (fcntl(2, F_GETFD) != -1),
+	    before - process_descriptors(getpid()));
+	return 0;
+}
+
+Test(field_caller, a_failed_start_closes_no_descriptor_of_the_callers)
+{
+	struct caller *c = caller_start(with_open_descriptors);
+
+	caller_ends(c, 0);
+	caller_assert(c, caller_count(c, "3 of 3 open, 0 lost") == 1, "a descriptor is closed");
+	caller_free(c);
+}
+
 static int
 with_two_clusters(void)
 {
@@ -947,6 +971,44 @@ Test(field_caller, as_process_1_start_cluster_reaps_orphans)
 Test(field_caller, as_process_1_the_launcher_reaps_orphans)
 {
 	reap_orphans(launch_as_one, " started on ");
+}
+
+/* Its helper ends when it is told so, and is then an orphan of process 1. */
+static int
+role_with_helper(struct messenger *messenger, void *arg)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		for (;;)
+			pause();
+	return pid == -1 ? -1 : role(messenger, arg);
+}
+
+static int
+start_as_one_with_helpers(void)
+{
+	return start_cluster(&(struct options){
+		.agent = role_with_helper, .app = role_with_helper, .workers = 1});
+}
+
+Test(field_caller, as_process_1_a_close_does_not_wait_for_orphans_that_are_dead)
+{
+	struct caller *c;
+	int64_t since;
+
+	body_of_one = start_as_one_with_helpers;
+	c = caller_start(as_process_one);
+	caller_until(c, caller_has_or_ended, &(struct caller_search){0, "app ready "});
+	if (caller_count(c, "not permitted") > 0)
+		cr_skip_test("no pid namespaces");
+	caller_wait(c, 0, "app ready ");
+	since = clutch_now();
+	kill(caller_number(c, "process 1 is "), SIGTERM);
+	caller_ends(c, 0);
+	caller_assert(c, clutch_now() - since < 3000 * time_scale(), "the close took %lldms",
+	              (long long)(clutch_now() - since));
+	caller_free(c);
 }
 
 /* ---- a small limit of descriptors ------------------------------------------------------- */

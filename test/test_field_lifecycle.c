@@ -1047,6 +1047,26 @@ Test(field_lifecycle, two_newcomers_that_are_ready_at_once_do_not_end_each_other
 	cluster_stop(c);
 }
 
+/* The next agent does not owe an answer to what the dead one was not asked. */
+Test(field_lifecycle, a_reload_without_an_agent_does_not_slow_down_the_next_one)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = plain, .app = polite, .app_close_timeout = LONG});
+	cluster_ready(c);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait_end(c, "AGENT#1");
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "APP#1 leaves");
+	cluster_wait(c, 0, "agent_worker#2:AGENT#2 started");
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "app_worker#3:APP#3 started");
+	cluster_wait(c, 0, "APP#2 leaves");
+	cluster_stop(c);
+}
+
 /* ---- deadlines -------------------------------------------------------------------------- */
 
 /* It closes its channel after so long and hangs then; its own alarm does not help it. */

@@ -360,3 +360,78 @@ Test(field_pause, paused_processes_notice_the_end_of_the_master)
 	cluster_signal(c, "MASTER", SIGKILL);
 	cluster_killed(c, SIGKILL);
 }
+
+/* ---- a listener that takes one message at a time ------------------------------------------------ */
+
+enum { ONE_BY_ONE = 20, WITH_HANDLE = 5 }; /* the socket holds all */
+
+struct count {
+	int messages, handles;
+};
+
+static int
+on_next_turn(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_resume(messenger);
+}
+
+static int
+take_one(struct messenger *messenger, const struct message *message, void *arg)
+{
+	struct count *count = arg;
+
+	count->messages++;
+	count->handles += message->handle != -1;
+	messenger_pause(messenger); /* EPIPE: the channel has ended */
+	return messenger_set_timeout(messenger, 0, on_next_turn, NULL) == -1;
+}
+
+static void
+send_all(struct messenger *sender, bool with_handles)
+{
+	struct message message = {.action = "one"};
+	int i;
+
+	for (i = 1; i <= ONE_BY_ONE; i++) {
+		message.handle = with_handles && i % WITH_HANDLE == 0 ? STDERR_FILENO : -1;
+		cr_assert_eq(messenger_send_message(sender, &message), 0, "%s", strerror(errno));
+		cr_assert_eq(messenger_drain(sender, 0), 1);
+	}
+}
+
+/* All is in the socket before the first message is taken. */
+static void
+take_one_by_one(bool with_handles, bool hangs_up)
+{
+	struct messenger *sender, *receiver;
+	struct count count = {0};
+	int pair[2], result = 1;
+
+	cr_assert_eq(channel_pair(pair), 0);
+	sender = messenger_open(pair[0], ROLE_AGENT);
+	receiver = messenger_open(pair[1], ROLE_PARENT);
+	cr_assert(sender != NULL && receiver != NULL);
+	cr_assert_eq(messenger_on(receiver, "one", take_one, &count), 0);
+	send_all(sender, with_handles);
+	if (hangs_up)
+		messenger_close(sender);
+	while (result == 1 && count.messages < ONE_BY_ONE)
+		result = messenger_step(receiver, 1000 * time_limit());
+	cr_assert_neq(result, -1, "after %d messages: %s", count.messages, strerror(errno));
+	cr_assert_eq(count.messages, ONE_BY_ONE, "the end came after %d messages", count.messages);
+	cr_assert_eq(count.handles, with_handles ? ONE_BY_ONE / WITH_HANDLE : 0);
+	messenger_close(receiver);
+	if (!hangs_up)
+		messenger_close(sender);
+}
+
+Test(field_pause, handles_come_to_a_listener_that_takes_one_message_at_a_time)
+{
+	take_one_by_one(true, false);
+}
+
+Test(field_pause, all_that_was_sent_comes_before_the_end_to_a_listener_that_pauses)
+{
+	take_one_by_one(false, true);
+}

@@ -1247,6 +1247,29 @@ Test(field_traffic, a_pause_takes_no_time_from_an_agent_that_leaves)
 	expect_pause_while_closing("AGENT#1", (struct options){.agent = act_and_leave_slowly});
 }
 
+/* It reads nothing while it leaves, for longer than the stuck timeout. */
+Test(field_traffic, a_full_queue_of_an_app_that_leaves_makes_the_master_not_busy)
+{
+	struct cluster *c =
+		launch((struct options){.app = act_and_leave_slowly, .app_close_timeout = 60000});
+	int64_t used;
+
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, ":APP#1 is about to leave");
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 1000, PIECE);
+	let_pass(c, CLUTCH_STUCK_TIMEOUT + 500);
+	used = process_processor_time(c->master);
+	let_pass(c, 1000);
+	used = process_processor_time(c->master) - used;
+	cr_assert_lt(used, 300 * time_scale(), "the master spends %lldms with nothing",
+	             (long long)used);
+	cluster_signal(c, "APP#1", SIGUSR2);
+	cluster_wait(c, 0, ":APP#1 has left in good order");
+	cluster_signal(c, "APP#2", SIGUSR2);
+	stop(c);
+}
+
 /* It is ready as soon as it is told so. */
 static int
 load_until_released(struct messenger *app, void *arg)
