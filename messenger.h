@@ -49,7 +49,8 @@ extern "C" {
 #define CHANNEL_READ_SIZE (512 * 1024)
 #endif
 
-/* SO_SNDBUF of both ends of a channel, in bytes; 0 leaves the system's. */
+/* The size of the socket buffer (SO_SNDBUF) at both ends of a channel, in bytes; 0 keeps
+ * the system's default. */
 #ifndef CHANNEL_SOCKET_BUFFER
 #define CHANNEL_SOCKET_BUFFER (512 * 1024)
 #endif
@@ -109,13 +110,14 @@ enum role { ROLE_NONE, ROLE_MASTER, ROLE_PARENT, ROLE_AGENT, ROLE_APP };
  */
 struct message {
 	const char *action;   /* NULL or "": only listeners of every action hear it */
-	enum role from;       /* stamped by the master; what you claim is lost */
+	enum role from;       /* set by the master; your value is overwritten */
 	enum role to;         /* ROLE_NONE: agent to app, app to agent, parent to master */
 	pid_t receiver_pid;   /* 0: none; otherwise it overrides `to` */
 	const char *data;     /* JSON text; NULL is JavaScript's undefined */
 	size_t data_length;   /* bytes; data[data_length] is 0 in what you receive */
-	int handle;           /* a descriptor that travels along, or -1 */
-	unsigned char *frame; /* the bytes that the message stands in; not yours */
+	int handle;           /* a descriptor that travels along, or -1: set it, 0 is one, too */
+	unsigned char *frame; /* the frame in the read buffer, or NULL; not yours. Set it to
+	                       * NULL before sendmessage gets a changed message */
 };
 
 /* A process's end of the cluster: the emitter, the send calls and the loop. */
@@ -148,12 +150,14 @@ struct options {
 	/* Called first in every process that clutch forks, before anything else
 	 * of the application's: close there what the process must not keep. The
 	 * role is what the process will be: ROLE_MASTER (fork_cluster), ROLE_AGENT
-	 * or ROLE_APP. */
+	 * or ROLE_APP. After fork_cluster it is called in the master and again in
+	 * its children: close once, and forget the number. */
 	void (*in_child)(enum role role, void *arg);
 	void *arg; /* handed to the four above */
 
 	const char *name;         /* in the log; "egg" */
-	int workers;              /* EGG_WORKERS, or the number of processors */
+	int workers;              /* 1 to CLUTCH_WORKERS_MAX; EGG_WORKERS, or the number of
+	                           * processors that are on line */
 	const char *host;         /* HOST, or 127.0.0.1; a numeric address or "localhost" */
 	int port;                 /* PORT, or 7001; -1: any free one */
 	const char *env;          /* EGG_SERVER_ENV, or "prod"; in "local" and "unittest" no
@@ -204,8 +208,8 @@ struct options {
  *	OPTIONS  {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"}
  *	OPTIONS  {"workers":2} if options.connection is NULL
  *
- * The two that have died are told once egg-ready has been sent: a death before is a
- * failed start. No process may send these actions in the cluster's place, nor egg's
+ * agent-worker-died and app-worker-died are sent only after egg-ready: a death before it is
+ * a failed start. No process may send these actions in the cluster's place, nor egg's
  * agent-exit, app-exit, app-start, and, to the master, realport: the message is dropped,
  * and the first one of each process is logged. clutch-pause and clutch-resume are what
  * messenger_pause and messenger_resume tell the master.
@@ -333,8 +337,8 @@ int messenger_remove_listener(struct messenger *messenger, const char *action,
  * string of JSON, or NULL. errno: EINVAL (a role that does not exist), EMSGSIZE
  * (see the limits), ENOBUFS (the queue is full: nothing was queued; try again
  * in a later turn), EPIPE (the channel is closed), EMFILE (the handle), ENOMEM.
- * A handle for which a process on the way has no descriptor, or the kernel no
- * memory, is lost; its message arrives without it.
+ * If a process on the way has no free descriptor, or the kernel no memory, the handle is
+ * lost, and the message arrives without it.
  *   broadcast       every app, then the agent. Both or neither are queued.
  *   send_to         the process with that pid; EINVAL unless pid > 0
  *   send_random     one of opids, uniformly; ESRCH when there is none
@@ -370,12 +374,12 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * something to do, and do it: messages, watched descriptors, timers. Returns 1
  * while the channel is open; 0 once it is closed and all that came over it is
  * delivered (descriptors and timers go on); -1 with EBUSY inside a callback of
- * the same loop or a listener of any, EPROTO when the other end broke the
+ * this messenger or a listener of any messenger of the process, EPROTO when the other end broke the
  * protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
  *
  * drain: turn the loop until at most `most` bytes of what was sent wait to be
- * written; at once, without a turn, if there are no more. A stream that calls it
- * after each message never meets ENOBUFS, and is fastest with CHANNEL_FLUSH_SIZE.
+ * written; at once, without a turn, if there are no more. A process that calls
+ * messenger_drain(m, CHANNEL_FLUSH_SIZE) after each message never gets ENOBUFS.
  * Returns as step does, 1 if there is nothing to wait for.
  *
  * pause, resume: hear no message until resume, not even one that has arrived
@@ -471,7 +475,9 @@ extern "C" {
 
 /*
  * sendmessage.c: one message, one channel. Two processes that only want to talk need
- * this file alone.
+ * this file alone. Their loop: channel_flush; poll for POLLIN, and for POLLOUT while
+ * channel_pending; on any other event than POLLOUT channel_read, then channel_next until it
+ * returns 0 or -1 (examples/ipc/native.c).
  *
  * A frame, in network byte order. `length` counts what follows it. The two NULs are part
  * of the frame, so that a receiver uses action and data as C strings where they stand.
@@ -517,7 +523,7 @@ struct waiting_handle {
  * of frames on the way out.
  */
 struct channel {
-	int descriptor;        /* -1: nobody is there yet, and what is sent waits */
+	int descriptor;        /* -1: there is no process at the other end yet; messages wait */
 	bool write_closed;     /* the peer reads no more, or we shut our half down */
 	bool starved;          /* a read or a write met a shortage of the system's */
 	int64_t starved_since; /* the first of these writes in a row, or 0 */
@@ -539,11 +545,11 @@ struct channel {
 	uint64_t bytes_in, messages_in, messages_out, handles_lost;
 };
 
-/* channel_init makes a channel with nobody at the other end; channel_attach
+/* channel_init makes a channel without a process at the other end; channel_attach
  * gives it a descriptor, which becomes the channel's (non-blocking, close on
  * exec), and keeps what waits; on failure (fcntl(2)'s errno) the descriptor stays
- * the caller's. channel_close drops what waits and frees all; closing twice is
- * closing once. */
+ * the caller's. channel_close drops the queue and frees all memory; a second call does
+ * nothing. */
 void channel_init(struct channel *channel, size_t limit);
 int channel_attach(struct channel *channel, int descriptor);
 void channel_close(struct channel *channel);
@@ -584,8 +590,8 @@ enum peer channel_drain(struct channel *channel, int timeout);
  * until the next channel_read in this process, of any channel; message->handle is yours
  * to close. Messages that were not taken out come again after the channel's next read,
  * which reads nothing more.
- * PEER_BROKEN, -1: nothing more comes, with EPROTO (the peer broke the protocol), or
- * ENOMEM (for a frame that had begun).
+ * PEER_BROKEN and -1 end the channel: errno is EPROTO if the peer broke the protocol,
+ * ENOMEM if there was no memory for the rest of a frame.
  */
 enum peer channel_read(struct channel *channel);
 int channel_next(struct channel *channel, struct message *message);
@@ -639,7 +645,7 @@ void clutch_trace(enum role role, const char *step, const struct message *messag
 const char *clutch_role_name(enum role role);
 
 /*
- * messenger.c, master's side: who receives what.
+ * messenger.c, master's side: which process receives a message.
  *
  * A process's life:
  *
@@ -661,11 +667,12 @@ const char *clutch_role_name(enum role role);
  *	set when                          the process must     if it does not
  *	START         forked              be ready             SIGTERM, "start timeout"
  *	BARRIER       to be replaced      be forgotten         it is told to leave anyway
-	                                  by the agent
+ *	                                  by the agent
  *	LEAVE         sent SIGTERM        be gone              SIGKILL, "did not leave in time"
  *	DISCONNECTED  its channel ended   be gone (in a        SIGKILL, the same
  *	                                  graceful exit it has CLUTCH_GRACEFUL_TIMEOUT more)
- *	DEAF          it reads no more    be gone              SIGKILL, "reads no more"
+ *	DEAF          its reading end is  be gone              SIGKILL, "reads no more"
+ *	              closed
  *	KILLED        sent SIGKILL        be gone              SIGKILL again
  *
  * The deadline of a process that was told to end never moves back.
@@ -709,7 +716,7 @@ struct process {
 	bool disable_refork;    /* it has not been ready yet */
 	bool is_dev_reload;     /* another process has its slot: its death is no news */
 	bool refused;           /* a refused action of it has been logged */
-	bool paused;            /* it hears nothing for a while, because it wants so */
+	bool paused;            /* it has asked for a pause: it reads nothing until it resumes */
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
@@ -805,7 +812,7 @@ void messenger_tell_master(struct messenger *messenger, const char *action, cons
  * failed. */
 int messenger_run_closers(struct messenger *messenger);
 
-/* own: this is the messenger of the process's role. What it was sent is written out by
+/* own: this is the messenger of the process's role. What was sent over it is written out by
  * flush_own, also before exit(3); -1: atexit(3) failed. disown, in a forked child: the
  * messengers of its parent, all of them, are its parent's. */
 int messenger_own(struct messenger *messenger);
