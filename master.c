@@ -2332,7 +2332,7 @@ fork_cluster(const struct options *options, pid_t *pid)
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 	close(pair[1]);
 	if (*pid == -1) {
-		messenger_free(parent);
+		messenger_close(parent);
 		return NULL;
 	}
 	return parent;
