@@ -2243,7 +2243,7 @@ fork_cluster(const struct options *options, pid_t *pid)
 		become_master(options, pair[1], &mask);
 	close(pair[1]);
 	if (*pid == -1) {
-		messenger_free(parent);
+		messenger_close(parent);
 		return NULL;
 	}
 	return parent;

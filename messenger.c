@@ -401,26 +401,21 @@ messenger_open(int descriptor, enum role role)
 	if (clutch_grow(&messenger->set, 0, sizeof *messenger->set) == 0 &&
 	    channel_attach(&messenger->channel, descriptor) == 0)
 		return messenger;
-	messenger_free(messenger);
+	messenger_close(messenger);
 	return NULL;
 }
 
 void
 messenger_close(struct messenger *messenger)
 {
+	struct messenger **link = &messengers;
+	int saved = errno;
+
 	if (messenger == NULL)
 		return;
 	if (messenger->channel.descriptor != -1)
 		channel_drain(&messenger->channel, CLOSE_FLUSH_TIMEOUT);
-	messenger_free(messenger);
-}
-
-void
-messenger_free(struct messenger *messenger)
-{
-	struct messenger **link = &messengers;
-	int saved = errno;
-
+	channel_close(&messenger->channel);
 	while (*link != messenger)
 		link = &(*link)->next;
 	*link = messenger->next;
@@ -428,7 +423,6 @@ messenger_free(struct messenger *messenger)
 		free(messenger->listeners[--messenger->listener_count].action);
 	free(messenger->listeners);
 	free(messenger->closers);
-	channel_close(&messenger->channel);
 	free(messenger->opids);
 	free(messenger->watches);
 	free(messenger->set);
@@ -1154,34 +1148,21 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* Take what was read, but deliver nothing. Returns what channel_next does at the end. */
-static int
-skip_messages(struct channel *channel)
-{
-	struct message message;
-	int found;
-
-	while ((found = channel_next(channel, &message)) == 1)
-		if (message.handle != -1)
-			close(message.handle);
-	return found;
-}
-
-/* D22: what a send call accepted leaves before the process does. Read meanwhile: the
- * master stops reading from a process whose own incoming queue is full (D21), so that a
- * process that sends to itself would wait for ever. */
+/* D22: what a send call accepted leaves before the process does. Hear meanwhile, without
+ * listeners: the master stops reading from a process whose own incoming queue is full
+ * (D21), so that a process that sends to itself would wait for ever. */
 void
 messenger_flush_own(void)
 {
 	int64_t deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
-	enum peer peer = PEER_ALIVE;
 
 	if (own == NULL || own->pid != getpid())
 		return;
-	while (peer == PEER_ALIVE && channel_drain(&own->channel, 10) == PEER_ALIVE &&
+	own->listener_count = 0; /* exit(3) may be called by one of them */
+	own->paused = false;
+	while (channel_drain(&own->channel, 10) == PEER_ALIVE &&
 	       channel_pending(&own->channel) > 0 && clutch_now() < deadline)
-		peer = skip_messages(&own->channel) == -1 ? PEER_BROKEN
-		                                          : channel_read(&own->channel);
+		hear(own);
 }
 
 int

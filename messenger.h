@@ -802,9 +802,6 @@ struct messenger {
 	size_t connections; /* accepted, and watched */
 };
 
-/* Free a messenger at once, with all that waits; errno stays. */
-void messenger_free(struct messenger *messenger);
-
 /* Tell the master something, whatever else waits in the queue. */
 void messenger_tell_master(struct messenger *messenger, const char *action, const char *data);
 

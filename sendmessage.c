@@ -98,10 +98,8 @@ clutch_retry(int64_t *deadline)
 
 	if (*deadline == 0)
 		*deadline = now + SHORTAGE_TIMEOUT;
-	if (now >= *deadline)
-		return false;
 	poll(NULL, 0, 10);
-	return true;
+	return now < *deadline;
 }
 
 int
@@ -312,25 +310,25 @@ channel_close(struct channel *channel)
 static unsigned char *
 queue_reserve(struct channel *channel, size_t size)
 {
-	size_t used = channel_pending(channel);
-	size_t room = 2 * channel->queue_end + size + QUEUE_LEAST;
-	unsigned char *queue;
+	size_t used = channel_pending(channel), room = 2 * used + size + QUEUE_LEAST;
+	bool grows = channel->queue_start < used || used + size > channel->queue_size;
+	unsigned char *queue = channel->queue;
 
 	channel->queue_used = true;
 	if (channel->queue_size - channel->queue_end >= size)
-		return channel->queue + channel->queue_end;
-	if (channel->queue_start >= used && channel->queue_size - used >= size) {
-		memmove(channel->queue, channel->queue + channel->queue_start, used);
-		channel->queue_start = 0;
-		channel->queue_end = used;
-		return channel->queue + used;
+		return queue + channel->queue_end;
+	if (used > 0)
+		memmove(queue, queue + channel->queue_start, used);
+	channel->queue_start = 0;
+	channel->queue_end = used;
+	if (grows) {
+		queue = realloc(queue, room);
+		if (queue == NULL)
+			return NULL;
+		channel->queue = queue;
+		channel->queue_size = room;
 	}
-	queue = realloc(channel->queue, room);
-	if (queue == NULL)
-		return NULL;
-	channel->queue = queue;
-	channel->queue_size = room;
-	return queue + channel->queue_end;
+	return queue + used;
 }
 
 bool
@@ -453,19 +451,16 @@ channel_drain(struct channel *channel, int timeout)
 {
 	struct pollfd wait = {.fd = channel->descriptor, .events = POLLOUT};
 	int64_t deadline = clutch_now() + timeout;
-	enum peer peer;
 
-	for (;;) {
-		peer = channel_flush(channel);
-		timeout = (int)(deadline - clutch_now());
-		if (peer != PEER_ALIVE || channel_pending(channel) == 0 || timeout <= 0 ||
-		    channel->descriptor == -1)
-			return peer;
+	while (channel_flush(channel) == PEER_ALIVE && channel_pending(channel) > 0 &&
+	       channel->descriptor != -1 && timeout > 0) {
 		if (channel_take_starved(channel)) /* the socket has room, the system has not */
 			poll(NULL, 0, timeout < 10 ? timeout : 10);
 		else
 			poll(&wait, 1, timeout);
+		timeout = (int)(deadline - clutch_now());
 	}
+	return channel->write_closed ? PEER_GONE : PEER_ALIVE;
 }
 
 /* Let a handle wait for the frame that is queued next. */
