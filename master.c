@@ -120,14 +120,13 @@ struct master {
 	struct options options; /* every default filled in */
 	char options_json[160]; /* what egg-ready carries */
 	char address[80];       /* http://host:port, or empty */
-	bool is_production, has_terminal, port_given;
+	bool is_production;
 	struct worker_manager worker_manager;
 	struct master_messenger messenger;
 	struct process parent, agent;
 	struct slot agent_slot, *slots;
 	struct corpse *corpses;
 	int listener, pid_file;
-	struct stat pid_file_status;
 
 	enum phase phase;
 	int exit_code;
@@ -150,10 +149,10 @@ struct master {
 	int wake;
 	size_t caught; /* signals, the first of those above */
 	struct sigaction inherited[CAUGHT];
-	sigset_t mask;  /* the caller's */
-	unsigned alarm; /* the caller's, in seconds */
-	struct pollfd *set;
-	size_t set_size;
+	sigset_t mask;      /* the caller's */
+	unsigned alarm;     /* the caller's, in seconds */
+	struct pollfd *set; /* self-pipe, parent, agent, app workers; an fd of -1: not polled */
+	size_t worker_count;
 };
 
 static void close_cluster(struct master *master);
@@ -358,6 +357,7 @@ delete_worker(struct master *master, struct process *worker) /* :38 */
 	while (*link != worker)
 		link = &(*link)->next;
 	*link = worker->next;
+	master->worker_count--;
 	channel_close(&worker->channel);
 	free(worker);
 }
@@ -592,10 +592,11 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 static void
 log_exit(const struct master *master) /* :521 onExit */
 {
-	if (master->options.pid_file != NULL) /* :522 */
+	if (master->pid_file != -1) /* :522 pidFile */
 		remove_pid_file(master);
-	log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO, /* :533 code */
-	         "[master] exit with code:%d", master->exit_code);
+	if (master->phase == PHASE_CLOSED) /* else it has not even started */
+		log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
+		         "[master] exit with code:%d", master->exit_code); /* :533 code */
 }
 
 static void
@@ -906,6 +907,7 @@ drop_handlers(void)
 static void
 reset_signals(const struct master *master)
 {
+	int terminal = open("/dev/tty", O_RDWR | O_NOCTTY);
 	sigset_t mask = master->mask;
 	size_t i;
 
@@ -913,9 +915,10 @@ reset_signals(const struct master *master)
 	for (i = 0; i < CAUGHT; i++)
 		if (master->inherited[i].sa_handler == SIG_IGN && caught[i].number != SIGTERM)
 			clutch_catch_signal(caught[i].number, SIG_IGN);
-	if (master->has_terminal) { /* which stops background groups that use it */
+	if (terminal != -1) { /* which stops background groups that use it */
 		clutch_catch_signal(SIGTTIN, SIG_IGN);
 		clutch_catch_signal(SIGTTOU, SIG_IGN);
+		close(terminal);
 	}
 	sigdelset(&mask, SIGTERM);
 	sigprocmask(SIG_SETMASK, &mask, NULL);
@@ -1034,14 +1037,20 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 	return true;
 }
 
-/* A place for an app worker that is not forked yet; NULL: ENOMEM. */
+/* A place for an app worker that is not forked yet, and in the set to poll; NULL: ENOMEM. */
 static struct process *
 new_worker(struct master *master, int slot)
 {
 	struct process *worker = calloc(1, sizeof *worker);
+	struct pollfd *set = realloc(master->set, (master->worker_count + 4) * sizeof *set);
 
-	if (worker == NULL)
+	if (set != NULL)
+		master->set = set;
+	if (set == NULL || worker == NULL) {
+		free(worker);
 		return NULL;
+	}
+	master->worker_count++;
 	channel_init(&worker->channel, CHANNEL_QUEUE_MAX);
 	worker->role = ROLE_APP;
 	worker->slot = slot;
@@ -1542,7 +1551,8 @@ open_again(const char *path, int flags, mode_t mode)
 {
 	int descriptor;
 
-	AGAIN(descriptor, open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode));
+	flags |= O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+	AGAIN(descriptor, open(path, flags, mode));
 	return descriptor;
 }
 
@@ -1612,32 +1622,15 @@ watch_losses(struct process *process)
 	process->handle_logged = process->channel.handles_lost > 0;
 }
 
-/* Room for one more to poll. Where memory is short, a process is not heard for now. */
-static bool
-set_reserve(struct master *master, size_t count)
-{
-	size_t size = 2 * count + 8;
-	struct pollfd *set;
-
-	if (count < master->set_size)
-		return true;
-	set = realloc(master->set, size * sizeof *set);
-	if (set == NULL)
-		return false;
-	master->set = set;
-	master->set_size = size;
-	return true;
-}
-
 /* Say what to poll for. A descriptor without events is left out, or its hangup would be
  * reported again and again. */
 static void
-prepare(struct master *master, struct process *process, size_t *count)
+prepare(struct master *master, struct process *process, struct pollfd *entry)
 {
 	struct channel *channel = &process->channel;
-	struct pollfd *entry;
 
-	process->polled = 0;
+	entry->fd = -1;
+	entry->events = 0;
 	watch_losses(process);
 	if (channel->descriptor != -1)
 		watch_queue(master, process);
@@ -1645,20 +1638,17 @@ prepare(struct master *master, struct process *process, size_t *count)
 		master->trim_at = master->now + TRIM_INTERVAL;
 	if (channel->descriptor == -1)
 		return;
-	if (channel_take_starved(channel) || !set_reserve(master, *count)) {
+	if (channel_take_starved(channel)) {
 		await(master, master->now + 10);
 		return;
 	}
-	entry = &master->set[*count];
-	entry->fd = channel->descriptor;
-	entry->events = 0;
 	if (process->state != STATE_DISCONNECTED &&
 	    process_stop_waiting(process, &master->worker_manager))
 		entry->events |= POLLIN;
 	if (channel_pending(channel) > 0)
 		entry->events |= POLLOUT;
 	if (entry->events != 0)
-		process->polled = (*count)++;
+		entry->fd = channel->descriptor;
 	else if (process->state == STATE_DISCONNECTED) /* all is written */
 		channel_close(channel);
 }
@@ -1680,7 +1670,7 @@ prepare_all(struct master *master)
 	while ((process = next_process(master, process)) != NULL) {
 		can_drain = can_drain ||
 		            (!process->waits && process_is_above(process, CHANNEL_LOW_WATER));
-		prepare(master, process, &count);
+		prepare(master, process, &master->set[count++]);
 	}
 	master->can_drain = can_drain;
 	return count;
@@ -1691,15 +1681,12 @@ static void
 hear_all(struct master *master, size_t count)
 {
 	struct process *process = NULL;
-	const struct pollfd *entry;
+	const struct pollfd *entry = master->set + 1;
 
-	while ((process = next_process(master, process)) != NULL) {
-		if (process->polled == 0 || process->polled >= count)
-			continue;
-		entry = &master->set[process->polled];
+	for (; (process = next_process(master, process)) != NULL && entry < master->set + count;
+	     entry++)
 		if ((entry->revents & ~POLLOUT) != 0 && entry->fd == process->channel.descriptor)
 			hear(master, process);
-	}
 }
 
 /* Has this signal come since the last call? */
@@ -1759,6 +1746,14 @@ loop(struct master *master)
 /* ---- start_cluster ------------------------------------------------------- */
 
 /* The option's value if it is given, or the environment's, or the default. */
+static const char *
+parse_text(const char *option, const char *name, const char *otherwise)
+{
+	if (option == NULL)
+		option = getenv(name);
+	return option != NULL && option[0] != '\0' ? option : otherwise;
+}
+
 static int
 parse_number(int *option, const char *name, int least, int most, int otherwise)
 {
@@ -1796,21 +1791,15 @@ static int
 parse_options(struct master *master, const struct options *given)
 {
 	struct options *options = &master->options;
+	long descriptors = sysconf(_SC_OPEN_MAX);
 	int legacy = 0;
 
 	*options = *given;
-	master->port_given = given->port != 0;
 	if (options->name == NULL)
 		options->name = "egg";
-	if (options->env == NULL)
-		options->env = getenv("EGG_SERVER_ENV");
-	if (options->env == NULL || options->env[0] == '\0')
-		options->env = "prod";
-	if (options->host == NULL)
-		options->host = getenv("HOST");
-	if (options->host == NULL || options->host[0] == '\0')
-		options->host = "127.0.0.1";
-	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, 0) ||
+	options->env = parse_text(options->env, "EGG_SERVER_ENV", "prod");
+	options->host = parse_text(options->host, "HOST", "127.0.0.1");
+	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, processors()) ||
 	    parse_number(&options->port, "PORT", 1, 65535, 7001) ||
 	    parse_number(&options->worker_start_timeout, NULL, 1, INT_MAX, 600000) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", 1, 3600000, 5000) ||
@@ -1819,14 +1808,19 @@ parse_options(struct master *master, const struct options *given)
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", 1, 3600000,
 	                 legacy))
 		return -1;
-	if (options->workers == 0)
-		options->workers = processors();
 	if (options->workers < 1 || options->workers > CLUTCH_WORKERS_MAX ||
 	    options->port > 65535 || options->worker_start_timeout < 1 ||
 	    options->app_close_timeout < 1 || options->agent_close_timeout < 1) {
 		log_error("an option is out of range: workers %d (1 to %d), port %d (to 65535), or "
 		          "a negative timeout",
 		          options->workers, CLUTCH_WORKERS_MAX, options->port);
+		return -1;
+	}
+	/* each process has a descriptor here: is there one for all, before the first fork? */
+	if (descriptors != -1 && descriptors < options->workers + OTHER_DESCRIPTORS) {
+		log_error("%d workers need %d descriptors, and the limit is %ld: raise it "
+		          "(ulimit -n), or start fewer workers",
+		          options->workers, options->workers + OTHER_DESCRIPTORS, descriptors);
 		return -1;
 	}
 	master->is_production =
@@ -1855,28 +1849,24 @@ bind_patiently(const struct master *master, const struct sockaddr *address, sock
 
 /* The shared port, before any fork: who cannot have it says so at once (D19). */
 static int
-open_listener(struct master *master)
+open_listener(struct master *master, bool port_given)
 {
 	const char *host = master->options.host;
+	bool is_v6 = strchr(host, ':') != NULL;
 	struct sockaddr_in v4 = {.sin_family = AF_INET};
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
-	struct sockaddr *address = (struct sockaddr *)&v4;
-	socklen_t length = sizeof v4;
-	const char *advice = master->port_given ? "" : ", as in PORT=7002";
-	in_port_t port = htons((in_port_t)(master->options.port > 0 ? master->options.port : 0));
+	struct sockaddr *address = is_v6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
+	socklen_t length = is_v6 ? sizeof v6 : sizeof v4;
+	in_port_t *port = is_v6 ? &v6.sin6_port : &v4.sin_port;
 	int on = 1;
 
-	v4.sin_port = port;
-	v6.sin6_port = port;
 	if (strcmp(host, "localhost") == 0)
 		host = "127.0.0.1";
-	if (inet_pton(AF_INET, host, &v4.sin_addr) != 1) {
-		if (inet_pton(AF_INET6, host, &v6.sin6_addr) != 1) {
-			log_error("HOST=%s is no good: give a numeric address or localhost", host);
-			return -1;
-		}
-		address = (struct sockaddr *)&v6;
-		length = sizeof v6;
+	*port = htons((in_port_t)(master->options.port > 0 ? master->options.port : 0));
+	if (inet_pton(address->sa_family, host,
+	              is_v6 ? (void *)&v6.sin6_addr : (void *)&v4.sin_addr) != 1) {
+		log_error("HOST=%s is no good: give a numeric address or localhost", host);
+		return -1;
 	}
 	master->listener = socket(address->sa_family, SOCK_STREAM, 0);
 	if (master->listener == -1 ||
@@ -1888,14 +1878,14 @@ open_listener(struct master *master)
 		if (errno == EADDRINUSE)
 			log_error("%s port %d is in use: stop what listens there, or choose "
 			          "another port%s",
-			          host, master->options.port, advice);
+			          host, master->options.port,
+			          port_given ? "" : ", as in PORT=7002");
 		else
 			log_error("cannot listen on %s port %d: %s", host, master->options.port,
 			          strerror(errno));
 		return -1;
 	}
-	port = address == (struct sockaddr *)&v4 ? v4.sin_port : v6.sin6_port;
-	master->options.port = ntohs(port);
+	master->options.port = ntohs(*port);
 	if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
 		host = "127.0.0.1"; /* egg: getAddress */
 	snprintf(master->address, sizeof master->address,
@@ -1920,51 +1910,38 @@ make_directories(const char *path)
 	return 0;
 }
 
-static bool
-is_same_file(const struct stat *one, const struct stat *other)
-{
-	return one->st_ino == other->st_ino && one->st_dev == other->st_dev;
-}
-
 /* D44: the master writes, empties and removes a plain file of its own user that is empty
  * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
 static const char *
-why_not_pid_file(int descriptor, const struct stat *status)
+why_not_pid_file(int descriptor)
 {
 	char text[32] = "";
+	struct stat status;
 	size_t length;
 
-	if (!S_ISREG(status->st_mode))
+	if (fstat(descriptor, &status) == -1)
+		return strerror(errno);
+	if (!S_ISREG(status.st_mode))
 		return "it is not a plain file";
-	if (status->st_uid != geteuid())
+	if (status.st_uid != geteuid())
 		return "it belongs to another user";
-	if (status->st_nlink > 1)
+	if (status.st_nlink > 1)
 		return "it has a second name";
 	if (pread(descriptor, text, sizeof text - 1, 0) == -1)
 		return strerror(errno);
 	length = strspn(text, "0123456789");
 	length += length > 0 && text[length] == '\n';
-	return (off_t)length == status->st_size ? NULL : "it holds something other than a pid";
+	return (off_t)length == status.st_size ? NULL : "it holds something other than a pid";
 }
 
-/* Why open(2) has failed. It has several errors for a file that is not a plain one. */
-static const char *
-why_not_opened(const char *path)
+/* Is this open file still the one that has this name? */
+static bool
+is_named(int descriptor, const char *path)
 {
-	const char *why = strerror(errno);
-	struct stat status;
+	struct stat own, named;
 
-	if (lstat(path, &status) == -1 || S_ISREG(status.st_mode))
-		return why;
-	return S_ISLNK(status.st_mode) ? "it is a symbolic link" : "it is not a plain file";
-}
-
-static const char *
-why_not_locked(void)
-{
-	return errno == EACCES || errno == EAGAIN
-	               ? "another master holds it; stop that one, or choose another file"
-	               : strerror(errno);
+	return fstat(descriptor, &own) == 0 && lstat(path, &named) == 0 &&
+	       own.st_ino == named.st_ino && own.st_dev == named.st_dev;
 }
 
 /* D16: the lock says which master the file belongs to. Another process may unlink the file
@@ -1973,27 +1950,28 @@ why_not_locked(void)
 static const char *
 lock_pid_file(struct master *master)
 {
+	static const char taken[] =
+		"another master holds it; stop that one, or choose another file";
 	const char *path = master->options.pid_file, *why;
-	struct stat *own = &master->pid_file_status, named;
+	struct stat status;
 	int descriptor;
 
-	for (;;) {
+	do {
+		if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
+			return S_ISLNK(status.st_mode) ? "it is a symbolic link"
+			                               : "it is not a plain file";
 		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
 		if (descriptor == -1)
-			return why_not_opened(path);
-		why = fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1 || fstat(descriptor, own) == -1
-		              ? strerror(errno)
-		              : why_not_pid_file(descriptor, own);
+			return strerror(errno);
+		why = why_not_pid_file(descriptor);
 		if (why == NULL && lock_byte(descriptor, 0) == -1)
-			why = why_not_locked();
-		if (why == NULL && lstat(path, &named) == 0 && is_same_file(own, &named)) {
+			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
+		if (why == NULL && is_named(descriptor, path))
 			master->pid_file = descriptor;
-			return NULL;
-		}
-		close(descriptor);
-		if (why != NULL)
-			return why;
-	}
+		else
+			close(descriptor);
+	} while (why == NULL && master->pid_file == -1);
+	return why;
 }
 
 /* egg: egg-cluster/lib/master.js, constructor */
@@ -2021,70 +1999,42 @@ static void
 remove_pid_file(const struct master *master)
 {
 	char path[STATUS_PATH_MAX];
-	struct stat named;
 
-	if (master->pid_file == -1 || lstat(master->options.pid_file, &named) == -1 ||
-	    !is_same_file(&named, &master->pid_file_status) ||
-	    why_not_pid_file(master->pid_file, &named) != NULL)
-		return;
-	unlink(status_path(path, master, ""));
-	unlink(master->options.pid_file);
+	if (is_named(master->pid_file, master->options.pid_file) &&
+	    why_not_pid_file(master->pid_file) == NULL) {
+		unlink(status_path(path, master, ""));
+		unlink(master->options.pid_file);
+	}
 }
 
 static void
 compose_options_json(struct master *master)
 {
-	const struct options *options = &master->options;
+	const char *format = "{\"workers\":%d}";
 
 	if (master->address[0] != '\0')
-		snprintf(master->options_json, sizeof master->options_json,
-		         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
-		         options->workers, options->port, master->address);
-	else
-		snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
-		         options->workers);
+		format = "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}";
+	snprintf(master->options_json, sizeof master->options_json, format, master->options.workers,
+	         master->options.port, master->address);
 }
 
-/* The places of agent and apps: what is sent to them waits there (D23, D24). */
+/* The places of apps and parent: what is sent to an app that is not forked waits there (D23). */
 static int
-open_slots(struct master *master)
+open_places(struct master *master)
 {
 	int slot;
 
-	master->agent.role = ROLE_AGENT;
 	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
-	if (master->slots == NULL || !set_reserve(master, (size_t)master->options.workers + 3))
+	if (master->slots == NULL)
 		return -1;
 	for (slot = 0; slot < master->options.workers; slot++)
 		if (new_worker(master, slot) == NULL)
 			return -1;
-	return 0;
-}
-
-static int
-open_parent(struct master *master)
-{
-	master->parent.role = ROLE_PARENT;
 	if (master->options.parent == 0)
 		return 0;
 	master->parent.state = STATE_LISTENING;
 	master->worker_manager.parent = &master->parent;
 	return channel_attach(&master->parent.channel, master->options.parent);
-}
-
-/* Each process has a descriptor here. Whether there can be as many is known before the
- * first fork. */
-static int
-check_descriptors(const struct master *master)
-{
-	long limit = sysconf(_SC_OPEN_MAX);
-
-	if (limit == -1 || limit >= master->options.workers + OTHER_DESCRIPTORS)
-		return 0;
-	log_error("%d workers need %d descriptors, and the limit is %ld: raise it (ulimit -n), or "
-	          "start fewer workers",
-	          master->options.workers, master->options.workers + OTHER_DESCRIPTORS, limit);
-	return -1;
 }
 
 /* Take the signals over. */
@@ -2128,17 +2078,6 @@ close_signals(struct master *master)
 		sigprocmask(SIG_SETMASK, &master->mask, NULL);
 }
 
-/* Is there a terminal to which the cluster belongs? */
-static bool
-has_terminal(void)
-{
-	int descriptor = open("/dev/tty", O_RDWR | O_NOCTTY);
-
-	if (descriptor != -1)
-		close(descriptor);
-	return descriptor != -1;
-}
-
 /* Open descriptors 0 to 2, where they are closed, so that no channel becomes one of them:
  * what is printed would go there. */
 static void
@@ -2160,8 +2099,6 @@ run_cluster(const struct options *given, const sigset_t *mask)
 
 	memset(&master, 0, sizeof master);
 	master.listener = master.pid_file = -1;
-	channel_init(&master.agent.channel, 0);
-	channel_init(&master.parent.channel, 0);
 	master.reload_slot = -1;
 	master.exit_code = 1;
 	master.now = master.start_time = clutch_now();
@@ -2170,25 +2107,26 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	master.messenger.emit = emit;
 	master.messenger.master = &master;
 	master.messenger.pid = getpid();
-	master.has_terminal = has_terminal();
+	master.parent.role = ROLE_PARENT;
+	master.agent.role = ROLE_AGENT;
+	channel_init(&master.parent.channel, 0);
+	channel_init(&master.agent.channel, 0); /* what is sent before it is forked waits (D24) */
 	clutch_trace_init();
 	fflush(stdout); /* or each child would print it again */
 	fflush(stderr);
-	if (parse_options(&master, given) == 0 && check_descriptors(&master) == 0 &&
-	    (given->connection == NULL || open_listener(&master) == 0) &&
+	if (parse_options(&master, given) == 0 &&
+	    (given->connection == NULL || open_listener(&master, given->port != 0) == 0) &&
 	    open_pid_file(&master) == 0) {
 		compose_options_json(&master);
-		if (open_slots(&master) == -1 || open_parent(&master) == -1 ||
-		    open_signals(&master, mask) == -1) {
+		if (open_places(&master) == -1 || open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
 		} else {
 			master.exit_code = 0;
 			fork_agent_worker(&master);
 			loop(&master);
-			log_exit(&master);
 		}
 	}
-	remove_pid_file(&master);
+	log_exit(&master);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
 	close_signals(&master);

@@ -727,7 +727,6 @@ struct process {
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
 	uint64_t dropped;     /* messages that found no room while it was not there */
 	bool drop_logged, handle_logged;
-	size_t polled; /* where its descriptor stands in the master's set; 0: nowhere */
 
 	int64_t forked_at;
 	int64_t deadline_at; /* 0: none */
