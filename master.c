@@ -141,7 +141,7 @@ static int fork_process(struct master *master, struct process *process);
 static void on_fork(struct master *master, struct process *worker);
 static bool fork_again(struct master *master, int slot);
 static struct process *fork_app_worker(struct master *master, int slot);
-static void expect(struct master *master, struct process *process, int timeout,
+static void expect(struct master *master, struct process *process, int64_t timeout,
                    enum deadline deadline);
 static void leave_later(struct master *master, struct process *worker);
 static void refork(struct master *master, int number);
@@ -317,7 +317,7 @@ check_alive(struct master *master) /* :65 startCheck */
 
 /* ---- egg-cluster/lib/utils/terminate.js ---------------------------------- */
 
-static int
+static int64_t
 close_timeout(const struct master *master, const struct process *process)
 {
 	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
@@ -658,7 +658,7 @@ fail(struct master *master, int code)
  * if it does not. A process that was told to end gets no more time by anything that
  * happens later (D31). */
 static void
-expect(struct master *master, struct process *process, int timeout, enum deadline deadline)
+expect(struct master *master, struct process *process, int64_t timeout, enum deadline deadline)
 {
 	int64_t at = master->now + timeout;
 
@@ -1524,12 +1524,13 @@ put_summary(const struct master *master, struct sheet *sheet)
 	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
 	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
 	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(sheet, "%s, stops within %dms, reloads: %d done, %d given up%s",
+	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
 	    master->phase != PHASE_RUNNING ? "stopping"
 	    : master->is_started           ? "running"
 	                                   : "starting",
-	    options->app_close_timeout + options->agent_close_timeout, master->reloads_done,
-	    master->reloads_given_up, master->reload_slot != -1 ? ", one under way" : "");
+	    (long long)options->app_close_timeout + options->agent_close_timeout,
+	    master->reloads_done, master->reloads_given_up,
+	    master->reload_slot != -1 ? ", one under way" : "");
 }
 
 static void
