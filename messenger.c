@@ -227,7 +227,8 @@ static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
 	return (sender->waits_for[place(receiver) / 8] >> place(receiver) % 8 & 1) != 0 &&
-	       receiver->state != STATE_DISCONNECTED && !process_is_drained(receiver);
+	       receiver->state != STATE_DISCONNECTED && receiver->channel.limit == 0 &&
+	       !process_is_drained(receiver);
 }
 
 bool
