@@ -241,7 +241,7 @@ signal_process(const struct process *process, int number)
 	return kill(process->worker_id, number);
 }
 
-static int
+static int64_t
 close_timeout(const struct master *master, const struct process *process)
 {
 	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
@@ -261,7 +261,7 @@ await(struct master *master, int64_t at)
  * if it does not. A process that was told to end gets no more time by anything that
  * happens later (D31). */
 static void
-expect(struct master *master, struct process *process, int timeout, enum deadline deadline)
+expect(struct master *master, struct process *process, int64_t timeout, enum deadline deadline)
 {
 	int64_t at = master->now + timeout;
 
@@ -826,7 +826,7 @@ on_disconnect(struct master *master, struct process *process)
 {
 	bool again = process->state == STATE_DISCONNECTED;
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
-	int timeout = close_timeout(master, process);
+	int64_t timeout = close_timeout(master, process);
 
 	channel_flush(&process->channel);
 	if (!graceful || channel_pending(&process->channel) == 0)
@@ -1491,12 +1491,13 @@ put_summary(const struct master *master, struct sheet *sheet)
 	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
 	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
 	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(sheet, "%s, stops within %dms, reloads: %d done, %d given up%s",
+	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
 	    master->phase != PHASE_RUNNING ? "stopping"
 	    : master->is_started           ? "running"
 	                                   : "starting",
-	    options->app_close_timeout + options->agent_close_timeout, master->reloads_done,
-	    master->reloads_given_up, master->reload_slot != -1 ? ", one under way" : "");
+	    (long long)options->app_close_timeout + options->agent_close_timeout,
+	    master->reloads_done, master->reloads_given_up,
+	    master->reload_slot != -1 ? ", one under way" : "");
 }
 
 static void

@@ -216,6 +216,7 @@ static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
 	return sender->waits_for[place(receiver)] && receiver->state != STATE_DISCONNECTED &&
+	       receiver->channel.limit == 0 && /* else there is no process to drain it */
 	       process_is_above(receiver, CHANNEL_LOW_WATER);
 }
 

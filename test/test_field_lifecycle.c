@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -1162,5 +1163,41 @@ Test(field_lifecycle, a_worker_past_its_start_timeout_has_no_more_time_when_its_
 	cluster_wait_death(c, "APP#2");
 	cr_assert_neq(cluster_count(c, 0, "APP#2 hangs"), 0);
 	cr_assert_lt(clutch_now() - begin, 3000);
+	cluster_stop(c);
+}
+
+/* A close timeout as long as can be given, for a worker that leaves gracefully. */
+static int
+on_graceful_order(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	messenger_graceful_exit(app);
+	return 0;
+}
+
+static int
+leaves_gracefully(struct messenger *app, void *arg)
+{
+	return messenger_on(app, "test-leave", on_graceful_order, NULL) == 0 ? lingers(app, arg)
+	                                                                     : -1;
+}
+
+Test(field_lifecycle, the_longest_close_timeout_is_no_short_one)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = leaves_gracefully,
+	                                    .app_close_timeout = INT_MAX,
+	                                    .agent_close_timeout = INT_MAX});
+	cluster_ready(c);
+	send_to(c, cluster_pid(c, "APP#1"), "test-leave", NULL);
+	cluster_wait(c, 0, "APP#1 leaves");
+	cluster_wait(c, 0, "app_worker#2:APP#2 started");
+	table(c);
+	table(c); /* the clock has run in between */
+	shared->go = true;
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 1, signal: null");
 	cluster_stop(c);
 }

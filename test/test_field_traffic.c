@@ -1266,8 +1266,10 @@ Test(field_traffic, a_full_queue_of_an_app_that_leaves_makes_the_master_not_busy
 	             (long long)used);
 	cluster_signal(c, "APP#1", SIGUSR2);
 	cluster_wait(c, 0, ":APP#1 has left in good order");
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, 0, ":APP#2 is about to leave");
 	cluster_signal(c, "APP#2", SIGUSR2);
-	stop(c);
+	cluster_ended(c, 0);
 }
 
 /* It is ready as soon as it is told so. */
@@ -1337,6 +1339,34 @@ Test(field_traffic, an_agent_that_cannot_start_holds_nobody_up)
 	cr_assert_leq(cluster_count(c, mark, "[master]"), 3 * 5, "one line for an outage");
 	cr_assert_gt(undeliverable(c), lost, "what is dropped is counted");
 	assert_memory(c, "an agent that cannot start", before, 8 * 1024);
+	stop(c);
+}
+
+/* APP#1 waits for two receivers: one dies, and what APP#3 says to the place that it leaves
+ * is more than a little; then the other one goes on reading. */
+Test(field_traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
+{
+	struct cluster *c = launch((struct options){.agent = act_once, .workers = 4});
+
+	cluster_ready(c);
+	cluster_signal(c, "AGENT#1", SIGSTOP);
+	cluster_signal(c, "APP#2", SIGSTOP);
+	cluster_signal(c, "APP#1", SIGSTOP);
+	say(c, "APP#1", 1, TO_AGENT, 1, 100);
+	say(c, "APP#1", 2, cluster_pid(c, "APP#2"), 1, 100);
+	say(c, "APP#3", 3, TO_AGENT, 1000, PIECE);
+	say(c, "APP#4", 4, cluster_pid(c, "APP#2"), 1000, PIECE);
+	wait_until_full(c, "AGENT#1");
+	wait_until_full(c, "APP#2");
+	cluster_signal(c, "APP#1", SIGCONT); /* it does both in one turn */
+	cluster_wait(c, 0, ":APP#1 sent #1 of #2");
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, "agent_worker#1:AGENT#1 died");
+	cluster_wait(c, 0, ":APP#3 sent #1000 of #3");
+	cluster_signal(c, "APP#2", SIGCONT);
+	say(c, "APP#1", 5, cluster_pid(c, "APP#2"), 10, 100);
+	cluster_wait(c, 0, ":APP#2 heard #10 of #5.");
+	cr_assert_eq(cluster_count(c, 0, "AGENT#2"), 0, "it has waited for the next agent");
 	stop(c);
 }
 
