@@ -318,8 +318,8 @@ clutch_role_name(enum role role)
 /* Print a text shorter than LOG_LINE as a line. A log that nobody reads does not stop
  * the process (D17): after LOG_PATIENCE the line is lost. Another writer may fill the
  * pipe between poll and write, so that write blocks: the master sets an alarm, which
- * interrupts it. */
-static void
+ * interrupts it. Returns whether the line was written. */
+static bool
 write_line(int descriptor, char *line, size_t length)
 {
 	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
@@ -333,6 +333,7 @@ write_line(int descriptor, char *line, size_t length)
 		if (ready == 1)
 			written = write(descriptor, line, length);
 	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
+	return written != -1;
 }
 
 size_t
@@ -341,13 +342,13 @@ clutch_text_length(int result, size_t size)
 	return result < 0 ? 0 : (size_t)result < size ? (size_t)result : size - 1;
 }
 
-void
+bool
 clutch_vprint_line(int descriptor, const char *format, va_list arguments)
 {
 	char line[LOG_LINE];
 	int length = vsnprintf(line, sizeof line, format, arguments);
 
-	write_line(descriptor, line, clutch_text_length(length, sizeof line));
+	return write_line(descriptor, line, clutch_text_length(length, sizeof line));
 }
 
 void

@@ -617,7 +617,8 @@ bool channel_trim(struct channel *channel);
  * when a second has passed since *deadline was set, which is 0 before the first call. */
 bool clutch_retry(int64_t *deadline);
 
-void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
+/* clutch_print_line; returns whether the line was written. */
+bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
 /* The length of what snprintf(3) has left in a buffer of that size, given its result. */
 size_t clutch_text_length(int result, size_t size);
