@@ -964,6 +964,7 @@ become_child(struct master *master, const struct process *process, int descripto
 		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
 		                  strerror(errno));
 		clutch_process_exit(1);
+		return;
 	}
 	if (role == ROLE_AGENT)
 		agent_run(messenger, options);
@@ -2015,12 +2016,15 @@ remove_pid_file(const struct master *master)
 static void
 compose_options_json(struct master *master)
 {
-	const char *format = "{\"workers\":%d}";
+	const struct options *options = &master->options;
+	size_t size = sizeof master->options_json;
 
-	if (master->address[0] != '\0')
-		format = "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}";
-	snprintf(master->options_json, sizeof master->options_json, format, master->options.workers,
-	         master->options.port, master->address);
+	if (master->address[0] == '\0')
+		snprintf(master->options_json, size, "{\"workers\":%d}", options->workers);
+	else
+		snprintf(master->options_json, size,
+		         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
+		         options->workers, options->port, master->address);
 }
 
 /* The places of apps and parent: what is sent to an app that is not forked waits there (D23). */
