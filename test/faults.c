@@ -152,20 +152,19 @@ faults_find_sites(void)
 }
 
 /* What the core calls besides: its own functions, and those that cannot fail. (What is
- * printed is cut where it is too long; sysconf and getenv may have no answer; dprintf writes
- * the pid and the status file: see test_pid_file.c.) */
+ * printed is cut where it is too long; sysconf and getenv may have no answer.) */
 static bool
 is_safe(const char *name)
 {
 	static const char *const safe[] = {
-		"_exit",       "alarm",     "clock_gettime", "dprintf",     "fflush",
-		"free",        "htonl",     "ntohl",         "rand_r",      "getenv",
-		"geteuid",     "getpgrp",   "getpid",        "htons",       "inet_pton",
-		"memcmp",      "memcpy",    "memmove",       "memset",      "ntohs",
-		"sched_yield", "sigaddset", "sigdelset",     "sigemptyset", "sigfillset",
-		"sigprocmask", "snprintf",  "stderr",        "stdout",      "strchr",
-		"strcmp",      "strerror",  "strlen",        "strspn",      "strtol",
-		"sysconf",     "vsnprintf"};
+		"_exit",     "alarm",     "clock_gettime", "fflush",     "free",
+		"htonl",     "ntohl",     "rand_r",        "getenv",     "geteuid",
+		"getpgrp",   "getpid",    "htons",         "inet_pton",  "memcmp",
+		"memcpy",    "memmove",   "memset",        "ntohs",      "sched_yield",
+		"sigaddset", "sigdelset", "sigemptyset",   "sigfillset", "sigprocmask",
+		"snprintf",  "stderr",    "stdout",        "strchr",     "strcmp",
+		"strerror",  "strlen",    "strspn",        "strtol",     "sysconf",
+		"vsnprintf"};
 	size_t i;
 	int call;
 
@@ -232,6 +231,7 @@ static const int kinds[CALL_COUNT][12] = {
 	[CALL_pread] = {EIO},
 	[CALL_fstat] = {EIO, EOVERFLOW},
 	[CALL_ftruncate] = {EINTR, EIO},
+	[CALL_dprintf] = {EIO, ENOSPC},
 	[CALL_unlink] = {EACCES, EROFS, ENOENT},
 	[CALL_rename] = {EACCES, ENOSPC, EROFS},
 	[CALL_socket] = {EMFILE, ENFILE, ENOBUFS, ENOMEM, EACCES, EAFNOSUPPORT},
@@ -727,6 +727,24 @@ __wrap_fcntl(int descriptor, int command, ...)
 	number = command == F_GETFL || command == F_GETFD ? 0 : va_arg(more, int);
 	va_end(more);
 	return __real_fcntl(descriptor, command, number);
+}
+
+int __wrap_dprintf(int descriptor, const char *format, ...) CLUTCH_PRINTF(2, 3);
+
+int
+__wrap_dprintf(int descriptor, const char *format, ...)
+{
+	int how = fault_at(__builtin_return_address(0), -1), result;
+	va_list arguments;
+
+	if (how != 0) {
+		errno = how;
+		return -1;
+	}
+	va_start(arguments, format);
+	result = vdprintf(descriptor, format, arguments);
+	va_end(arguments);
+	return result;
 }
 
 int __real_open(const char *path, int flags, ...);

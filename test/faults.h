@@ -44,6 +44,7 @@
 	X(pread)                                                                                   \
 	X(fstat)                                                                                   \
 	X(ftruncate)                                                                               \
+	X(dprintf)                                                                                 \
 	X(unlink)                                                                                  \
 	X(rename)                                                                                  \
 	X(socket)                                                                                  \
