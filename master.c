@@ -1687,12 +1687,14 @@ static void
 hear_all(struct master *master, size_t count)
 {
 	struct process *process = NULL;
-	const struct pollfd *entry = master->set + 1;
+	const struct pollfd *entry;
+	size_t i;
 
-	for (; (process = next_process(master, process)) != NULL && entry < master->set + count;
-	     entry++)
+	for (i = 1; i < count && (process = next_process(master, process)) != NULL; i++) {
+		entry = &master->set[i]; /* the set may move when a process is heard */
 		if ((entry->revents & ~POLLOUT) != 0 && entry->fd == process->channel.descriptor)
 			hear(master, process);
+	}
 }
 
 /* Has this signal come since the last call? */
