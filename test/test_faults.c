@@ -1226,26 +1226,40 @@ judge_end(void)
 	judge_files();
 }
 
-/* This process is the subreaper, so each process of the cluster that its own
- * parent did not wait for becomes its child. */
+/* This process is the subreaper, so each process of the cluster that its own parent did not
+ * wait for becomes its child. No other is killed: its number may be a stranger's by now.
+ * Returns whether there was one; their names are added to the text. */
+static bool
+kill_left(char *names, size_t size)
+{
+	size_t used = strlen(names);
+	bool found = false;
+	int life;
+	pid_t pid;
+
+	for (life = 1; life < world->faults.births; life++) {
+		pid = world->faults.pids[life];
+		if (pid <= 0 || waitpid(pid, NULL, WNOHANG) != 0)
+			continue;
+		kill(pid, SIGKILL);
+		found = true;
+		if (used < size)
+			used += (size_t)snprintf(names + used, size - used, " %s", life_name(life));
+	}
+	return found;
+}
+
 static void
 judge_left(void)
 {
 	int64_t deadline = faults_clock() + 1500 * patience();
 	char left[300] = "";
-	size_t used = 0;
-	int life;
 	pid_t pid;
 
 	while ((pid = waitpid(-1, NULL, WNOHANG)) != -1 && faults_clock() < deadline)
 		if (pid == 0)
 			poll(NULL, 0, 1);
-	for (life = 1; pid != -1 && life < world->faults.births; life++)
-		if (world->faults.pids[life] > 0 && kill(world->faults.pids[life], SIGKILL) == 0 &&
-		    used < sizeof left)
-			used += (size_t)snprintf(left + used, sizeof left - used, " %s",
-			                         life_name(life));
-	if (pid != -1)
+	if (pid != -1 && kill_left(left, sizeof left))
 		complain("left behind:%s", left);
 	while (waitpid(-1, NULL, 0) != -1)
 		;
@@ -1489,16 +1503,10 @@ close_lane(struct lane *lane)
 static void
 kill_lives(void)
 {
-	pid_t pid;
-	int life;
+	char names[300] = "";
 
-	for (life = 1; life < world->faults.births; life++) {
-		pid = world->faults.pids[life];
-		if (pid > 0)
-			kill(pid, SIGKILL);
-		while (pid > 0 && process_is_alive(pid))
-			poll(NULL, 0, 1);
-	}
+	while (kill_left(names, sizeof names)) /* the master, then its children */
+		poll(NULL, 0, 1);
 }
 
 /* Too late: kill all of them. */
