@@ -63,15 +63,9 @@ static void
 on_caught(int number)
 {
 	got[number] = 1;
+	if (number == SIGALRM) /* see log_line; again, should this one have come too early */
+		alarm(1);
 	clutch_wake_up();
-}
-
-/* See log_line. Again, should the first alarm have come too early. */
-static void
-on_alarm(int number)
-{
-	(void)number;
-	alarm(1);
 }
 
 /* Not SIG_IGN: that would be inherited by what an application starts. */
@@ -90,7 +84,7 @@ static const struct {
 } caught[] = {
 	{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
 	{SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught}, {SIGUSR2, false, on_caught},
-	{SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
+	{SIGALRM, false, on_caught}, {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 /* Make a system call again, if a signal has interrupted it. */
@@ -163,7 +157,7 @@ static struct process *fork_app_worker(struct master *master, int number);
 static void on_fork(struct master *master, const struct process *worker);
 static void leave_later(struct master *master, struct process *worker);
 static void refork(struct master *master, int number);
-static void reload_next(struct master *master);
+
 static void end_reload(struct master *master, int *count);
 static void save_status(const struct master *master);
 static void remove_pid_file(const struct master *master);
@@ -216,17 +210,6 @@ static bool
 is_alive(const struct process *process)
 {
 	return process->worker_id > 0 && process->state != STATE_DEAD;
-}
-
-/* Parent, agent and app workers, one after the other; the first follows NULL. */
-static struct process *
-next_process(struct master *master, const struct process *process)
-{
-	if (process == NULL)
-		return &master->parent;
-	return process == &master->parent  ? &master->agent
-	       : process == &master->agent ? master->worker_manager.workers
-	                                   : process->next;
 }
 
 /* The only place where a process is signalled: by its number, because it may have left its
@@ -282,7 +265,7 @@ fail(struct master *master, int code)
 	master->reload_slot = -1;
 	master->phase = PHASE_FAILING;
 	master->exit_code = code;
-	for (process = &master->agent; process != NULL; process = next_process(master, process)) {
+	for (process = &master->agent; process != NULL; process = process->next) {
 		channel_flush(&process->channel);
 		channel_close(&process->channel);
 		if (is_alive(process))
@@ -333,6 +316,7 @@ set_worker(struct master *master, struct process *worker) /* :30 */
 	while (*last != NULL)
 		last = &(*last)->next;
 	*last = worker;
+	master->agent.next = master->worker_manager.workers;
 }
 
 /* The process that holds a slot, the older one, if another is about to replace it. A process
@@ -357,6 +341,7 @@ delete_worker(struct master *master, struct process *worker) /* :38 */
 	while (*link != worker)
 		link = &(*link)->next;
 	*link = worker->next;
+	master->agent.next = master->worker_manager.workers;
 	master->worker_count--;
 	channel_close(&worker->channel);
 	free(worker);
@@ -476,7 +461,8 @@ static void
 on_agent_exit(struct master *master) /* :315 */
 {
 	struct process *agent = &master->agent;
-	struct process waiting = {.role = agent->role, .id = agent->id, .state = STATE_DEAD};
+	struct process waiting = {
+		.role = agent->role, .id = agent->id, .state = STATE_DEAD, .next = agent->next};
 	const char *name = process_name(agent);
 
 	if (master->phase != PHASE_RUNNING) /* :316 closed, D14 */
@@ -543,8 +529,6 @@ on_app_exit(struct master *master, struct process *worker) /* :392 */
 	if (id == master->reload_id) { /* D12 */
 		log_error("reload given up: the new app_worker died before it was ready");
 		end_reload(master, &master->reloads_given_up);
-	} else if (master->reload_id == 0 && replaced) {
-		reload_next(master); /* which has waited for this one's end */
 	}
 	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
 		refork(master, number);
@@ -581,7 +565,6 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 	if (worker->id == master->reload_id) {
 		master->reload_id = 0;
 		master->reload_slot++;
-		reload_next(master);
 	}
 	if (master->is_started || remain > 0 || /* :491 startSuccessCount */
 	    master->phase != PHASE_RUNNING)
@@ -623,8 +606,7 @@ on_reload(struct master *master) /* :552 */
 			worker->is_dev_reload = true; /* :556 */
 			terminate(master, worker);
 		}
-	master->reload_slot = master->reload_id = 0;
-	reload_next(master); /* :558 cluster-reload, D12 */
+	master->reload_slot = master->reload_id = 0; /* :558 cluster-reload, D12 */
 }
 
 static void
@@ -637,43 +619,25 @@ close_cluster(struct master *master) /* :561 close */
 	kill_app_workers(master); /* :583 */
 }
 
-/* Is a process alive, or a process group that one has left? (D27) */
-static bool
-is_anyone_left(struct master *master, bool with_agent)
+/* When no app is alive, nor a process group that one has left (D27), it is the agent's turn,
+ * and then the master's. egg: _doClose, close */
+static void
+do_close(struct master *master) /* :573 async */
 {
 	const struct process *worker = master->worker_manager.workers;
 
 	while (worker != NULL && !is_alive(worker))
 		worker = worker->next;
-	return worker != NULL || master->corpses != NULL ||
-	       (with_agent && is_alive(&master->agent));
-}
-
-/* One step further towards the end, if its time has come. egg: _doClose, close */
-static bool
-do_close(struct master *master) /* :573 async */
-{
-	switch (master->phase) {
-	case PHASE_RUNNING:
-	case PHASE_CLOSED:
-		return false;
-	case PHASE_CLOSING_APPS:
-		if (is_anyone_left(master, false))
-			return false;
-		log_info(
-			"send kill SIGTERM to agent worker, will exit with code:0 after %dms", /* :587 */
-			master->options.agent_close_timeout);
-		kill_agent_worker(master); /* :590 */
+	if (master->phase == PHASE_RUNNING || worker != NULL || master->corpses != NULL)
+		return;
+	if (master->phase == PHASE_CLOSING_APPS) {
 		master->phase = PHASE_CLOSING_AGENT;
-		return true;
-	case PHASE_CLOSING_AGENT:
-	case PHASE_FAILING:
-		if (is_anyone_left(master, true))
-			return false;
-		master->phase = PHASE_CLOSED; /* master.js:566 exit */
-		return true;
+		log_info("send kill SIGTERM to agent worker, will exit with code:0 after %dms",
+		         master->options.agent_close_timeout); /* :587 */
+		kill_agent_worker(master);                     /* :590 */
 	}
-	return false;
+	if (!is_alive(&master->agent))
+		master->phase = PHASE_CLOSED; /* master.js:566 exit */
 }
 
 /* ---- npm cfork ----------------------------------------------------------- */
@@ -781,22 +745,24 @@ end_reload(struct master *master, int *count)
 	save_status(master); /* the program that has ordered the reload waits for this */
 }
 
-/* Replace the worker of the next slot; egg: cluster-reload, all at once. A slot has one
- * old worker at most: the next one is forked when that one has left. */
+/* A step of an ordered reload, if its time has come: replace the worker of the next slot.
+ * A slot has one old worker at most: the next one is forked when that one has left. egg:
+ * cluster-reload, all at once */
 static void
 reload_next(struct master *master)
 {
 	const struct process *worker;
 
-	if (master->reload_slot == -1)
+	if (master->reload_slot == -1 || master->reload_id != 0)
 		return;
 	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
 		if (is_replaced_one_left(master, master->reload_slot))
-			return; /* on_app_exit comes here again */
+			return;
 		worker = get_slot_worker(master, master->reload_slot);
 		if (worker != NULL && worker->state == STATE_LISTENING) {
-			fork_again(master, master->reload_slot);
-			return;
+			if (master->slots[master->reload_slot].refork_at == 0)
+				fork_again(master, master->reload_slot);
+			return; /* or refork_due does it, when a fork has failed */
 		}
 		/* else the slot's re-fork is new anyway */
 	}
@@ -982,21 +948,6 @@ fork_blocked(sigset_t *mask)
 	return pid;
 }
 
-/* A channel's two ends, the master's attached; -1: neither is open. */
-static int
-open_channel(struct process *process)
-{
-	int pair[2];
-
-	if (channel_pair(pair) == -1)
-		return -1;
-	if (channel_attach(&process->channel, pair[0]) == 0)
-		return pair[1];
-	close(pair[0]);
-	close(pair[1]);
-	return -1;
-}
-
 /* Fork a child over a channel of its own. It leads a process group of its own, so that
  * Ctrl-C reaches the master alone (D4), and a signal to the group its children, too. Both
  * sides call setpgid: whichever runs first, the group is there when either goes on. A fork
@@ -1004,24 +955,25 @@ open_channel(struct process *process)
 static bool
 fork_process(struct master *master, struct process *process, struct slot *slot)
 {
-	int descriptor = process != NULL ? open_channel(process) : -1;
+	int pair[2] = {-1, -1};
 	pid_t pid = -1;
 	sigset_t mask;
 
-	if (descriptor != -1) {
+	if (process != NULL && channel_pair(pair) == 0 &&
+	    channel_attach(&process->channel, pair[0]) == 0)
 		pid = fork_blocked(&mask);
-		if (pid == 0)
-			become_child(master, process, descriptor);
-		close(descriptor);
-	}
+	if (pid == 0)
+		become_child(master, process, pair[1]);
+	if (pair[1] != -1)
+		close(pair[1]);
 	master->fork_failed = pid == -1;
 	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
 	if (pid == -1) {
 		log_error("cannot fork %s_worker: %s, next try in %dms",
 		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
 		          FORK_RETRY);
-		if (descriptor != -1) {
-			close(process->channel.descriptor);
+		if (pair[0] != -1) {
+			close(pair[0]);
 			process->channel.descriptor = -1; /* what waits goes on waiting */
 		}
 		return false;
@@ -1153,28 +1105,22 @@ emit(void *arg, const struct message *message)
 }
 
 static void
-on_message(struct master *master, struct process *process, struct message *message)
-{
-	if (may_say(master, process, message)) {
-		master_messenger_receive(&master->messenger, process, message);
-		return;
-	}
-	if (!process->refused)
-		log_error("%s may not send %s: refused, as are more of this kind",
-		          process_name(process), message->action);
-	process->refused = true;
-}
-
-static void
 hear(struct master *master, struct process *process)
 {
 	enum peer peer = channel_read(&process->channel);
 	struct message message;
 	int found, handle;
+	bool allowed;
 
 	while ((found = channel_next(&process->channel, &message)) == 1) {
 		handle = message.handle;
-		on_message(master, process, &message);
+		allowed = may_say(master, process, &message);
+		if (allowed)
+			master_messenger_receive(&master->messenger, process, &message);
+		else if (!process->refused)
+			log_error("%s may not send %s: refused, as are more of this kind",
+			          process_name(process), message.action);
+		process->refused |= !allowed;
 		if (handle != -1)
 			close(handle);
 	}
@@ -1241,13 +1187,13 @@ wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
 
 /* A child, or a corpse that is kept? */
 static bool
-is_own(struct master *master, pid_t pid)
+is_own(const struct master *master, pid_t pid)
 {
 	const struct process *process = &master->agent;
 	const struct corpse *corpse = master->corpses;
 
 	while (process != NULL && process->worker_id != pid)
-		process = next_process(master, process);
+		process = process->next;
 	while (corpse != NULL && corpse->pid != pid)
 		corpse = corpse->next;
 	return process != NULL || corpse != NULL;
@@ -1265,43 +1211,33 @@ reap_orphans(struct master *master, idtype_t type, pid_t group)
 		waitpid(info.si_pid, NULL, 0);
 }
 
-/* Reap a corpse if its group is gone, or has not gone for SIGKILL: an init may not reap
- * what it adopts. Returns whether it did. */
-static bool
-reap_corpse(struct master *master, struct corpse *corpse)
-{
-	bool group_lives;
-	pid_t result;
-
-	reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
-	group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
-	if (group_lives && corpse->deadline > master->now)
-		return false;
-	if (group_lives && !corpse->killed) {
-		kill(-corpse->pid, SIGKILL);
-		corpse->killed = true;
-		corpse->deadline = master->now + KILL_TIME;
-		return false;
-	}
-	AGAIN(result, waitpid(corpse->pid, NULL, 0));
-	return true;
-}
-
+/* Reap each corpse whose group is gone, or has not gone for SIGKILL: an init may not reap
+ * what it adopts. */
 static void
 reap_corpses(struct master *master)
 {
 	struct corpse *corpse, **link = &master->corpses;
+	bool group_lives;
+	pid_t result;
 
 	while ((corpse = *link) != NULL) {
-		await(master, master->now + GROUP_CHECK);
-		if (reap_corpse(master, corpse)) {
-			await(master, master->now); /* it may have been the last one */
-			*link = corpse->next;
-			free(corpse);
-			reap_orphans(master, P_ALL, 0);
-		} else {
-			link = &corpse->next;
+		reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
+		group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+		if (group_lives && !corpse->killed && corpse->deadline <= master->now) {
+			kill(-corpse->pid, SIGKILL);
+			corpse->killed = true;
+			corpse->deadline = master->now + KILL_TIME;
 		}
+		if (group_lives && corpse->deadline > master->now) {
+			await(master, master->now + GROUP_CHECK);
+			link = &corpse->next;
+			continue;
+		}
+		AGAIN(result, waitpid(corpse->pid, NULL, 0));
+		await(master, master->now); /* it may have been the last one */
+		*link = corpse->next;
+		free(corpse);
+		reap_orphans(master, P_ALL, 0);
 	}
 }
 
@@ -1338,26 +1274,17 @@ on_process_exit(struct master *master, struct process *process, const siginfo_t 
 }
 
 static void
-reap(struct master *master, struct process *process)
-{
-	siginfo_t info;
-
-	if (!is_alive(process))
-		return;
-	/* -1: something else has reaped it; it is dead all the same */
-	if (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0)
-		on_process_exit(master, process, &info);
-}
-
-static void
 reap_all(struct master *master)
 {
-	struct process *worker, *next;
+	struct process *process, *next;
+	siginfo_t info;
 
-	reap(master, &master->agent);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
-		next = worker->next;
-		reap(master, worker);
+	for (process = &master->agent; process != NULL; process = next) {
+		next = process->next;
+		/* -1: something else has reaped it; it is dead all the same */
+		if (is_alive(process) &&
+		    (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0))
+			on_process_exit(master, process, &info);
 	}
 	reap_orphans(master, P_ALL, 0);
 }
@@ -1371,28 +1298,17 @@ on_deadline(struct master *master, struct process *process)
 	enum deadline deadline = process->deadline;
 
 	process->deadline = DEADLINE_NONE;
-	switch (deadline) {
-	case DEADLINE_NONE:
-		return;
-	case DEADLINE_START: /* D25 */
+	if (deadline == DEADLINE_START) { /* D25 */
 		log_error("%s start timeout", process_name(process));
 		process->killed_for = "start timeout";
-		terminate(master, process);
-		return;
-	case DEADLINE_BARRIER:
-		terminate(master, process);
-		return;
-	case DEADLINE_DEAF:
-		process->killed_for = "reads no more";
-		break;
-	case DEADLINE_LEAVE:
-	case DEADLINE_DISCONNECTED:
-		if (process->killed_for == NULL)
-			process->killed_for = "did not leave in time";
-		break;
-	case DEADLINE_KILLED:
-		break;
 	}
+	if (deadline < DEADLINE_LEAVE) {
+		terminate(master, process);
+		return;
+	}
+	if (process->killed_for == NULL)
+		process->killed_for =
+			deadline == DEADLINE_DEAF ? "reads no more" : "did not leave in time";
 	signal_process(process, SIGKILL); /* D3 */
 	if (is_alive(process))
 		expect(master, process, KILL_RETRY, DEADLINE_KILLED);
@@ -1403,11 +1319,11 @@ on_deadline(struct master *master, struct process *process)
 static void
 run_clock(struct master *master)
 {
-	struct process *process = NULL;
+	struct process *process;
 	bool trim = await(master, master->trim_at);
 	int slot;
 
-	while ((process = next_process(master, process)) != NULL) {
+	for (process = &master->parent; process != NULL; process = process->next) {
 		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
 			await(master, master->now + LATE);
 		if (process->full_since != 0)
@@ -1431,28 +1347,19 @@ run_clock(struct master *master)
 		check_alive(master);
 }
 
-/* Milliseconds until the clock has something to do; -1: it has not. */
-static int
-clock_timeout(const struct master *master)
-{
-	int64_t left = master->next_at - clutch_now();
-
-	return master->next_at == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
-}
-
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
  * slept): then nobody had the time that has passed, and deadlines move by it. */
 static void
 skip_lost_time(struct master *master, int timeout)
 {
-	struct process *process = NULL;
+	struct process *process;
 	struct corpse *corpse;
 	int64_t lost = clutch_now() - master->now;
 
 	master->now += lost;
 	if (lost < timeout + LATE)
 		return;
-	while ((process = next_process(master, process)) != NULL) {
+	for (process = &master->parent; process != NULL; process = process->next) {
 		process->deadline_at += lost;
 		process->full_since += process->full_since != 0 ? lost : 0;
 	}
@@ -1632,9 +1539,6 @@ prepare(struct master *master, struct process *process, struct pollfd *entry)
 
 	entry->fd = -1;
 	entry->events = 0;
-	watch_losses(process);
-	if (channel->descriptor != -1)
-		watch_queue(master, process);
 	if (channel->queue_size > 0 && master->trim_at == 0)
 		master->trim_at = master->now + TRIM_INTERVAL;
 	if (channel->descriptor == -1)
@@ -1659,21 +1563,24 @@ prepare(struct master *master, struct process *process, struct pollfd *entry)
 static size_t
 prepare_all(struct master *master)
 {
-	struct process *process = NULL;
+	struct process *process;
 	bool can_drain = false;
 	size_t count = 1;
 
-	master->set[0].fd = master->wake;
-	master->set[0].events = POLLIN;
 	master->next_at = 0;
-	while ((process = next_process(master, process)) != NULL)
+	for (process = &master->parent; process != NULL; process = process->next) {
 		channel_flush(&process->channel);
-	while ((process = next_process(master, process)) != NULL) {
+		watch_losses(process);
+		if (process->channel.descriptor != -1)
+			watch_queue(master, process);
 		can_drain = can_drain ||
 		            (!process->waits && process_is_above(process, CHANNEL_LOW_WATER));
-		prepare(master, process, &master->set[count++]);
 	}
 	master->can_drain = can_drain;
+	master->set[0].fd = master->wake;
+	master->set[0].events = POLLIN;
+	for (process = &master->parent; process != NULL; process = process->next)
+		prepare(master, process, &master->set[count++]);
 	return count;
 }
 
@@ -1681,13 +1588,15 @@ prepare_all(struct master *master)
 static void
 hear_all(struct master *master, size_t count)
 {
-	struct process *process = NULL;
-	const struct pollfd *entry = master->set + 1;
+	struct process *process = &master->parent;
+	size_t i;
 
-	for (; (process = next_process(master, process)) != NULL && entry < master->set + count;
-	     entry++)
-		if ((entry->revents & ~POLLOUT) != 0 && entry->fd == process->channel.descriptor)
+	for (i = 1; i < count; i++) { /* a fork meanwhile makes the set longer, and moves it */
+		if ((master->set[i].revents & ~POLLOUT) != 0 &&
+		    master->set[i].fd == process->channel.descriptor)
 			hear(master, process);
+		process = process->next;
+	}
 }
 
 /* Has this signal come since the last call? */
@@ -1720,17 +1629,21 @@ obey(struct master *master)
 static void
 loop(struct master *master)
 {
+	int64_t left;
 	size_t count;
 	int timeout;
 
 	for (;;) {
-		while (do_close(master))
-			;
+		do_close(master);
+		reload_next(master);
 		if (master->phase == PHASE_CLOSED)
 			return;
 		count = prepare_all(master);
 		run_clock(master);
-		timeout = clock_timeout(master);
+		left = master->next_at - clutch_now();
+		timeout = left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+		if (master->next_at == 0)
+			timeout = -1;
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
 		skip_lost_time(master, timeout);
@@ -2108,6 +2021,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	master.messenger.emit = emit;
 	master.messenger.master = &master;
 	master.messenger.pid = getpid();
+	master.parent.next = &master.agent;
 	master.parent.role = ROLE_PARENT;
 	master.agent.role = ROLE_AGENT;
 	channel_init(&master.parent.channel, 0);
