@@ -197,7 +197,9 @@ check:
 	$(MAKE) static
 
 # Each process writes the errors that a sanitizer finds into a file, so that none is missed
-# in a child whose exit status no process reads, or whose stderr is closed.
+# in a child whose exit status no process reads, or whose stderr is closed. (The folder is
+# everybody's: some tests become another user.) Leaks are looked for in children, too: see
+# test/leaks.h.
 SANITIZE    = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 SANITIZE_CC = $(shell mkdir -p build; echo 'int main(void) { return 0; }' >build/probe.c; \
 	for cc in clang gcc $(CC); do \
@@ -207,11 +209,12 @@ SANITIZE_CC = $(shell mkdir -p build; echo 'int main(void) { return 0; }' >build
 sanitize:
 	@cc='$(SANITIZE_CC)'; test -n "$$cc" || \
 		{ echo 'make sanitize: no compiler here links $(SANITIZE)' >&2; exit 1; }; \
-	rm -f build/sanitize/report.*; \
-	ASAN_OPTIONS="$$ASAN_OPTIONS:detect_leaks=1:log_path=build/sanitize/report" \
-	UBSAN_OPTIONS="$$UBSAN_OPTIONS:print_stacktrace=1:log_path=build/sanitize/report" \
-	$(MAKE) BUILD=build/sanitize CC="$$cc" CFLAGS='-O1 -g $(SANITIZE)' test; status=$$?; \
-	cat build/sanitize/report.* >build/sanitize/reports 2>/dev/null; \
+	rm -rf build/sanitize/report; mkdir -p -m 777 build/sanitize/report; \
+	ASAN_OPTIONS="$$ASAN_OPTIONS:detect_leaks=1:log_path=build/sanitize/report/of" \
+	UBSAN_OPTIONS="$$UBSAN_OPTIONS:print_stacktrace=1:log_path=build/sanitize/report/of" \
+	$(MAKE) BUILD=build/sanitize CC="$$cc" CFLAGS='-O1 -g $(SANITIZE) -include test/leaks.h' test; \
+	status=$$?; \
+	cat build/sanitize/report/of.* >build/sanitize/reports 2>/dev/null; \
 	if grep -q '^SUMMARY' build/sanitize/reports; then \
 		echo 'make sanitize: all of this is in build/sanitize/reports:'; \
 		grep '^SUMMARY' build/sanitize/reports | sort | uniq -c; \

@@ -169,24 +169,28 @@ static void terminate(struct master *master, struct process *process);
 #define log_error(...) log_line(STDERR_FILENO, "[master] " __VA_ARGS__)
 
 /* The log may be a pipe that other processes fill, too, between our poll and our write. An
- * alarm ends a write that waits (its handler does not restart it), and then the log gets
- * no line for a while: the master serves everybody else. */
+ * alarm ends a write that waits (its handler does not restart it). When half a
+ * second was lost with lines one after the other, the log gets no line for a while: the
+ * master serves everybody else. */
 static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...)
 {
-	static int64_t silent_until;
-	int64_t now = clutch_now();
+	static int64_t silent_until, lost;
+	int64_t took, now = clutch_now();
 	va_list arguments;
+	bool written;
 
 	if (now < silent_until)
 		return;
 	if (catches_alarm)
 		alarm(1);
 	va_start(arguments, format);
-	clutch_vprint_line(descriptor, format, arguments);
+	written = clutch_vprint_line(descriptor, format, arguments);
 	va_end(arguments);
 	if (catches_alarm)
 		alarm(0);
-	if (clutch_now() - now > LATE / 2)
+	took = clutch_now() - now;
+	lost = written && took < LATE / 2 ? 0 : lost + took;
+	if (lost > LATE / 2)
 		silent_until = clutch_now() + LOG_SILENCE;
 }
 

@@ -288,7 +288,7 @@ clutch_role_name(enum role role)
 /* A log that nobody reads does not stop the process (D17): after LOG_PATIENCE the line is
  * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
  * master sets an alarm, which interrupts it. */
-void
+bool
 clutch_vprint_line(int descriptor, const char *format, va_list arguments)
 {
 	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
@@ -306,6 +306,7 @@ clutch_vprint_line(int descriptor, const char *format, va_list arguments)
 		if (ready == 1)
 			written = write(descriptor, line, length);
 	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
+	return written != -1;
 }
 
 void

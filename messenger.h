@@ -634,7 +634,8 @@ int clutch_grow(void *array, size_t count, size_t size);
 /* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
 int clutch_set_flags(int descriptor);
 
-void clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
+/* clutch_print_line; returns whether the line was written. */
+bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
  * clutch_trace_init was called. */

@@ -927,6 +927,31 @@ Test(field_traffic, a_full_pipe_that_others_share_does_not_block_stderr)
 	expect_life_with_a_full_pipe(STDERR_FILENO);
 }
 
+/* Each line costs little, but there are hundreds of them. */
+Test(field_traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
+{
+	static const char zeros[4096];
+	struct cluster *c;
+	int64_t since;
+	int ends[2], i;
+
+	cr_assert_eq(pipe(ends), 0);
+	fcntl(ends[1], F_SETFL, O_NONBLOCK);
+	while (write(ends[1], zeros, sizeof zeros) > 0)
+		;
+	fcntl(ends[1], F_SETFL, 0);
+	c = start(3);
+	divert_log(c, STDOUT_FILENO, ends[1], c->master, 1);
+	since = clutch_now();
+	for (i = 0; i < 100; i++) {
+		cluster_signal(c, "MASTER", SIGUSR1);
+		exchange(c, "APP#2", "APP#3", 1000);
+	}
+	cr_assert_lt(clutch_now() - since, 5000 * time_scale(), "it took %lldms",
+	             (long long)(clutch_now() - since));
+	stop(c);
+}
+
 /* ---- a log that has reached its limit ---------------------------------------------------- */
 
 enum { LOG_LIMIT = 8 * 1024 };

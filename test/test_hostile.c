@@ -537,7 +537,7 @@ attack_and_be_killed(struct stage *stage, const char *name, int round)
 	struct cluster *c = stage->c;
 	size_t mark = attack(stage, name, round);
 
-	cluster_wait(c, mark, "%s#%d:%s broke the protocol: killed", stage->role, stage->id,
+	cluster_wait(c, mark, "%s_worker#%d:%s broke the protocol: killed", stage->role, stage->id,
 	             stage->who);
 	cluster_wait(c, mark, ":%s died (code: null, signal: SIGKILL, broke the protocol)",
 	             stage->who);
@@ -596,7 +596,7 @@ utter(const char *role, const char *name)
 	struct stage stage = open_stage(role);
 	size_t mark = attack_and_live(&stage, name);
 
-	cr_assert_eq(cluster_count(stage.c, mark, "%s#1:%s may not send ", role, stage.who), 1);
+	cr_assert_eq(cluster_count(stage.c, mark, "%s_worker#1:%s may not send ", role, stage.who), 1);
 	cr_assert_eq(cluster_count(stage.c, mark, " may not send "), 1);
 	cr_assert_eq(cluster_count(stage.c, mark, " was told "), 0);
 	cr_assert_eq(cluster_count(stage.c, mark, ":PARENT saw e"), 0);
@@ -725,7 +725,7 @@ flood_self(const char *role, const char *next)
 	struct stage stage = open_stage(role);
 	size_t mark = attack(&stage, "flood-itself", 0);
 
-	cluster_wait(stage.c, mark, "%s#1:%s is stuck, its queue is full: killed", role, stage.who);
+	cluster_wait(stage.c, mark, "%s_worker#1:%s is stuck, its queue is full: killed", role, stage.who);
 	cluster_wait(stage.c, mark, ":%s died (code: null, signal: SIGKILL, is stuck", stage.who);
 	assert_others_live(&stage, mark);
 	if (next != NULL)
