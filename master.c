@@ -131,11 +131,11 @@ struct master {
 	int reloads_done, reloads_given_up;
 
 	int64_t now, start_time;
-	int64_t next_at;               /* when the clock runs at the latest; 0: not at all */
-	int64_t check_at;              /* 0: no health check */
-	int64_t trim_at;               /* 0: no queue keeps memory */
-	int exception;                 /* failed health checks in a row */
-	bool fork_failed;              /* the last time it was tried */
+	int64_t next_at;  /* when the clock runs at the latest; 0: not at all */
+	int64_t check_at; /* 0: no health check */
+	int64_t trim_at;  /* 0: no queue keeps memory */
+	int exception;    /* failed health checks in a row */
+
 	bool can_drain;                /* a process that holds others up is itself read */
 	int64_t reforks[REFORK_LIMIT]; /* when the last ones were, a ring */
 	unsigned refork_count;         /* ever */
@@ -229,10 +229,19 @@ signal_process(const struct process *process, int number)
 }
 
 static int64_t
-close_timeout(const struct master *master, const struct process *process)
+timeout_of(const struct master *master, const struct process *process, enum deadline deadline)
 {
-	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
-	                                   : master->options.app_close_timeout;
+	int64_t timeout = process->role == ROLE_AGENT ? master->options.agent_close_timeout
+	                                              : master->options.app_close_timeout;
+
+	if (deadline == DEADLINE_START)
+		return master->options.worker_start_timeout;
+	if (deadline == DEADLINE_KILLED)
+		return KILL_RETRY;
+	if (deadline == DEADLINE_DISCONNECTED && process->role == ROLE_APP &&
+	    !process->disable_refork && master->phase == PHASE_RUNNING)
+		timeout += CLUTCH_GRACEFUL_TIMEOUT;
+	return timeout;
 }
 
 /* Has this time come? 0 never does. If not, the loop sleeps no longer than until then. */
@@ -244,13 +253,13 @@ await(struct master *master, int64_t at)
 	return at != 0 && at <= master->now;
 }
 
-/* A process is to end, or to get ready, within this time; on_deadline says what happens
+/* A process is to end, or to get ready, within some time; on_deadline says what happens
  * if it does not. A process that was told to end gets no more time by anything that
  * happens later (D31). */
 static void
-expect(struct master *master, struct process *process, int64_t timeout, enum deadline deadline)
+expect(struct master *master, struct process *process, enum deadline deadline)
 {
-	int64_t at = master->now + timeout;
+	int64_t at = master->now + timeout_of(master, process, deadline);
 
 	if (process->deadline >= DEADLINE_LEAVE && at > process->deadline_at)
 		return;
@@ -273,8 +282,7 @@ fail(struct master *master, int code)
 		channel_flush(&process->channel);
 		channel_close(&process->channel);
 		if (is_alive(process))
-			expect(master, process, close_timeout(master, process),
-			       DEADLINE_DISCONNECTED);
+			expect(master, process, DEADLINE_DISCONNECTED);
 	}
 }
 
@@ -378,7 +386,7 @@ check_alive(struct master *master) /* :65 startCheck */
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
 		workers += is_alive(worker);
 	master->check_at = master->now + CHECK_INTERVAL;
-	if ((agents > 0 && workers > 0) || master->fork_failed) { /* :69 count */
+	if (agents > 0 && workers > 0) { /* :69 count */
 		master->exception = 0;
 		return;
 	}
@@ -400,7 +408,7 @@ terminate(struct master *master, struct process *process) /* :7 timeout */
 	signal_process(process, SIGTERM);
 	if (process->state != STATE_DISCONNECTED)
 		process->state = STATE_LEAVING;
-	expect(master, process, close_timeout(master, process), DEADLINE_LEAVE);
+	expect(master, process, DEADLINE_LEAVE);
 }
 
 /* ---- egg-cluster/lib/master.js ------------------------------------------- */
@@ -651,6 +659,8 @@ static void
 on_fork(struct master *master, const struct process *worker)
 {
 	log_info("%s start", process_name(worker));
+	if (worker->slot == master->reload_slot)
+		master->reload_id = worker->id;
 	tell_app_pids(master, worker->worker_id); /* D7 */
 }
 
@@ -659,12 +669,9 @@ fork_again(struct master *master, int number)
 {
 	const struct process *worker = fork_app_worker(master, number);
 
-	if (worker == NULL)
-		return false;
-	on_fork(master, worker);
-	if (number == master->reload_slot)
-		master->reload_id = worker->id;
-	return true;
+	if (worker != NULL)
+		on_fork(master, worker);
+	return worker != NULL;
 }
 
 /* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
@@ -719,7 +726,7 @@ leave_later(struct master *master, struct process *worker)
 	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
 	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
 	worker->leave_after = agent->barriers_told;
-	expect(master, worker, master->options.app_close_timeout, DEADLINE_BARRIER);
+	expect(master, worker, DEADLINE_BARRIER);
 }
 
 static bool
@@ -778,16 +785,6 @@ reload_next(struct master *master)
 
 /* ---- the end of a channel ------------------------------------------------- */
 
-static void
-on_parent_gone(struct master *master)
-{
-	master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
-	if (!master->options.end_with_parent || master->phase != PHASE_RUNNING) /* D32 */
-		return;
-	log_info("the parent is gone, closing");
-	close_cluster(master);
-}
-
 /* A channel has ended; its process may live on. What waits for a worker that
  * leaves gracefully still goes out; any other process has closed for good.
  * egg: cluster.on('disconnect') */
@@ -796,23 +793,25 @@ on_disconnect(struct master *master, struct process *process)
 {
 	bool again = process->state == STATE_DISCONNECTED;
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
-	int64_t timeout = close_timeout(master, process);
-
 	channel_flush(&process->channel);
 	if (!graceful || channel_pending(&process->channel) == 0)
 		channel_close(&process->channel);
 	if (again)
 		return;
-	if (process->role == ROLE_PARENT) {
-		on_parent_gone(master);
-		return;
-	}
-	process->state = STATE_DISCONNECTED;
+	if (process->role == ROLE_PARENT)
+		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+	else
+		process->state = STATE_DISCONNECTED;
 	if (master->phase != PHASE_RUNNING)
 		return;
-	if (process->role == ROLE_APP && !process->disable_refork)
-		timeout += CLUTCH_GRACEFUL_TIMEOUT;
-	expect(master, process, timeout, DEADLINE_DISCONNECTED);
+	if (process->role == ROLE_PARENT) {
+		if (!master->options.end_with_parent) /* D32 */
+			return;
+		log_info("the parent is gone, closing");
+		close_cluster(master);
+		return;
+	}
+	expect(master, process, DEADLINE_DISCONNECTED);
 	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
 		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
 		return;
@@ -970,9 +969,9 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 		become_child(master, process, pair[1]);
 	if (pair[1] != -1)
 		close(pair[1]);
-	master->fork_failed = pid == -1;
 	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
 	if (pid == -1) {
+		master->exception = 0; /* nobody wonders why a process is missing */
 		log_error("cannot fork %s_worker: %s, next try in %dms",
 		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
 		          FORK_RETRY);
@@ -989,7 +988,7 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 	process->state = STATE_ONLINE;
 	process->forked_at = master->now;
 	process->dropped = 0;
-	expect(master, process, master->options.worker_start_timeout, DEADLINE_START);
+	expect(master, process, DEADLINE_START);
 	return true;
 }
 
@@ -1163,7 +1162,8 @@ bury(struct master *master, const struct process *process)
 {
 	struct corpse *corpse = malloc(sizeof *corpse);
 	bool killed = process->deadline == DEADLINE_KILLED; /* the group, too */
-	int64_t deadline = master->now + (killed ? KILL_TIME : close_timeout(master, process));
+	int64_t deadline =
+		master->now + (killed ? KILL_TIME : timeout_of(master, process, DEADLINE_LEAVE));
 	pid_t result, pid = process->worker_id;
 
 	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < deadline)
@@ -1315,7 +1315,7 @@ on_deadline(struct master *master, struct process *process)
 			deadline == DEADLINE_DEAF ? "reads no more" : "did not leave in time";
 	signal_process(process, SIGKILL); /* D3 */
 	if (is_alive(process))
-		expect(master, process, KILL_RETRY, DEADLINE_KILLED);
+		expect(master, process, DEADLINE_KILLED);
 }
 
 /* While a process has a deadline, the clock runs each second, so that it notices when the
@@ -1395,23 +1395,6 @@ static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...
 }
 
 static void
-put_summary(const struct master *master, struct sheet *sheet)
-{
-	const struct options *options = &master->options;
-
-	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
-	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
-	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
-	    master->phase != PHASE_RUNNING ? "stopping"
-	    : master->is_started           ? "running"
-	                                   : "starting",
-	    (long long)options->app_close_timeout + options->agent_close_timeout,
-	    master->reloads_done, master->reloads_given_up,
-	    master->reload_slot != -1 ? ", one under way" : "");
-}
-
-static void
 put_process(struct sheet *sheet, const struct master *master, const struct process *process,
             const struct slot *slot)
 {
@@ -1433,8 +1416,19 @@ static void
 put_table(const struct master *master, struct sheet *sheet)
 {
 	static const struct slot none;
+	const struct options *options = &master->options;
 	const struct process *worker;
 
+	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
+	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
+	    (long long)(master->now - master->start_time) / 1000, options->workers);
+	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
+	    master->phase != PHASE_RUNNING ? "stopping"
+	    : master->is_started           ? "running"
+	                                   : "starting",
+	    (long long)options->app_close_timeout + options->agent_close_timeout,
+	    master->reloads_done, master->reloads_given_up,
+	    master->reload_slot != -1 ? ", one under way" : "");
 	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
 	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
 	    "last death");
@@ -1446,15 +1440,9 @@ put_table(const struct master *master, struct sheet *sheet)
 	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
 }
 
-/* What lies beside the pid file: PID_FILE.status, and the same while it is written. */
+/* What lies beside the pid file: PID_FILE.status, and PID_FILE.status.new while it is
+ * written. */
 enum { STATUS_PATH_MAX = PATH_MAX + 16 };
-
-static const char *
-status_path(char path[STATUS_PATH_MAX], const struct master *master, const char *end)
-{
-	snprintf(path, STATUS_PATH_MAX, "%s.status%s", master->options.pid_file, end);
-	return path;
-}
 
 /* Not through a symbolic link, not waiting for the other end of a FIFO, and without
  * making a terminal the master's own. */
@@ -1479,13 +1467,14 @@ save_status(const struct master *master)
 
 	if (master->pid_file == -1)
 		return;
-	if (unlink(status_path(new_path, master, ".new")) == 0 || errno == ENOENT)
+	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
+	snprintf(new_path, sizeof new_path, "%s.status.new", master->options.pid_file);
+	if (unlink(new_path) == 0 || errno == ENOENT)
 		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
 	if (sheet.file != -1) {
-		put_summary(master, &sheet);
 		put_table(master, &sheet);
 		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
-		if (!sheet.failed && rename(new_path, status_path(path, master, "")) == 0)
+		if (!sheet.failed && rename(new_path, path) == 0)
 			return;
 	}
 	log_error("cannot write %s: %s", new_path, strerror(errno));
@@ -1507,7 +1496,7 @@ watch_queue(struct master *master, struct process *process)
 
 	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
 	    is_alive(process))
-		expect(master, process, close_timeout(master, process), DEADLINE_DEAF);
+		expect(master, process, DEADLINE_DEAF);
 	if (stopped || !process_is_above(process, CHANNEL_LOW_WATER))
 		process->full_since = 0;
 	else if (process->full_since == 0 && process_is_above(process, CHANNEL_HIGH_WATER))
@@ -1673,23 +1662,27 @@ parse_text(const char *option, const char *name, const char *otherwise)
 }
 
 static int
-parse_number(int *option, const char *name, int least, int most, int otherwise)
+parse_number(int *option, const char *name, int most, int otherwise)
 {
 	const char *text = name != NULL ? getenv(name) : NULL;
-	char *end;
+	char given[16], *end;
 	long value;
 
-	if (*option == 0 && text != NULL && text[0] != '\0') {
-		value = strtol(text, &end, 10);
-		if (end == text || *end != '\0' || value < least || value > most) {
-			log_error("%s=%s is no good: give a number from %d to %d", name, text,
-			          least, most);
-			return -1;
-		}
-		*option = (int)value;
-	}
-	if (*option == 0)
+	if (*option == 0 && (text == NULL || text[0] == '\0')) {
 		*option = otherwise;
+		return 0;
+	}
+	if (*option != 0) {
+		snprintf(given, sizeof given, "%d", *option);
+		text = given;
+	}
+	value = strtol(text, &end, 10);
+	if (end == text || *end != '\0' || value < 1 || value > most) {
+		log_error("%s=%s is no good: give a number from 1 to %d",
+		          name != NULL ? name : "a timeout", text, most);
+		return -1;
+	}
+	*option = (int)value;
 	return 0;
 }
 
@@ -1717,23 +1710,13 @@ parse_options(struct master *master, const struct options *given)
 		options->name = "egg";
 	options->env = parse_text(options->env, "EGG_SERVER_ENV", "prod");
 	options->host = parse_text(options->host, "HOST", "127.0.0.1");
-	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, processors()) ||
-	    parse_number(&options->port, "PORT", 1, 65535, 7001) ||
-	    parse_number(&options->worker_start_timeout, NULL, 1, INT_MAX, 600000) ||
-	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", 1, 3600000, 5000) ||
-	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", 1, 3600000,
-	                 legacy) ||
-	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", 1, 3600000,
-	                 legacy))
+	if (parse_number(&options->workers, "EGG_WORKERS", CLUTCH_WORKERS_MAX, processors()) ||
+	    (options->port >= 0 && parse_number(&options->port, "PORT", 65535, 7001)) ||
+	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
+	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
+	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
+	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
 		return -1;
-	if (options->workers < 1 || options->workers > CLUTCH_WORKERS_MAX ||
-	    options->port > 65535 || options->worker_start_timeout < 1 ||
-	    options->app_close_timeout < 1 || options->agent_close_timeout < 1) {
-		log_error("an option is out of range: workers %d (1 to %d), port %d (to 65535), or "
-		          "a negative timeout",
-		          options->workers, CLUTCH_WORKERS_MAX, options->port);
-		return -1;
-	}
 	/* each process has a descriptor here: is there one for all, before the first fork? */
 	if (descriptors != -1 && descriptors < options->workers + OTHER_DESCRIPTORS) {
 		log_error("%d workers need %d descriptors, and the limit is %ld: raise it "
@@ -1828,38 +1811,30 @@ make_directories(const char *path)
 	return 0;
 }
 
+static const char moved[] = "another file has its name";
+
 /* D44: the master writes, empties and removes a plain file of its own user that is empty
  * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
 static const char *
-why_not_pid_file(int descriptor)
+why_not_pid_file(int descriptor, const char *path)
 {
 	char text[32] = "";
-	struct stat status;
+	struct stat own, named;
 	size_t length;
 
-	if (fstat(descriptor, &status) == -1)
+	if (fstat(descriptor, &own) == -1 || pread(descriptor, text, sizeof text - 1, 0) == -1)
 		return strerror(errno);
-	if (!S_ISREG(status.st_mode))
+	if (lstat(path, &named) == -1 || own.st_ino != named.st_ino || own.st_dev != named.st_dev)
+		return moved;
+	if (!S_ISREG(own.st_mode))
 		return "it is not a plain file";
-	if (status.st_uid != geteuid())
+	if (own.st_uid != geteuid())
 		return "it belongs to another user";
-	if (status.st_nlink > 1)
+	if (own.st_nlink > 1)
 		return "it has a second name";
-	if (pread(descriptor, text, sizeof text - 1, 0) == -1)
-		return strerror(errno);
 	length = strspn(text, "0123456789");
 	length += length > 0 && text[length] == '\n';
-	return (off_t)length == status.st_size ? NULL : "it holds something other than a pid";
-}
-
-/* Is this open file still the one that has this name? */
-static bool
-is_named(int descriptor, const char *path)
-{
-	struct stat own, named;
-
-	return fstat(descriptor, &own) == 0 && lstat(path, &named) == 0 &&
-	       own.st_ino == named.st_ino && own.st_dev == named.st_dev;
+	return (off_t)length == own.st_size ? NULL : "it holds something other than a pid";
 }
 
 /* D16: the lock says which master the file belongs to. Another process may unlink the file
@@ -1881,14 +1856,15 @@ lock_pid_file(struct master *master)
 		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
 		if (descriptor == -1)
 			return strerror(errno);
-		why = why_not_pid_file(descriptor);
-		if (why == NULL && lock_byte(descriptor, 0) == -1)
-			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
-		if (why == NULL && is_named(descriptor, path))
-			master->pid_file = descriptor;
+		if (lock_byte(descriptor, 0) == 0)
+			why = why_not_pid_file(descriptor, path);
 		else
+			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
+		if (why != NULL)
 			close(descriptor);
-	} while (why == NULL && master->pid_file == -1);
+	} while (why == moved);
+	if (why == NULL)
+		master->pid_file = descriptor;
 	return why;
 }
 
@@ -1918,11 +1894,11 @@ remove_pid_file(const struct master *master)
 {
 	char path[STATUS_PATH_MAX];
 
-	if (is_named(master->pid_file, master->options.pid_file) &&
-	    why_not_pid_file(master->pid_file) == NULL) {
-		unlink(status_path(path, master, ""));
-		unlink(master->options.pid_file);
-	}
+	if (why_not_pid_file(master->pid_file, master->options.pid_file) != NULL)
+		return;
+	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
+	unlink(path);
+	unlink(master->options.pid_file);
 }
 
 static void
