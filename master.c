@@ -55,7 +55,7 @@
 #define PID_SIZE 12              /* a pid in JSON, and its comma, in bytes */
 
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
-static volatile sig_atomic_t catches_alarm;
+static bool owns_signals;                         /* SIGALRM, too */
 
 /* A handler may call only what is async-signal-safe, and runs between any two lines of the
  * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
@@ -141,7 +141,7 @@ struct master {
 	unsigned refork_count;         /* ever */
 
 	int wake;
-	size_t caught; /* signals, the first of those above */
+
 	struct sigaction inherited[CAUGHT];
 	sigset_t mask;      /* the caller's */
 	unsigned alarm;     /* the caller's, in seconds */
@@ -150,18 +150,6 @@ struct master {
 };
 
 static void close_cluster(struct master *master);
-
-static void get_listening_worker_ids(const struct master *master, char *json, size_t size);
-static bool fork_process(struct master *master, struct process *process, struct slot *slot);
-static struct process *fork_app_worker(struct master *master, int number);
-static void on_fork(struct master *master, const struct process *worker);
-static void leave_later(struct master *master, struct process *worker);
-static void refork(struct master *master, int number);
-
-static void end_reload(struct master *master, int *count);
-static void save_status(const struct master *master);
-static void remove_pid_file(const struct master *master);
-static void terminate(struct master *master, struct process *process);
 
 /* ---- the log ------------------------------------------------------------- */
 
@@ -181,12 +169,12 @@ static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...
 
 	if (now < silent_until)
 		return;
-	if (catches_alarm)
+	if (owns_signals)
 		alarm(1);
 	va_start(arguments, format);
 	written = clutch_vprint_line(descriptor, format, arguments);
 	va_end(arguments);
-	if (catches_alarm)
+	if (owns_signals)
 		alarm(0);
 	took = clutch_now() - now;
 	lost = written && took < LATE / 2 ? 0 : lost + took;
@@ -286,38 +274,6 @@ fail(struct master *master, int code)
 	}
 }
 
-/* ---- what the master says ------------------------------------------------ */
-
-static void
-tell(struct master *master, enum role to, pid_t receiver_pid, const char *action, const char *data)
-{
-	struct message message = {action, ROLE_MASTER, to, receiver_pid, data, 0, -1, NULL};
-
-	message.data_length = data != NULL ? strlen(data) : 0;
-	master_messenger_send(&master->messenger, &message);
-}
-
-/* egg-pids to the agent */
-static void
-tell_agent_pids(struct master *master)
-{
-	char json[(CLUTCH_WORKERS_MAX + 1) * PID_SIZE + 3];
-
-	get_listening_worker_ids(master, json, sizeof json);
-	tell(master, ROLE_AGENT, 0, "egg-pids", json);
-}
-
-/* egg-pids to the apps, or to one of them: the pid of the agent, if it is ready. */
-static void
-tell_app_pids(struct master *master, pid_t receiver_pid)
-{
-	char json[32] = "[]";
-
-	if (master->agent.state == STATE_LISTENING)
-		snprintf(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
-	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
-}
-
 /* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
 
 static void
@@ -409,6 +365,593 @@ terminate(struct master *master, struct process *process) /* :7 timeout */
 	if (process->state != STATE_DISCONNECTED)
 		process->state = STATE_LEAVING;
 	expect(master, process, DEADLINE_LEAVE);
+}
+
+/* ---- what the master says ------------------------------------------------ */
+
+static void
+tell(struct master *master, enum role to, pid_t receiver_pid, const char *action, const char *data)
+{
+	struct message message = {action, ROLE_MASTER, to, receiver_pid, data, 0, -1, NULL};
+
+	message.data_length = data != NULL ? strlen(data) : 0;
+	master_messenger_send(&master->messenger, &message);
+}
+
+/* egg-pids to the agent */
+static void
+tell_agent_pids(struct master *master)
+{
+	char json[(CLUTCH_WORKERS_MAX + 1) * PID_SIZE + 3];
+
+	get_listening_worker_ids(master, json, sizeof json);
+	tell(master, ROLE_AGENT, 0, "egg-pids", json);
+}
+
+/* egg-pids to the apps, or to one of them: the pid of the agent, if it is ready. */
+static void
+tell_app_pids(struct master *master, pid_t receiver_pid)
+{
+	char json[32] = "[]";
+
+	if (master->agent.state == STATE_LISTENING)
+		snprintf(json, sizeof json, "[%ld]", (long)master->agent.worker_id);
+	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
+}
+
+/* ---- SIGUSR1: all that the master knows ----------------------------------- */
+
+/* Where the table goes: into the log (-1), or into a file, until that fails. */
+struct sheet {
+	int file;
+	bool failed;
+};
+
+/* A line of the table. */
+static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
+{
+	char line[512];
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(line, sizeof line, format, arguments);
+	va_end(arguments);
+	if (sheet->file == -1)
+		log_info("%s", line);
+	else if (!sheet->failed)
+		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
+}
+
+static void
+put_process(struct sheet *sheet, const struct master *master, const struct process *process,
+            const struct slot *slot)
+{
+	static const char *const states[] = {"waiting", "starting",     "listening",
+	                                     "leaving", "disconnected", "dead"};
+	const struct channel *channel = &process->channel;
+
+	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
+	    clutch_role_name(process->role), process->slot + 1, (long)process->worker_id,
+	    states[process->state],
+	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
+	    slot->reforks, (unsigned long long)channel->messages_in,
+	    (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
+	    (unsigned long long)channel->written, channel_pending(channel),
+	    slot->last_death[0] != '\0' ? slot->last_death : "-");
+}
+
+static void
+put_table(const struct master *master, struct sheet *sheet)
+{
+	static const struct slot none;
+	const struct options *options = &master->options;
+	const struct process *worker;
+
+	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
+	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
+	    (long long)(master->now - master->start_time) / 1000, options->workers);
+	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
+	    master->phase != PHASE_RUNNING ? "stopping"
+	    : master->is_started           ? "running"
+	                                   : "starting",
+	    (long long)options->app_close_timeout + options->agent_close_timeout,
+	    master->reloads_done, master->reloads_given_up,
+	    master->reload_slot != -1 ? ", one under way" : "");
+	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
+	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
+	    "last death");
+	if (master->worker_manager.parent != NULL)
+		put_process(sheet, master, &master->parent, &none);
+	put_process(sheet, master, &master->agent, &master->agent_slot);
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		put_process(sheet, master, worker, &master->slots[worker->slot]);
+	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
+}
+
+/* ---- the pid file, and the status beside it --------------------------- */
+
+/* What lies beside the pid file: PID_FILE.status, and PID_FILE.status.new while it is
+ * written. */
+enum { STATUS_PATH_MAX = PATH_MAX + 16 };
+
+/* Not through a symbolic link, not waiting for the other end of a FIFO, and without
+ * making a terminal the master's own. */
+static int
+open_again(const char *path, int flags, mode_t mode)
+{
+	int descriptor;
+
+	flags |= O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+	AGAIN(descriptor, open(path, flags, mode));
+	return descriptor;
+}
+
+/* Lock one byte of the pid file: the master the first one, a child that of its own
+ * number. So the kernel's list of its locks is the list of those alive, and a program that
+ * stops the cluster from outside takes no stranger for one of them (D30). */
+static int
+lock_byte(int descriptor, off_t byte)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+	int result;
+
+	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
+	return result;
+}
+
+/* Make the directories above a file. */
+static int
+make_directories(const char *path)
+{
+	char above[PATH_MAX];
+	size_t i;
+
+	for (i = 0; i < sizeof above && path[i] != '\0'; i++) {
+		above[i] = '\0';
+		if (i > 0 && path[i] == '/' && mkdir(above, 0777) == -1 && errno != EEXIST)
+			return -1;
+		above[i] = path[i];
+	}
+	return 0;
+}
+
+static const char moved[] = "another file has its name";
+
+/* D44: the master writes, empties and removes a plain file of its own user that is empty
+ * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
+static const char *
+why_not_pid_file(int descriptor, const char *path)
+{
+	char text[32] = "";
+	struct stat own, named;
+	size_t length;
+
+	if (fstat(descriptor, &own) == -1 || pread(descriptor, text, sizeof text - 1, 0) == -1)
+		return strerror(errno);
+	if (lstat(path, &named) == -1 || own.st_ino != named.st_ino || own.st_dev != named.st_dev)
+		return moved;
+	if (!S_ISREG(own.st_mode))
+		return "it is not a plain file";
+	if (own.st_uid != geteuid())
+		return "it belongs to another user";
+	if (own.st_nlink > 1)
+		return "it has a second name";
+	length = strspn(text, "0123456789");
+	length += length > 0 && text[length] == '\n';
+	return (off_t)length == own.st_size ? NULL : "it holds something other than a pid";
+}
+
+/* D16: the lock says which master the file belongs to. Another process may unlink the file
+ * between our open and our lock: then no other process can see the file that we have
+ * locked. Returns why there is no lock; NULL: there is one. */
+static const char *
+lock_pid_file(struct master *master)
+{
+	static const char taken[] =
+		"another master holds it; stop that one, or choose another file";
+	const char *path = master->options.pid_file, *why;
+	struct stat status;
+	int descriptor;
+
+	do {
+		if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
+			return S_ISLNK(status.st_mode) ? "it is a symbolic link"
+			                               : "it is not a plain file";
+		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
+		if (descriptor == -1)
+			return strerror(errno);
+		if (lock_byte(descriptor, 0) == 0)
+			why = why_not_pid_file(descriptor, path);
+		else
+			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
+		if (why != NULL)
+			close(descriptor);
+	} while (why == moved);
+	if (why == NULL)
+		master->pid_file = descriptor;
+	return why;
+}
+
+/* egg: egg-cluster/lib/master.js, constructor */
+static int
+open_pid_file(struct master *master)
+{
+	const char *path = master->options.pid_file, *why;
+	int result;
+
+	if (path == NULL) /* :162 pidFile */
+		return 0;
+	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
+	if (why == NULL) {
+		AGAIN(result, ftruncate(master->pid_file, 0));
+		if (result == 0 && dprintf(master->pid_file, "%ld", (long)getpid()) > 0)
+			return 0;
+		why = strerror(errno);
+	}
+	log_error("pid file %s: %s", path, why);
+	return -1;
+}
+
+/* egg: onExit. The master removes only its own file. */
+static void
+remove_pid_file(const struct master *master)
+{
+	char path[STATUS_PATH_MAX];
+
+	if (why_not_pid_file(master->pid_file, master->options.pid_file) != NULL)
+		return;
+	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
+	unlink(path);
+	unlink(master->options.pid_file);
+}
+
+/* The table as a file, for a command that cannot read the log (egg-scripts status). The
+ * file is complete, or it is not there. Its folder may be writable for others: a file
+ * that stands in the way and cannot be removed is not written to. */
+static void
+save_status(const struct master *master)
+{
+	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
+	struct sheet sheet = {.file = -1};
+
+	if (master->pid_file == -1)
+		return;
+	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
+	snprintf(new_path, sizeof new_path, "%s.status.new", master->options.pid_file);
+	if (unlink(new_path) == 0 || errno == ENOENT)
+		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (sheet.file != -1) {
+		put_table(master, &sheet);
+		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
+		if (!sheet.failed && rename(new_path, path) == 0)
+			return;
+	}
+	log_error("cannot write %s: %s", new_path, strerror(errno));
+	unlink(new_path);
+}
+
+/* ---- forking ------------------------------------------------------------- */
+
+/* Give back all that the master holds. */
+static void
+release(struct master *master, bool with_listener)
+{
+	struct corpse *corpse;
+
+	while (master->worker_manager.workers != NULL)
+		delete_worker(master, master->worker_manager.workers);
+	while ((corpse = master->corpses) != NULL) {
+		master->corpses = corpse->next;
+		free(corpse);
+	}
+	channel_close(&master->agent.channel);
+	channel_close(&master->parent.channel);
+	if (master->pid_file != -1)
+		close(master->pid_file);
+	if (with_listener && master->listener != -1)
+		close(master->listener);
+	free(master->slots);
+	free(master->set);
+}
+
+/* No handler of the program that started the cluster, nor of the master, runs in a child. */
+static void
+drop_handlers(void)
+{
+	struct sigaction action;
+	int number;
+
+	for (number = 1; number <= SIGNAL_MAX; number++)
+		if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
+		    action.sa_handler != SIG_IGN && action.sa_handler != on_ignored)
+			clutch_catch_signal(number, SIG_DFL);
+}
+
+/* In a child: what the starter ignores is ignored again, but SIGTERM, which must end it. */
+static void
+reset_signals(const struct master *master)
+{
+	int terminal = open("/dev/tty", O_RDWR | O_NOCTTY);
+	sigset_t mask = master->mask;
+	size_t i;
+
+	drop_handlers();
+	for (i = 0; i < CAUGHT; i++)
+		if (master->inherited[i].sa_handler == SIG_IGN && caught[i].number != SIGTERM)
+			clutch_catch_signal(caught[i].number, SIG_IGN);
+	if (terminal != -1) { /* which stops background groups that use it */
+		clutch_catch_signal(SIGTTIN, SIG_IGN);
+		clutch_catch_signal(SIGTTOU, SIG_IGN);
+		close(terminal);
+	}
+	sigdelset(&mask, SIGTERM);
+	sigprocmask(SIG_SETMASK, &mask, NULL);
+}
+
+static int
+set_number(const char *name, int value)
+{
+	char number[16];
+
+	snprintf(number, sizeof number, "%d", value);
+	return setenv(name, number, 1);
+}
+
+/* The child's first steps: nothing of the master's stays but its options. It closes its
+ * siblings' descriptors: while a copy of a channel's end is open in any process, the other
+ * end does not see its end of file. */
+static void
+become_child(struct master *master, const struct process *process, int descriptor)
+{
+	enum role role = process->role;
+	const struct options *options = &master->options;
+	int slot = process->slot;
+	struct messenger *messenger;
+
+	setpgid(0, 0);
+	reset_signals(master);
+	if (master->pid_file != -1)
+		lock_byte(master->pid_file, getpid());
+	master->pid_file = -1; /* it stays open, for the child's lock */
+	release(master, role == ROLE_AGENT);
+	messenger_disown();
+	if (options->in_child != NULL)
+		options->in_child(role, options->arg);
+	messenger = messenger_open(descriptor, role);
+	if (messenger == NULL ||
+	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
+	                          set_number("CFORK_WORKER_COUNT", options->workers) == -1))) {
+		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
+		                  strerror(errno));
+		clutch_process_exit(1);
+	}
+	if (role == ROLE_AGENT)
+		agent_run(messenger, options);
+	messenger->slot = slot;
+	worker_run(messenger, options, master->listener, master->options_json);
+}
+
+/* fork(2). The child begins with all signals blocked, the caller has them back. */
+static pid_t
+fork_blocked(sigset_t *mask)
+{
+	sigset_t all;
+	pid_t pid;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, mask);
+	pid = fork();
+	if (pid != 0)
+		sigprocmask(SIG_SETMASK, mask, NULL);
+	return pid;
+}
+
+/* Fork a child over a channel of its own. It leads a process group of its own, so that
+ * Ctrl-C reaches the master alone (D4), and a signal to the group its children, too. Both
+ * sides call setpgid: whichever runs first, the group is there when either goes on. A fork
+ * that fails is tried again; a process of NULL, for which there was no memory, is one. */
+static bool
+fork_process(struct master *master, struct process *process, struct slot *slot)
+{
+	int pair[2] = {-1, -1};
+	pid_t pid = -1;
+	sigset_t mask;
+
+	if (process != NULL && channel_pair(pair) == 0 &&
+	    channel_attach(&process->channel, pair[0]) == 0)
+		pid = fork_blocked(&mask);
+	if (pid == 0)
+		become_child(master, process, pair[1]);
+	if (pair[1] != -1)
+		close(pair[1]);
+	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
+	if (pid == -1) {
+		master->exception = 0; /* nobody wonders why a process is missing */
+		log_error("cannot fork %s_worker: %s, next try in %dms",
+		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
+		          FORK_RETRY);
+		if (pair[0] != -1) {
+			close(pair[0]);
+			process->channel.descriptor = -1; /* what waits goes on waiting */
+		}
+		return false;
+	}
+	setpgid(pid, pid);
+	process->channel.limit = 0;
+	process->worker_id = pid;
+	process->id = ++master->forked[process->role];
+	process->state = STATE_ONLINE;
+	process->forked_at = master->now;
+	process->dropped = 0;
+	expect(master, process, DEADLINE_START);
+	return true;
+}
+
+/* A place for an app worker that is not forked yet, and in the set to poll; NULL: ENOMEM. */
+static struct process *
+new_worker(struct master *master, int slot)
+{
+	struct process *worker = calloc(1, sizeof *worker);
+	struct pollfd *set = realloc(master->set, (master->worker_count + 4) * sizeof *set);
+
+	if (set != NULL)
+		master->set = set;
+	if (set == NULL || worker == NULL) {
+		free(worker);
+		return NULL;
+	}
+	master->worker_count++;
+	channel_init(&worker->channel, CHANNEL_QUEUE_MAX);
+	worker->role = ROLE_APP;
+	worker->slot = slot;
+	worker->disable_refork = true;
+	set_worker(master, worker);
+	return worker;
+}
+
+/* Fork for a slot, into the place where messages wait for its worker, if there is one. The
+ * worker is for on_fork; NULL: it is tried again. */
+static struct process *
+fork_app_worker(struct master *master, int number)
+{
+	struct process *worker = master->worker_manager.workers;
+
+	while (worker != NULL && (worker->slot != number || worker->state != STATE_NONE))
+		worker = worker->next;
+	if (worker == NULL)
+		worker = new_worker(master, number);
+	return fork_process(master, worker, &master->slots[number]) ? worker : NULL;
+}
+
+/* ---- npm cfork ----------------------------------------------------------- */
+
+/* egg: cluster.on('fork') */
+static void
+on_fork(struct master *master, const struct process *worker)
+{
+	log_info("%s start", process_name(worker));
+	if (worker->slot == master->reload_slot)
+		master->reload_id = worker->id;
+	tell_app_pids(master, worker->worker_id); /* D7 */
+}
+
+static bool
+fork_again(struct master *master, int number)
+{
+	const struct process *worker = fork_app_worker(master, number);
+
+	if (worker != NULL)
+		on_fork(master, worker);
+	return worker != NULL;
+}
+
+/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
+ * minute; else later, not never (D13). A fork that fails counts as none. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
+	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
+
+	if (!await(master, slot->refork_at))
+		return;
+	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
+		slot->refork_at = allowed_at;
+		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
+		          (long long)(allowed_at - master->now));
+	} else if (fork_again(master, number)) {
+		*oldest = master->now;
+		master->refork_count++;
+		slot->reforks++;
+	}
+}
+
+/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
+ * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
+static void
+refork(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
+
+	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
+	    get_slot_worker(master, number) != NULL)
+		return;
+	slot->refork_at = master->now;
+	if (slot->failures > 0)
+		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
+	refork_due(master, number);
+}
+
+/* ---- what egg does not have: rolling reload (D12) ------------------------- */
+
+/* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
+ * egg-pids without that worker: so no message for the worker is on its way when its channel
+ * ends (D50). */
+static void
+leave_later(struct master *master, struct process *worker)
+{
+	struct process *agent = &master->agent;
+
+	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
+	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
+	worker->leave_after = agent->barriers_told;
+	expect(master, worker, DEADLINE_BARRIER);
+}
+
+static bool
+may_leave(const struct master *master, const struct process *process)
+{
+	return process->deadline == DEADLINE_BARRIER &&
+	       (master->agent.barriers_heard >= process->leave_after || !is_alive(&master->agent));
+}
+
+static bool
+is_replaced_one_left(const struct master *master, int slot)
+{
+	const struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->is_dev_reload && (slot == -1 || worker->slot == slot))
+			return true;
+	return false;
+}
+
+static void
+end_reload(struct master *master, int *count)
+{
+	master->reload_slot = -1;
+	master->reload_id = 0;
+	(*count)++;
+	save_status(master); /* the program that has ordered the reload waits for this */
+}
+
+/* A step of an ordered reload, if its time has come: replace the worker of the next slot.
+ * A slot has one old worker at most: the next one is forked when that one has left. egg:
+ * cluster-reload, all at once */
+static void
+reload_next(struct master *master)
+{
+	const struct process *worker;
+
+	if (master->reload_slot == -1 || master->reload_id != 0)
+		return;
+	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
+		if (is_replaced_one_left(master, master->reload_slot))
+			return;
+		worker = get_slot_worker(master, master->reload_slot);
+		if (worker != NULL && worker->state == STATE_LISTENING) {
+			if (master->slots[master->reload_slot].refork_at == 0)
+				fork_again(master, master->reload_slot);
+			return; /* or refork_due does it, when a fork has failed */
+		}
+		/* else the slot's re-fork is new anyway */
+	}
+	if (is_replaced_one_left(master, -1))
+		return;
+	log_info("reload done");
+	end_reload(master, &master->reloads_done);
 }
 
 /* ---- egg-cluster/lib/master.js ------------------------------------------- */
@@ -652,137 +1195,6 @@ do_close(struct master *master) /* :573 async */
 		master->phase = PHASE_CLOSED; /* master.js:566 exit */
 }
 
-/* ---- npm cfork ----------------------------------------------------------- */
-
-/* egg: cluster.on('fork') */
-static void
-on_fork(struct master *master, const struct process *worker)
-{
-	log_info("%s start", process_name(worker));
-	if (worker->slot == master->reload_slot)
-		master->reload_id = worker->id;
-	tell_app_pids(master, worker->worker_id); /* D7 */
-}
-
-static bool
-fork_again(struct master *master, int number)
-{
-	const struct process *worker = fork_app_worker(master, number);
-
-	if (worker != NULL)
-		on_fork(master, worker);
-	return worker != NULL;
-}
-
-/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
- * minute; else later, not never (D13). A fork that fails counts as none. */
-static void
-refork_due(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
-	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
-
-	if (!await(master, slot->refork_at))
-		return;
-	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
-		slot->refork_at = allowed_at;
-		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
-		          (long long)(allowed_at - master->now));
-	} else if (fork_again(master, number)) {
-		*oldest = master->now;
-		master->refork_count++;
-		slot->reforks++;
-	}
-}
-
-/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
- * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
-static void
-refork(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
-
-	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
-	    get_slot_worker(master, number) != NULL)
-		return;
-	slot->refork_at = master->now;
-	if (slot->failures > 0)
-		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
-	refork_due(master, number);
-}
-
-/* ---- what egg does not have: rolling reload (D12) ------------------------- */
-
-/* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
- * egg-pids without that worker: so no message for the worker is on its way when its channel
- * ends (D50). */
-static void
-leave_later(struct master *master, struct process *worker)
-{
-	struct process *agent = &master->agent;
-
-	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
-	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
-	worker->leave_after = agent->barriers_told;
-	expect(master, worker, DEADLINE_BARRIER);
-}
-
-static bool
-may_leave(const struct master *master, const struct process *process)
-{
-	return process->deadline == DEADLINE_BARRIER &&
-	       (master->agent.barriers_heard >= process->leave_after || !is_alive(&master->agent));
-}
-
-static bool
-is_replaced_one_left(const struct master *master, int slot)
-{
-	const struct process *worker;
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->is_dev_reload && (slot == -1 || worker->slot == slot))
-			return true;
-	return false;
-}
-
-static void
-end_reload(struct master *master, int *count)
-{
-	master->reload_slot = -1;
-	master->reload_id = 0;
-	(*count)++;
-	save_status(master); /* the program that has ordered the reload waits for this */
-}
-
-/* A step of an ordered reload, if its time has come: replace the worker of the next slot.
- * A slot has one old worker at most: the next one is forked when that one has left. egg:
- * cluster-reload, all at once */
-static void
-reload_next(struct master *master)
-{
-	const struct process *worker;
-
-	if (master->reload_slot == -1 || master->reload_id != 0)
-		return;
-	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
-		if (is_replaced_one_left(master, master->reload_slot))
-			return;
-		worker = get_slot_worker(master, master->reload_slot);
-		if (worker != NULL && worker->state == STATE_LISTENING) {
-			if (master->slots[master->reload_slot].refork_at == 0)
-				fork_again(master, master->reload_slot);
-			return; /* or refork_due does it, when a fork has failed */
-		}
-		/* else the slot's re-fork is new anyway */
-	}
-	if (is_replaced_one_left(master, -1))
-		return;
-	log_info("reload done");
-	end_reload(master, &master->reloads_done);
-}
-
 /* ---- the end of a channel ------------------------------------------------- */
 
 /* A channel has ended; its process may live on. What waits for a worker that
@@ -820,212 +1232,6 @@ on_disconnect(struct master *master, struct process *process)
 	tell_agent_pids(master); /* D9 */
 	if (!process->disable_refork)
 		refork(master, process->slot);
-}
-
-/* ---- forking ------------------------------------------------------------- */
-
-/* Give back all that the master holds. */
-static void
-release(struct master *master, bool with_listener)
-{
-	struct corpse *corpse;
-
-	while (master->worker_manager.workers != NULL)
-		delete_worker(master, master->worker_manager.workers);
-	while ((corpse = master->corpses) != NULL) {
-		master->corpses = corpse->next;
-		free(corpse);
-	}
-	channel_close(&master->agent.channel);
-	channel_close(&master->parent.channel);
-	if (master->pid_file != -1)
-		close(master->pid_file);
-	if (with_listener && master->listener != -1)
-		close(master->listener);
-	free(master->slots);
-	free(master->set);
-}
-
-/* Lock one byte of the pid file: the master the first one, a child that of its own
- * number. So the kernel's list of its locks is the list of those alive, and a program that
- * stops the cluster from outside takes no stranger for one of them (D30). */
-static int
-lock_byte(int descriptor, off_t byte)
-{
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
-	int result;
-
-	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
-	return result;
-}
-
-/* No handler of the program that started the cluster, nor of the master, runs in a child. */
-static void
-drop_handlers(void)
-{
-	struct sigaction action;
-	int number;
-
-	for (number = 1; number <= SIGNAL_MAX; number++)
-		if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
-		    action.sa_handler != SIG_IGN && action.sa_handler != on_ignored)
-			clutch_catch_signal(number, SIG_DFL);
-}
-
-/* In a child: what the starter ignores is ignored again, but SIGTERM, which must end it. */
-static void
-reset_signals(const struct master *master)
-{
-	int terminal = open("/dev/tty", O_RDWR | O_NOCTTY);
-	sigset_t mask = master->mask;
-	size_t i;
-
-	drop_handlers();
-	for (i = 0; i < CAUGHT; i++)
-		if (master->inherited[i].sa_handler == SIG_IGN && caught[i].number != SIGTERM)
-			clutch_catch_signal(caught[i].number, SIG_IGN);
-	if (terminal != -1) { /* which stops background groups that use it */
-		clutch_catch_signal(SIGTTIN, SIG_IGN);
-		clutch_catch_signal(SIGTTOU, SIG_IGN);
-		close(terminal);
-	}
-	sigdelset(&mask, SIGTERM);
-	sigprocmask(SIG_SETMASK, &mask, NULL);
-}
-
-static int
-set_number(const char *name, int value)
-{
-	char number[16];
-
-	snprintf(number, sizeof number, "%d", value);
-	return setenv(name, number, 1);
-}
-
-/* The child's first steps: nothing of the master's stays but its options. It closes its
- * siblings' descriptors: while a copy of a channel's end is open in any process, the other
- * end does not see its end of file. */
-static void
-become_child(struct master *master, const struct process *process, int descriptor)
-{
-	enum role role = process->role;
-	const struct options *options = &master->options;
-	int slot = process->slot;
-	struct messenger *messenger;
-
-	setpgid(0, 0);
-	reset_signals(master);
-	if (master->pid_file != -1)
-		lock_byte(master->pid_file, getpid());
-	master->pid_file = -1; /* it stays open, for the child's lock */
-	release(master, role == ROLE_AGENT);
-	messenger_disown();
-	if (options->in_child != NULL)
-		options->in_child(role, options->arg);
-	messenger = messenger_open(descriptor, role);
-	if (messenger == NULL ||
-	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
-	                          set_number("CFORK_WORKER_COUNT", options->workers) == -1))) {
-		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
-		                  strerror(errno));
-		clutch_process_exit(1);
-	}
-	if (role == ROLE_AGENT)
-		agent_run(messenger, options);
-	messenger->slot = slot;
-	worker_run(messenger, options, master->listener, master->options_json);
-}
-
-/* fork(2). The child begins with all signals blocked, the caller has them back. */
-static pid_t
-fork_blocked(sigset_t *mask)
-{
-	sigset_t all;
-	pid_t pid;
-
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, mask);
-	pid = fork();
-	if (pid != 0)
-		sigprocmask(SIG_SETMASK, mask, NULL);
-	return pid;
-}
-
-/* Fork a child over a channel of its own. It leads a process group of its own, so that
- * Ctrl-C reaches the master alone (D4), and a signal to the group its children, too. Both
- * sides call setpgid: whichever runs first, the group is there when either goes on. A fork
- * that fails is tried again; a process of NULL, for which there was no memory, is one. */
-static bool
-fork_process(struct master *master, struct process *process, struct slot *slot)
-{
-	int pair[2] = {-1, -1};
-	pid_t pid = -1;
-	sigset_t mask;
-
-	if (process != NULL && channel_pair(pair) == 0 &&
-	    channel_attach(&process->channel, pair[0]) == 0)
-		pid = fork_blocked(&mask);
-	if (pid == 0)
-		become_child(master, process, pair[1]);
-	if (pair[1] != -1)
-		close(pair[1]);
-	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
-	if (pid == -1) {
-		master->exception = 0; /* nobody wonders why a process is missing */
-		log_error("cannot fork %s_worker: %s, next try in %dms",
-		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
-		          FORK_RETRY);
-		if (pair[0] != -1) {
-			close(pair[0]);
-			process->channel.descriptor = -1; /* what waits goes on waiting */
-		}
-		return false;
-	}
-	setpgid(pid, pid);
-	process->channel.limit = 0;
-	process->worker_id = pid;
-	process->id = ++master->forked[process->role];
-	process->state = STATE_ONLINE;
-	process->forked_at = master->now;
-	process->dropped = 0;
-	expect(master, process, DEADLINE_START);
-	return true;
-}
-
-/* A place for an app worker that is not forked yet, and in the set to poll; NULL: ENOMEM. */
-static struct process *
-new_worker(struct master *master, int slot)
-{
-	struct process *worker = calloc(1, sizeof *worker);
-	struct pollfd *set = realloc(master->set, (master->worker_count + 4) * sizeof *set);
-
-	if (set != NULL)
-		master->set = set;
-	if (set == NULL || worker == NULL) {
-		free(worker);
-		return NULL;
-	}
-	master->worker_count++;
-	channel_init(&worker->channel, CHANNEL_QUEUE_MAX);
-	worker->role = ROLE_APP;
-	worker->slot = slot;
-	worker->disable_refork = true;
-	set_worker(master, worker);
-	return worker;
-}
-
-/* Fork for a slot, into the place where messages wait for its worker, if there is one. The
- * worker is for on_fork; NULL: it is tried again. */
-static struct process *
-fork_app_worker(struct master *master, int number)
-{
-	struct process *worker = master->worker_manager.workers;
-
-	while (worker != NULL && (worker->slot != number || worker->state != STATE_NONE))
-		worker = worker->next;
-	if (worker == NULL)
-		worker = new_worker(master, number);
-	return fork_process(master, worker, &master->slots[number]) ? worker : NULL;
 }
 
 /* ---- the living speak ---------------------------------------------------- */
@@ -1371,116 +1577,6 @@ skip_lost_time(struct master *master, int timeout)
 		corpse->deadline += lost;
 }
 
-/* ---- SIGUSR1: all that the master knows ----------------------------------- */
-
-/* Where the table goes: into the log (-1), or into a file, until that fails. */
-struct sheet {
-	int file;
-	bool failed;
-};
-
-/* A line of the table. */
-static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
-{
-	char line[512];
-	va_list arguments;
-
-	va_start(arguments, format);
-	vsnprintf(line, sizeof line, format, arguments);
-	va_end(arguments);
-	if (sheet->file == -1)
-		log_info("%s", line);
-	else if (!sheet->failed)
-		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
-}
-
-static void
-put_process(struct sheet *sheet, const struct master *master, const struct process *process,
-            const struct slot *slot)
-{
-	static const char *const states[] = {"waiting", "starting",     "listening",
-	                                     "leaving", "disconnected", "dead"};
-	const struct channel *channel = &process->channel;
-
-	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
-	    clutch_role_name(process->role), process->slot + 1, (long)process->worker_id,
-	    states[process->state],
-	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
-	    slot->reforks, (unsigned long long)channel->messages_in,
-	    (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
-	    (unsigned long long)channel->written, channel_pending(channel),
-	    slot->last_death[0] != '\0' ? slot->last_death : "-");
-}
-
-static void
-put_table(const struct master *master, struct sheet *sheet)
-{
-	static const struct slot none;
-	const struct options *options = &master->options;
-	const struct process *worker;
-
-	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
-	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
-	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
-	    master->phase != PHASE_RUNNING ? "stopping"
-	    : master->is_started           ? "running"
-	                                   : "starting",
-	    (long long)options->app_close_timeout + options->agent_close_timeout,
-	    master->reloads_done, master->reloads_given_up,
-	    master->reload_slot != -1 ? ", one under way" : "");
-	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
-	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
-	    "last death");
-	if (master->worker_manager.parent != NULL)
-		put_process(sheet, master, &master->parent, &none);
-	put_process(sheet, master, &master->agent, &master->agent_slot);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		put_process(sheet, master, worker, &master->slots[worker->slot]);
-	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
-}
-
-/* What lies beside the pid file: PID_FILE.status, and PID_FILE.status.new while it is
- * written. */
-enum { STATUS_PATH_MAX = PATH_MAX + 16 };
-
-/* Not through a symbolic link, not waiting for the other end of a FIFO, and without
- * making a terminal the master's own. */
-static int
-open_again(const char *path, int flags, mode_t mode)
-{
-	int descriptor;
-
-	flags |= O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-	AGAIN(descriptor, open(path, flags, mode));
-	return descriptor;
-}
-
-/* The table as a file, for a command that cannot read the log (egg-scripts status). The
- * file is complete, or it is not there. Its folder may be writable for others: a file
- * that stands in the way and cannot be removed is not written to. */
-static void
-save_status(const struct master *master)
-{
-	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
-	struct sheet sheet = {.file = -1};
-
-	if (master->pid_file == -1)
-		return;
-	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
-	snprintf(new_path, sizeof new_path, "%s.status.new", master->options.pid_file);
-	if (unlink(new_path) == 0 || errno == ENOENT)
-		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (sheet.file != -1) {
-		put_table(master, &sheet);
-		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
-		if (!sheet.failed && rename(new_path, path) == 0)
-			return;
-	}
-	log_error("cannot write %s: %s", new_path, strerror(errno));
-	unlink(new_path);
-}
-
 /* ---- the loop ------------------------------------------------------------ */
 
 /* Is a queue so full, for so long, that its owner must go before it harms others? The
@@ -1726,6 +1822,8 @@ parse_options(struct master *master, const struct options *given)
 	}
 	master->is_production =
 		strcmp(options->env, "local") != 0 && strcmp(options->env, "unittest") != 0;
+	snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
+	         options->workers);
 	return 0;
 }
 
@@ -1792,124 +1890,10 @@ open_listener(struct master *master, bool port_given)
 	snprintf(master->address, sizeof master->address,
 	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
 	         master->options.port);
+	snprintf(master->options_json, sizeof master->options_json,
+	         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
+	         master->options.workers, master->options.port, master->address);
 	return 0;
-}
-
-/* Make the directories above a file. */
-static int
-make_directories(const char *path)
-{
-	char above[PATH_MAX];
-	size_t i;
-
-	for (i = 0; i < sizeof above && path[i] != '\0'; i++) {
-		above[i] = '\0';
-		if (i > 0 && path[i] == '/' && mkdir(above, 0777) == -1 && errno != EEXIST)
-			return -1;
-		above[i] = path[i];
-	}
-	return 0;
-}
-
-static const char moved[] = "another file has its name";
-
-/* D44: the master writes, empties and removes a plain file of its own user that is empty
- * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
-static const char *
-why_not_pid_file(int descriptor, const char *path)
-{
-	char text[32] = "";
-	struct stat own, named;
-	size_t length;
-
-	if (fstat(descriptor, &own) == -1 || pread(descriptor, text, sizeof text - 1, 0) == -1)
-		return strerror(errno);
-	if (lstat(path, &named) == -1 || own.st_ino != named.st_ino || own.st_dev != named.st_dev)
-		return moved;
-	if (!S_ISREG(own.st_mode))
-		return "it is not a plain file";
-	if (own.st_uid != geteuid())
-		return "it belongs to another user";
-	if (own.st_nlink > 1)
-		return "it has a second name";
-	length = strspn(text, "0123456789");
-	length += length > 0 && text[length] == '\n';
-	return (off_t)length == own.st_size ? NULL : "it holds something other than a pid";
-}
-
-/* D16: the lock says which master the file belongs to. Another process may unlink the file
- * between our open and our lock: then no other process can see the file that we have
- * locked. Returns why there is no lock; NULL: there is one. */
-static const char *
-lock_pid_file(struct master *master)
-{
-	static const char taken[] =
-		"another master holds it; stop that one, or choose another file";
-	const char *path = master->options.pid_file, *why;
-	struct stat status;
-	int descriptor;
-
-	do {
-		if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
-			return S_ISLNK(status.st_mode) ? "it is a symbolic link"
-			                               : "it is not a plain file";
-		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
-		if (descriptor == -1)
-			return strerror(errno);
-		if (lock_byte(descriptor, 0) == 0)
-			why = why_not_pid_file(descriptor, path);
-		else
-			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
-		if (why != NULL)
-			close(descriptor);
-	} while (why == moved);
-	if (why == NULL)
-		master->pid_file = descriptor;
-	return why;
-}
-
-/* egg: egg-cluster/lib/master.js, constructor */
-static int
-open_pid_file(struct master *master)
-{
-	const char *path = master->options.pid_file, *why;
-	int result;
-
-	if (path == NULL) /* :162 pidFile */
-		return 0;
-	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
-	if (why == NULL) {
-		AGAIN(result, ftruncate(master->pid_file, 0));
-		if (result == 0 && dprintf(master->pid_file, "%ld", (long)getpid()) > 0)
-			return 0;
-		why = strerror(errno);
-	}
-	log_error("pid file %s: %s", path, why);
-	return -1;
-}
-
-/* egg: onExit. The master removes only its own file. */
-static void
-remove_pid_file(const struct master *master)
-{
-	char path[STATUS_PATH_MAX];
-
-	if (why_not_pid_file(master->pid_file, master->options.pid_file) != NULL)
-		return;
-	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
-	unlink(path);
-	unlink(master->options.pid_file);
-}
-
-static void
-compose_options_json(struct master *master)
-{
-	const char *format = "{\"workers\":%d}";
-
-	if (master->address[0] != '\0')
-		format = "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}";
-	snprintf(master->options_json, sizeof master->options_json, format, master->options.workers,
-	         master->options.port, master->address);
 }
 
 /* The places of apps and parent: what is sent to an app that is not forked waits there (D23). */
@@ -1941,18 +1925,18 @@ open_signals(struct master *master, const sigset_t *mask)
 	master->wake = clutch_wake_open();
 	if (master->wake == -1)
 		return -1;
+	for (i = 0; i < CAUGHT; i++)
+		sigaction(caught[i].number, NULL, &master->inherited[i]);
 	master->mask = *mask;
+	master->alarm = alarm(0);
+	owns_signals = true;
 	for (i = 0; i < CAUGHT; i++) {
 		got[caught[i].number] = 0;
-		if (sigaction(caught[i].number, NULL, &master->inherited[i]) == -1 ||
-		    ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
-		     clutch_catch_signal(caught[i].number, caught[i].handler) == -1))
-			return -1;
 		sigdelset(&set, caught[i].number);
-		master->caught = i + 1;
+		if ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
+		    clutch_catch_signal(caught[i].number, caught[i].handler) == -1)
+			return -1;
 	}
-	master->alarm = alarm(0);
-	catches_alarm = 1;
 	return sigprocmask(SIG_SETMASK, &set, NULL);
 }
 
@@ -1963,13 +1947,13 @@ close_signals(struct master *master)
 	size_t i;
 
 	clutch_wake_close();
-	if (catches_alarm)
-		alarm(master->alarm);
-	catches_alarm = 0;
-	for (i = 0; i < master->caught; i++)
+	if (!owns_signals)
+		return;
+	owns_signals = false;
+	alarm(master->alarm);
+	for (i = 0; i < CAUGHT; i++)
 		sigaction(caught[i].number, &master->inherited[i], NULL);
-	if (master->caught > 0)
-		sigprocmask(SIG_SETMASK, &master->mask, NULL);
+	sigprocmask(SIG_SETMASK, &master->mask, NULL);
 }
 
 /* Open descriptors 0 to 2, where they are closed, so that no channel becomes one of them:
@@ -2012,7 +1996,6 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	if (parse_options(&master, given) == 0 &&
 	    (given->connection == NULL || open_listener(&master, given->port != 0) == 0) &&
 	    open_pid_file(&master) == 0) {
-		compose_options_json(&master);
 		if (open_places(&master) == -1 || open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
 		} else {
