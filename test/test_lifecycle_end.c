@@ -1934,7 +1934,7 @@ expect_bare_end(struct bare *bare)
 	cr_assert_eq(bare_count(bare, "receive signal SIGTERM, exiting with code:0"), 3, "%s",
 	             bare->text);
 	cr_assert_eq(bare_count(bare, "beforeExit success"), 3, "%s", bare->text);
-	cr_assert_eq(bare_count(bare, ": 0\n"), 3, "%s", bare->text);
+	cr_assert_eq(bare_count(bare, ": 0\n") + bare_count(bare, ": 0\r\n"), 3, "%s", bare->text);
 	cr_assert_eq(bare_count(bare, "is killed by signal"), 1, "%s", bare->text);
 	cr_assert_eq(bare_count(bare, "[master] exit with code:0"), 1, "%s", bare->text);
 }
