@@ -208,8 +208,8 @@ struct options {
  *	OPTIONS  {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"}
  *	OPTIONS  {"workers":2} if options.connection is NULL
  *
- * agent-worker-died and app-worker-died are sent only after egg-ready: a death before it is
- * a failed start. No process may send these actions in the cluster's place, nor egg's
+ * The two actions that tell of a death are sent only after egg-ready: a death before it is a
+ * failed start. No process may send these actions in the cluster's place, nor egg's
  * agent-exit, app-exit, app-start, and, to the master, realport: the message is dropped,
  * and the first one of each process is logged. clutch-pause and clutch-resume are what
  * messenger_pause and messenger_resume tell the master.

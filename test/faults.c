@@ -152,18 +152,20 @@ faults_find_sites(void)
 }
 
 /* What the core calls besides: its own functions, and those that cannot fail. (What is
- * printed is cut where it is too long; sysconf and getenv may have no answer.) */
+ * printed is cut where it is too long; sysconf and getenv may have no answer; dprintf writes
+ * the pid and the status file: see test_pid_file.c.) */
 static bool
 is_safe(const char *name)
 {
 	static const char *const safe[] = {
-		"_exit",      "alarm",       "clock_gettime", "fflush",    "free",
-		"getenv",     "geteuid",     "getpgrp",       "getpid",    "htons",
-		"inet_pton",  "memcmp",      "memcpy",        "memmove",   "memset",
-		"ntohs",      "sched_yield", "sigaddset",     "sigdelset", "sigemptyset",
-		"sigfillset", "sigprocmask", "snprintf",      "stderr",    "stdout",
-		"strchr",     "strcmp",      "strerror",      "strlen",    "strspn",
-		"strtol",     "sysconf",     "vsnprintf"};
+		"_exit",       "alarm",     "clock_gettime", "dprintf",     "fflush",
+		"free",        "htonl",     "ntohl",         "rand_r",      "getenv",
+		"geteuid",     "getpgrp",   "getpid",        "htons",       "inet_pton",
+		"memcmp",      "memcpy",    "memmove",       "memset",      "ntohs",
+		"sched_yield", "sigaddset", "sigdelset",     "sigemptyset", "sigfillset",
+		"sigprocmask", "snprintf",  "stderr",        "stdout",      "strchr",
+		"strcmp",      "strerror",  "strlen",        "strspn",      "strtol",
+		"sysconf",     "vsnprintf"};
 	size_t i;
 	int call;
 

@@ -512,7 +512,8 @@ is_passing_shortage(int i)
 	const struct site *site = &sites[plan->site];
 
 	return plan->how == ENOMEM && plan->lasts <= PERSISTENT && is_allocation(site->call) &&
-	       strcmp(site->function, "messenger_init") != 0 &&
+	       strcmp(site->function, "messenger_open") != 0 &&
+	       (strcmp(site->function, "clutch_grow") != 0 || plan->place <= PLACE_MASTER) &&
 	       (plan->site != ANY_SITE || plan->place <= PLACE_MASTER) &&
 	       (plan->place != PLACE_MASTER || world->faults.fired_births[i] > 2);
 }
@@ -1737,7 +1738,8 @@ static const struct {
 	const char *why;
 } unreached[] = {
 	{"reap_orphans", CALL_waitpid, "only as process 1 of a container"},
-	{"has_terminal", CALL_close, "only in a terminal"},
+	{"reset_signals", CALL_close, "only in a terminal"},
+	{"on_connection", CALL_close, "a connection whose flags cannot be set"},
 	{"channel_close", CALL_close, "a handle without its frame: the peer has died meanwhile"},
 	{"take_handles", CALL_close, "a second handle in one read: no honest peer sends it"},
 	{"skip_messages", CALL_close, "a handle that comes during the exit"},
