@@ -207,13 +207,13 @@ is_alive(const struct process *process)
 /* The only place where a process is signalled: by its number, because it may have left its
  * group, and its group, because its children are in it. Neither number is ever reused
  * before the process was reaped, and that is the last step (see `bury`). */
-static int
+static void
 signal_process(const struct process *process, int number)
 {
-	if (!is_alive(process))
-		return 0;
-	kill(-process->worker_id, number);
-	return kill(process->worker_id, number);
+	if (is_alive(process)) {
+		kill(-process->worker_id, number);
+		kill(process->worker_id, number);
+	}
 }
 
 static int64_t
@@ -724,11 +724,12 @@ become_child(struct master *master, const struct process *process, int descripto
 		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
 		                  strerror(errno));
 		clutch_process_exit(1);
-	}
-	if (role == ROLE_AGENT)
+	} else if (role == ROLE_AGENT) {
 		agent_run(messenger, options);
-	messenger->slot = slot;
-	worker_run(messenger, options, master->listener, master->options_json);
+	} else {
+		messenger->slot = slot;
+		worker_run(messenger, options, master->listener, master->options_json);
+	}
 }
 
 /* fork(2). The child begins with all signals blocked, the caller has them back. */
@@ -825,24 +826,17 @@ fork_app_worker(struct master *master, int number)
 
 /* ---- npm cfork ----------------------------------------------------------- */
 
-/* egg: cluster.on('fork') */
-static void
+/* NULL: the fork has failed. egg: cluster.on('fork') */
+static bool
 on_fork(struct master *master, const struct process *worker)
 {
+	if (worker == NULL)
+		return false;
 	log_info("%s start", process_name(worker));
 	if (worker->slot == master->reload_slot)
 		master->reload_id = worker->id;
 	tell_app_pids(master, worker->worker_id); /* D7 */
-}
-
-static bool
-fork_again(struct master *master, int number)
-{
-	const struct process *worker = fork_app_worker(master, number);
-
-	if (worker != NULL)
-		on_fork(master, worker);
-	return worker != NULL;
+	return true;
 }
 
 /* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
@@ -860,7 +854,7 @@ refork_due(struct master *master, int number)
 		slot->refork_at = allowed_at;
 		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
 		          (long long)(allowed_at - master->now));
-	} else if (fork_again(master, number)) {
+	} else if (on_fork(master, fork_app_worker(master, number))) {
 		*oldest = master->now;
 		master->refork_count++;
 		slot->reforks++;
@@ -943,7 +937,7 @@ reload_next(struct master *master)
 		worker = get_slot_worker(master, master->reload_slot);
 		if (worker != NULL && worker->state == STATE_LISTENING) {
 			if (master->slots[master->reload_slot].refork_at == 0)
-				fork_again(master, master->reload_slot);
+				on_fork(master, fork_app_worker(master, master->reload_slot));
 			return; /* or refork_due does it, when a fork has failed */
 		}
 		/* else the slot's re-fork is new anyway */
