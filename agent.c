@@ -21,18 +21,10 @@
 /* ---- egg-cluster/lib/agent_worker.js ------------------------------------- */
 
 static void
-start_error_handler(void)
-{
-	clutch_print_line(STDERR_FILENO,
-	                  "[agent_worker] start error, exiting with code:1"); /* :43 */
-	clutch_process_exit(1);                                               /* D19 */
-}
-
-static void
 on_ready(struct messenger *agent, int status) /* :47 ready */
 {
 	if (status != 0) /* :49 err */
-		start_error_handler();
+		clutch_process_fail(agent);
 	clutch_process_catch_sigterm();
 	messenger_tell_master(agent, "agent-start", NULL); /* :52 */
 }
@@ -52,20 +44,16 @@ agent_run(struct messenger *agent, const struct options *options)
 
 	agent->on_ready = on_ready;
 	agent->on_uncaught = on_uncaught;
-	if (clutch_process_start(agent, options->agent, options->arg) == -1)
-		start_error_handler();
+	clutch_process_start(agent, options->agent, options->arg);
 	while (!clutch_process_terminated() && agent->channel.descriptor != -1)
 		messenger_step(agent, -1);
 	if (!clutch_process_terminated())
 		messenger_step(agent, 0); /* a SIGTERM that comes with the end explains it */
 	code = clutch_process_terminated() ? 0 : EXIT_DISCONNECTED;
-	if (code == 0)
-		clutch_print_line(STDOUT_FILENO,
-		                  "[agent_worker] receive signal SIGTERM, exiting with code:0");
-	else
-		clutch_print_line(STDERR_FILENO,
-		                  "[agent_worker] receive disconnect event, exiting with code:110");
-	clutch_process_leave(agent, "agent_worker", code, options->agent_close_timeout);
+	clutch_print_line(code == 0 ? STDOUT_FILENO : STDERR_FILENO,
+	                  "[agent_worker] receive %s, exiting with code:%d",
+	                  code == 0 ? "signal SIGTERM" : "disconnect event", code);
+	clutch_process_leave(agent, code, options->agent_close_timeout);
 	clutch_process_exit(code);
 }
 
@@ -102,7 +90,7 @@ on_wake(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-int
+void
 clutch_process_start(struct messenger *messenger, messenger_callback role, void *arg)
 {
 	int descriptor = clutch_wake_open();
@@ -110,12 +98,20 @@ clutch_process_start(struct messenger *messenger, messenger_callback role, void 
 	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
 	    (role != NULL && role(messenger, arg) != 0))
-		return -1;
+		clutch_process_fail(messenger);
 	if (messenger->ready_later || messenger->ready)
 		clutch_process_catch_sigterm(); /* until here SIGTERM kills, as it does in egg */
 	else
 		messenger_ready(messenger, 0);
-	return 0;
+}
+
+/* egg: start error */
+void
+clutch_process_fail(const struct messenger *messenger)
+{
+	clutch_print_line(STDERR_FILENO, "[%s_worker] start error, exiting with code:1",
+	                  clutch_role_name(messenger->role));
+	clutch_process_exit(1); /* D19 */
 }
 
 void
@@ -131,9 +127,10 @@ clutch_process_terminated(void)
 }
 
 void
-clutch_process_leave(struct messenger *messenger, const char *label, int code, int timeout)
+clutch_process_leave(struct messenger *messenger, int code, int timeout)
 {
 	sigset_t set;
+	bool failed;
 
 	messenger_resume(messenger);
 	exit_code = code;
@@ -143,10 +140,9 @@ clutch_process_leave(struct messenger *messenger, const char *label, int code, i
 	sigprocmask(SIG_UNBLOCK, &set, NULL); /* the starter may have blocked it */
 	seconds_left = timeout / 1000;
 	alarm(1);
-	if (messenger_run_closers(messenger) == 0)
-		clutch_print_line(STDOUT_FILENO, "[%s] beforeExit success", label);
-	else
-		clutch_print_line(STDERR_FILENO, "[%s] beforeExit fail", label);
+	failed = messenger_run_closers(messenger) != 0;
+	clutch_print_line(failed ? STDERR_FILENO : STDOUT_FILENO, "[%s_worker] beforeExit %s",
+	                  clutch_role_name(messenger->role), failed ? "fail" : "success");
 }
 
 /* exit(3) would run the handlers of the program that started the cluster, and move the

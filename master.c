@@ -55,7 +55,7 @@
 #define PID_SIZE 12              /* a pid in JSON, and its comma, in bytes */
 
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
-static volatile sig_atomic_t catches_alarm;
+static bool owns_signals;                         /* SIGALRM, too */
 
 /* A handler may call only what is async-signal-safe, and runs between any two lines of the
  * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
@@ -63,15 +63,9 @@ static void
 on_caught(int number)
 {
 	got[number] = 1;
+	if (number == SIGALRM) /* see log_line; again, should this one have come too early */
+		alarm(1);
 	clutch_wake_up();
-}
-
-/* See log_line. Again, should the first alarm have come too early. */
-static void
-on_alarm(int number)
-{
-	(void)number;
-	alarm(1);
 }
 
 /* Not SIG_IGN: that would be inherited by what an application starts. */
@@ -90,7 +84,7 @@ static const struct {
 } caught[] = {
 	{SIGTERM, false, on_caught}, {SIGINT, true, on_caught},   {SIGQUIT, true, on_caught},
 	{SIGCHLD, false, on_caught}, {SIGUSR1, false, on_caught}, {SIGUSR2, false, on_caught},
-	{SIGALRM, false, on_alarm},  {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
+	{SIGALRM, false, on_caught}, {SIGPIPE, true, on_ignored}, {SIGXFSZ, true, on_ignored}};
 enum { CAUGHT = sizeof caught / sizeof caught[0] };
 
 /* Make a system call again, if a signal has interrupted it. */
@@ -137,17 +131,17 @@ struct master {
 	int reloads_done, reloads_given_up;
 
 	int64_t now, start_time;
-	int64_t next_at;               /* when the clock runs at the latest; 0: not at all */
-	int64_t check_at;              /* 0: no health check */
-	int64_t trim_at;               /* 0: no queue keeps memory */
-	int exception;                 /* failed health checks in a row */
-	bool fork_failed;              /* the last time it was tried */
+	int64_t next_at;  /* when the clock runs at the latest; 0: not at all */
+	int64_t check_at; /* 0: no health check */
+	int64_t trim_at;  /* 0: no queue keeps memory */
+	int exception;    /* failed health checks in a row */
+
 	bool can_drain;                /* a process that holds others up is itself read */
 	int64_t reforks[REFORK_LIMIT]; /* when the last ones were, a ring */
 	unsigned refork_count;         /* ever */
 
 	int wake;
-	size_t caught; /* signals, the first of those above */
+
 	struct sigaction inherited[CAUGHT];
 	sigset_t mask;      /* the caller's */
 	unsigned alarm;     /* the caller's, in seconds */
@@ -156,18 +150,6 @@ struct master {
 };
 
 static void close_cluster(struct master *master);
-
-static void get_listening_worker_ids(const struct master *master, char *json, size_t size);
-static bool fork_process(struct master *master, struct process *process, struct slot *slot);
-static struct process *fork_app_worker(struct master *master, int number);
-static void on_fork(struct master *master, const struct process *worker);
-static void leave_later(struct master *master, struct process *worker);
-static void refork(struct master *master, int number);
-static void reload_next(struct master *master);
-static void end_reload(struct master *master, int *count);
-static void save_status(const struct master *master);
-static void remove_pid_file(const struct master *master);
-static void terminate(struct master *master, struct process *process);
 
 /* ---- the log ------------------------------------------------------------- */
 
@@ -187,12 +169,12 @@ static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...
 
 	if (now < silent_until)
 		return;
-	if (catches_alarm)
+	if (owns_signals)
 		alarm(1);
 	va_start(arguments, format);
 	written = clutch_vprint_line(descriptor, format, arguments);
 	va_end(arguments);
-	if (catches_alarm)
+	if (owns_signals)
 		alarm(0);
 	took = clutch_now() - now;
 	lost = written && took < LATE / 2 ? 0 : lost + took;
@@ -222,34 +204,32 @@ is_alive(const struct process *process)
 	return process->worker_id > 0 && process->state != STATE_DEAD;
 }
 
-/* Parent, agent and app workers, one after the other; the first follows NULL. */
-static struct process *
-next_process(struct master *master, const struct process *process)
-{
-	if (process == NULL)
-		return &master->parent;
-	return process == &master->parent  ? &master->agent
-	       : process == &master->agent ? master->worker_manager.workers
-	                                   : process->next;
-}
-
 /* The only place where a process is signalled: by its number, because it may have left its
  * group, and its group, because its children are in it. Neither number is ever reused
  * before the process was reaped, and that is the last step (see `bury`). */
-static int
+static void
 signal_process(const struct process *process, int number)
 {
-	if (!is_alive(process))
-		return 0;
-	kill(-process->worker_id, number);
-	return kill(process->worker_id, number);
+	if (is_alive(process)) {
+		kill(-process->worker_id, number);
+		kill(process->worker_id, number);
+	}
 }
 
 static int64_t
-close_timeout(const struct master *master, const struct process *process)
+timeout_of(const struct master *master, const struct process *process, enum deadline deadline)
 {
-	return process->role == ROLE_AGENT ? master->options.agent_close_timeout
-	                                   : master->options.app_close_timeout;
+	int64_t timeout = process->role == ROLE_AGENT ? master->options.agent_close_timeout
+	                                              : master->options.app_close_timeout;
+
+	if (deadline == DEADLINE_START)
+		return master->options.worker_start_timeout;
+	if (deadline == DEADLINE_KILLED)
+		return KILL_RETRY;
+	if (deadline == DEADLINE_DISCONNECTED && process->role == ROLE_APP &&
+	    !process->disable_refork && master->phase == PHASE_RUNNING)
+		timeout += CLUTCH_GRACEFUL_TIMEOUT;
+	return timeout;
 }
 
 /* Has this time come? 0 never does. If not, the loop sleeps no longer than until then. */
@@ -261,13 +241,13 @@ await(struct master *master, int64_t at)
 	return at != 0 && at <= master->now;
 }
 
-/* A process is to end, or to get ready, within this time; on_deadline says what happens
+/* A process is to end, or to get ready, within some time; on_deadline says what happens
  * if it does not. A process that was told to end gets no more time by anything that
  * happens later (D31). */
 static void
-expect(struct master *master, struct process *process, int64_t timeout, enum deadline deadline)
+expect(struct master *master, struct process *process, enum deadline deadline)
 {
-	int64_t at = master->now + timeout;
+	int64_t at = master->now + timeout_of(master, process, deadline);
 
 	if (process->deadline >= DEADLINE_LEAVE && at > process->deadline_at)
 		return;
@@ -286,13 +266,105 @@ fail(struct master *master, int code)
 	master->reload_slot = -1;
 	master->phase = PHASE_FAILING;
 	master->exit_code = code;
-	for (process = &master->agent; process != NULL; process = next_process(master, process)) {
+	for (process = &master->agent; process != NULL; process = process->next) {
 		channel_flush(&process->channel);
 		channel_close(&process->channel);
 		if (is_alive(process))
-			expect(master, process, close_timeout(master, process),
-			       DEADLINE_DISCONNECTED);
+			expect(master, process, DEADLINE_DISCONNECTED);
 	}
+}
+
+/* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
+
+static void
+set_worker(struct master *master, struct process *worker) /* :30 */
+{
+	struct process **last = &master->worker_manager.workers;
+
+	while (*last != NULL)
+		last = &(*last)->next;
+	*last = worker;
+	master->agent.next = master->worker_manager.workers;
+}
+
+/* The process that holds a slot, the older one, if another is about to replace it. A process
+ * that was replaced and is on its way out holds none. */
+static struct process *
+get_slot_worker(const struct master *master, int slot)
+{
+	struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->slot == slot && !worker->is_dev_reload &&
+		    (worker->state == STATE_ONLINE || worker->state == STATE_LISTENING))
+			return worker;
+	return NULL;
+}
+
+static void
+delete_worker(struct master *master, struct process *worker) /* :38 */
+{
+	struct process **link = &master->worker_manager.workers;
+
+	while (*link != worker)
+		link = &(*link)->next;
+	*link = worker->next;
+	master->agent.next = master->worker_manager.workers;
+	master->worker_count--;
+	channel_close(&worker->channel);
+	free(worker);
+}
+
+/* As JSON; a pid that finds no room there is left out. */
+static void
+get_listening_worker_ids(const struct master *master, char *json, size_t size) /* :46 */
+{
+	const struct process *worker;
+	size_t used = 1;
+
+	json[0] = '[';
+	for (worker = master->worker_manager.workers; worker != NULL;
+	     worker = worker->next)                                                 /* :48 */
+		if (worker->state == STATE_LISTENING && size - used > PID_SIZE + 2) /* :49 */
+			used += (size_t)snprintf(json + used, size - used, "%s%ld",
+			                         used > 1 ? "," : "", (long)worker->worker_id);
+	memcpy(json + used, "]", 2);
+}
+
+/* Agent and workers must be alive; if they are not three times in a row, the cluster is
+ * in a state that nobody knows. egg: count, startCheck */
+static void
+check_alive(struct master *master) /* :65 startCheck */
+{
+	const struct process *worker;
+	int agents = master->agent.state == STATE_LISTENING, workers = 0;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		workers += is_alive(worker);
+	master->check_at = master->now + CHECK_INTERVAL;
+	if (agents > 0 && workers > 0) { /* :69 count */
+		master->exception = 0;
+		return;
+	}
+	if (++master->exception < CHECK_EXCEPTIONS) /* :74 */
+		return;
+	log_error("%d agent and %d worker(s) alive, exit to avoid unknown state", agents, workers);
+	fail(master, 1); /* master.js:184 */
+}
+
+/* ---- egg-cluster/lib/utils/terminate.js ---------------------------------- */
+
+/* SIGTERM to a process and its children; SIGKILL when the timeout is over (D3). egg:
+ * killProcess, killChildren */
+static void
+terminate(struct master *master, struct process *process) /* :7 timeout */
+{
+	if (!is_alive(process) || process->deadline == DEADLINE_LEAVE) /* :24 killed, D3 */
+		return;
+	signal_process(process, SIGTERM);
+	if (process->state != STATE_DISCONNECTED)
+		process->state = STATE_LEAVING;
+	expect(master, process, DEADLINE_LEAVE);
 }
 
 /* ---- what the master says ------------------------------------------------ */
@@ -327,534 +399,235 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
 }
 
-/* ---- egg-cluster/lib/utils/manager.js ------------------------------------ */
+/* ---- SIGUSR1: all that the master knows ----------------------------------- */
 
-static void
-set_worker(struct master *master, struct process *worker) /* :30 */
+/* Where the table goes: into the log (-1), or into a file, until that fails. */
+struct sheet {
+	int file;
+	bool failed;
+};
+
+/* A line of the table. */
+static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
 {
-	struct process **last = &master->worker_manager.workers;
+	char line[512];
+	va_list arguments;
 
-	while (*last != NULL)
-		last = &(*last)->next;
-	*last = worker;
-}
-
-/* The process that holds a slot, the older one, if another is about to replace it. A process
- * that was replaced and is on its way out holds none. */
-static struct process *
-get_slot_worker(const struct master *master, int slot)
-{
-	struct process *worker;
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->slot == slot && !worker->is_dev_reload &&
-		    (worker->state == STATE_ONLINE || worker->state == STATE_LISTENING))
-			return worker;
-	return NULL;
+	va_start(arguments, format);
+	vsnprintf(line, sizeof line, format, arguments);
+	va_end(arguments);
+	if (sheet->file == -1)
+		log_info("%s", line);
+	else if (!sheet->failed)
+		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
 }
 
 static void
-delete_worker(struct master *master, struct process *worker) /* :38 */
+put_process(struct sheet *sheet, const struct master *master, const struct process *process,
+            const struct slot *slot)
 {
-	struct process **link = &master->worker_manager.workers;
+	static const char *const states[] = {"waiting", "starting",     "listening",
+	                                     "leaving", "disconnected", "dead"};
+	const struct channel *channel = &process->channel;
 
-	while (*link != worker)
-		link = &(*link)->next;
-	*link = worker->next;
-	master->worker_count--;
-	channel_close(&worker->channel);
-	free(worker);
-}
-
-/* As JSON; a pid that finds no room there is left out. */
-static void
-get_listening_worker_ids(const struct master *master, char *json, size_t size) /* :46 */
-{
-	const struct process *worker;
-	size_t used = 1;
-
-	json[0] = '[';
-	for (worker = master->worker_manager.workers; worker != NULL;
-	     worker = worker->next)                                                 /* :48 */
-		if (worker->state == STATE_LISTENING && size - used > PID_SIZE + 2) /* :49 */
-			used += (size_t)snprintf(json + used, size - used, "%s%ld",
-			                         used > 1 ? "," : "", (long)worker->worker_id);
-	memcpy(json + used, "]", 2);
-}
-
-/* Agent and workers must be alive; if they are not three times in a row, the cluster is
- * in a state that nobody knows. egg: count, startCheck */
-static void
-check_alive(struct master *master) /* :65 startCheck */
-{
-	const struct process *worker;
-	int agents = master->agent.state == STATE_LISTENING, workers = 0;
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		workers += is_alive(worker);
-	master->check_at = master->now + CHECK_INTERVAL;
-	if ((agents > 0 && workers > 0) || master->fork_failed) { /* :69 count */
-		master->exception = 0;
-		return;
-	}
-	if (++master->exception < CHECK_EXCEPTIONS) /* :74 */
-		return;
-	log_error("%d agent and %d worker(s) alive, exit to avoid unknown state", agents, workers);
-	fail(master, 1); /* master.js:184 */
-}
-
-/* ---- egg-cluster/lib/utils/terminate.js ---------------------------------- */
-
-/* SIGTERM to a process and its children; SIGKILL when the timeout is over (D3). egg:
- * killProcess, killChildren */
-static void
-terminate(struct master *master, struct process *process) /* :7 timeout */
-{
-	if (!is_alive(process) || process->deadline == DEADLINE_LEAVE) /* :24 killed, D3 */
-		return;
-	signal_process(process, SIGTERM);
-	if (process->state != STATE_DISCONNECTED)
-		process->state = STATE_LEAVING;
-	expect(master, process, close_timeout(master, process), DEADLINE_LEAVE);
-}
-
-/* ---- egg-cluster/lib/master.js ------------------------------------------- */
-
-/* egg: this.ready(() => { ... }) */
-static void
-on_ready(struct master *master) /* :94 ready */
-{
-	const char *name = master->options.name;
-
-	master->is_started = true; /* :95 */
-	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
-	         master->address, (long long)(clutch_now() - master->start_time));
-	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
-	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json); /* :109 */
-	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);    /* :119 */
-	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);  /* :124 */
-	if (master->is_production)                                       /* :129 */
-		master->check_at = master->now + CHECK_INTERVAL;
+	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
+	    clutch_role_name(process->role), process->slot + 1, (long)process->worker_id,
+	    states[process->state],
+	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
+	    slot->reforks, (unsigned long long)channel->messages_in,
+	    (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
+	    (unsigned long long)channel->written, channel_pending(channel),
+	    slot->last_death[0] != '\0' ? slot->last_death : "-");
 }
 
 static void
-fork_agent_worker(struct master *master) /* :281 */
+put_table(const struct master *master, struct sheet *sheet)
 {
-	if (!fork_process(master, &master->agent, &master->agent_slot)) /* :283 fork */
-		return;
-	master->agent_slot.reforks += master->is_started;
-	log_info("%s start", process_name(&master->agent));
-}
-
-/* All are forked before the first is announced, as in egg. */
-static void
-fork_app_workers(struct master *master) /* :286 */
-{
-	struct process *worker;
-	int slot;
-
-	for (slot = 0; slot < master->options.workers; slot++)
-		fork_app_worker(master, slot); /* :288 fork */
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->state == STATE_ONLINE)
-			on_fork(master, worker);
-}
-
-static void
-kill_agent_worker(struct master *master) /* :300 */
-{
-	log_info("kill agent worker with signal SIGTERM");
-	terminate(master, &master->agent); /* :301 kill */
-}
-
-static void
-kill_app_workers(struct master *master) /* :304 */
-{
-	struct process *worker;
-
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		terminate(master, worker); /* :305 kill */
-}
-
-static void
-on_agent_exit(struct master *master) /* :315 */
-{
-	struct process *agent = &master->agent;
-	struct process waiting = {.role = agent->role, .id = agent->id, .state = STATE_DEAD};
-	const char *name = process_name(agent);
-
-	if (master->phase != PHASE_RUNNING) /* :316 closed, D14 */
-		return;
-	tell_app_pids(master, 0);         /* :319 egg-pids */
-	waiting.channel = agent->channel; /* D24: on_disconnect has opened it */
-	*agent = waiting;                 /* :324 delete_agent */
-	log_error("%s died (%s)", name, master->agent_slot.last_death); /* :326 */
-	if (master->is_started) {                                       /* :334 */
-		log_info("try to start a new agent_worker after 1s ...");
-		master->agent_slot.refork_at =
-			master->now + AGENT_REFORK_DELAY;                /* :336 setTimeout */
-		tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL); /* :342 */
-	} else {                                                         /* :344 */
-		log_error("%s start fail, exiting with code:1", name);
-		fail(master, 1); /* :347 */
-	}
-}
-
-static void
-on_agent_start(struct master *master) /* :351 */
-{
-	struct process *agent = &master->agent;
-
-	if (agent->state == STATE_ONLINE) {     /* and not told to leave meanwhile */
-		agent->state = STATE_LISTENING; /* :352 started */
-		agent->deadline = DEADLINE_NONE;
-	}
-	/* D8: first which workers there are, then that all is ready */
-	if (master->is_started) /* :369 D8 */
-		tell_agent_pids(master);
-	if (master->is_started) /* :355 isAllWorkerStarted */
-		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
-	tell_app_pids(master, 0);                       /* :364 egg-pids */
-	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :379 */
-	log_info("%s started (%lldms)", process_name(agent),
-	         (long long)(clutch_now() - agent->forked_at));
-	if (master->forked[ROLE_APP] == 0 && master->phase == PHASE_RUNNING)
-		fork_app_workers(master); /* :142, D14 */
-}
-
-static void
-on_app_exit(struct master *master, struct process *worker) /* :392 */
-{
-	struct slot *slot = &master->slots[worker->slot];
-	const char *name = process_name(worker);
-	int number = worker->slot, id = worker->id;
-	bool never_ready = worker->disable_refork, replaced = worker->is_dev_reload;
-
-	if (master->phase != PHASE_RUNNING) /* :393 closed */
-		return;
-	if (!replaced) /* :397 isDevReload */
-		log_error("%s died (%s)", name, slot->last_death);
-	delete_worker(master, worker); /* :419 */
-	tell_agent_pids(master);       /* :422 egg-pids */
-	if (master->is_started) {      /* :427 isAllWorkerStarted */
-		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
-	} else { /* :434 */
-		log_error("%s start fail, exiting with code:1", name);
-		fail(master, 1); /* :438 */
-		return;
-	}
-	slot->failures += never_ready && !replaced;
-	if (id == master->reload_id) { /* D12 */
-		log_error("reload given up: the new app_worker died before it was ready");
-		end_reload(master, &master->reloads_given_up);
-	} else if (master->reload_id == 0 && replaced) {
-		reload_next(master); /* which has waited for this one's end */
-	}
-	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
-		refork(master, number);
-}
-
-/* egg compares the port that the worker reports with its own (:458). Here each worker
- * accepts on the one listener that the master has bound: there is nothing to compare. */
-static void
-on_app_start(struct master *master, struct process *worker) /* :448 */
-{
-	struct slot *slot = &master->slots[worker->slot];
-	struct process *old = get_slot_worker(master, worker->slot); /* or the worker itself */
-	int i, remain = 0;
-
-	worker->state = STATE_LISTENING;
-	worker->deadline = DEADLINE_NONE;
-	if (old != worker) { /* D12 */
-		old->is_dev_reload = true;
-		old->state = STATE_LEAVING;
-	}
-	tell_agent_pids(master); /* :466 egg-pids */
-	slot->started = true;    /* :471 startSuccessCount, D18 */
-	for (i = 0; i < master->options.workers; i++)
-		remain += !master->slots[i].started;
-	log_info("%s started%s%s, remain %d (%lldms)", process_name(worker),
-	         master->address[0] != '\0' ? " at " : "", master->address, remain,
-	         (long long)(clutch_now() - worker->forked_at));
-	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
-		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
-	worker->disable_refork = false;
-	slot->failures = 0;
-	if (old != worker)
-		leave_later(master, old);
-	if (worker->id == master->reload_id) {
-		master->reload_id = 0;
-		master->reload_slot++;
-		reload_next(master);
-	}
-	if (master->is_started || remain > 0 || /* :491 startSuccessCount */
-	    master->phase != PHASE_RUNNING)
-		return;
-	on_ready(master); /* :513 ready */
-}
-
-static void
-log_exit(const struct master *master) /* :521 onExit */
-{
-	if (master->pid_file != -1) /* :522 pidFile */
-		remove_pid_file(master);
-	if (master->phase == PHASE_CLOSED) /* else it has not even started */
-		log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
-		         "[master] exit with code:%d", master->exit_code); /* :533 code */
-}
-
-static void
-on_signal(struct master *master, const char *name) /* :536 */
-{
-	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
-		return;
-	log_info("master is killed by signal %s, closing", name);
-	close_cluster(master); /* :546 close */
-}
-
-/* An order during a reload begins it anew: its new worker may never get ready. */
-static void
-on_reload(struct master *master) /* :552 */
-{
-	struct process *worker;
-
-	if (!master->is_started || master->phase != PHASE_RUNNING)
-		return;
-	log_info("reload workers...%s", master->reload_slot != -1 ? " anew" : ""); /* :553 */
-	for (worker = master->worker_manager.workers; worker != NULL;
-	     worker = worker->next) /* :554 */
-		if (worker->id == master->reload_id && master->reload_id != 0) {
-			worker->is_dev_reload = true; /* :556 */
-			terminate(master, worker);
-		}
-	master->reload_slot = master->reload_id = 0;
-	reload_next(master); /* :558 cluster-reload, D12 */
-}
-
-static void
-close_cluster(struct master *master) /* :561 close */
-{
-	master->reload_slot = -1;
-	master->phase = PHASE_CLOSING_APPS; /* :562 closed */
-	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms", /* :580 */
-	         master->options.app_close_timeout);
-	kill_app_workers(master); /* :583 */
-}
-
-/* Is a process alive, or a process group that one has left? (D27) */
-static bool
-is_anyone_left(struct master *master, bool with_agent)
-{
-	const struct process *worker = master->worker_manager.workers;
-
-	while (worker != NULL && !is_alive(worker))
-		worker = worker->next;
-	return worker != NULL || master->corpses != NULL ||
-	       (with_agent && is_alive(&master->agent));
-}
-
-/* One step further towards the end, if its time has come. egg: _doClose, close */
-static bool
-do_close(struct master *master) /* :573 async */
-{
-	switch (master->phase) {
-	case PHASE_RUNNING:
-	case PHASE_CLOSED:
-		return false;
-	case PHASE_CLOSING_APPS:
-		if (is_anyone_left(master, false))
-			return false;
-		log_info(
-			"send kill SIGTERM to agent worker, will exit with code:0 after %dms", /* :587 */
-			master->options.agent_close_timeout);
-		kill_agent_worker(master); /* :590 */
-		master->phase = PHASE_CLOSING_AGENT;
-		return true;
-	case PHASE_CLOSING_AGENT:
-	case PHASE_FAILING:
-		if (is_anyone_left(master, true))
-			return false;
-		master->phase = PHASE_CLOSED; /* master.js:566 exit */
-		return true;
-	}
-	return false;
-}
-
-/* ---- npm cfork ----------------------------------------------------------- */
-
-/* egg: cluster.on('fork') */
-static void
-on_fork(struct master *master, const struct process *worker)
-{
-	log_info("%s start", process_name(worker));
-	tell_app_pids(master, worker->worker_id); /* D7 */
-}
-
-static bool
-fork_again(struct master *master, int number)
-{
-	const struct process *worker = fork_app_worker(master, number);
-
-	if (worker == NULL)
-		return false;
-	on_fork(master, worker);
-	if (number == master->reload_slot)
-		master->reload_id = worker->id;
-	return true;
-}
-
-/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
- * minute; else later, not never (D13). A fork that fails counts as none. */
-static void
-refork_due(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
-	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
-
-	if (!await(master, slot->refork_at))
-		return;
-	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
-		slot->refork_at = allowed_at;
-		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
-		          (long long)(allowed_at - master->now));
-	} else if (fork_again(master, number)) {
-		*oldest = master->now;
-		master->refork_count++;
-		slot->reforks++;
-	}
-}
-
-/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
- * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
-static void
-refork(struct master *master, int number)
-{
-	struct slot *slot = &master->slots[number];
-	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
-
-	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
-	    get_slot_worker(master, number) != NULL)
-		return;
-	slot->refork_at = master->now;
-	if (slot->failures > 0)
-		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
-	refork_due(master, number);
-}
-
-/* ---- what egg does not have: rolling reload (D12) ------------------------- */
-
-/* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
- * egg-pids without that worker: so no message for the worker is on its way when its channel
- * ends (D50). */
-static void
-leave_later(struct master *master, struct process *worker)
-{
-	struct process *agent = &master->agent;
-
-	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
-	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
-	worker->leave_after = agent->barriers_told;
-	expect(master, worker, master->options.app_close_timeout, DEADLINE_BARRIER);
-}
-
-static bool
-may_leave(const struct master *master, const struct process *process)
-{
-	return process->deadline == DEADLINE_BARRIER &&
-	       (master->agent.barriers_heard >= process->leave_after || !is_alive(&master->agent));
-}
-
-static bool
-is_replaced_one_left(const struct master *master, int slot)
-{
+	static const struct slot none;
+	const struct options *options = &master->options;
 	const struct process *worker;
 
+	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
+	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
+	    (long long)(master->now - master->start_time) / 1000, options->workers);
+	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
+	    master->phase != PHASE_RUNNING ? "stopping"
+	    : master->is_started           ? "running"
+	                                   : "starting",
+	    (long long)options->app_close_timeout + options->agent_close_timeout,
+	    master->reloads_done, master->reloads_given_up,
+	    master->reload_slot != -1 ? ", one under way" : "");
+	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
+	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
+	    "last death");
+	if (master->worker_manager.parent != NULL)
+		put_process(sheet, master, &master->parent, &none);
+	put_process(sheet, master, &master->agent, &master->agent_slot);
 	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		if (worker->is_dev_reload && (slot == -1 || worker->slot == slot))
-			return true;
-	return false;
+		put_process(sheet, master, worker, &master->slots[worker->slot]);
+	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
 }
 
-static void
-end_reload(struct master *master, int *count)
+/* ---- the pid file, and the status beside it --------------------------- */
+
+/* What lies beside the pid file: PID_FILE.status, and PID_FILE.status.new while it is
+ * written. */
+enum { STATUS_PATH_MAX = PATH_MAX + 16 };
+
+/* Not through a symbolic link, not waiting for the other end of a FIFO, and without
+ * making a terminal the master's own. */
+static int
+open_again(const char *path, int flags, mode_t mode)
 {
-	master->reload_slot = -1;
-	master->reload_id = 0;
-	(*count)++;
-	save_status(master); /* the program that has ordered the reload waits for this */
+	int descriptor;
+
+	flags |= O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+	AGAIN(descriptor, open(path, flags, mode));
+	return descriptor;
 }
 
-/* Replace the worker of the next slot; egg: cluster-reload, all at once. A slot has one
- * old worker at most: the next one is forked when that one has left. */
-static void
-reload_next(struct master *master)
+/* Lock one byte of the pid file: the master the first one, a child that of its own
+ * number. So the kernel's list of its locks is the list of those alive, and a program that
+ * stops the cluster from outside takes no stranger for one of them (D30). */
+static int
+lock_byte(int descriptor, off_t byte)
 {
-	const struct process *worker;
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+	int result;
 
-	if (master->reload_slot == -1)
+	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
+	return result;
+}
+
+/* Make the directories above a file. */
+static int
+make_directories(const char *path)
+{
+	char above[PATH_MAX];
+	size_t i;
+
+	for (i = 0; i < sizeof above && path[i] != '\0'; i++) {
+		above[i] = '\0';
+		if (i > 0 && path[i] == '/' && mkdir(above, 0777) == -1 && errno != EEXIST)
+			return -1;
+		above[i] = path[i];
+	}
+	return 0;
+}
+
+static const char moved[] = "another file has its name";
+
+/* D44: the master writes, empties and removes a plain file of its own user that is empty
+ * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
+static const char *
+why_not_pid_file(int descriptor, const char *path)
+{
+	char text[32] = "";
+	struct stat own, named;
+	size_t length;
+
+	if (fstat(descriptor, &own) == -1 || pread(descriptor, text, sizeof text - 1, 0) == -1)
+		return strerror(errno);
+	if (lstat(path, &named) == -1 || own.st_ino != named.st_ino || own.st_dev != named.st_dev)
+		return moved;
+	if (!S_ISREG(own.st_mode))
+		return "it is not a plain file";
+	if (own.st_uid != geteuid())
+		return "it belongs to another user";
+	if (own.st_nlink > 1)
+		return "it has a second name";
+	length = strspn(text, "0123456789");
+	length += length > 0 && text[length] == '\n';
+	return (off_t)length == own.st_size ? NULL : "it holds something other than a pid";
+}
+
+/* D16: the lock says which master the file belongs to. Another process may unlink the file
+ * between our open and our lock: then no other process can see the file that we have
+ * locked. Returns why there is no lock; NULL: there is one. */
+static const char *
+lock_pid_file(struct master *master)
+{
+	static const char taken[] =
+		"another master holds it; stop that one, or choose another file";
+	const char *path = master->options.pid_file, *why;
+	struct stat status;
+	int descriptor;
+
+	do {
+		if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
+			return S_ISLNK(status.st_mode) ? "it is a symbolic link"
+			                               : "it is not a plain file";
+		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
+		if (descriptor == -1)
+			return strerror(errno);
+		if (lock_byte(descriptor, 0) == 0)
+			why = why_not_pid_file(descriptor, path);
+		else
+			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
+		if (why != NULL)
+			close(descriptor);
+	} while (why == moved);
+	if (why == NULL)
+		master->pid_file = descriptor;
+	return why;
+}
+
+/* egg: egg-cluster/lib/master.js, constructor */
+static int
+open_pid_file(struct master *master)
+{
+	const char *path = master->options.pid_file, *why;
+	int result;
+
+	if (path == NULL) /* :162 pidFile */
+		return 0;
+	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
+	if (why == NULL) {
+		AGAIN(result, ftruncate(master->pid_file, 0));
+		if (result == 0 && dprintf(master->pid_file, "%ld", (long)getpid()) > 0)
+			return 0;
+		why = strerror(errno);
+	}
+	log_error("pid file %s: %s", path, why);
+	return -1;
+}
+
+/* egg: onExit. The master removes only its own file. */
+static void
+remove_pid_file(const struct master *master)
+{
+	char path[STATUS_PATH_MAX];
+
+	if (why_not_pid_file(master->pid_file, master->options.pid_file) != NULL)
 		return;
-	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
-		if (is_replaced_one_left(master, master->reload_slot))
-			return; /* on_app_exit comes here again */
-		worker = get_slot_worker(master, master->reload_slot);
-		if (worker != NULL && worker->state == STATE_LISTENING) {
-			fork_again(master, master->reload_slot);
+	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
+	unlink(path);
+	unlink(master->options.pid_file);
+}
+
+/* The table as a file, for a command that cannot read the log (egg-scripts status). The
+ * file is complete, or it is not there. Its folder may be writable for others: a file
+ * that stands in the way and cannot be removed is not written to. */
+static void
+save_status(const struct master *master)
+{
+	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
+	struct sheet sheet = {.file = -1};
+
+	if (master->pid_file == -1)
+		return;
+	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
+	snprintf(new_path, sizeof new_path, "%s.status.new", master->options.pid_file);
+	if (unlink(new_path) == 0 || errno == ENOENT)
+		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (sheet.file != -1) {
+		put_table(master, &sheet);
+		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
+		if (!sheet.failed && rename(new_path, path) == 0)
 			return;
-		}
-		/* else the slot's re-fork is new anyway */
 	}
-	if (is_replaced_one_left(master, -1))
-		return;
-	log_info("reload done");
-	end_reload(master, &master->reloads_done);
-}
-
-/* ---- the end of a channel ------------------------------------------------- */
-
-static void
-on_parent_gone(struct master *master)
-{
-	master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
-	if (!master->options.end_with_parent || master->phase != PHASE_RUNNING) /* D32 */
-		return;
-	log_info("the parent is gone, closing");
-	close_cluster(master);
-}
-
-/* A channel has ended; its process may live on. What waits for a worker that
- * leaves gracefully still goes out; any other process has closed for good.
- * egg: cluster.on('disconnect') */
-static void
-on_disconnect(struct master *master, struct process *process)
-{
-	bool again = process->state == STATE_DISCONNECTED;
-	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
-	int64_t timeout = close_timeout(master, process);
-
-	channel_flush(&process->channel);
-	if (!graceful || channel_pending(&process->channel) == 0)
-		channel_close(&process->channel);
-	if (again)
-		return;
-	if (process->role == ROLE_PARENT) {
-		on_parent_gone(master);
-		return;
-	}
-	process->state = STATE_DISCONNECTED;
-	if (master->phase != PHASE_RUNNING)
-		return;
-	if (process->role == ROLE_APP && !process->disable_refork)
-		timeout += CLUTCH_GRACEFUL_TIMEOUT;
-	expect(master, process, timeout, DEADLINE_DISCONNECTED);
-	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
-		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
-		return;
-	}
-	log_info("%s disconnect", process_name(process));
-	tell_agent_pids(master); /* D9 */
-	if (!process->disable_refork)
-		refork(master, process->slot);
+	log_error("cannot write %s: %s", new_path, strerror(errno));
+	unlink(new_path);
 }
 
 /* ---- forking ------------------------------------------------------------- */
@@ -879,19 +652,6 @@ release(struct master *master, bool with_listener)
 		close(master->listener);
 	free(master->slots);
 	free(master->set);
-}
-
-/* Lock one byte of the pid file: the master the first one, a child that of its own
- * number. So the kernel's list of its locks is the list of those alive, and a program that
- * stops the cluster from outside takes no stranger for one of them (D30). */
-static int
-lock_byte(int descriptor, off_t byte)
-{
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
-	int result;
-
-	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
-	return result;
 }
 
 /* No handler of the program that started the cluster, nor of the master, runs in a child. */
@@ -964,12 +724,12 @@ become_child(struct master *master, const struct process *process, int descripto
 		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
 		                  strerror(errno));
 		clutch_process_exit(1);
-		return;
-	}
-	if (role == ROLE_AGENT)
+	} else if (role == ROLE_AGENT) {
 		agent_run(messenger, options);
-	messenger->slot = slot;
-	worker_run(messenger, options, master->listener, master->options_json);
+	} else {
+		messenger->slot = slot;
+		worker_run(messenger, options, master->listener, master->options_json);
+	}
 }
 
 /* fork(2). The child begins with all signals blocked, the caller has them back. */
@@ -987,21 +747,6 @@ fork_blocked(sigset_t *mask)
 	return pid;
 }
 
-/* A channel's two ends, the master's attached; -1: neither is open. */
-static int
-open_channel(struct process *process)
-{
-	int pair[2];
-
-	if (channel_pair(pair) == -1)
-		return -1;
-	if (channel_attach(&process->channel, pair[0]) == 0)
-		return pair[1];
-	close(pair[0]);
-	close(pair[1]);
-	return -1;
-}
-
 /* Fork a child over a channel of its own. It leads a process group of its own, so that
  * Ctrl-C reaches the master alone (D4), and a signal to the group its children, too. Both
  * sides call setpgid: whichever runs first, the group is there when either goes on. A fork
@@ -1009,24 +754,25 @@ open_channel(struct process *process)
 static bool
 fork_process(struct master *master, struct process *process, struct slot *slot)
 {
-	int descriptor = process != NULL ? open_channel(process) : -1;
+	int pair[2] = {-1, -1};
 	pid_t pid = -1;
 	sigset_t mask;
 
-	if (descriptor != -1) {
+	if (process != NULL && channel_pair(pair) == 0 &&
+	    channel_attach(&process->channel, pair[0]) == 0)
 		pid = fork_blocked(&mask);
-		if (pid == 0)
-			become_child(master, process, descriptor);
-		close(descriptor);
-	}
-	master->fork_failed = pid == -1;
+	if (pid == 0)
+		become_child(master, process, pair[1]);
+	if (pair[1] != -1)
+		close(pair[1]);
 	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
 	if (pid == -1) {
+		master->exception = 0; /* nobody wonders why a process is missing */
 		log_error("cannot fork %s_worker: %s, next try in %dms",
 		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
 		          FORK_RETRY);
-		if (descriptor != -1) {
-			close(process->channel.descriptor);
+		if (pair[0] != -1) {
+			close(pair[0]);
 			process->channel.descriptor = -1; /* what waits goes on waiting */
 		}
 		return false;
@@ -1038,7 +784,7 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 	process->state = STATE_ONLINE;
 	process->forked_at = master->now;
 	process->dropped = 0;
-	expect(master, process, master->options.worker_start_timeout, DEADLINE_START);
+	expect(master, process, DEADLINE_START);
 	return true;
 }
 
@@ -1076,6 +822,410 @@ fork_app_worker(struct master *master, int number)
 	if (worker == NULL)
 		worker = new_worker(master, number);
 	return fork_process(master, worker, &master->slots[number]) ? worker : NULL;
+}
+
+/* ---- npm cfork ----------------------------------------------------------- */
+
+/* NULL: the fork has failed. egg: cluster.on('fork') */
+static bool
+on_fork(struct master *master, const struct process *worker)
+{
+	if (worker == NULL)
+		return false;
+	log_info("%s start", process_name(worker));
+	if (worker->slot == master->reload_slot)
+		master->reload_id = worker->id;
+	tell_app_pids(master, worker->worker_id); /* D7 */
+	return true;
+}
+
+/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
+ * minute; else later, not never (D13). A fork that fails counts as none. */
+static void
+refork_due(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
+	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
+
+	if (!await(master, slot->refork_at))
+		return;
+	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
+		slot->refork_at = allowed_at;
+		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
+		          (long long)(allowed_at - master->now));
+	} else if (on_fork(master, fork_app_worker(master, number))) {
+		*oldest = master->now;
+		master->refork_count++;
+		slot->reforks++;
+	}
+}
+
+/* Re-fork a slot that no process holds: now, if that is allowed. A worker that crashes at
+ * every start is forked again with back-off: after 1, 2, 4 ... seconds (D11). */
+static void
+refork(struct master *master, int number)
+{
+	struct slot *slot = &master->slots[number];
+	int doublings = slot->failures < BACKOFF_DOUBLINGS ? slot->failures - 1 : BACKOFF_DOUBLINGS;
+
+	if (!master->is_production || master->phase != PHASE_RUNNING || slot->refork_at != 0 ||
+	    get_slot_worker(master, number) != NULL)
+		return;
+	slot->refork_at = master->now;
+	if (slot->failures > 0)
+		slot->refork_at += (int64_t)BACKOFF_FIRST << doublings;
+	refork_due(master, number);
+}
+
+/* ---- what egg does not have: rolling reload (D12) ------------------------- */
+
+/* A replaced worker gets SIGTERM when the agent has answered that it has read on, past the
+ * egg-pids without that worker: so no message for the worker is on its way when its channel
+ * ends (D50). */
+static void
+leave_later(struct master *master, struct process *worker)
+{
+	struct process *agent = &master->agent;
+
+	tell(master, ROLE_AGENT, 0, "clutch-barrier", NULL);
+	agent->barriers_told += agent->channel.descriptor != -1; /* a dead one hears none */
+	worker->leave_after = agent->barriers_told;
+	expect(master, worker, DEADLINE_BARRIER);
+}
+
+static bool
+may_leave(const struct master *master, const struct process *process)
+{
+	return process->deadline == DEADLINE_BARRIER &&
+	       (master->agent.barriers_heard >= process->leave_after || !is_alive(&master->agent));
+}
+
+static bool
+is_replaced_one_left(const struct master *master, int slot)
+{
+	const struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->is_dev_reload && (slot == -1 || worker->slot == slot))
+			return true;
+	return false;
+}
+
+static void
+end_reload(struct master *master, int *count)
+{
+	master->reload_slot = -1;
+	master->reload_id = 0;
+	(*count)++;
+	save_status(master); /* the program that has ordered the reload waits for this */
+}
+
+/* A step of an ordered reload, if its time has come: replace the worker of the next slot.
+ * A slot has one old worker at most: the next one is forked when that one has left. egg:
+ * cluster-reload, all at once */
+static void
+reload_next(struct master *master)
+{
+	const struct process *worker;
+
+	if (master->reload_slot == -1 || master->reload_id != 0)
+		return;
+	for (; master->reload_slot < master->options.workers; master->reload_slot++) {
+		if (is_replaced_one_left(master, master->reload_slot))
+			return;
+		worker = get_slot_worker(master, master->reload_slot);
+		if (worker != NULL && worker->state == STATE_LISTENING) {
+			if (master->slots[master->reload_slot].refork_at == 0)
+				on_fork(master, fork_app_worker(master, master->reload_slot));
+			return; /* or refork_due does it, when a fork has failed */
+		}
+		/* else the slot's re-fork is new anyway */
+	}
+	if (is_replaced_one_left(master, -1))
+		return;
+	log_info("reload done");
+	end_reload(master, &master->reloads_done);
+}
+
+/* ---- egg-cluster/lib/master.js ------------------------------------------- */
+
+/* egg: this.ready(() => { ... }) */
+static void
+on_ready(struct master *master) /* :94 ready */
+{
+	const char *name = master->options.name;
+
+	master->is_started = true; /* :95 */
+	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
+	         master->address, (long long)(clutch_now() - master->start_time));
+	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
+	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json); /* :109 */
+	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);    /* :119 */
+	tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);  /* :124 */
+	if (master->is_production)                                       /* :129 */
+		master->check_at = master->now + CHECK_INTERVAL;
+}
+
+static void
+fork_agent_worker(struct master *master) /* :281 */
+{
+	if (!fork_process(master, &master->agent, &master->agent_slot)) /* :283 fork */
+		return;
+	master->agent_slot.reforks += master->is_started;
+	log_info("%s start", process_name(&master->agent));
+}
+
+/* All are forked before the first is announced, as in egg. */
+static void
+fork_app_workers(struct master *master) /* :286 */
+{
+	struct process *worker;
+	int slot;
+
+	for (slot = 0; slot < master->options.workers; slot++)
+		fork_app_worker(master, slot); /* :288 fork */
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		if (worker->state == STATE_ONLINE)
+			on_fork(master, worker);
+}
+
+static void
+kill_agent_worker(struct master *master) /* :300 */
+{
+	log_info("kill agent worker with signal SIGTERM");
+	terminate(master, &master->agent); /* :301 kill */
+}
+
+static void
+kill_app_workers(struct master *master) /* :304 */
+{
+	struct process *worker;
+
+	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+		terminate(master, worker); /* :305 kill */
+}
+
+static void
+on_agent_exit(struct master *master) /* :315 */
+{
+	struct process *agent = &master->agent;
+	struct process waiting = {
+		.role = agent->role, .id = agent->id, .state = STATE_DEAD, .next = agent->next};
+	const char *name = process_name(agent);
+
+	if (master->phase != PHASE_RUNNING) /* :316 closed, D14 */
+		return;
+	tell_app_pids(master, 0);         /* :319 egg-pids */
+	waiting.channel = agent->channel; /* D24: on_disconnect has opened it */
+	*agent = waiting;                 /* :324 delete_agent */
+	log_error("%s died (%s)", name, master->agent_slot.last_death); /* :326 */
+	if (master->is_started) {                                       /* :334 */
+		log_info("try to start a new agent_worker after 1s ...");
+		master->agent_slot.refork_at =
+			master->now + AGENT_REFORK_DELAY;                /* :336 setTimeout */
+		tell(master, ROLE_PARENT, 0, "agent-worker-died", NULL); /* :342 */
+	} else {                                                         /* :344 */
+		log_error("%s start fail, exiting with code:1", name);
+		fail(master, 1); /* :347 */
+	}
+}
+
+static void
+on_agent_start(struct master *master) /* :351 */
+{
+	struct process *agent = &master->agent;
+
+	if (agent->state == STATE_ONLINE) {     /* and not told to leave meanwhile */
+		agent->state = STATE_LISTENING; /* :352 started */
+		agent->deadline = DEADLINE_NONE;
+	}
+	/* D8: first which workers there are, then that all is ready */
+	if (master->is_started) /* :369 D8 */
+		tell_agent_pids(master);
+	if (master->is_started) /* :355 isAllWorkerStarted */
+		tell(master, ROLE_AGENT, 0, "egg-ready", master->options_json);
+	tell_app_pids(master, 0);                       /* :364 egg-pids */
+	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :379 */
+	log_info("%s started (%lldms)", process_name(agent),
+	         (long long)(clutch_now() - agent->forked_at));
+	if (master->forked[ROLE_APP] == 0 && master->phase == PHASE_RUNNING)
+		fork_app_workers(master); /* :142, D14 */
+}
+
+static void
+on_app_exit(struct master *master, struct process *worker) /* :392 */
+{
+	struct slot *slot = &master->slots[worker->slot];
+	const char *name = process_name(worker);
+	int number = worker->slot, id = worker->id;
+	bool never_ready = worker->disable_refork, replaced = worker->is_dev_reload;
+
+	if (master->phase != PHASE_RUNNING) /* :393 closed */
+		return;
+	if (!replaced) /* :397 isDevReload */
+		log_error("%s died (%s)", name, slot->last_death);
+	delete_worker(master, worker); /* :419 */
+	tell_agent_pids(master);       /* :422 egg-pids */
+	if (master->is_started) {      /* :427 isAllWorkerStarted */
+		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
+	} else { /* :434 */
+		log_error("%s start fail, exiting with code:1", name);
+		fail(master, 1); /* :438 */
+		return;
+	}
+	slot->failures += never_ready && !replaced;
+	if (id == master->reload_id) { /* D12 */
+		log_error("reload given up: the new app_worker died before it was ready");
+		end_reload(master, &master->reloads_given_up);
+	}
+	if (never_ready) /* the others were replaced when they disconnected, as in cfork */
+		refork(master, number);
+}
+
+/* egg compares the port that the worker reports with its own (:458). Here each worker
+ * accepts on the one listener that the master has bound: there is nothing to compare. */
+static void
+on_app_start(struct master *master, struct process *worker) /* :448 */
+{
+	struct slot *slot = &master->slots[worker->slot];
+	struct process *old = get_slot_worker(master, worker->slot); /* or the worker itself */
+	int i, remain = 0;
+
+	worker->state = STATE_LISTENING;
+	worker->deadline = DEADLINE_NONE;
+	if (old != worker) { /* D12 */
+		old->is_dev_reload = true;
+		old->state = STATE_LEAVING;
+	}
+	tell_agent_pids(master); /* :466 egg-pids */
+	slot->started = true;    /* :471 startSuccessCount, D18 */
+	for (i = 0; i < master->options.workers; i++)
+		remain += !master->slots[i].started;
+	log_info("%s started%s%s, remain %d (%lldms)", process_name(worker),
+	         master->address[0] != '\0' ? " at " : "", master->address, remain,
+	         (long long)(clutch_now() - worker->forked_at));
+	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
+		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
+	worker->disable_refork = false;
+	slot->failures = 0;
+	if (old != worker)
+		leave_later(master, old);
+	if (worker->id == master->reload_id) {
+		master->reload_id = 0;
+		master->reload_slot++;
+	}
+	if (master->is_started || remain > 0 || /* :491 startSuccessCount */
+	    master->phase != PHASE_RUNNING)
+		return;
+	on_ready(master); /* :513 ready */
+}
+
+static void
+log_exit(const struct master *master) /* :521 onExit */
+{
+	if (master->pid_file != -1) /* :522 pidFile */
+		remove_pid_file(master);
+	if (master->phase == PHASE_CLOSED) /* else it has not even started */
+		log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
+		         "[master] exit with code:%d", master->exit_code); /* :533 code */
+}
+
+static void
+on_signal(struct master *master, const char *name) /* :536 */
+{
+	if (master->phase != PHASE_RUNNING) /* :537 closed, D15 */
+		return;
+	log_info("master is killed by signal %s, closing", name);
+	close_cluster(master); /* :546 close */
+}
+
+/* An order during a reload begins it anew: its new worker may never get ready. */
+static void
+on_reload(struct master *master) /* :552 */
+{
+	struct process *worker;
+
+	if (!master->is_started || master->phase != PHASE_RUNNING)
+		return;
+	log_info("reload workers...%s", master->reload_slot != -1 ? " anew" : ""); /* :553 */
+	for (worker = master->worker_manager.workers; worker != NULL;
+	     worker = worker->next) /* :554 */
+		if (worker->id == master->reload_id && master->reload_id != 0) {
+			worker->is_dev_reload = true; /* :556 */
+			terminate(master, worker);
+		}
+	master->reload_slot = master->reload_id = 0; /* :558 cluster-reload, D12 */
+}
+
+static void
+close_cluster(struct master *master) /* :561 close */
+{
+	master->reload_slot = -1;
+	master->phase = PHASE_CLOSING_APPS; /* :562 closed */
+	log_info("send kill SIGTERM to app workers, will exit with code:0 after %dms", /* :580 */
+	         master->options.app_close_timeout);
+	kill_app_workers(master); /* :583 */
+}
+
+/* When no app is alive, nor a process group that one has left (D27), it is the agent's turn,
+ * and then the master's. egg: _doClose, close */
+static void
+do_close(struct master *master) /* :573 async */
+{
+	const struct process *worker = master->worker_manager.workers;
+
+	while (worker != NULL && !is_alive(worker))
+		worker = worker->next;
+	if (master->phase == PHASE_RUNNING || worker != NULL || master->corpses != NULL)
+		return;
+	if (master->phase == PHASE_CLOSING_APPS) {
+		master->phase = PHASE_CLOSING_AGENT;
+		log_info("send kill SIGTERM to agent worker, will exit with code:0 after %dms",
+		         master->options.agent_close_timeout); /* :587 */
+		kill_agent_worker(master);                     /* :590 */
+	}
+	if (!is_alive(&master->agent))
+		master->phase = PHASE_CLOSED; /* master.js:566 exit */
+}
+
+/* ---- the end of a channel ------------------------------------------------- */
+
+/* A channel has ended; its process may live on. What waits for a worker that
+ * leaves gracefully still goes out; any other process has closed for good.
+ * egg: cluster.on('disconnect') */
+static void
+on_disconnect(struct master *master, struct process *process)
+{
+	bool again = process->state == STATE_DISCONNECTED;
+	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
+	channel_flush(&process->channel);
+	if (!graceful || channel_pending(&process->channel) == 0)
+		channel_close(&process->channel);
+	if (again)
+		return;
+	if (process->role == ROLE_PARENT)
+		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+	else
+		process->state = STATE_DISCONNECTED;
+	if (master->phase != PHASE_RUNNING)
+		return;
+	if (process->role == ROLE_PARENT) {
+		if (!master->options.end_with_parent) /* D32 */
+			return;
+		log_info("the parent is gone, closing");
+		close_cluster(master);
+		return;
+	}
+	expect(master, process, DEADLINE_DISCONNECTED);
+	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
+		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
+		return;
+	}
+	log_info("%s disconnect", process_name(process));
+	tell_agent_pids(master); /* D9 */
+	if (!process->disable_refork)
+		refork(master, process->slot);
 }
 
 /* ---- the living speak ---------------------------------------------------- */
@@ -1158,28 +1308,22 @@ emit(void *arg, const struct message *message)
 }
 
 static void
-on_message(struct master *master, struct process *process, struct message *message)
-{
-	if (may_say(master, process, message)) {
-		master_messenger_receive(&master->messenger, process, message);
-		return;
-	}
-	if (!process->refused)
-		log_error("%s may not send %s: refused, as are more of this kind",
-		          process_name(process), message->action);
-	process->refused = true;
-}
-
-static void
 hear(struct master *master, struct process *process)
 {
 	enum peer peer = channel_read(&process->channel);
 	struct message message;
 	int found, handle;
+	bool allowed;
 
 	while ((found = channel_next(&process->channel, &message)) == 1) {
 		handle = message.handle;
-		on_message(master, process, &message);
+		allowed = may_say(master, process, &message);
+		if (allowed)
+			master_messenger_receive(&master->messenger, process, &message);
+		else if (!process->refused)
+			log_error("%s may not send %s: refused, as are more of this kind",
+			          process_name(process), message.action);
+		process->refused |= !allowed;
 		if (handle != -1)
 			close(handle);
 	}
@@ -1218,7 +1362,8 @@ bury(struct master *master, const struct process *process)
 {
 	struct corpse *corpse = malloc(sizeof *corpse);
 	bool killed = process->deadline == DEADLINE_KILLED; /* the group, too */
-	int64_t deadline = master->now + (killed ? KILL_TIME : close_timeout(master, process));
+	int64_t deadline =
+		master->now + (killed ? KILL_TIME : timeout_of(master, process, DEADLINE_LEAVE));
 	pid_t result, pid = process->worker_id;
 
 	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < deadline)
@@ -1246,13 +1391,13 @@ wait_for_death(idtype_t type, pid_t pid, siginfo_t *info)
 
 /* A child, or a corpse that is kept? */
 static bool
-is_own(struct master *master, pid_t pid)
+is_own(const struct master *master, pid_t pid)
 {
 	const struct process *process = &master->agent;
 	const struct corpse *corpse = master->corpses;
 
 	while (process != NULL && process->worker_id != pid)
-		process = next_process(master, process);
+		process = process->next;
 	while (corpse != NULL && corpse->pid != pid)
 		corpse = corpse->next;
 	return process != NULL || corpse != NULL;
@@ -1270,43 +1415,33 @@ reap_orphans(struct master *master, idtype_t type, pid_t group)
 		waitpid(info.si_pid, NULL, 0);
 }
 
-/* Reap a corpse if its group is gone, or has not gone for SIGKILL: an init may not reap
- * what it adopts. Returns whether it did. */
-static bool
-reap_corpse(struct master *master, struct corpse *corpse)
-{
-	bool group_lives;
-	pid_t result;
-
-	reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
-	group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
-	if (group_lives && corpse->deadline > master->now)
-		return false;
-	if (group_lives && !corpse->killed) {
-		kill(-corpse->pid, SIGKILL);
-		corpse->killed = true;
-		corpse->deadline = master->now + KILL_TIME;
-		return false;
-	}
-	AGAIN(result, waitpid(corpse->pid, NULL, 0));
-	return true;
-}
-
+/* Reap each corpse whose group is gone, or has not gone for SIGKILL: an init may not reap
+ * what it adopts. */
 static void
 reap_corpses(struct master *master)
 {
 	struct corpse *corpse, **link = &master->corpses;
+	bool group_lives;
+	pid_t result;
 
 	while ((corpse = *link) != NULL) {
-		await(master, master->now + GROUP_CHECK);
-		if (reap_corpse(master, corpse)) {
-			await(master, master->now); /* it may have been the last one */
-			*link = corpse->next;
-			free(corpse);
-			reap_orphans(master, P_ALL, 0);
-		} else {
-			link = &corpse->next;
+		reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
+		group_lives = kill(-corpse->pid, 0) == 0 || errno == EPERM;
+		if (group_lives && !corpse->killed && corpse->deadline <= master->now) {
+			kill(-corpse->pid, SIGKILL);
+			corpse->killed = true;
+			corpse->deadline = master->now + KILL_TIME;
 		}
+		if (group_lives && corpse->deadline > master->now) {
+			await(master, master->now + GROUP_CHECK);
+			link = &corpse->next;
+			continue;
+		}
+		AGAIN(result, waitpid(corpse->pid, NULL, 0));
+		await(master, master->now); /* it may have been the last one */
+		*link = corpse->next;
+		free(corpse);
+		reap_orphans(master, P_ALL, 0);
 	}
 }
 
@@ -1343,26 +1478,17 @@ on_process_exit(struct master *master, struct process *process, const siginfo_t 
 }
 
 static void
-reap(struct master *master, struct process *process)
-{
-	siginfo_t info;
-
-	if (!is_alive(process))
-		return;
-	/* -1: something else has reaped it; it is dead all the same */
-	if (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0)
-		on_process_exit(master, process, &info);
-}
-
-static void
 reap_all(struct master *master)
 {
-	struct process *worker, *next;
+	struct process *process, *next;
+	siginfo_t info;
 
-	reap(master, &master->agent);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = next) {
-		next = worker->next;
-		reap(master, worker);
+	for (process = &master->agent; process != NULL; process = next) {
+		next = process->next;
+		/* -1: something else has reaped it; it is dead all the same */
+		if (is_alive(process) &&
+		    (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0))
+			on_process_exit(master, process, &info);
 	}
 	reap_orphans(master, P_ALL, 0);
 }
@@ -1376,31 +1502,20 @@ on_deadline(struct master *master, struct process *process)
 	enum deadline deadline = process->deadline;
 
 	process->deadline = DEADLINE_NONE;
-	switch (deadline) {
-	case DEADLINE_NONE:
-		return;
-	case DEADLINE_START: /* D25 */
+	if (deadline == DEADLINE_START) { /* D25 */
 		log_error("%s start timeout", process_name(process));
 		process->killed_for = "start timeout";
-		terminate(master, process);
-		return;
-	case DEADLINE_BARRIER:
-		terminate(master, process);
-		return;
-	case DEADLINE_DEAF:
-		process->killed_for = "reads no more";
-		break;
-	case DEADLINE_LEAVE:
-	case DEADLINE_DISCONNECTED:
-		if (process->killed_for == NULL)
-			process->killed_for = "did not leave in time";
-		break;
-	case DEADLINE_KILLED:
-		break;
 	}
+	if (deadline < DEADLINE_LEAVE) {
+		terminate(master, process);
+		return;
+	}
+	if (process->killed_for == NULL)
+		process->killed_for =
+			deadline == DEADLINE_DEAF ? "reads no more" : "did not leave in time";
 	signal_process(process, SIGKILL); /* D3 */
 	if (is_alive(process))
-		expect(master, process, KILL_RETRY, DEADLINE_KILLED);
+		expect(master, process, DEADLINE_KILLED);
 }
 
 /* While a process has a deadline, the clock runs each second, so that it notices when the
@@ -1408,11 +1523,11 @@ on_deadline(struct master *master, struct process *process)
 static void
 run_clock(struct master *master)
 {
-	struct process *process = NULL;
+	struct process *process;
 	bool trim = await(master, master->trim_at);
 	int slot;
 
-	while ((process = next_process(master, process)) != NULL) {
+	for (process = &master->parent; process != NULL; process = process->next) {
 		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
 			await(master, master->now + LATE);
 		if (process->full_since != 0)
@@ -1436,154 +1551,24 @@ run_clock(struct master *master)
 		check_alive(master);
 }
 
-/* Milliseconds until the clock has something to do; -1: it has not. */
-static int
-clock_timeout(const struct master *master)
-{
-	int64_t left = master->next_at - clutch_now();
-
-	return master->next_at == 0 ? -1 : left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
-}
-
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
  * slept): then nobody had the time that has passed, and deadlines move by it. */
 static void
 skip_lost_time(struct master *master, int timeout)
 {
-	struct process *process = NULL;
+	struct process *process;
 	struct corpse *corpse;
 	int64_t lost = clutch_now() - master->now;
 
 	master->now += lost;
 	if (lost < timeout + LATE)
 		return;
-	while ((process = next_process(master, process)) != NULL) {
+	for (process = &master->parent; process != NULL; process = process->next) {
 		process->deadline_at += lost;
 		process->full_since += process->full_since != 0 ? lost : 0;
 	}
 	for (corpse = master->corpses; corpse != NULL; corpse = corpse->next)
 		corpse->deadline += lost;
-}
-
-/* ---- SIGUSR1: all that the master knows ----------------------------------- */
-
-/* Where the table goes: into the log (-1), or into a file, until that fails. */
-struct sheet {
-	int file;
-	bool failed;
-};
-
-/* A line of the table. */
-static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
-{
-	char line[512];
-	va_list arguments;
-
-	va_start(arguments, format);
-	vsnprintf(line, sizeof line, format, arguments);
-	va_end(arguments);
-	if (sheet->file == -1)
-		log_info("%s", line);
-	else if (!sheet->failed)
-		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
-}
-
-static void
-put_summary(const struct master *master, struct sheet *sheet)
-{
-	const struct options *options = &master->options;
-
-	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
-	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
-	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
-	    master->phase != PHASE_RUNNING ? "stopping"
-	    : master->is_started           ? "running"
-	                                   : "starting",
-	    (long long)options->app_close_timeout + options->agent_close_timeout,
-	    master->reloads_done, master->reloads_given_up,
-	    master->reload_slot != -1 ? ", one under way" : "");
-}
-
-static void
-put_process(struct sheet *sheet, const struct master *master, const struct process *process,
-            const struct slot *slot)
-{
-	static const char *const states[] = {"waiting", "starting",     "listening",
-	                                     "leaving", "disconnected", "dead"};
-	const struct channel *channel = &process->channel;
-
-	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
-	    clutch_role_name(process->role), process->slot + 1, (long)process->worker_id,
-	    states[process->state],
-	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
-	    slot->reforks, (unsigned long long)channel->messages_in,
-	    (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
-	    (unsigned long long)channel->written, channel_pending(channel),
-	    slot->last_death[0] != '\0' ? slot->last_death : "-");
-}
-
-static void
-put_table(const struct master *master, struct sheet *sheet)
-{
-	static const struct slot none;
-	const struct process *worker;
-
-	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
-	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
-	    "last death");
-	if (master->worker_manager.parent != NULL)
-		put_process(sheet, master, &master->parent, &none);
-	put_process(sheet, master, &master->agent, &master->agent_slot);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		put_process(sheet, master, worker, &master->slots[worker->slot]);
-	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
-}
-
-/* What lies beside the pid file: PID_FILE.status, and the same while it is written. */
-enum { STATUS_PATH_MAX = PATH_MAX + 16 };
-
-static const char *
-status_path(char path[STATUS_PATH_MAX], const struct master *master, const char *end)
-{
-	snprintf(path, STATUS_PATH_MAX, "%s.status%s", master->options.pid_file, end);
-	return path;
-}
-
-/* Not through a symbolic link, not waiting for the other end of a FIFO, and without
- * making a terminal the master's own. */
-static int
-open_again(const char *path, int flags, mode_t mode)
-{
-	int descriptor;
-
-	flags |= O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-	AGAIN(descriptor, open(path, flags, mode));
-	return descriptor;
-}
-
-/* The table as a file, for a command that cannot read the log (egg-scripts status). The
- * file is complete, or it is not there. Its folder may be writable for others: a file
- * that stands in the way and cannot be removed is not written to. */
-static void
-save_status(const struct master *master)
-{
-	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
-	struct sheet sheet = {.file = -1};
-
-	if (master->pid_file == -1)
-		return;
-	if (unlink(status_path(new_path, master, ".new")) == 0 || errno == ENOENT)
-		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (sheet.file != -1) {
-		put_summary(master, &sheet);
-		put_table(master, &sheet);
-		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
-		if (!sheet.failed && rename(new_path, status_path(path, master, "")) == 0)
-			return;
-	}
-	log_error("cannot write %s: %s", new_path, strerror(errno));
-	unlink(new_path);
 }
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -1601,7 +1586,7 @@ watch_queue(struct master *master, struct process *process)
 
 	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
 	    is_alive(process))
-		expect(master, process, close_timeout(master, process), DEADLINE_DEAF);
+		expect(master, process, DEADLINE_DEAF);
 	if (stopped || !process_is_above(process, CHANNEL_LOW_WATER))
 		process->full_since = 0;
 	else if (process->full_since == 0 && process_is_above(process, CHANNEL_HIGH_WATER))
@@ -1637,9 +1622,6 @@ prepare(struct master *master, struct process *process, struct pollfd *entry)
 
 	entry->fd = -1;
 	entry->events = 0;
-	watch_losses(process);
-	if (channel->descriptor != -1)
-		watch_queue(master, process);
 	if (channel->queue_size > 0 && master->trim_at == 0)
 		master->trim_at = master->now + TRIM_INTERVAL;
 	if (channel->descriptor == -1)
@@ -1664,21 +1646,24 @@ prepare(struct master *master, struct process *process, struct pollfd *entry)
 static size_t
 prepare_all(struct master *master)
 {
-	struct process *process = NULL;
+	struct process *process;
 	bool can_drain = false;
 	size_t count = 1;
 
-	master->set[0].fd = master->wake;
-	master->set[0].events = POLLIN;
 	master->next_at = 0;
-	while ((process = next_process(master, process)) != NULL)
+	for (process = &master->parent; process != NULL; process = process->next) {
 		channel_flush(&process->channel);
-	while ((process = next_process(master, process)) != NULL) {
+		watch_losses(process);
+		if (process->channel.descriptor != -1)
+			watch_queue(master, process);
 		can_drain = can_drain ||
 		            (!process->waits && process_is_above(process, CHANNEL_LOW_WATER));
-		prepare(master, process, &master->set[count++]);
 	}
 	master->can_drain = can_drain;
+	master->set[0].fd = master->wake;
+	master->set[0].events = POLLIN;
+	for (process = &master->parent; process != NULL; process = process->next)
+		prepare(master, process, &master->set[count++]);
 	return count;
 }
 
@@ -1686,14 +1671,14 @@ prepare_all(struct master *master)
 static void
 hear_all(struct master *master, size_t count)
 {
-	struct process *process = NULL;
-	const struct pollfd *entry;
+	struct process *process = &master->parent;
 	size_t i;
 
-	for (i = 1; i < count && (process = next_process(master, process)) != NULL; i++) {
-		entry = &master->set[i]; /* the set may move when a process is heard */
-		if ((entry->revents & ~POLLOUT) != 0 && entry->fd == process->channel.descriptor)
+	for (i = 1; i < count; i++) { /* a fork meanwhile makes the set longer, and moves it */
+		if ((master->set[i].revents & ~POLLOUT) != 0 &&
+		    master->set[i].fd == process->channel.descriptor)
 			hear(master, process);
+		process = process->next;
 	}
 }
 
@@ -1727,17 +1712,21 @@ obey(struct master *master)
 static void
 loop(struct master *master)
 {
+	int64_t left;
 	size_t count;
 	int timeout;
 
 	for (;;) {
-		while (do_close(master))
-			;
+		do_close(master);
+		reload_next(master);
 		if (master->phase == PHASE_CLOSED)
 			return;
 		count = prepare_all(master);
 		run_clock(master);
-		timeout = clock_timeout(master);
+		left = master->next_at - clutch_now();
+		timeout = left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
+		if (master->next_at == 0)
+			timeout = -1;
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
 		skip_lost_time(master, timeout);
@@ -1763,23 +1752,27 @@ parse_text(const char *option, const char *name, const char *otherwise)
 }
 
 static int
-parse_number(int *option, const char *name, int least, int most, int otherwise)
+parse_number(int *option, const char *name, int most, int otherwise)
 {
 	const char *text = name != NULL ? getenv(name) : NULL;
-	char *end;
+	char given[16], *end;
 	long value;
 
-	if (*option == 0 && text != NULL && text[0] != '\0') {
-		value = strtol(text, &end, 10);
-		if (end == text || *end != '\0' || value < least || value > most) {
-			log_error("%s=%s is no good: give a number from %d to %d", name, text,
-			          least, most);
-			return -1;
-		}
-		*option = (int)value;
-	}
-	if (*option == 0)
+	if (*option == 0 && (text == NULL || text[0] == '\0')) {
 		*option = otherwise;
+		return 0;
+	}
+	if (*option != 0) {
+		snprintf(given, sizeof given, "%d", *option);
+		text = given;
+	}
+	value = strtol(text, &end, 10);
+	if (end == text || *end != '\0' || value < 1 || value > most) {
+		log_error("%s=%s is no good: give a number from 1 to %d",
+		          name != NULL ? name : "a timeout", text, most);
+		return -1;
+	}
+	*option = (int)value;
 	return 0;
 }
 
@@ -1807,23 +1800,13 @@ parse_options(struct master *master, const struct options *given)
 		options->name = "egg";
 	options->env = parse_text(options->env, "EGG_SERVER_ENV", "prod");
 	options->host = parse_text(options->host, "HOST", "127.0.0.1");
-	if (parse_number(&options->workers, "EGG_WORKERS", 1, CLUTCH_WORKERS_MAX, processors()) ||
-	    parse_number(&options->port, "PORT", 1, 65535, 7001) ||
-	    parse_number(&options->worker_start_timeout, NULL, 1, INT_MAX, 600000) ||
-	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", 1, 3600000, 5000) ||
-	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", 1, 3600000,
-	                 legacy) ||
-	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", 1, 3600000,
-	                 legacy))
+	if (parse_number(&options->workers, "EGG_WORKERS", CLUTCH_WORKERS_MAX, processors()) ||
+	    (options->port >= 0 && parse_number(&options->port, "PORT", 65535, 7001)) ||
+	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
+	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
+	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
+	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
 		return -1;
-	if (options->workers < 1 || options->workers > CLUTCH_WORKERS_MAX ||
-	    options->port > 65535 || options->worker_start_timeout < 1 ||
-	    options->app_close_timeout < 1 || options->agent_close_timeout < 1) {
-		log_error("an option is out of range: workers %d (1 to %d), port %d (to 65535), or "
-		          "a negative timeout",
-		          options->workers, CLUTCH_WORKERS_MAX, options->port);
-		return -1;
-	}
 	/* each process has a descriptor here: is there one for all, before the first fork? */
 	if (descriptors != -1 && descriptors < options->workers + OTHER_DESCRIPTORS) {
 		log_error("%d workers need %d descriptors, and the limit is %ld: raise it "
@@ -1833,6 +1816,8 @@ parse_options(struct master *master, const struct options *given)
 	}
 	master->is_production =
 		strcmp(options->env, "local") != 0 && strcmp(options->env, "unittest") != 0;
+	snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
+	         options->workers);
 	return 0;
 }
 
@@ -1899,134 +1884,10 @@ open_listener(struct master *master, bool port_given)
 	snprintf(master->address, sizeof master->address,
 	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
 	         master->options.port);
+	snprintf(master->options_json, sizeof master->options_json,
+	         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
+	         master->options.workers, master->options.port, master->address);
 	return 0;
-}
-
-/* Make the directories above a file. */
-static int
-make_directories(const char *path)
-{
-	char above[PATH_MAX];
-	size_t i;
-
-	for (i = 0; i < sizeof above && path[i] != '\0'; i++) {
-		above[i] = '\0';
-		if (i > 0 && path[i] == '/' && mkdir(above, 0777) == -1 && errno != EEXIST)
-			return -1;
-		above[i] = path[i];
-	}
-	return 0;
-}
-
-/* D44: the master writes, empties and removes a plain file of its own user that is empty
- * or holds a pid, and no other file. Returns why this one is none; NULL: it is one. */
-static const char *
-why_not_pid_file(int descriptor)
-{
-	char text[32] = "";
-	struct stat status;
-	size_t length;
-
-	if (fstat(descriptor, &status) == -1)
-		return strerror(errno);
-	if (!S_ISREG(status.st_mode))
-		return "it is not a plain file";
-	if (status.st_uid != geteuid())
-		return "it belongs to another user";
-	if (status.st_nlink > 1)
-		return "it has a second name";
-	if (pread(descriptor, text, sizeof text - 1, 0) == -1)
-		return strerror(errno);
-	length = strspn(text, "0123456789");
-	length += length > 0 && text[length] == '\n';
-	return (off_t)length == status.st_size ? NULL : "it holds something other than a pid";
-}
-
-/* Is this open file still the one that has this name? */
-static bool
-is_named(int descriptor, const char *path)
-{
-	struct stat own, named;
-
-	return fstat(descriptor, &own) == 0 && lstat(path, &named) == 0 &&
-	       own.st_ino == named.st_ino && own.st_dev == named.st_dev;
-}
-
-/* D16: the lock says which master the file belongs to. Another process may unlink the file
- * between our open and our lock: then no other process can see the file that we have
- * locked. Returns why there is no lock; NULL: there is one. */
-static const char *
-lock_pid_file(struct master *master)
-{
-	static const char taken[] =
-		"another master holds it; stop that one, or choose another file";
-	const char *path = master->options.pid_file, *why;
-	struct stat status;
-	int descriptor;
-
-	do {
-		if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
-			return S_ISLNK(status.st_mode) ? "it is a symbolic link"
-			                               : "it is not a plain file";
-		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
-		if (descriptor == -1)
-			return strerror(errno);
-		why = why_not_pid_file(descriptor);
-		if (why == NULL && lock_byte(descriptor, 0) == -1)
-			why = errno == EACCES || errno == EAGAIN ? taken : strerror(errno);
-		if (why == NULL && is_named(descriptor, path))
-			master->pid_file = descriptor;
-		else
-			close(descriptor);
-	} while (why == NULL && master->pid_file == -1);
-	return why;
-}
-
-/* egg: egg-cluster/lib/master.js, constructor */
-static int
-open_pid_file(struct master *master)
-{
-	const char *path = master->options.pid_file, *why;
-	int result;
-
-	if (path == NULL) /* :162 pidFile */
-		return 0;
-	why = make_directories(path) == -1 ? strerror(errno) : lock_pid_file(master);
-	if (why == NULL) {
-		AGAIN(result, ftruncate(master->pid_file, 0));
-		if (result == 0 && dprintf(master->pid_file, "%ld", (long)getpid()) > 0)
-			return 0;
-		why = strerror(errno);
-	}
-	log_error("pid file %s: %s", path, why);
-	return -1;
-}
-
-/* egg: onExit. The master removes only its own file. */
-static void
-remove_pid_file(const struct master *master)
-{
-	char path[STATUS_PATH_MAX];
-
-	if (is_named(master->pid_file, master->options.pid_file) &&
-	    why_not_pid_file(master->pid_file) == NULL) {
-		unlink(status_path(path, master, ""));
-		unlink(master->options.pid_file);
-	}
-}
-
-static void
-compose_options_json(struct master *master)
-{
-	const struct options *options = &master->options;
-	size_t size = sizeof master->options_json;
-
-	if (master->address[0] == '\0')
-		snprintf(master->options_json, size, "{\"workers\":%d}", options->workers);
-	else
-		snprintf(master->options_json, size,
-		         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
-		         options->workers, options->port, master->address);
 }
 
 /* The places of apps and parent: what is sent to an app that is not forked waits there (D23). */
@@ -2058,18 +1919,18 @@ open_signals(struct master *master, const sigset_t *mask)
 	master->wake = clutch_wake_open();
 	if (master->wake == -1)
 		return -1;
+	for (i = 0; i < CAUGHT; i++)
+		sigaction(caught[i].number, NULL, &master->inherited[i]);
 	master->mask = *mask;
+	master->alarm = alarm(0);
+	owns_signals = true;
 	for (i = 0; i < CAUGHT; i++) {
 		got[caught[i].number] = 0;
-		if (sigaction(caught[i].number, NULL, &master->inherited[i]) == -1 ||
-		    ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
-		     clutch_catch_signal(caught[i].number, caught[i].handler) == -1))
-			return -1;
 		sigdelset(&set, caught[i].number);
-		master->caught = i + 1;
+		if ((master->inherited[i].sa_handler != SIG_IGN || !caught[i].may_be_ignored) &&
+		    clutch_catch_signal(caught[i].number, caught[i].handler) == -1)
+			return -1;
 	}
-	master->alarm = alarm(0);
-	catches_alarm = 1;
 	return sigprocmask(SIG_SETMASK, &set, NULL);
 }
 
@@ -2080,13 +1941,13 @@ close_signals(struct master *master)
 	size_t i;
 
 	clutch_wake_close();
-	if (catches_alarm)
-		alarm(master->alarm);
-	catches_alarm = 0;
-	for (i = 0; i < master->caught; i++)
+	if (!owns_signals)
+		return;
+	owns_signals = false;
+	alarm(master->alarm);
+	for (i = 0; i < CAUGHT; i++)
 		sigaction(caught[i].number, &master->inherited[i], NULL);
-	if (master->caught > 0)
-		sigprocmask(SIG_SETMASK, &master->mask, NULL);
+	sigprocmask(SIG_SETMASK, &master->mask, NULL);
 }
 
 /* Open descriptors 0 to 2, where they are closed, so that no channel becomes one of them:
@@ -2118,6 +1979,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	master.messenger.emit = emit;
 	master.messenger.master = &master;
 	master.messenger.pid = getpid();
+	master.parent.next = &master.agent;
 	master.parent.role = ROLE_PARENT;
 	master.agent.role = ROLE_AGENT;
 	channel_init(&master.parent.channel, 0);
@@ -2128,7 +1990,6 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	if (parse_options(&master, given) == 0 &&
 	    (given->connection == NULL || open_listener(&master, given->port != 0) == 0) &&
 	    open_pid_file(&master) == 0) {
-		compose_options_json(&master);
 		if (open_places(&master) == -1 || open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
 		} else {

@@ -827,15 +827,16 @@ void worker_run(struct messenger *app, const struct options *options, int listen
 
 /*
  * agent.c, for both roles (egg: npm graceful-process). start calls the role's function
- * and, unless the process will be ready later, says that it is ready; -1: it failed.
- * From then on catch_sigterm catches SIGTERM; terminated tells whether it came. leave
- * runs the callbacks of messenger_before_close; soon after the timeout the process ends
- * by itself. exit writes out what was sent and printed, and ends the process.
+ * and, unless the process will be ready later, says that it is ready; if that fails, fail
+ * ends the process. From then on catch_sigterm catches SIGTERM; terminated tells whether
+ * it came. leave runs the callbacks of messenger_before_close; soon after the timeout the
+ * process ends by itself. exit writes out what was sent and printed, and ends the process.
  */
-int clutch_process_start(struct messenger *messenger, messenger_callback role, void *arg);
+void clutch_process_start(struct messenger *messenger, messenger_callback role, void *arg);
+void clutch_process_fail(const struct messenger *messenger);
 void clutch_process_catch_sigterm(void);
 bool clutch_process_terminated(void);
-void clutch_process_leave(struct messenger *messenger, const char *label, int code, int timeout);
+void clutch_process_leave(struct messenger *messenger, int code, int timeout);
 void clutch_process_exit(int code);
 
 /*

@@ -43,22 +43,15 @@ static int on_connection(struct messenger *app, int listener, short revents, voi
 
 /* ---- egg-cluster/lib/app_worker.js --------------------------------------- */
 
-static void
-exit_process(void)
-{
-	clutch_print_line(STDERR_FILENO, "[app_worker] start error, exiting with code:1"); /* :82 */
-	clutch_process_exit(1);                                                            /* D19 */
-}
-
 /* egg: startServer */
 static void
 on_ready(struct messenger *app, int status) /* :79 startServer */
 {
 	if (status != 0) /* :80 err */
-		exit_process();
+		clutch_process_fail(app);
 	if (worker.listener != -1 && messenger_watch(app, worker.listener, POLLIN, on_connection,
 	                                             NULL) == -1) /* :108 server */
-		exit_process();
+		clutch_process_fail(app);
 	clutch_process_catch_sigterm();
 	messenger_tell_master(app, "listening", worker.address); /* :164 */
 	if (channel_flush(&app->channel) == PEER_GONE)
@@ -161,7 +154,7 @@ leave(struct messenger *app, int code, int timeout)
 		close(worker.listener);
 		worker.listener = -1;
 	}
-	clutch_process_leave(app, "app_worker", code, timeout);
+	clutch_process_leave(app, code, timeout);
 }
 
 /* egg: worker.disconnect(). When all is written, this end stops writing. The master then
@@ -220,8 +213,7 @@ worker_run(struct messenger *app, const struct options *options, int listener, c
 	worker.address = address;
 	app->on_ready = on_ready;
 	app->on_uncaught = on_uncaught;
-	if (clutch_process_start(app, options->app, options->arg) == -1)
-		exit_process();
+	clutch_process_start(app, options->app, options->arg);
 	for (;;) {
 		consider_leaving(app);
 		if (worker.leaving && (worker.disconnects || app->connections == 0))
