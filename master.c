@@ -493,10 +493,8 @@ static int
 lock_byte(int descriptor, off_t byte)
 {
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
-	int result;
 
-	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
-	return result;
+	return fcntl(descriptor, F_SETLK, &lock);
 }
 
 /* Make the directories above a file. */
@@ -1199,24 +1197,23 @@ on_disconnect(struct master *master, struct process *process)
 {
 	bool again = process->state == STATE_DISCONNECTED;
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
+
 	channel_flush(&process->channel);
 	if (!graceful || channel_pending(&process->channel) == 0)
 		channel_close(&process->channel);
 	if (again)
 		return;
-	if (process->role == ROLE_PARENT)
-		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
-	else
-		process->state = STATE_DISCONNECTED;
-	if (master->phase != PHASE_RUNNING)
-		return;
 	if (process->role == ROLE_PARENT) {
-		if (!master->options.end_with_parent) /* D32 */
-			return;
-		log_info("the parent is gone, closing");
-		close_cluster(master);
+		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+		if (master->phase == PHASE_RUNNING && master->options.end_with_parent) { /* D32 */
+			log_info("the parent is gone, closing");
+			close_cluster(master);
+		}
 		return;
 	}
+	process->state = STATE_DISCONNECTED;
+	if (master->phase != PHASE_RUNNING)
+		return;
 	expect(master, process, DEADLINE_DISCONNECTED);
 	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
 		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
@@ -1312,20 +1309,18 @@ hear(struct master *master, struct process *process)
 {
 	enum peer peer = channel_read(&process->channel);
 	struct message message;
-	int found, handle;
-	bool allowed;
+	int found;
 
 	while ((found = channel_next(&process->channel, &message)) == 1) {
-		handle = message.handle;
-		allowed = may_say(master, process, &message);
-		if (allowed)
+		if (may_say(master, process, &message)) {
 			master_messenger_receive(&master->messenger, process, &message);
-		else if (!process->refused)
+		} else if (!process->refused) {
 			log_error("%s may not send %s: refused, as are more of this kind",
 			          process_name(process), message.action);
-		process->refused |= !allowed;
-		if (handle != -1)
-			close(handle);
+			process->refused = true;
+		}
+		if (message.handle != -1)
+			close(message.handle);
 	}
 	if (found == -1 || peer == PEER_BROKEN) /* D2 */
 		condemn(master, process,
@@ -1364,14 +1359,14 @@ bury(struct master *master, const struct process *process)
 	bool killed = process->deadline == DEADLINE_KILLED; /* the group, too */
 	int64_t deadline =
 		master->now + (killed ? KILL_TIME : timeout_of(master, process, DEADLINE_LEAVE));
-	pid_t result, pid = process->worker_id;
+	pid_t pid = process->worker_id;
 
 	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < deadline)
 		deadline = process->deadline_at;
 	setpgid(pid, getpgrp());
 	kill(-pid, corpse != NULL ? SIGTERM : SIGKILL);
 	if (corpse == NULL) {
-		AGAIN(result, waitpid(pid, NULL, 0));
+		waitpid(pid, NULL, 0);
 		return;
 	}
 	*corpse = (struct corpse){master->corpses, pid, deadline, killed};
@@ -1422,7 +1417,6 @@ reap_corpses(struct master *master)
 {
 	struct corpse *corpse, **link = &master->corpses;
 	bool group_lives;
-	pid_t result;
 
 	while ((corpse = *link) != NULL) {
 		reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
@@ -1437,7 +1431,7 @@ reap_corpses(struct master *master)
 			link = &corpse->next;
 			continue;
 		}
-		AGAIN(result, waitpid(corpse->pid, NULL, 0));
+		waitpid(corpse->pid, NULL, 0);
 		await(master, master->now); /* it may have been the last one */
 		*link = corpse->next;
 		free(corpse);
@@ -1796,6 +1790,14 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
+	if (options->parent != 0) {
+		if (channel_attach(&master->parent.channel, options->parent) == -1) {
+			log_error("options.parent=%d: %s", options->parent, strerror(errno));
+			return -1;
+		}
+		master->parent.state = STATE_LISTENING;
+		master->worker_manager.parent = &master->parent;
+	}
 	if (options->name == NULL)
 		options->name = "egg";
 	options->env = parse_text(options->env, "EGG_SERVER_ENV", "prod");
@@ -1890,7 +1892,7 @@ open_listener(struct master *master, bool port_given)
 	return 0;
 }
 
-/* The places of apps and parent: what is sent to an app that is not forked waits there (D23). */
+/* The places of the apps: what is sent to an app that is not forked yet waits there (D23). */
 static int
 open_places(struct master *master)
 {
@@ -1902,11 +1904,7 @@ open_places(struct master *master)
 	for (slot = 0; slot < master->options.workers; slot++)
 		if (new_worker(master, slot) == NULL)
 			return -1;
-	if (master->options.parent == 0)
-		return 0;
-	master->parent.state = STATE_LISTENING;
-	master->worker_manager.parent = &master->parent;
-	return channel_attach(&master->parent.channel, master->options.parent);
+	return 0;
 }
 
 /* Take the signals over. */
@@ -1967,18 +1965,12 @@ fill_standard_descriptors(void)
 static int
 run_cluster(const struct options *given, const sigset_t *mask)
 {
-	struct master master;
+	struct master master = {.listener = -1, .pid_file = -1, .reload_slot = -1, .exit_code = 1};
 
-	memset(&master, 0, sizeof master);
-	master.listener = master.pid_file = -1;
-	master.reload_slot = -1;
-	master.exit_code = 1;
 	master.now = master.start_time = clutch_now();
 	master.worker_manager.agent = &master.agent;
-	master.messenger.worker_manager = &master.worker_manager;
-	master.messenger.emit = emit;
-	master.messenger.master = &master;
-	master.messenger.pid = getpid();
+	master.messenger =
+		(struct master_messenger){&master.worker_manager, emit, &master, getpid(), NULL, 0};
 	master.parent.next = &master.agent;
 	master.parent.role = ROLE_PARENT;
 	master.agent.role = ROLE_AGENT;

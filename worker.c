@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -53,7 +54,7 @@ on_ready(struct messenger *app, int status) /* :79 startServer */
 	                                             NULL) == -1) /* :108 server */
 		clutch_process_fail(app);
 	clutch_process_catch_sigterm();
-	messenger_tell_master(app, "listening", worker.address); /* :164 */
+	messenger_tell(app, ROLE_MASTER, "listening", worker.address); /* :164 */
 	if (channel_flush(&app->channel) == PEER_GONE)
 		clutch_process_exit(1); /* the master died while this process was busy loading */
 }
@@ -208,6 +209,7 @@ worker_run(struct messenger *app, const struct options *options, int listener, c
 {
 	int64_t left, before, late;
 
+	memset(&worker, 0, sizeof worker);
 	worker.options = options;
 	worker.listener = listener;
 	worker.address = address;
