@@ -9,10 +9,8 @@
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 /* egg's exit code of an agent that has lost its master */

@@ -159,7 +159,7 @@ static void close_cluster(struct master *master);
 /* The log may be a pipe that other processes fill, too, between our poll and our write. An
  * alarm ends a write that waits (its handler does not restart it). When half a
  * second was lost with lines one after the other, the log gets no line for a while: the
- * master serves everybody else. */
+ * master goes on serving the processes. */
 static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...)
 {
 	static int64_t silent_until, lost;
@@ -255,8 +255,8 @@ expect(struct master *master, struct process *process, enum deadline deadline)
 	process->deadline_at = at;
 }
 
-/* egg: process.exit(code). But nobody is left behind (D3): the children see the
- * end of their channels, and a process that does not leave then is killed. */
+/* egg: process.exit(code). But no process is left behind as an orphan (D3): the children
+ * see the end of their channels, and a process that does not leave then is killed. */
 static void
 fail(struct master *master, int code)
 {
@@ -331,8 +331,8 @@ get_listening_worker_ids(const struct master *master, char *json, size_t size) /
 	memcpy(json + used, "]", 2);
 }
 
-/* Agent and workers must be alive; if they are not three times in a row, the cluster is
- * in a state that nobody knows. egg: count, startCheck */
+/* Agent and workers must be alive; if three checks in a row find no agent or no worker, the
+ * cluster is in an unknown state. egg: count, startCheck */
 static void
 check_alive(struct master *master) /* :65 startCheck */
 {
@@ -493,8 +493,10 @@ static int
 lock_byte(int descriptor, off_t byte)
 {
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+	int result;
 
-	return fcntl(descriptor, F_SETLK, &lock);
+	AGAIN(result, fcntl(descriptor, F_SETLK, &lock));
+	return result;
 }
 
 /* Make the directories above a file. */
@@ -765,7 +767,7 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 		close(pair[1]);
 	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
 	if (pid == -1) {
-		master->exception = 0; /* nobody wonders why a process is missing */
+		master->exception = 0; /* it is known why a process is missing */
 		log_error("cannot fork %s_worker: %s, next try in %dms",
 		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
 		          FORK_RETRY);
@@ -1166,8 +1168,8 @@ close_cluster(struct master *master) /* :561 close */
 	kill_app_workers(master); /* :583 */
 }
 
-/* When no app is alive, nor a process group that one has left (D27), it is the agent's turn,
- * and then the master's. egg: _doClose, close */
+/* When no app is alive, and no process group that a dead app has left behind (D27), it is the
+ * agent's turn, and then the master's. egg: _doClose, close */
 static void
 do_close(struct master *master) /* :573 async */
 {
@@ -1195,7 +1197,7 @@ do_close(struct master *master) /* :573 async */
 static void
 on_disconnect(struct master *master, struct process *process)
 {
-	bool again = process->state == STATE_DISCONNECTED;
+	bool again = process->state == STATE_DISCONNECTED; /* what waited could not be written */
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
 
 	channel_flush(&process->channel);
@@ -1479,7 +1481,7 @@ reap_all(struct master *master)
 
 	for (process = &master->agent; process != NULL; process = next) {
 		next = process->next;
-		/* -1: something else has reaped it; it is dead all the same */
+		/* -1: another part of the program has reaped it, so it is dead, too */
 		if (is_alive(process) &&
 		    (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0))
 			on_process_exit(master, process, &info);
@@ -1546,7 +1548,7 @@ run_clock(struct master *master)
 }
 
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
- * slept): then nobody had the time that has passed, and deadlines move by it. */
+ * slept): then no process had the time that has passed, and deadlines move by it. */
 static void
 skip_lost_time(struct master *master, int timeout)
 {
@@ -1567,7 +1569,7 @@ skip_lost_time(struct master *master, int timeout)
 
 /* ---- the loop ------------------------------------------------------------ */
 
-/* Is a queue so full, for so long, that its owner must go before it harms others? The
+/* A queue that is full for too long costs its owner its life, before it harms others. The
  * clock does not run for a process that wants a pause, nor for one that is itself not read
  * because of others; unless all of these wait for each other. A process that was told to
  * end has a deadline of its own. A process that has closed its reading end is expected to
@@ -1842,7 +1844,7 @@ bind_patiently(const struct master *master, const struct sockaddr *address, sock
 	return 0;
 }
 
-/* The shared port, before any fork: who cannot have it says so at once (D19). */
+/* The shared port, before any fork: a master that cannot have it says so at once (D19). */
 static int
 open_listener(struct master *master, bool port_given)
 {

@@ -1,5 +1,5 @@
 /*
- * Who receives what (in the master), and what a child does with it.
+ * Which process receives a message (in the master), and what a child does with one.
  *
  * egg: egg-cluster/lib/utils/messenger.js (the master's side), to be read beside
  * this file: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
@@ -8,9 +8,7 @@
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -164,7 +162,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		/* check receiver_pid */
 		if (data->receiver_pid != 0 && data->receiver_pid != worker->worker_id) /* :163 */
 			continue;
-		/* D50: the worker that replaces this one hears what is for all */
+		/* D50: a message for all apps is heard by the worker that replaces this one */
 		if (worker->is_dev_reload && data->receiver_pid == 0)
 			continue;
 		/* D23: what agent and parent say waits until the worker is forked */
@@ -251,7 +249,7 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 			data->handle = -1; /* the message is worth more than its handle */
 			process->channel.handles_lost++;
 		} else if (errno != ENOMEM || process->channel.descriptor == -1) {
-			break; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
+			break; /* EPIPE: it is dying; ENOBUFS: it is not forked yet */
 		} else if (channel_flush(&process->channel) == PEER_GONE ||
 		           !clutch_retry(&deadline)) {
 			process->killed_for = "no memory for its messages";
@@ -261,7 +259,7 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	}
 	data->handle = handle; /* the next receiver may have more luck */
 	process->dropped += result == -1 && errno == ENOBUFS;
-	/* A queue with a limit of its own has nobody at its end who drains it. */
+	/* A queue that has a limit has no process at its end to drain it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
 	    process_is_above(process, CHANNEL_HIGH_WATER))
 		messenger->sender->waits_for[place(process)] = messenger->sender->waits = true;
@@ -280,7 +278,7 @@ clutch_role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-/* A log that nobody reads does not stop the process (D17): after LOG_PATIENCE the line is
+/* A log that no process reads does not stop this one (D17): after LOG_PATIENCE the line is
  * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
  * master sets an alarm, which interrupts it. */
 bool
@@ -1144,8 +1142,8 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* D22: what a send call accepted leaves before the process does. Hear meanwhile, without
- * listeners: the master stops reading from a process whose own incoming queue is full
+/* D22: what a send call accepted is written before the process ends. It hears meanwhile,
+ * without listeners: the master stops reading from a process whose own incoming queue is full
  * (D21), so that a process that sends to itself would wait for ever. */
 void
 messenger_flush_own(void)

@@ -1,5 +1,5 @@
 /*
- * The app worker role: the shared port, and leaving without dropping anybody.
+ * The app worker role: the shared port, and leaving without dropping a connection.
  *
  * egg: egg-cluster/lib/app_worker.js, npm graceful, npm graceful-process
  *
@@ -18,12 +18,11 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* How long nobody is accepted when the process is out of descriptors or memory, in ms. */
+/* How long the process accepts no connection when it is out of descriptors or memory, in ms. */
 #define ACCEPT_PAUSE 100
 
 /* What the role knows; there is one app worker in a process. */
