@@ -53,7 +53,7 @@ on_ready(struct messenger *app, int status) /* :79 startServer */
 	                                             NULL) == -1) /* :108 server */
 		clutch_process_fail(app);
 	clutch_process_catch_sigterm();
-	messenger_tell(app, ROLE_MASTER, "listening", worker.address); /* :164 */
+	messenger_tell(app, ROLE_MASTER, "listening", worker.address); /* :163 */
 	if (channel_flush(&app->channel) == PEER_GONE)
 		clutch_process_exit(1); /* the master died while this process was busy loading */
 }
