@@ -52,6 +52,8 @@ answer(struct http_request *request, void *arg)
 	char body[64];
 
 	(void)arg;
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/") != 0)
 		return http_reply(request, 404, NULL, "not found\n");
 	snprintf(body, sizeof body, "hello world from pid %ld\n",

@@ -38,6 +38,7 @@
 #include "../messenger.h"
 #include "../redis/bridge.h"
 #include "http.h"
+#include "http_client.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -414,6 +415,8 @@ answer(struct http_request *request, void *arg)
 	char body[128];
 
 	(void)arg;
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/") != 0)
 		return http_reply(request, 404, NULL, "not found\n");
 	if (cache.by != NULL)

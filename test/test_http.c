@@ -8,10 +8,13 @@
 
 static int idle_timeout = 60000, request_timeout = 60000, write_timeout = 60000;
 
+#define HTTP_SWEEP 50
 #define HTTP_IDLE_TIMEOUT idle_timeout
 #define HTTP_REQUEST_TIMEOUT request_timeout
 #define HTTP_WRITE_TIMEOUT write_timeout
-#include "../examples/http.c" /* NOLINT(bugprone-suspicious-include) */
+#include "../examples/http.c"        /* NOLINT(bugprone-suspicious-include) */
+#include "../examples/http_client.c" /* NOLINT(bugprone-suspicious-include) */
+#include "../examples/http_head.c"   /* NOLINT(bugprone-suspicious-include) */
 
 #include <criterion/criterion.h>
 
@@ -49,12 +52,31 @@ reply_large(struct http_request *request)
 	return result;
 }
 
+/* The method, the length of the body, and the body. */
+static int
+reply_body(struct http_request *request)
+{
+	char body[HTTP_BODY_MAX + 64];
+
+	if (!http_allow(request, "PUT, POST"))
+		return 0;
+	if (strcmp(request->query, "same") == 0) /* the bytes of the request itself */
+		return http_reply(request, 200, NULL, request->body);
+	snprintf(body, sizeof body, "%s %zu %d <%s>", request->method, request->body_length,
+	         request->body[request->body_length], request->body);
+	return http_reply(request, 200, NULL, body);
+}
+
 static int
 respond(struct http_request *request, void *arg)
 {
 	char body[1200];
 
 	(void)arg;
+	if (strcmp(request->path, "/body") == 0)
+		return reply_body(request);
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/echo") == 0) {
 		snprintf(body, sizeof body, "<%s>", request->query);
 		return http_reply(request, 200, NULL, body);
@@ -419,7 +441,7 @@ Test(http, oversized_heads)
 	cluster_stop(c);
 }
 
-Test(http, a_body_is_skipped_up_to_its_limit)
+Test(http, a_body_up_to_its_limit)
 {
 	static char text[HTTP_BODY_MAX + 256];
 	struct cluster *c = start();
@@ -431,6 +453,67 @@ Test(http, a_body_is_skipped_up_to_its_limit)
 	answers = converse(c, text);
 	expect_start(answers, "HTTP/1.1 200 ");
 	cr_assert(strstr(answers, "<after>") != NULL);
+	cluster_stop(c);
+}
+
+/* The handler gets the method and the whole body, however they arrive; what is behind the body
+ * is the next request. */
+Test(http, a_handler_gets_the_body)
+{
+	static const char two[] =
+		"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nx\0y\r\n"
+		"PUT /body HTTP/1.0\r\n\r\n";
+	static const char torn[] =
+		"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12345";
+	static char text[HTTP_BODY_MAX + 256];
+	struct cluster *c = start();
+	int client = cluster_connect(c), yes = 1;
+	size_t used, i;
+
+	cr_assert_eq(send(client, two, sizeof two - 1, MSG_NOSIGNAL), (ssize_t)sizeof two - 1);
+	cr_assert_str_eq(get(client, NULL), HEAD_OF("12", "keep-alive") "POST 5 0 <x>" HEAD_OF(
+						    "10", "close") "PUT 0 0 <>");
+	close(client);
+	client = cluster_connect(c);
+	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+	for (i = 0; i < sizeof torn - 1; i++)
+		put(client, (char[]){torn[i], '\0'});
+	get(client, "POST 5 0 <12345>");
+	used = (size_t)sprintf(text, "PUT /body?same HTTP/1.0\r\nContent-Length: %d\r\n\r\n",
+	                       HTTP_BODY_MAX - 256);
+	memset(text + used, 'x', HTTP_BODY_MAX - 256);
+	text[used + HTTP_BODY_MAX - 257] = '!';
+	put(client, text);
+	get(client, "x!");
+	close(client);
+	cluster_stop(c);
+}
+
+Test(http, a_method_that_is_not_allowed)
+{
+	struct cluster *c = start();
+
+	cr_assert_str_eq(strstr(converse(c, "DELETE /body HTTP/1.0\r\n\r\n"), "\r\nAllow"),
+	                 "\r\nAllow: PUT, POST\r\nConnection: close\r\n\r\n"
+	                 "405 Method Not Allowed\n");
+	expect_start(converse(c, "PU /body HTTP/1.0\r\n\r\n"), "HTTP/1.1 405 ");
+	expect_start(converse(c, "PUT, /body HTTP/1.0\r\n\r\n"), "HTTP/1.1 400 ");
+	cluster_stop(c);
+}
+
+/* A client that asks before it sends its body is told to send it. */
+Test(http, expect_100_continue)
+{
+	static const char head[] = "POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n"
+				   "Expect: 100-continue\r\n\r\n";
+	struct cluster *c = start();
+	int client = cluster_connect(c);
+
+	put(client, head);
+	cr_assert_str_eq(get(client, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+	put(client, "ab");
+	cr_assert_str_eq(get(client, "<ab>"), HEAD_OF("13", "keep-alive") "POST 2 0 <ab>");
+	close(client);
 	cluster_stop(c);
 }
 
@@ -502,6 +585,26 @@ Test(http, idle_connections_end_without_a_word)
 	put(client, GOOD "\r\n");
 	get(client, "hello\n");
 	cr_assert_str_eq(get(client, NULL), "");
+	close(client);
+	cluster_stop(c);
+}
+
+/* Empty lines are no request: they do not keep a connection. */
+Test(http, empty_lines_buy_no_time)
+{
+	struct cluster *c;
+	int client;
+	int64_t began = clutch_now();
+	struct pollfd set;
+
+	idle_timeout = 300;
+	c = start();
+	client = cluster_connect(c);
+	set = (struct pollfd){client, POLLIN, 0};
+	while (poll(&set, 1, 20) == 0) {
+		cr_assert(clutch_now() - began < time_limit(), "it waits for ever");
+		send(client, "\r\n", 2, MSG_NOSIGNAL);
+	}
 	close(client);
 	cluster_stop(c);
 }
@@ -693,9 +796,10 @@ Test(http, a_stream_that_nobody_reads)
 	cluster_stop(c);
 }
 
-/* A process that leaves looks at its connections, one after the other, and calls a handler; what
- * the handler publishes ends the connection that would have been looked at next. */
-Test(http, a_handler_that_ends_the_next_connection_while_its_process_leaves)
+/* A process that leaves ends a stream that could not take one more line. A request that has
+ * arrived is answered, its handler publishes one more line, and the stream has all lines that
+ * were published before. */
+Test(http, a_handler_that_publishes_while_its_process_leaves)
 {
 	struct cluster *c = start();
 	int full = subscriber(c, "/push", "first\n"), publisher = cluster_connect(c);
@@ -711,7 +815,7 @@ Test(http, a_handler_that_ends_the_next_connection_while_its_process_leaves)
 	cluster_wait(c, 0, "has a full stream");
 	put(publisher, request);
 	cr_assert_str_eq(get(publisher, NULL), HEAD_OF("10", "close") "published\n");
-	cr_assert_str_eq(get(full, NULL), "");
+	cr_assert_eq(strlen(get(full, NULL)), HTTP_OUTPUT_MAX / 1001 * 1001);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
 	close(full), close(publisher);
 	cluster_stop(c);
@@ -1018,6 +1122,7 @@ Test(http, curl)
 	         "curl -s -o /dev/null -w '%{http_code}' -H @head.txt $url/",
 	         "431"},
 		{"curl -s --proxy $url http://elsewhere/echo?proxy", "<proxy>"},
+		{"curl -s -d x=y $url/body", "POST 3 0 <x=y>"},
 		{"curl -sI $url/push",
 	         "HTTP/1.1 200 OK\r\nContent-Type: text/x-lines\r\nConnection: close\r\n\r\n"},
 	};

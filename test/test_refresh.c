@@ -264,9 +264,9 @@ start_service(int source_port, const char *force, const char *pull)
 
 /* ---- HTTP --------------------------------------------------------------------- */
 
-/* The answer to a GET, or NULL if there is none. It lives until the next call. */
+/* The answer to a request, or NULL if there is none. It lives until the next call. */
 static const char *
-fetch(int port, const char *path)
+ask_for(int port, const char *method, const char *path)
 {
 	static char text[4096];
 	char request[128];
@@ -275,7 +275,7 @@ fetch(int port, const char *path)
 	ssize_t n;
 	size_t length = 0;
 
-	snprintf(request, sizeof request, "GET %s HTTP/1.0\r\n\r\n", path);
+	snprintf(request, sizeof request, "%s %s HTTP/1.0\r\n\r\n", method, path);
 	if (send(client, request, strlen(request), MSG_NOSIGNAL) == -1)
 		length = 0;
 	while ((n = recv(client, text + length, sizeof text - 1 - length, 0)) > 0)
@@ -285,10 +285,16 @@ fetch(int port, const char *path)
 	return length > 0 ? text : NULL;
 }
 
+static const char *
+fetch(int port, const char *path)
+{
+	return ask_for(port, "GET", path);
+}
+
 static void
 change(struct program *source, const char *how)
 {
-	const char *answer = fetch(source->port, how);
+	const char *answer = ask_for(source->port, "POST", how);
 
 	cr_assert(answer != NULL && strstr(answer, " 200 OK\r\n") != NULL);
 }
