@@ -21,7 +21,7 @@
  *
  * Push is quick, but a notice can get lost. Pull finds that within seconds, with one
  * small question for all apps. Force is right whatever went wrong before. While the
- * source is down its last data is served, and who has failed to load it tries again.
+ * source is down its last data is served, and an app that could not load it tries again.
  *
  *	build/examples/source &
  *	build/examples/refresh [--source=http://127.0.0.1:7002] [--force=10m] [--pull=10s]
@@ -51,6 +51,7 @@
 #define SILENCE 15000       /* three heartbeats that did not come: the stream is dead */
 #define RETRY_FIRST 100     /* and twice as long after each failure */
 #define RETRY_MOST 5000
+#define LASTING 5000  /* a stream that was tried again and has lived so long works */
 #define PATIENCE 2000 /* a start without the data: then the app serves without it */
 
 static const char *source = "http://127.0.0.1:7002";
@@ -122,6 +123,7 @@ static struct {
 	const char *by;   /* lastUpdateBy: "force", "pull" or "push"; NULL: there is no data */
 	const char *want; /* by which it is to be loaded next, or NULL */
 	const char *load; /* by which it is being loaded now, or NULL */
+	bool is_failing;  /* the last attempt to load has failed, and that has been told */
 	int retry;        /* ms until the next attempt, after a failure */
 	int timer;        /* which waits for that, or 0 */
 } cache;
@@ -164,10 +166,15 @@ ask_siblings(struct messenger *app)
 	return messenger_send_to_app(app, "cache-wanted", pid);
 }
 
-/* Without a word: the agent has noticed, too, and says it once for all. */
+/* Try again later. One line tells it, however often it fails. */
 static int
-load_failed(struct messenger *app)
+load_failed(struct messenger *app, const char *why)
 {
+	if (!cache.is_failing)
+		fprintf(stderr, "app %ld: cannot load the data (%s); it %s\n",
+		        (long)messenger_pid(app), why,
+		        cache.by != NULL ? "serves what it has" : "asks the other apps");
+	cache.is_failing = true;
 	if (cache.want == NULL)
 		cache.want = cache.load;
 	cache.load = NULL;
@@ -179,11 +186,18 @@ load_failed(struct messenger *app)
 static int
 on_data(struct messenger *app, int status, const char *text, void *arg)
 {
+	char refusal[32];
 	long index;
 
 	(void)arg;
-	if (status != 200 || !parse_index(text, &index))
-		return load_failed(app);
+	snprintf(refusal, sizeof refusal, "status %d", status);
+	if (status != 200)
+		return load_failed(app, status == 0 ? text : refusal);
+	if (!parse_index(text, &index))
+		return load_failed(app, "there is no index in it");
+	if (cache.is_failing)
+		printf("app %ld: has loaded the data\n", (long)messenger_pid(app));
+	cache.is_failing = false;
 	cache_fill(app, index, cache.load);
 	cache.load = NULL;
 	cache.retry = RETRY_FIRST;
@@ -198,7 +212,9 @@ cache_load(struct messenger *app)
 	cache.load = cache.want;
 	cache.want = NULL;
 	make_url(url, "/data");
-	return http_get(app, url, ANSWER_TIMEOUT, on_data, NULL) == 0 ? 0 : load_failed(app);
+	if (http_get(app, url, ANSWER_TIMEOUT, on_data, NULL) == 0)
+		return 0;
+	return load_failed(app, strerror(errno));
 }
 
 static int
@@ -339,24 +355,53 @@ app(struct messenger *app, void *arg)
 static struct {
 	bool is_known; /* the index is what the source said last */
 	long index;
-	bool is_up, is_down; /* has been told; neither: not yet */
-	int retry;           /* ms */
+	enum { NOTHING, LISTENS, FAILS } told; /* the last line about the stream */
+	int retry;                             /* ms */
+	int timer; /* the stream works when this one is over; 0: there is none */
 } push;
 
 static int subscribe(struct messenger *agent, void *arg);
 
 static int
-on_silence(struct messenger *agent, const char *why)
+on_stream_end(struct messenger *agent, const char *why)
 {
-	if (!push.is_down)
-		fprintf(stderr,
-		        "agent %ld: the source %s does not answer (%s); what is cached is served\n",
+	if (push.told != FAILS)
+		fprintf(stderr, "agent %ld: no push from %s (%s); force and pull go on\n",
 		        (long)messenger_pid(agent), source, why);
-	push.is_down = true;
-	push.is_up = false;
+	push.told = FAILS;
+	if (push.timer > 0)
+		messenger_clear_timeout(agent, push.timer);
+	push.timer = 0;
 	if (messenger_set_timeout(agent, push.retry, subscribe, NULL) == -1)
 		return -1;
 	push.retry = push.retry * 2 < RETRY_MOST ? push.retry * 2 : RETRY_MOST;
+	return 0;
+}
+
+static int
+on_lasting(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	push.timer = 0;
+	push.retry = RETRY_FIRST;
+	push.told = LISTENS;
+	printf("agent %ld: listens to %s again\n", (long)messenger_pid(agent), source);
+	return 0;
+}
+
+/* There is a stream. One that follows a failure has to last before that is told, and before
+ * the next pause is short again: some sources answer and hang up. */
+static int
+on_stream(struct messenger *agent)
+{
+	if (push.told == FAILS && push.timer <= 0) {
+		push.timer = messenger_set_timeout(agent, LASTING, on_lasting, NULL);
+		return push.timer == -1 ? -1 : 0;
+	}
+	if (push.told == NOTHING) {
+		printf("agent %ld: listens to %s\n", (long)messenger_pid(agent), source);
+		push.told = LISTENS;
+	}
 	return 0;
 }
 
@@ -369,16 +414,13 @@ on_line(struct messenger *agent, int status, const char *text, void *arg)
 
 	(void)arg;
 	if (status == 0)
-		return on_silence(agent, text);
+		return on_stream_end(agent, text);
 	if (!parse_index(text, &index))
 		return 0; /* a heartbeat */
-	if (!push.is_up)
-		printf("agent %ld: listens to %s%s\n", (long)messenger_pid(agent), source,
-		       push.is_down ? ", which is back" : "");
+	if (on_stream(agent) == -1)
+		return -1;
 	is_new = push.is_known && push.index != index;
-	push.is_up = push.is_known = true;
-	push.is_down = false;
-	push.retry = RETRY_FIRST;
+	push.is_known = true;
 	push.index = index;
 	if (!is_new)
 		return 0;
@@ -393,7 +435,7 @@ subscribe(struct messenger *agent, void *arg)
 
 	make_url(url, "/push");
 	if (http_listen(agent, url, SILENCE, on_line, arg) == -1)
-		return on_silence(agent, strerror(errno));
+		return on_stream_end(agent, strerror(errno));
 	return 0;
 }
 

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -408,7 +409,7 @@ Test(refresh, force_pull_and_push_in_turn)
 
 /* ---- what goes wrong ------------------------------------------------------------------ */
 
-#define GONE "does not answer"
+#define GONE "no push from "
 
 /* The cache is served, also by an app that was not there when it was filled; and all
  * comes back by itself, with one line for each. */
@@ -432,12 +433,12 @@ Test(refresh, the_source_is_killed_and_restarted)
 	expect_all(service, " 200 OK\r\n");
 	expect_all(service, "{\"index\":2,");
 	source = start_source(port);
-	expect_text(service, 0, "listens to http://127.0.0.1:%d/, which is back\n", port);
+	expect_text(service, 0, "listens to http://127.0.0.1:%d/ again\n", port);
 	expect_all(service, "{\"index\":1,");
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,");
 	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
-	cr_assert_eq(count_text(service, "which is back"), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, " again\n"), 1, "%s", service->text);
 	stop(service);
 	stop(source);
 }
@@ -452,10 +453,11 @@ Test(refresh, the_source_is_not_there_yet)
 	service = start_service(port, "1h", "1h");
 	expect_all(service, " 503 Service Unavailable\r\n");
 	expect_all(service, "{\"error\":\"the source has not answered yet\",\"pid\":");
-	cr_assert_eq(count_text(service, GONE " (Connection refused)"), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, "/ (Connection refused); force and pull go on\n"), 1);
 	source = start_source(port);
 	expect_all(service, "{\"index\":1,\"lastUpdateBy\":\"force\",");
-	expect_text(service, 0, "which is back\n");
+	expect_text(service, 0, " again\n");
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
 	stop(service);
@@ -469,12 +471,149 @@ Test(refresh, a_source_that_talks_nonsense)
 
 	other = start_service(source->port, "1h", "1h"); /* it knows no /data */
 	service = start_service(other->port, "200ms", "100ms");
-	expect_text(service, 0, GONE " (it refuses)");
+	expect_text(service, 0, GONE "http://127.0.0.1:%d/ (it refuses)", other->port);
 	expect_all(service, " 503 ");
 	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
 	stop(service);
 	stop(other);
 	stop(source);
+}
+
+/* A source of the test's own, which answers /push and /data as the test likes. */
+struct fake {
+	pid_t pid;
+	int port;
+	struct {
+		const char *push, *data; /* NULL: no answer, but the connection stays open */
+		bool hangs_up;           /* after the answer to /push */
+		int pushes;              /* that were asked for */
+	} * shared;
+};
+
+static void
+fake_answer(const struct fake *fake, int client)
+{
+	char request[1024] = "";
+	size_t length = 0;
+	ssize_t n = 1;
+	bool is_push;
+	const char *text;
+
+	while (n > 0 && strstr(request, "\r\n\r\n") == NULL) {
+		n = recv(client, request + length, sizeof request - 1 - length, 0);
+		length += n > 0 ? (size_t)n : 0;
+	}
+	is_push = strncmp(request, "GET /push ", 10) == 0;
+	fake->shared->pushes += is_push;
+	text = is_push ? fake->shared->push : fake->shared->data;
+	if (text == NULL || send(client, text, strlen(text), MSG_NOSIGNAL) == -1)
+		return;
+	if (!is_push || fake->shared->hangs_up)
+		close(client);
+}
+
+static void
+fake_start(struct fake *fake, const char *push, bool hangs_up, const char *data)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t size = sizeof address;
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	pid_t test = getpid();
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(bind(listener, (struct sockaddr *)&address, size) == 0 &&
+	          listen(listener, 16) == 0 &&
+	          getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+	fake->port = ntohs(address.sin_port);
+	fake->shared = mmap(NULL, sizeof *fake->shared, PROT_READ | PROT_WRITE,
+	                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cr_assert(fake->shared != MAP_FAILED);
+	fake->shared->push = push;
+	fake->shared->hangs_up = hangs_up;
+	fake->shared->data = data;
+	fake->pid = fork();
+	cr_assert(fake->pid != -1);
+	if (fake->pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (getppid() == test)
+			fake_answer(fake, accept(listener, NULL, NULL));
+		_exit(0);
+	}
+	close(listener);
+}
+
+static void
+fake_stop(struct fake *fake)
+{
+	kill(fake->pid, SIGKILL);
+	cr_assert_eq(waitpid(fake->pid, NULL, 0), fake->pid);
+	munmap(fake->shared, sizeof *fake->shared);
+}
+
+#define INDEX "HTTP/1.1 200 OK\r\n\r\n{\"index\":7}\n"
+
+/* A stream that ends at once is no success: the pauses grow, and one line tells it. Five pauses
+ * between six streams are 0.1, 0.2, 0.4, 0.8 and 1.6 s. */
+Test(refresh, a_source_that_hangs_up_after_each_line)
+{
+	struct program *service;
+	struct fake fake;
+	int64_t began = clutch_now();
+
+	fake_start(&fake, INDEX, true, INDEX);
+	service = start_service(fake.port, "1h", "1h");
+	while (fake.shared->pushes < 6) {
+		cr_assert(clutch_now() - began < time_limit(), "%s", service->text);
+		read_more(service);
+	}
+	cr_assert_geq(clutch_now() - began, 3000);
+	cr_assert_eq(count_text(service, "listens to"), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, " (it has hung up); "), 1, "%s", service->text);
+	stop(service);
+	fake_stop(&fake);
+}
+
+/* Push works, and the data does not come: each app says so once, and once that it is over. */
+static void
+expect_no_data(const char *data, const char *why)
+{
+	struct program *service;
+	struct fake fake;
+	char line[128];
+	int i;
+	size_t at = 0;
+
+	fake_start(&fake, INDEX, false, data);
+	service = start_service(fake.port, "200ms", "1h");
+	snprintf(line, sizeof line, ": cannot load the data (%s); it asks the other apps\n", why);
+	for (i = 0; i < WORKERS; i++)
+		at = expect_text(service, at, "%s", line);
+	expect_all(service, " 503 ");
+	fake.shared->data = INDEX;
+	for (i = 0, at = 0; i < WORKERS; i++)
+		at = expect_text(service, at, ": has loaded the data\n");
+	expect_all(service, "{\"index\":7,");
+	cr_assert_eq(count_text(service, "cannot load"), WORKERS, "%s", service->text);
+	cr_assert_eq(count_text(service, GONE), 0, "%s", service->text);
+	fake.shared->data = "HTTP/1.1 200 OK\r\n\r\nnonsense";
+	for (i = 0, at = 0; i < WORKERS; i++)
+		at = expect_text(service, at,
+		                 ": cannot load the data (there is no index in it); "
+		                 "it serves what it has\n");
+	expect_all(service, "{\"index\":7,");
+	stop(service);
+	fake_stop(&fake);
+}
+
+Test(refresh, a_source_whose_data_is_an_error)
+{
+	expect_no_data("HTTP/1.1 500 Oh\r\n\r\n", "status 500");
+}
+
+Test(refresh, a_source_whose_data_does_not_come)
+{
+	expect_no_data(NULL, "it takes too long");
 }
 
 Test(refresh, an_app_is_killed)
