@@ -2,7 +2,7 @@
  * HTTP for the examples: the server.
  *
  * A connection answers one request, and reads the next one after that. So the answers
- * leave in order, and a request needs no memory of its own but that of its body.
+ * leave in order, and a request needs no memory but the connection's, and its body's.
  *
  *	            head complete             body complete            http_subscribe
  *	READ_HEAD ----------------> READ_BODY -------------> ANSWERING ----------> STREAMING
@@ -20,10 +20,10 @@
  * We linger because a socket closed with unread input sends a reset, which can
  * overtake the answer and destroy it at the client.
  *
- * A handler is called by connection_run only, and connection_run by the loop only
- * (on_event). What else concerns a connection (an answer that comes later, a text for a
- * stream, a time limit, the end of the process) changes it and leaves the rest to the loop:
- * run_later. So no list is walked while a handler runs, which may change it.
+ * Only connection_run calls a handler, and only the loop calls connection_run (on_event).
+ * An answer that comes later, a text for a stream, a time limit and the end of the process
+ * change the state of a connection, and leave the rest to the loop: run_later. So no list is
+ * walked while a handler runs, because a handler may change the list.
  */
 #include "http.h"
 #include "http_head.h"
@@ -65,7 +65,7 @@ struct connection {
 	bool end_of_file;  /* the client sends nothing more; it may still read */
 	bool is_old;       /* the request is one of HTTP/1.0 */
 	bool keep_alive;   /* after the answer to this request */
-	int64_t since;     /* the connection has waited for what it waits for since then */
+	int64_t since;     /* when the present wait began: see wait_limit */
 	const char *allow; /* the methods for an answer with 405, or NULL */
 	const void *topic; /* of its stream */
 
@@ -461,7 +461,9 @@ watch(struct connection *connection, short events)
 static void
 run_later(struct connection *connection)
 {
-	if (!connection->running && !watch(connection, connection->events | POLLOUT))
+	short events = (short)(connection->events | POLLOUT);
+
+	if (!connection->running && !watch(connection, events))
 		connection_drop(connection);
 }
 
@@ -565,7 +567,7 @@ on_event(struct messenger *app, int descriptor, short revents, void *arg)
 
 /* ---- all connections ------------------------------------------------------ */
 
-/* How long the connection may wait for what it waits for, in ms; 0: for ever. */
+/* The limit of the present wait, in ms; 0: none. */
 static int
 wait_limit(const struct connection *connection)
 {
@@ -673,7 +675,7 @@ http_serve(struct messenger *app, int descriptor, http_handler handler, void *ar
 	return 0;
 }
 
-/* ---- what a handler calls -------------------------------------------------- */
+/* ---- for handlers ---------------------------------------------------------- */
 
 bool
 http_allow(struct http_request *request, const char *methods)
@@ -754,7 +756,7 @@ http_publish(const void *topic, const char *text)
 		    output_text(connection, text))
 			run_later(connection);
 		else if (connection->running)
-			connection->state = CLOSING; /* its own handler has called us */
+			connection->state = CLOSING; /* connection_run is our caller's caller */
 		else
 			connection_drop(connection);
 	}

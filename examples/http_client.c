@@ -99,7 +99,7 @@ client_parse_line(struct client *client, char *line)
 	return client->head.body_length <= HTTP_ANSWER_BODY_MAX;
 }
 
-/* Read the lines that are here. Returns NULL, or what is wrong with them. */
+/* Read the lines that are here. Returns NULL, or the reason why they are wrong. */
 static const char *
 client_read_head(struct client *client)
 {
@@ -126,9 +126,9 @@ client_read_lines(struct client *client)
 	size_t left = client->length;
 
 	while ((end = memchr(line, '\n', left)) != NULL) {
-		*end = 0;
+		*end = '\0';
 		if (end > line && end[-1] == '\r')
-			end[-1] = 0;
+			end[-1] = '\0';
 		result = client->listener(client->messenger, client->status, line, client->arg);
 		uncaught = uncaught != 0 ? uncaught : result;
 		left -= (size_t)(end + 1 - line);
@@ -139,7 +139,7 @@ client_read_lines(struct client *client)
 	return uncaught;
 }
 
-/* Look at all that `text` has. Returns the listener's result. */
+/* Take out of `text` whatever is complete. Returns the listener's result. */
 static int
 client_run(struct client *client, bool end_of_file)
 {
@@ -229,10 +229,10 @@ parse_authority(char *host, struct sockaddr_in *address)
 	size_t digits = port != NULL ? strspn(port + 1, "0123456789") : 0;
 	long number = port == NULL ? 80 : digits <= 5 ? strtol(port + 1, NULL, 10) : 0;
 
-	if (number < 1 || number > 65535 || (port != NULL && port[1 + digits] != 0))
+	if (number < 1 || number > 65535 || (port != NULL && port[1 + digits] != '\0'))
 		return false;
 	if (port != NULL)
-		*port = 0;
+		*port = '\0';
 	*address = (struct sockaddr_in){.sin_family = AF_INET};
 	address->sin_port = htons((uint16_t)number);
 	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -261,7 +261,7 @@ parse_url(const char *url, struct sockaddr_in *address)
 	if (length >= sizeof host)
 		return false;
 	memcpy(host, url + 7, length);
-	host[length] = 0;
+	host[length] = '\0';
 	return parse_authority(host, address);
 }
 
@@ -305,9 +305,9 @@ client_start(struct client *client, const char *url)
 		return -1;
 	}
 	path = url + 7 + strcspn(url + 7, "/");
-	client->length = (size_t)snprintf(client->text, sizeof client->text,
-	                                  "GET %s HTTP/1.0\r\nHost: %.*s\r\n\r\n",
-	                                  *path != 0 ? path : "/", (int)(path - url - 7), url + 7);
+	client->length = (size_t)snprintf(
+		client->text, sizeof client->text, "GET %s HTTP/1.0\r\nHost: %.*s\r\n\r\n",
+		*path != '\0' ? path : "/", (int)(path - url - 7), url + 7);
 	client->descriptor = connect_to(&address);
 	if (client->descriptor == -1)
 		return -1;

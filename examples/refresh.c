@@ -1,9 +1,9 @@
 /*
  * The cache-refresh service: data that seldom changes is kept in the memory of every
- * app worker, so that a request costs no question to anybody, and is kept fresh in
+ * app worker, so that a request is answered from memory, and the data is kept fresh in
  * three ways at once.
  *
- *	force   each app loads it anew, every 10 minutes          schedule, type all
+ *	force   each app loads the data every 10 minutes          schedule, type all
  *	pull    one app asks whether it has changed, every 10 s,  schedule, type worker
  *	        and if so tells all apps
  *	push    the agent listens to the source, and tells all    messenger_send_to_app
@@ -15,12 +15,12 @@
  *	  |                     |    "push"      |    "push"        |
  *	  | <---------------------------------------- GET /data --- |
  *
- * With --redis=URL a change that one machine finds out refreshes the apps of all of
- * them: push and pull tell it through Redis (docs/scaling.md). Without Redis, or while
- * it is away, each machine goes on by itself.
+ * With --redis=URL a change that one machine finds refreshes the apps of all machines:
+ * push and pull announce the change through Redis (docs/scaling.md). Without Redis, or
+ * while Redis is down, each machine goes on by itself.
  *
- * Push is quick, but a notice can get lost. Pull finds that within seconds, with one
- * small question for all apps. Force is right whatever went wrong before. While the
+ * Push is quick, but a notice can get lost. Pull finds such a change within seconds, with
+ * one small request for all apps. Force is right whatever went wrong before. While the
  * source is down its last data is served, and an app that could not load it tries again.
  *
  *	build/examples/source &
@@ -29,7 +29,7 @@
  *	curl http://127.0.0.1:7001/      {"index":7,"lastUpdateBy":"push","pid":4711}
  *
  * It has egg-scripts' command line, too: refresh start --daemon --port=8080, refresh
- * status, reload, stop; --help says it all.
+ * status, reload, stop. --help lists all commands and options.
  *
  * egg: the example of its documentation's chapter on cluster and IPC
  */
@@ -48,7 +48,7 @@
 
 /* Milliseconds. */
 #define ANSWER_TIMEOUT 3000 /* for the source to answer */
-#define SILENCE 15000       /* three heartbeats that did not come: the stream is dead */
+#define SILENCE 15000       /* three heartbeats are missing: the stream is dead */
 #define RETRY_FIRST 100     /* and twice as long after each failure */
 #define RETRY_MOST 5000
 #define LASTING 5000  /* a stream that was tried again and has lived so long works */
@@ -60,7 +60,7 @@ static const char *pull_interval = "10s";
 static const char *redis; /* NULL: there is no other machine */
 static const char *cluster;
 
-/* {"index":7}, or something else. */
+/* Take the number out of {"index":7}; false: the text has none. */
 static bool
 parse_index(const char *json, long *index)
 {
@@ -144,8 +144,8 @@ cache_fill(struct messenger *app, long index, const char *by)
 	messenger_ready(app, 0); /* if it has been waiting for this */
 }
 
-/* Load it. What is wanted while it is being loaded is loaded once more: the answer
- * that is under way may be older than the change. */
+/* Load the data. A change that is heard while the data is being loaded makes the app load it
+ * once more: the answer that is under way may be older than the change. */
 static int cache_load(struct messenger *app);
 
 static int
@@ -156,7 +156,7 @@ on_retry(struct messenger *app, void *arg)
 	return cache_load(app);
 }
 
-/* The others have what this newcomer could not get: ask them. */
+/* This app is new and could not load the data. The other apps may have it: ask them. */
 static int
 ask_siblings(struct messenger *app)
 {
@@ -259,7 +259,7 @@ on_cache_wanted(struct messenger *app, const struct message *message, void *arg)
 	return messenger_send_to(app, pid, "cache", json);
 }
 
-/* A sibling's: better than none. This one goes on trying to load its own. */
+/* Another app's data is better than none. This app goes on trying to load the data. */
 static int
 on_cache(struct messenger *app, const struct message *message, void *arg)
 {
@@ -279,7 +279,7 @@ force_refresh(struct messenger *app, struct schedule_run *run, void *arg)
 	return cache_refresh(app, "force");
 }
 
-/* A source that is down has not changed, as far as anybody knows. */
+/* A source that does not answer is taken as unchanged. */
 static int
 on_check(struct messenger *app, int status, const char *text, void *arg)
 {
@@ -313,7 +313,7 @@ static int
 on_patience(struct messenger *app, void *arg)
 {
 	(void)arg;
-	messenger_ready(app, 0); /* EALREADY: so much the better */
+	messenger_ready(app, 0); /* EALREADY: the app has the data, and is ready */
 	return 0;
 }
 
@@ -333,7 +333,7 @@ schedules(void)
 	return jobs;
 }
 
-/* Ready with the data, or when it does not come. */
+/* The app is ready when it has the data, or after PATIENCE without the data. */
 static int
 app(struct messenger *app, void *arg)
 {
@@ -350,14 +350,15 @@ app(struct messenger *app, void *arg)
 	return cache_refresh(app, "force");
 }
 
-/* ---- agent.js: listens to the source, for all -------------------------------- */
+/* ---- agent.js: listens to the source for all apps ----------------------------- */
 
 static struct {
-	bool is_known; /* the index is what the source said last */
-	long index;
+	bool is_known; /* the source has told its index */
+	long index;    /* the last one that it told */
+
 	enum { NOTHING, LISTENS, FAILS } told; /* the last line about the stream */
-	int retry;                             /* ms */
-	int timer; /* the stream works when this one is over; 0: there is none */
+	int retry;                             /* ms until the next attempt, after a failure */
+	int timer;                             /* the stream lasts when this fires, or 0 */
 } push;
 
 static int subscribe(struct messenger *agent, void *arg);
@@ -405,7 +406,8 @@ on_stream(struct messenger *agent)
 	return 0;
 }
 
-/* The first line of a stream tells what there is: has it changed meanwhile? */
+/* The first line of a stream tells the present index, which may be new: a change between two
+ * streams is found so. */
 static int
 on_line(struct messenger *agent, int status, const char *text, void *arg)
 {
@@ -478,7 +480,7 @@ connection(struct messenger *app, int descriptor, void *arg)
 
 /* ---- the command line ----------------------------------------------------------- */
 
-/* What refresh takes itself; all else is for egg_scripts. */
+/* refresh's own options; egg_scripts takes all others. */
 static const struct option {
 	const char *name, *value; /* value: as --help calls it */
 	const char **text;
@@ -487,8 +489,8 @@ static const struct option {
 	{"source", "URL", &source, "of the data [http://127.0.0.1:7002]"},
 	{"force", "TIME", &force_interval, "after which each app loads the data anew [10m]"},
 	{"pull", "TIME", &pull_interval, "after which one app asks for a change [10s]"},
-	{"redis", "URL", &redis, "where all machines meet [there is one machine]"},
-	{"cluster", "NAME", &cluster, "there, and no other one's [HOSTNAME-PORT]"},
+	{"redis", "URL", &redis, "of the Redis that joins all machines [one machine]"},
+	{"cluster", "NAME", &cluster, "of this cluster in Redis [HOSTNAME-PORT]"},
 };
 
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -536,7 +538,7 @@ take_options(int argc, char *argv[])
 	return left;
 }
 
-/* What stands behind --port; that it is right is egg_scripts' business. */
+/* The value of --port, as it is: egg_scripts checks it. */
 static const char *
 find_port(char *argv[])
 {
@@ -550,8 +552,8 @@ find_port(char *argv[])
 	return port != NULL ? port : "7001";
 }
 
-/* Two clusters of one name do not hear each other. A machine's name and a port are no
- * other's, and are the same after a restart. */
+/* Two clusters of one name do not hear each other. The machine's name and the port make a
+ * name that no other cluster has, and that is the same after a restart. */
 static void
 name_cluster(char *argv[])
 {
@@ -599,8 +601,8 @@ main(int argc, char *argv[])
 	}
 	if (cluster == NULL)
 		name_cluster(argv);
-	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
-	egg_schedule_log(-1);             /* several lines for each tick; failures are told */
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one write for each line, so that lines do not mix */
+	egg_schedule_log(-1);             /* not several lines for each run; failures are logged */
 	result = egg_scripts(argc, argv, &options);
 	if (asks_for_help(argv))
 		print_help();

@@ -13,7 +13,7 @@
  *	curl -d 42 http://127.0.0.1:7002/change
  *
  * --every=15: the data changes by itself, every 15 s. --lose=2: every second one of these
- * changes is not told. A client that relies on /push alone would never know of it.
+ * changes is not announced, and a client that relies on /push alone misses it.
  * --ready=3: when the source can answer, it writes a line to descriptor 3, which the
  * process that started it has opened (readiness notification: see examples/run).
  */
@@ -25,16 +25,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* An empty line goes into each stream this often, in ms. It is not news; but a stream
- * that is silent for much longer is broken, and a subscriber can rely on that. */
+/* An empty line goes into each stream this often, in ms: a heartbeat. A stream that is silent
+ * for much longer is broken, and a subscriber can rely on that. */
 #define HEARTBEAT 5000
 
 #define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
 
 static int port = 7002;
-static int every;      /* seconds; 0: the data changes only when it is told to */
-static int lose;       /* the n-th notice; 0: none */
-static int ready = -1; /* the descriptor for a line that the source answers; -1: none */
+static int every;      /* seconds; 0: the data changes only by /change */
+static int lose;       /* every lose-th change is not announced; 0: all are */
+static int ready = -1; /* the descriptor to write a line to when the source is ready; -1: none */
 
 static long number = 1; /* the data; it is also the topic of the streams */
 

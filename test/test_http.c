@@ -1,6 +1,6 @@
 /*
- * The HTTP of the examples: a server against clients of every manner, by hand, curl
- * and wrk; and its client against servers that are as bad.
+ * The HTTP of the examples: the server against good and bad clients, curl and wrk; the
+ * client against good and bad servers.
  *
  * The helper is compiled into this file, with time limits that a test can shorten.
  */
@@ -179,7 +179,7 @@ start(void)
 	return c;
 }
 
-/* ---- a client that writes what it likes -------------------------------------- */
+/* ---- a client that writes any text -------------------------------------------- */
 
 static void
 put(int client, const char *text)
@@ -189,7 +189,7 @@ put(int client, const char *text)
 	cr_assert_eq(send(client, text, length, MSG_NOSIGNAL), (ssize_t)length);
 }
 
-/* What comes until there is `end` at its end; NULL: until end-of-file. It lives until
+/* Read until the text ends with `end`; NULL: until the end of file. The text lives until
  * the next call. */
 static const char *
 get(int client, const char *end)
@@ -265,7 +265,7 @@ Test(http, get_head_and_keep_alive)
 	cluster_stop(c);
 }
 
-/* A page that is not there costs nobody the connection. */
+/* The connection outlives an answer with 404. */
 Test(http, an_unknown_path)
 {
 	struct cluster *c = start();
@@ -404,7 +404,7 @@ Test(http, bad_requests)
 	cluster_stop(c);
 }
 
-/* What would be understood behind a bad one is not even looked at. */
+/* A good request behind a bad one is ignored. */
 Test(http, nothing_is_answered_after_a_refusal)
 {
 	struct cluster *c = start();
@@ -456,8 +456,8 @@ Test(http, a_body_up_to_its_limit)
 	cluster_stop(c);
 }
 
-/* The handler gets the method and the whole body, however they arrive; what is behind the body
- * is the next request. */
+/* The handler gets the method and the whole body, however torn they arrive; the bytes behind
+ * the body are the next request. */
 Test(http, a_handler_gets_the_body)
 {
 	static const char two[] =
@@ -629,8 +629,8 @@ expect_descriptors(struct cluster *c, int count)
 	              "connections to be closed, or open");
 }
 
-/* Who reads nothing is dropped, with all that waits for it: 64 MiB, for one answer of 4 may
- * fit into the sockets' buffers, and then nothing waits. */
+/* A client that reads nothing is dropped, with all that waits for it. It asks for 64 MiB,
+ * because one answer of 4 MiB may fit into the sockets' buffers, and then nothing waits. */
 Test(http, a_client_that_reads_nothing)
 {
 	static char text[64 * 1024];
@@ -700,7 +700,7 @@ Test(http, an_answer_whose_client_has_gone)
 	cluster_stop(c);
 }
 
-/* SIGTERM: what is begun is answered, the idle and the streams end, nobody waits. */
+/* SIGTERM: a request that has begun is answered; idle connections and streams end at once. */
 Test(http, leaving)
 {
 	struct cluster *c = start();
@@ -772,7 +772,7 @@ Test(http, streams_hear_what_is_published)
 	cluster_stop(c);
 }
 
-/* It costs itself its stream, and nobody else. */
+/* A client that does not read loses its stream; the other client has all lines. */
 Test(http, a_stream_that_nobody_reads)
 {
 	struct cluster *c = start();
@@ -823,7 +823,7 @@ Test(http, a_handler_that_publishes_while_its_process_leaves)
 
 /* ---- the client ------------------------------------------------------------------------------ */
 
-/* A server of the test's own: it accepts, reads a request, and writes what it likes. */
+/* A server of the test's own: it accepts, reads a request, and writes any text. */
 static int
 listen_somewhere(int *port)
 {
@@ -847,7 +847,7 @@ take(int listener, const char *request)
 	struct timeval limit = {.tv_sec = time_limit() / 1000};
 	int client = accept(listener, NULL, NULL);
 
-	cr_assert(client != -1, "nobody comes: %s", strerror(errno));
+	cr_assert(client != -1, "no client connects: %s", strerror(errno));
 	setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 	cr_assert_str_eq(get(client, "\r\n\r\n"), request);
 	return client;
@@ -943,7 +943,7 @@ Test(http, the_client_takes_no_answer_without_limits)
 	cluster_stop(c);
 }
 
-/* In time; and where nobody listens. */
+/* A server that does not answer, and a port without a server. */
 Test(http, the_client_does_not_wait_for_ever)
 {
 	struct cluster *c = start();
@@ -1085,7 +1085,7 @@ is_there(const char *program)
 	return false;
 }
 
-/* What a command prints, with the server's url for the %s in it. */
+/* The output of a command, in which $url is the server's. */
 static const char *
 print_of(struct cluster *c, const char *format)
 {

@@ -2,8 +2,8 @@
  * The cache-refresh service and its data source, as they are: two programs, started
  * from the command line, talked to by HTTP, and killed.
  *
- * All that a program's processes print is one text; who holds its pipe is one of
- * them, so that its end-of-file is "nobody is left".
+ * All processes of a program print into one pipe. Each of them holds the pipe open, so the
+ * end of file says that none is left.
  */
 #include "harness.h"
 #include "redis_server.h"
@@ -36,7 +36,7 @@ enum { WORKERS = 2 };
 struct program {
 	struct program *next; /* of those that the test has not ended */
 	pid_t pid;
-	int output; /* what it prints is read from here; -1: it has ended */
+	int output; /* the pipe that it prints into; -1: it has ended */
 	int port;
 	size_t length;
 	char text[128 * 1024];
@@ -55,8 +55,8 @@ path_of(const char *name)
 
 static struct program *programs;
 
-/* The test has failed: what it has started does not outlive it. A master has said
- * how it is to be killed; its children follow it. */
+/* The test has failed: kill the programs that it has started. A master has printed its pid;
+ * its children follow it. */
 static void
 kill_programs(void)
 {
@@ -171,7 +171,7 @@ count_text(struct program *program, const char *text)
 	return count;
 }
 
-/* Wait until nobody is left of it; returns its exit status, as waitpid(2) has it. */
+/* Wait until no process of it is left; returns its status, as waitpid(2) stores it. */
 static int
 wait_for_end(struct program *program)
 {
@@ -655,8 +655,8 @@ Test(refresh, the_agent_is_killed)
 
 /* ---- two machines ------------------------------------------------------------------------- */
 
-/* Two clusters, each with a source of its own: B's changes quietly, so that whatever
- * refreshes B has come from A. */
+/* Two clusters, each with a source of its own. B's source changes quietly, so that only a
+ * message from A can refresh B. */
 struct machines {
 	struct server redis;
 	struct program *source_a, *source_b, *a, *b;
@@ -698,7 +698,7 @@ machines_expect(struct machines *machines, struct program *service, const char *
 	expect_all(service, text);
 }
 
-/* Change, and again, until B has heard of it: nobody says when it is connected. */
+/* Change the data again and again until B has heard of it: no line says when B is connected. */
 static void
 machines_meet(struct machines *machines, const char *how, const char *by)
 {
@@ -728,7 +728,7 @@ machines_stop(struct machines *machines)
 	stop(machines->source_b);
 }
 
-/* What one machine hears, all apps of both have; and they stay together. */
+/* A change that one machine hears reaches all apps of both machines. */
 static void
 expect_news(const char *pull_of_a, const char *how, const char *by)
 {
@@ -878,7 +878,7 @@ Test(refresh, help_has_both_kinds_of_options)
 	expect_end(help, 0);
 }
 
-/* An option's value may be a word of its own; the last word misses one. */
+/* An option's value may be the next word; behind the last option there is none. */
 Test(refresh, an_option_in_two_words)
 {
 	struct program *program;
@@ -964,7 +964,7 @@ run_both(bool by_make)
 	snprintf(port, sizeof port, "%d", free_port());
 	setenv("PORT", port, 1);
 	setenv("EGG_WORKERS", "2", 1);
-	unsetenv("MAKEFLAGS"); /* who runs the tests has his own */
+	unsetenv("MAKEFLAGS"); /* the make that runs the tests has set it */
 	unsetenv("MAKELEVEL");
 	snprintf(build, sizeof build, "BUILD=%.*s", (int)(strlen(path_of("")) - 10), path_of(""));
 	if (by_make)
@@ -978,7 +978,7 @@ run_both(bool by_make)
 	return both;
 }
 
-/* Returns what became of the shell, or of make. */
+/* Returns the status of the shell, or of make. */
 static int
 wait_for_both(struct program *both)
 {
