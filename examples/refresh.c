@@ -392,18 +392,17 @@ on_lasting(struct messenger *agent, void *arg)
 
 /* There is a stream. One that follows a failure has to last before that is told, and before
  * the next pause is short again: some sources answer and hang up. */
-static int
+static void
 on_stream(struct messenger *agent)
 {
-	if (push.told == FAILS && push.timer <= 0) {
-		push.timer = messenger_set_timeout(agent, LASTING, on_lasting, NULL);
-		return push.timer == -1 ? -1 : 0;
-	}
 	if (push.told == NOTHING) {
 		printf("agent %ld: listens to %s\n", (long)messenger_pid(agent), source);
 		push.told = LISTENS;
 	}
-	return 0;
+	if (push.told == FAILS && push.timer == 0)
+		push.timer = messenger_set_timeout(agent, LASTING, on_lasting, NULL);
+	if (push.timer == -1)
+		on_lasting(agent, NULL); /* no memory for a timer */
 }
 
 /* The first line of a stream tells the present index, which may be new: a change between two
@@ -419,8 +418,7 @@ on_line(struct messenger *agent, int status, const char *text, void *arg)
 		return on_stream_end(agent, text);
 	if (!parse_index(text, &index))
 		return 0; /* a heartbeat */
-	if (on_stream(agent) == -1)
-		return -1;
+	on_stream(agent);
 	is_new = push.is_known && push.index != index;
 	push.is_known = true;
 	push.index = index;

@@ -267,7 +267,7 @@ start_service(int source_port, const char *force, const char *pull)
 
 /* The answer to a request, or NULL if there is none. It lives until the next call. */
 static const char *
-ask_for(int port, const char *method, const char *path)
+ask_for(int port, const char *method, const char *path, const char *body)
 {
 	static char text[4096];
 	char request[128];
@@ -276,7 +276,8 @@ ask_for(int port, const char *method, const char *path)
 	ssize_t n;
 	size_t length = 0;
 
-	snprintf(request, sizeof request, "%s %s HTTP/1.0\r\n\r\n", method, path);
+	snprintf(request, sizeof request, "%s %s HTTP/1.0\r\nContent-Length: %zu\r\n\r\n%s", method,
+	         path, strlen(body), body);
 	if (send(client, request, strlen(request), MSG_NOSIGNAL) == -1)
 		length = 0;
 	while ((n = recv(client, text + length, sizeof text - 1 - length, 0)) > 0)
@@ -289,13 +290,13 @@ ask_for(int port, const char *method, const char *path)
 static const char *
 fetch(int port, const char *path)
 {
-	return ask_for(port, "GET", path);
+	return ask_for(port, "GET", path, "");
 }
 
 static void
 change(struct program *source, const char *how)
 {
-	const char *answer = ask_for(source->port, "POST", how);
+	const char *answer = ask_for(source->port, "POST", how, "");
 
 	cr_assert(answer != NULL && strstr(answer, " 200 OK\r\n") != NULL);
 }
@@ -815,6 +816,13 @@ Test(refresh, the_source_has_its_pages)
 	cr_assert(strstr(fetch(source->port, "/"), " 404 ") != NULL);
 	change(source, "/change?quietly");
 	cr_assert(strstr(fetch(source->port, "/data"), "\r\n\r\n{\"index\":2}\n") != NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/change", "42"), "{\"index\":42}\n") !=
+	          NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/change", "4x"), " 400 ") != NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/change", "1234567890"), " 400 ") != NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/data", "1"), " 405 ") != NULL);
+	cr_assert(strstr(fetch(source->port, "/change"), "\r\nAllow: POST\r\n") != NULL);
+	cr_assert(strstr(fetch(source->port, "/data"), "{\"index\":42}\n") != NULL);
 	stop(source);
 }
 
