@@ -27,7 +27,7 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = examples/http.c examples/ipc/rsmq.c
+HELPERS  = $(wildcard examples/http*.c) examples/ipc/rsmq.c
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -74,7 +74,10 @@ $(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 	$(Q)rm -f $@
 	$(Q)$(AR) rcs $@ $^
 
-$(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(BUILD)/examples/http.o
+HTTP = $(BUILD)/examples/http.o $(BUILD)/examples/http_head.o
+
+$(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(HTTP)
+$(BUILD)/examples/refresh: $(BUILD)/examples/http_client.o
 
 $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
 
@@ -300,7 +303,8 @@ format-check:
 # schedules them differently, so no run is repeated exactly.
 SOAK_SECONDS = 60
 SOAK_STATE   = build/soak.state
-SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(BUILD)/examples/http.o
+SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(HTTP) \
+               $(BUILD)/examples/http_client.o
 
 # exec: the shell becomes the soak test, so that a signal reaches the test itself.
 soak: $(BUILD)/test/soak/soak
