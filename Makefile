@@ -27,7 +27,7 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = examples/http.c examples/ipc/rsmq.c
+HELPERS  = examples/http.c $(addprefix examples/ipc/,rsmq.c queue_lists.c queue_redis.c)
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -77,6 +77,7 @@ $(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 $(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(BUILD)/examples/http.o
 
 $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
+$(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	@echo "  ld  $@"

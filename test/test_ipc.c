@@ -692,6 +692,49 @@ expect_redelivery(const struct program *program)
 	          program->text);
 }
 
+/* All that is between RSMQ's last line and publish's first one. */
+static void
+expect_lists(const struct program *program)
+{
+	static const char story[] =
+		" left\n"
+		"main pushes           {\"job\":\"sweep\"} into low\n"
+		"main pushes           {\"job\":\"mow\"} into low\n"
+		"main pushes           {\"job\":\"fire\"} into urgent\n"
+		"list worker 1 takes   {\"job\":\"fire\"} from urgent\n"
+		"list worker 1 takes   {\"job\":\"sweep\"} from low\n"
+		"list worker 1 takes   {\"job\":\"mow\"} from low\n"
+		"main pushes           {\"job\":\"deadly\"} into low\n"
+		"list worker 1 takes   {\"job\":\"deadly\"} from low\n"
+		"list worker 1 is dead, killed by signal 9\n"
+		"main pushes           {\"job\":\"next\"} into low\n"
+		"list worker 2 takes   {\"job\":\"next\"} from low\n"
+		"main finds            0 jobs in the lists: {\"job\":\"deadly\"} is lost\n"
+		"producer 3 adds       {\"order\":1,\"part\":1} to its group\n"
+		"producer 3 is dead, killed by signal 9\n"
+		"main adds             {\"order\":2,\"part\":1} to its group\n"
+		"main pushes           {\"job\":\"other\"} into low\n"
+		"list worker 2 takes   {\"job\":\"other\"} from low\n"
+		"main adds             {\"order\":2,\"part\":2} to its group\n"
+		"main executes         the commands of its group\n"
+		"list worker 2 takes   {\"order\":2,\"part\":1} from low\n"
+		"list worker 2 takes   {\"order\":2,\"part\":2} from low\n"
+		"main publishes ";
+
+	cr_expect(strstr(program->text, story) != NULL, "%s", program->text);
+}
+
+Test(ipc, queue_a_list_has_priorities_and_groups_and_loses_a_dead_workers_job)
+{
+	struct program *program;
+
+	skip_without_redis();
+	program = RUN("queue", NULL);
+	cr_assert(left(program, 0), "status 0x%x:\n%s", (unsigned)program->status, program->text);
+	expect_lists(program);
+	free(program);
+}
+
 Test(ipc, queue_a_dead_workers_job_is_done_by_another_and_a_delayed_one_waits)
 {
 	struct program *program;
@@ -704,18 +747,24 @@ Test(ipc, queue_a_dead_workers_job_is_done_by_another_and_a_delayed_one_waits)
 }
 
 /* Its Redis, its workers and its folder go with it. */
-Test(ipc, queue_killed_leaves_nothing)
+static void
+kill_after(const char *line)
 {
-	struct program *program;
+	struct program *program = START("queue", NULL);
 
-	skip_without_redis();
-	program = START("queue", NULL);
-	wait_for_line(program, "main sends            {\"job\":\"deadly\"}");
+	wait_for_line(program, line);
 	kill(program->pid, SIGKILL);
 	end(program);
 	cr_expect(WIFSIGNALED(program->status));
 	cr_expect(files_left() == 0);
 	free(program);
+}
+
+Test(ipc, queue_killed_leaves_nothing)
+{
+	skip_without_redis();
+	kill_after("main sends            {\"job\":\"deadly\"}");
+	kill_after("main pushes           {\"job\":\"next\"}");
 }
 
 /* A child of the program that is no other's: the first that it forked. */
@@ -910,6 +959,58 @@ Test(ipc, queue_in_a_redis_of_others_leaves_no_key)
 	cr_assert(left(program, 0), "status 0x%x:\n%s", (unsigned)program->status, program->text);
 	cr_expect_str_eq(ask("KEYS *"), "theirs");
 	free(program);
+	stop_redis();
+}
+
+/* ---- what docs/ipc-four-ways.md says of Redis ------------------------------ */
+
+/* Redis has given the message to a process that was waiting for it, and has not read it. */
+Test(ipc, list_a_message_that_is_popped_but_not_read_is_lost)
+{
+	int descriptor;
+
+	start_redis();
+	descriptor = unix_connection(server.path);
+	cr_assert(write(descriptor, "BRPOP list 0\r\n", 14) == 14);
+	while (strstr(ask("INFO clients"), "blocked_clients:1") == NULL)
+		;
+	cr_expect_str_eq(ask("LPUSH list job"), "1");
+	close(descriptor);
+	cr_expect_str_eq(ask("LLEN list"), "0");
+	stop_redis();
+}
+
+Test(ipc, list_a_transaction_is_not_undone_when_one_of_its_commands_fails)
+{
+	start_redis();
+	ask("SET word x");
+	cr_expect_str_eq(ask("MULTI"), "OK");
+	cr_expect_str_eq(ask("LPUSH list job"), "QUEUED");
+	cr_expect_str_eq(ask("LPUSH word job"), "QUEUED");
+	cr_expect(strncmp(ask("EXEC"), "1 WRONGTYPE", 11) == 0, "%s", said);
+	cr_expect_str_eq(ask("LLEN list"), "1");
+	ask("MULTI");
+	ask("LPUSH list job");
+	cr_expect(strncmp(ask("LPUSH list"), "ERR wrong number", 16) == 0, "%s", said);
+	cr_expect(strncmp(ask("EXEC"), "EXECABORT", 9) == 0, "%s", said);
+	cr_expect_str_eq(ask("LLEN list"), "1");
+	stop_redis();
+}
+
+/* Then sending fails, and what was sent before can be taken. */
+Test(ipc, rsmq_a_queue_grows_until_redis_has_no_memory)
+{
+	char text[1024];
+
+	start_redis();
+	memset(text, 'x', sizeof text - 1);
+	text[sizeof text - 1] = '\0';
+	CALL(0, "create", "q");
+	CALL(0, "send", "q", text);
+	ask("CONFIG SET maxmemory 1");
+	cr_expect(strstr(CALL(1, "send", "q", text), "rsmq_call: send q: OOM") != NULL);
+	ask("CONFIG SET maxmemory 0");
+	cr_expect(strstr(CALL(0, "attributes", "q"), "\"msgs\":1,") != NULL);
 	stop_redis();
 }
 

@@ -567,7 +567,7 @@ open_listener(bool tcp)
 
 	if (tcp)
 		snprintf(where, sizeof where, "127.0.0.1:%d", ntohs(port));
-	if (!tcp)
+	else
 		remove_dead_path(&address, size);
 	if (listener == -1 ||
 	    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
