@@ -642,8 +642,9 @@ Test(ipc, what_is_skipped_is_said)
 {
 	if (find_server() == NULL)
 		fprintf(stderr, "test_ipc: no redis-server: the queue is not tested\n");
-	else if (!is_installed("node") || !is_installed("npm"))
-		fprintf(stderr, "test_ipc: no node or no npm: npm rsmq is not tested\n");
+	if (!is_installed("node") || !is_installed("npm"))
+		fprintf(stderr,
+		        "test_ipc: no node or no npm: npm rsmq and node-ipc are not tested\n");
 }
 
 static void
@@ -994,6 +995,27 @@ Test(ipc, list_a_transaction_is_not_undone_when_one_of_its_commands_fails)
 	cr_expect(strncmp(ask("LPUSH list"), "ERR wrong number", 16) == 0, "%s", said);
 	cr_expect(strncmp(ask("EXEC"), "EXECABORT", 9) == 0, "%s", said);
 	cr_expect_str_eq(ask("LLEN list"), "1");
+	stop_redis();
+}
+
+/* A subscriber that does not read: its connection is closed, and then no process hears. */
+Test(ipc, publish_a_subscriber_that_does_not_read_is_ended)
+{
+	static const char publish[] =
+		"EVAL return(redis.call('PUBLISH','news',string.rep('x',4194304))) 0";
+	int descriptor, i;
+
+	start_redis();
+	cr_expect_str_eq(ask(publish), "0");
+	descriptor = unix_connection(server.path);
+	cr_assert(write(descriptor, "SUBSCRIBE news\r\n", 16) == 16);
+	while (strcmp(ask("PUBSUB NUMSUB news"), "news 1") != 0)
+		;
+	cr_expect_str_eq(ask(publish), "1");
+	for (i = 0; i < 16 && strcmp(ask(publish), "1") == 0; i++)
+		; /* 64 MB: twice as much as the limit */
+	cr_expect_str_eq(said, "0");
+	close(descriptor);
 	stop_redis();
 }
 
