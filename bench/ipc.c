@@ -4,7 +4,7 @@
  *	bench/ipc [--rounds N]          builds, starts a Redis if there is one, runs
  *	build/bench/ipc [--rounds N] [URL of a Redis]
  *
- * Two processes and 128 bytes of JSON. First one asks and the other answers, again
+ * Two processes and 128 bytes of text. First one asks and the other answers, again
  * and again: the time of a round trip, its median. Then one only speaks, as fast as
  * it can: messages in a second, counted until the other has heard the last one.
  *
@@ -350,7 +350,9 @@ on_reply(struct redis *from, const struct redis_reply *answer, void *arg)
 	}
 	reply.is_there = true;
 	reply.integer = answer->integer;
-	reply.letter = answer->count == 2 ? answer->element[1].text[0] : '\0';
+	reply.letter = '\0';
+	if (answer->type == REDIS_ARRAY)
+		reply.letter = answer->element[1].text[0];
 	return 0;
 }
 
