@@ -573,6 +573,35 @@ Test(ipc, socket_a_client_that_does_not_read_is_ended)
 	free(world);
 }
 
+/* The world says so once, and does not ask again and again; when a client has left, the next
+ * one is served. */
+Test(ipc, socket_a_world_without_descriptors_lets_clients_wait)
+{
+	const char *port = free_port();
+	char command[256];
+	const char *answer;
+	struct program *world;
+	int clients[16];
+	size_t i, count = sizeof clients / sizeof clients[0];
+
+	snprintf(command, sizeof command, "ulimit -n 12; exec %s world %s", path_of("socket"),
+	         port);
+	world = start("sh", (const char *const[]){"-c", command, NULL});
+	wait_for_line(world, "world            listens on ");
+	for (i = 0; i < count; i++)
+		clients[i] = connect_to(port);
+	wait_for_line(world, "world            has no descriptor for one more client\n");
+	for (i = 0; i < count; i++) {
+		answer = say_to_world(clients[i], "{\"type\":\"message\",\"data\":\"hello\"}");
+		while (strstr(answer, "\"left\"") != NULL)
+			answer = next_message(clients[i]);
+		cr_expect_str_eq(answer, "{\"type\":\"message\",\"data\":\"hello world!\"}");
+		close(clients[i]);
+	}
+	cr_expect(count_of(world, "has no descriptor") <= count, "%s", world->text);
+	end_world(world);
+}
+
 /* A dead world's path is taken over; a living one's is not, nor what is no socket. */
 Test(ipc, socket_only_a_dead_worlds_path_is_taken)
 {

@@ -287,6 +287,7 @@ member(struct json object, const char *name)
 /* ---- the world ----------------------------------------------------------- */
 
 static struct end clients[CLIENTS_MAX];
+static bool no_descriptors; /* until a client leaves, the next ones wait in the backlog */
 
 static void
 broadcast(const char *message)
@@ -347,6 +348,7 @@ lose(struct end *client)
 	char message[128];
 
 	detach(client);
+	no_descriptors = false;
 	printf("world            is left by %s\n", client->id);
 	snprintf(message, sizeof message, "{\"type\":\"left\",\"data\":{\"id\":\"%s\"}}",
 	         client->id);
@@ -368,6 +370,10 @@ admit(int listener)
 	}
 	if (descriptor != -1)
 		close(descriptor); /* the world is full */
+	else if (errno == EMFILE || errno == ENFILE) {
+		printf("world            has no descriptor for one more client\n");
+		no_descriptors = true;
+	}
 }
 
 static void
@@ -390,21 +396,24 @@ serve(struct end *client)
 static void
 world(int lifeline, const int listeners[2])
 {
-	struct pollfd set[3 + CLIENTS_MAX] = {{.fd = lifeline, .events = POLLIN},
-	                                      {.fd = listeners[0], .events = POLLIN},
-	                                      {.fd = listeners[1], .events = POLLIN}};
-	int i;
+	struct pollfd set[3 + CLIENTS_MAX] = {
+		{.fd = lifeline, .events = POLLIN}, {.fd = listeners[0]}, {.fd = listeners[1]}};
+	int i, used;
 
 	for (i = 0; i < CLIENTS_MAX; i++)
 		clients[i].descriptor = -1;
 	while (set[0].revents == 0) {
-		for (i = 0; i < CLIENTS_MAX; i++) {
+		set[1].events = set[2].events = no_descriptors ? 0 : POLLIN;
+		for (i = 0, used = 0; i < CLIENTS_MAX; i++) {
 			set[3 + i].fd = clients[i].descriptor; /* poll ignores -1 */
 			set[3 + i].events = POLLIN;
+			if (clients[i].descriptor != -1)
+				used = i + 1;
 		}
-		if (poll(set, 3 + CLIENTS_MAX, -1) == -1)
+		/* Not all of them: poll(2) refuses more entries than a process may open. */
+		if (poll(set, 3 + (nfds_t)used, -1) == -1)
 			continue;
-		for (i = 0; i < CLIENTS_MAX; i++)
+		for (i = 0; i < used; i++)
 			if (set[3 + i].revents != 0)
 				serve(&clients[i]);
 		for (i = 0; i < 2; i++)
