@@ -198,8 +198,8 @@ process_is_above(const struct process *process, size_t mark)
 	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
 }
 
-/* The receivers for which a sender waits are a set of places: the parent's, the agent's,
- * each slot. */
+/* The receivers for which a sender waits are a set of places, a bit for each: the parent's,
+ * the agent's, each slot. */
 static size_t
 place(const struct process *process)
 {
@@ -209,7 +209,9 @@ place(const struct process *process)
 static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
-	return receiver != NULL && sender->waits_for[place(receiver)] &&
+	size_t bit = receiver != NULL ? place(receiver) : 0;
+
+	return receiver != NULL && (sender->waits_for[bit / 8] >> bit % 8 & 1) != 0 &&
 	       receiver->state != STATE_DISCONNECTED &&
 	       receiver->channel.limit == 0 && /* else there is no process to drain it */
 	       process_is_above(receiver, CHANNEL_LOW_WATER);
@@ -238,6 +240,7 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
+	size_t bit = place(process);
 	int handle = data->handle;
 	int64_t deadline = 0;
 	int result;
@@ -261,8 +264,10 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	process->dropped += result == -1 && errno == ENOBUFS;
 	/* A queue that has a limit has no process at its end to drain it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
-	    process_is_above(process, CHANNEL_HIGH_WATER))
-		messenger->sender->waits_for[place(process)] = messenger->sender->waits = true;
+	    process_is_above(process, CHANNEL_HIGH_WATER)) {
+		messenger->sender->waits = true;
+		messenger->sender->waits_for[bit / 8] |= (unsigned char)(1 << bit % 8);
+	}
 	return result == 0;
 }
 
@@ -634,11 +639,9 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 static void
 check(struct messenger *messenger, int result, const char *where)
 {
-	if (result == 0)
-		return;
-	if (messenger->on_uncaught != NULL)
+	if (result != 0 && messenger->on_uncaught != NULL)
 		messenger->on_uncaught(messenger, result, where);
-	else
+	else if (result != 0)
 		messenger->canceled = true;
 }
 

@@ -728,8 +728,8 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	bool waits; /* it is not read: queues that it feeds are too long, those of */
-	bool waits_for[CLUTCH_WORKERS_MAX + 2]; /* these places: parent, agent, each slot */
+	bool waits; /* it is not read: queues that it feeds are too long, those of these places */
+	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
