@@ -578,7 +578,7 @@ Test(ipc, socket_a_client_that_does_not_read_is_ended)
 Test(ipc, socket_a_world_without_descriptors_lets_clients_wait)
 {
 	const char *port = free_port();
-	char command[256];
+	char command[512];
 	const char *answer;
 	struct program *world;
 	int clients[16];
