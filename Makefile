@@ -27,7 +27,7 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = $(wildcard examples/http*.c) examples/ipc/rsmq.c
+HELPERS  = $(wildcard examples/http*.c) $(addprefix examples/ipc/,rsmq.c queue_lists.c queue_redis.c)
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -80,6 +80,7 @@ $(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(HT
 $(BUILD)/examples/refresh: $(BUILD)/examples/http_client.o
 
 $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
+$(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	@echo "  ld  $@"
