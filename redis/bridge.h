@@ -83,7 +83,7 @@ extern "C" {
 /* The most messages that the agent takes from the stream at once. It takes more when the
  * apps have heard them. */
 #ifndef BRIDGE_BATCH
-#define BRIDGE_BATCH 32
+#define BRIDGE_BATCH 128
 #endif
 
 /* About how many messages of a channel's stream Redis keeps. */

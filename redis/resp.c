@@ -3,7 +3,6 @@
  */
 #include "resp.h"
 
-#include <stdio.h>
 #include <string.h>
 
 /* ---- bytes to replies ------------------------------------------------------ */
@@ -197,24 +196,38 @@ resp_build(char *bytes, struct redis_reply *elements)
 
 /* ---- words to bytes -------------------------------------------------------- */
 
+/* "*3" or "$5", and the end of the line: its length; the bytes too, unless they are NULL. */
+static size_t
+put_head(char *bytes, char kind, size_t number)
+{
+	char line[24], *first = line + sizeof line;
+	size_t length;
+
+	*--first = '\n';
+	*--first = '\r';
+	do
+		*--first = (char)('0' + number % 10);
+	while ((number /= 10) > 0);
+	*--first = kind;
+	length = (size_t)(line + sizeof line - first);
+	if (bytes != NULL)
+		memcpy(bytes, first, length);
+	return length;
+}
+
 size_t
 resp_command(char *bytes, size_t argc, const char *const argv[], const size_t lengths[])
 {
-	size_t i, length, size;
-	char head[32];
+	size_t i, length, size = put_head(bytes, '*', argc);
 
-	size = (size_t)snprintf(head, sizeof head, "*%zu\r\n", argc);
-	if (bytes != NULL)
-		memcpy(bytes, head, size);
 	for (i = 0; i < argc; i++) {
 		length = lengths != NULL ? lengths[i] : strlen(argv[i]);
-		snprintf(head, sizeof head, "$%zu\r\n", length);
+		size += put_head(bytes != NULL ? bytes + size : NULL, '$', length);
 		if (bytes != NULL) {
-			memcpy(bytes + size, head, strlen(head));
-			memcpy(bytes + size + strlen(head), argv[i], length);
-			memcpy(bytes + size + strlen(head) + length, "\r\n", 2);
+			memcpy(bytes + size, argv[i], length);
+			memcpy(bytes + size + length, "\r\n", 2);
 		}
-		size += strlen(head) + length + 2;
+		size += length + 2;
 	}
 	return size;
 }
