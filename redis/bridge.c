@@ -20,7 +20,7 @@
  *	 | -- bridge-send    [number,pid,batch] > |  XADD
  *	 | <- bridge-done    number ------------ |  Redis has the batch: send the next one
  *	 | <- bridge-message [mark,0,batch] ---- |  somebody has sent it; with a mark:
- *	 | -- bridge-heard   [mark,pid] -------> |  XACK
+ *	 | -- bridge-heard   [mark,pid,[]] ----> |  XACK
  *
  * A reliable message stays with its sender until it is done, and a batch is sent when the
  * one before it is done, so that the order is kept. When Redis does not take a message, the
@@ -91,13 +91,6 @@ struct listener {
 	char action[]; /* "": every action */
 };
 
-/* An app with a bridge, as its agent knows it. */
-struct member {
-	pid_t pid;
-	bool listening; /* it is in the agent's opids */
-	bool owes;      /* it has not answered the last mark */
-};
-
 /* A batch on its way to Redis. */
 struct flight {
 	struct bridge *bridge;
@@ -120,7 +113,7 @@ struct bridge {
 	size_t waiting, waiting_bytes;
 	uint64_t number; /* of the last batch, and how many of its messages are not done */
 	size_t sent;
-	int64_t epoch; /* agent: 0 while no message is taken */
+	int64_t epoch; /* 0: nothing may be sent */
 
 	/* app: what it hears */
 	bool silent; /* the agent has not been told of this app */
@@ -151,8 +144,8 @@ struct bridge {
 	uint64_t mark;
 	bool heard; /* an app has answered the mark */
 	int64_t marked_at;
-	struct member members[CLUTCH_WORKERS_MAX];
-	size_t member_count;
+	pid_t owing[CLUTCH_WORKERS_MAX]; /* the apps that have not answered it */
+	size_t owing_count;
 };
 
 /* ---- odds and ends ----------------------------------------------------------------- */
@@ -435,7 +428,7 @@ send_batch(struct bridge *bridge)
 	                          .number = bridge->number + 1,
 	                          .pid = messenger_pid(bridge->messenger)};
 
-	if (bridge->sent > 0 || outgoing == NULL)
+	if (bridge->epoch == 0 || bridge->sent > 0 || outgoing == NULL)
 		return;
 	clear_batch(&scratch);
 	do
@@ -611,7 +604,6 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	struct bridge_message heard;
 	struct reading reading = read_head(message);
 	struct envelope envelope;
-	char data[64];
 	int result = 0;
 
 	while (result == 0 && next_in_batch(&reading, &envelope) == 1) {
@@ -628,11 +620,10 @@ on_message(struct messenger *app, const struct message *message, void *arg)
 	}
 	if (reading.number == 0 || result != 0)
 		return result;
-	snprintf(data, sizeof data, "[%llu,%ld]", (unsigned long long)reading.number,
-	         (long)messenger_pid(app));
-	if (messenger_send_to_agent(app, bridge->action[HEARD], data) == -1)
-		return 0; /* the agent goes on without this answer */
-	return 0;
+	clear_batch(&scratch);
+	messenger_send_to_agent(app, bridge->action[HEARD],
+	                        with_head(&scratch, reading.number, messenger_pid(app)));
+	return 0; /* if this fails, the agent goes on without the answer */
 }
 
 int
@@ -929,17 +920,6 @@ on_commands_change(struct redis *redis, bool ready, void *arg)
 
 static void read_stream(struct bridge *bridge);
 
-static bool
-anybody(const struct bridge *bridge, bool owing)
-{
-	size_t i;
-
-	for (i = 0; i < bridge->member_count; i++)
-		if (owing ? bridge->members[i].owes : bridge->members[i].listening)
-			return true;
-	return false;
-}
-
 /* Redis has not said what it should: read again, and what was not acknowledged first, but
  * not at once. */
 static void
@@ -983,7 +963,7 @@ end_batch(struct bridge *bridge, bool heard)
 static void
 end_mark(struct bridge *bridge)
 {
-	if (bridge->id_count > 0 && !anybody(bridge, true))
+	if (bridge->id_count > 0 && bridge->owing_count == 0)
 		end_batch(bridge, bridge->heard);
 }
 
@@ -991,18 +971,18 @@ end_mark(struct bridge *bridge)
 static void
 ask_apps(struct bridge *bridge)
 {
-	size_t i;
+	const pid_t *apps = messenger_opids(bridge->messenger, &bridge->owing_count);
 
 	if (messenger_send_to_app(bridge->messenger, bridge->action[MESSAGE],
 	                          with_head(&scratch, bridge->mark + 1, 0)) == -1) {
 		end_batch(bridge, false);
 		return;
 	}
+	if (bridge->owing_count > 0)
+		memcpy(bridge->owing, apps, bridge->owing_count * sizeof *apps);
 	bridge->mark++;
 	bridge->heard = false;
 	bridge->marked_at = clutch_now();
-	for (i = 0; i < bridge->member_count; i++)
-		bridge->members[i].owes = bridge->members[i].listening;
 	look_again(bridge, LATER);
 	end_mark(bridge);
 }
@@ -1087,9 +1067,11 @@ static void
 read_stream(struct bridge *bridge)
 {
 	char count[24], block[24];
+	size_t apps;
 
+	messenger_opids(bridge->messenger, &apps);
 	if (!bridge->joined || bridge->reading || bridge->refused || bridge->id_count > 0 ||
-	    !redis_ready(bridge->reader) || !anybody(bridge, false))
+	    !redis_ready(bridge->reader) || apps == 0)
 		return;
 	put_number(count, bridge->ask);
 	put_number(block, (uint64_t)bridge->timeout);
@@ -1150,15 +1132,11 @@ on_reader_change(struct redis *redis, bool ready, void *arg)
 
 /* ---- agent: its apps -------------------- */
 
-static struct member *
-find_member(struct bridge *bridge, pid_t pid)
+/* The app at this place has answered the mark, or is gone. */
+static void
+owes_no_more(struct bridge *bridge, size_t place)
 {
-	size_t i;
-
-	for (i = 0; i < bridge->member_count; i++)
-		if (bridge->members[i].pid == pid)
-			return &bridge->members[i];
-	return NULL;
+	bridge->owing[place] = bridge->owing[--bridge->owing_count];
 }
 
 static bool
@@ -1173,44 +1151,19 @@ is_listening(const struct bridge *bridge, pid_t pid)
 	return false;
 }
 
-/* An app that has been listening, and is not any more, is gone. An app that has not been
- * listening is still loading. */
 static int
 on_egg_pids_in_agent(struct messenger *agent, const struct message *message, void *arg)
 {
 	struct bridge *bridge = arg;
-	struct member *member;
-	size_t i = 0;
-	bool listening;
+	size_t i = bridge->owing_count;
 
 	(void)agent, (void)message;
-	while (i < bridge->member_count) {
-		member = &bridge->members[i];
-		listening = is_listening(bridge, member->pid);
-		if (member->listening && !listening) {
-			*member = bridge->members[--bridge->member_count];
-			continue;
-		}
-		member->listening = listening;
-		i++;
-	}
+	while (i-- > 0)
+		if (!is_listening(bridge, bridge->owing[i]))
+			owes_no_more(bridge, i);
 	end_mark(bridge);
 	read_stream(bridge);
 	return 0;
-}
-
-/* Room for one more app. If there is none, an app that has never been listening, and may be
- * dead, loses its place. */
-static struct member *
-add_member(struct bridge *bridge)
-{
-	size_t i = bridge->member_count;
-
-	if (i < CLUTCH_WORKERS_MAX)
-		return &bridge->members[bridge->member_count++];
-	for (i = 0; i < CLUTCH_WORKERS_MAX && bridge->members[i].listening; i++)
-		;
-	return i < CLUTCH_WORKERS_MAX ? &bridge->members[i] : NULL;
 }
 
 /* An app is there, or has found that this agent is new: tell it the epoch. */
@@ -1219,40 +1172,31 @@ on_hello(struct messenger *agent, const struct message *message, void *arg)
 {
 	pid_t pid = message->data != NULL ? (pid_t)strtol(message->data, NULL, 10) : 0;
 	struct bridge *bridge = arg;
-	struct member *member;
 	char data[24];
 
-	if (pid <= 0)
-		return 0;
-	member = find_member(bridge, pid) == NULL ? add_member(bridge) : NULL;
-	if (member != NULL)
-		*member = (struct member){.pid = pid, .listening = is_listening(bridge, pid)};
 	put_number(data, (uint64_t)bridge->epoch);
-	if (bridge->epoch != 0 && messenger_send_to(agent, pid, bridge->action[READY], data) == -1)
+	if (pid > 0 && bridge->epoch != 0 &&
+	    messenger_send_to(agent, pid, bridge->action[READY], data) == -1)
 		refuse(bridge, SOON);
-	read_stream(bridge);
 	return 0;
 }
 
-/* An app has heard all up to a mark: "[mark,pid]". */
+/* An app has heard all up to a mark: [mark,pid,[]]. */
 static int
 on_heard(struct messenger *agent, const struct message *message, void *arg)
 {
+	struct reading answer = read_head(message);
 	struct bridge *bridge = arg;
-	struct member *member;
-	unsigned long long mark;
-	long pid;
+	size_t i = bridge->owing_count;
 
 	(void)agent;
-	if (message->data == NULL || sscanf(message->data, "[%20llu,%10ld]", &mark, &pid) != 2 ||
-	    bridge->id_count == 0 || mark != bridge->mark)
-		return 0;
-	member = find_member(bridge, (pid_t)pid);
-	if (member == NULL || !member->owes)
-		return 0;
-	member->owes = false;
-	bridge->heard = true;
-	end_mark(bridge);
+	while (answer.number == bridge->mark && i-- > 0)
+		if (bridge->owing[i] == answer.pid) {
+			owes_no_more(bridge, i);
+			bridge->heard = true;
+			end_mark(bridge);
+			break;
+		}
 	return 0;
 }
 
@@ -1261,20 +1205,15 @@ on_heard(struct messenger *agent, const struct message *message, void *arg)
 static void
 watch_mark(struct bridge *bridge)
 {
-	size_t i;
-
 	if (bridge->id_count == 0)
 		return;
 	if (clutch_now() - bridge->marked_at < 2 * (int64_t)bridge->timeout) {
 		look_again(bridge, LATER);
 		return;
 	}
-	for (i = 0; i < bridge->member_count; i++) {
-		if (bridge->members[i].owes)
-			say(bridge, "app %ld is slow to hear; the others go on",
-			    (long)bridge->members[i].pid);
-		bridge->members[i].owes = false;
-	}
+	while (bridge->owing_count > 0)
+		say(bridge, "app %ld is slow to hear; the others go on",
+		    (long)bridge->owing[--bridge->owing_count]);
 	end_batch(bridge, true);
 }
 
