@@ -81,9 +81,7 @@ struct redis {
 	struct subscription *subscriptions;
 
 	struct buffer in;
-	struct resp_scan scan;
-	struct redis_reply *elements; /* of the reply that is being heard */
-	size_t elements_size;
+	struct resp_parser resp; /* the reply that is being heard */
 
 	bool turning;  /* in a turn, in which callbacks are called */
 	bool closed;   /* in redis_close: commands are refused */
@@ -543,7 +541,6 @@ lose(struct redis *redis, const char *why)
 	redis->deadline = next_try(redis);
 	redis->state = WAITING;
 	empty(&redis->in);
-	redis->scan = (struct resp_scan){0};
 	snprintf(text, sizeof text, "%s: %s; trying again", was_ready ? "lost" : "cannot connect",
 	         why);
 	if (!redis->complained)
@@ -745,17 +742,18 @@ static void
 hear_subscribed(struct redis *redis, const struct redis_reply *reply)
 {
 	static const struct redis_reply done = {.type = REDIS_NIL, .text = ""};
-	bool is_array = reply->type == REDIS_ARRAY && reply->count >= 2;
-	bool is_message = is_array && redis_is(&reply->element[0], "message");
+	bool is_message = reply->count == 3 && redis_is(&reply->element[0], "message");
 
-	if (reply->type == REDIS_ERROR)
+	if (reply->type == REDIS_ERROR) {
 		refuse(redis, reply);
-	else if (!is_message && (!is_array || !was_written(redis)))
-		lose(redis, "a reply to no command");
-	else if (!is_message)
-		answer(redis, &done); /* the commands SUBSCRIBE and PING have no callbacks */
-	if (is_array && reply->count == 3)
-		hear_channel(redis, reply);
+	} else if (!is_message && (reply->count < 2 || !was_written(redis))) {
+		lose(redis, "a reply that no subscriber expects");
+	} else {
+		if (!is_message)
+			answer(redis, &done); /* SUBSCRIBE and PING have no callbacks */
+		if (reply->count == 3)
+			hear_channel(redis, reply);
+	}
 }
 
 static void
@@ -771,40 +769,36 @@ hear(struct redis *redis, const struct redis_reply *reply)
 		answer(redis, reply);
 }
 
-/* The next whole reply, in redis->elements; NULL: there is none. */
-static const struct redis_reply *
+/* Is the next reply whole? It is in redis->resp.elements then. */
+static bool
 next_reply(struct redis *redis)
 {
 	struct buffer *in = &redis->in;
+	struct resp_parser *resp = &redis->resp;
 	struct redis_reply *grown;
-	const char *why;
 	enum resp result;
 
-	if (buffered(in) == 0)
-		return NULL;
-	result = resp_scan(&redis->scan, in->bytes + in->start, buffered(in), &why);
-	if (result == RESP_BROKEN)
-		lose(redis, why);
-	if (result != RESP_WHOLE)
-		return NULL;
-	if (redis->scan.elements > redis->elements_size) {
-		grown = realloc(redis->elements, redis->scan.elements * sizeof *grown);
+	while (buffered(in) > 0) {
+		result = resp_parse(resp, in->bytes + in->start, buffered(in));
+		if (result == RESP_BROKEN)
+			lose(redis, resp->why);
+		if (result != RESP_TORN || resp->used <= resp->size)
+			return result == RESP_WHOLE;
+		grown = realloc(resp->elements, 2 * resp->used * sizeof *grown);
 		if (grown == NULL) {
 			lose(redis, strerror(ENOMEM));
-			return NULL;
+			return false;
 		}
-		redis->elements = grown;
-		redis->elements_size = redis->scan.elements;
+		resp->elements = grown;
+		resp->size = 2 * resp->used;
 	}
-	resp_build(in->bytes + in->start, redis->elements);
-	return redis->elements;
+	return false;
 }
 
 /* Read once, as much as fits, and handle each whole reply. */
 static void
 receive(struct redis *redis)
 {
-	const struct redis_reply *reply;
 	ssize_t length;
 	size_t used;
 
@@ -822,17 +816,15 @@ receive(struct redis *redis)
 	}
 	redis->heard = clutch_now();
 	redis->in.end += (size_t)length;
-	while (redis->descriptor != -1 && (reply = next_reply(redis)) != NULL) {
-		used = redis->scan.at;
-		redis->scan = (struct resp_scan){0};
-		hear(redis, reply);
+	while (redis->descriptor != -1 && next_reply(redis)) {
+		used = redis->resp.at;
+		hear(redis, redis->resp.elements);
 		if (redis->descriptor != -1)
 			consume(&redis->in, used);
 	}
-	if (redis->elements_size > READ_SIZE / sizeof *redis->elements) {
-		free(redis->elements);
-		redis->elements = NULL;
-		redis->elements_size = 0;
+	if (redis->resp.size > READ_SIZE / sizeof *redis->resp.elements) {
+		free(redis->resp.elements);
+		redis->resp = (struct resp_parser){0};
 	}
 }
 
@@ -1044,7 +1036,7 @@ free_redis(struct redis *redis)
 	free(redis->out.bytes);
 	free(redis->in.bytes);
 	free(redis->commands);
-	free(redis->elements);
+	free(redis->resp.elements);
 	free(redis);
 	errno = saved;
 }
