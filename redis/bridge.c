@@ -52,10 +52,8 @@
 #error "BRIDGE_DATA_MAX is too large: the bridge's own text does not fit in a message"
 #endif
 
-/* The most bytes of an entry in the stream, if it is not one message that is longer. */
-#ifndef BRIDGE_ENTRY_MAX
-#define BRIDGE_ENTRY_MAX (16 * 1024)
-#endif
+/* The most apps that listen at once: in a reload, an old and a new one for each worker. */
+#define OWING_MAX ((size_t)2 * CLUTCH_WORKERS_MAX)
 
 /* An entry's id in a stream: two numbers of 64 bits, a dash, and the '\0'. */
 #define STREAM_ID_MAX 48
@@ -144,7 +142,7 @@ struct bridge {
 	uint64_t mark;
 	bool heard; /* an app has answered the mark */
 	int64_t marked_at;
-	pid_t owing[CLUTCH_WORKERS_MAX]; /* the apps that have not answered it */
+	pid_t owing[OWING_MAX]; /* the apps that have not answered it */
 	size_t owing_count;
 };
 
@@ -773,8 +771,9 @@ hear(struct bridge *bridge, const struct redis_reply *text)
 	    memchr(text->text, '\0', text->length) != NULL)
 		return -1;
 	while ((found = next_in_batch(&reading, &envelope)) == 1)
-		if (is_for_us(bridge, &envelope))
-			add_to_batch(&scratch, envelope.text, envelope.length);
+		if (is_for_us(bridge, &envelope) &&
+		    !add_to_batch(&scratch, envelope.text, envelope.length))
+			return -1;
 	if (found == 0 && text->text[0] == '{')
 		say(bridge, "a cluster with an older bridge is here; it does not hear this one");
 	return found;
@@ -971,13 +970,15 @@ end_mark(struct bridge *bridge)
 static void
 ask_apps(struct bridge *bridge)
 {
-	const pid_t *apps = messenger_opids(bridge->messenger, &bridge->owing_count);
+	size_t count;
+	const pid_t *apps = messenger_opids(bridge->messenger, &count);
 
 	if (messenger_send_to_app(bridge->messenger, bridge->action[MESSAGE],
 	                          with_head(&scratch, bridge->mark + 1, 0)) == -1) {
 		end_batch(bridge, false);
 		return;
 	}
+	bridge->owing_count = count < OWING_MAX ? count : OWING_MAX;
 	if (bridge->owing_count > 0)
 		memcpy(bridge->owing, apps, bridge->owing_count * sizeof *apps);
 	bridge->mark++;

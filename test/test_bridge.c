@@ -529,15 +529,18 @@ Test(bridge, redis_killed_and_restarted)
 		1);
 	wait_heard(a, "APP#1", "lost 2 from A"); /* own apps need no Redis */
 	wait_heard(a, "APP#1", "lost 3 from A");
+	order(a, "APP#1", "test-burst", "10");
+	wait_heard(a, "APP#1", "burst 10 from A");
 	cr_assert_eq(cluster_count(a, 0, "heard many"), 0);
 	mark = cluster_mark(a);
 	server_start(&server, "--appendonly", "yes", "--appendfsync", "always", NULL);
 	wait_heard(b, "APP#1", "many 50 from A");
 	wait_heard(a, "APP#1", "many 50 from A");
-	cluster_wait(a, mark, "[bridge] bridge: 2 messages were lost");
+	cluster_wait(a, mark, "[bridge] bridge: 12 messages were lost");
 	until_settled(a);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 50);
 	cr_assert_eq(cluster_count(b, 0, "heard lost"), 0);
+	cr_assert_eq(cluster_count(b, 0, "heard burst"), 0);
 	part(a, b);
 }
 
