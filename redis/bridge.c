@@ -101,7 +101,8 @@ struct bridge {
 	struct messenger *messenger;
 	char channel[BRIDGE_NAME_MAX + 1], cluster[BRIDGE_NAME_MAX + 1];
 	char action[ACTIONS][BRIDGE_NAME_MAX + 32];
-	int timer; /* for `retry`; 0: none */
+	int timeout; /* for Redis to answer */
+	int timer;   /* for `retry`; 0: none */
 	int64_t timer_due;
 
 	/* both: what this process sends */
@@ -135,8 +136,7 @@ struct bridge {
 	bool has_joined; /* ever */
 	bool again;      /* read first what was not acknowledged */
 	bool refused;    /* do not read before `retry` */
-	int timeout;
-	size_t ask; /* how many entries are read at once: not many if they are large */
+	size_t ask;      /* how many entries are read at once: not many if they are large */
 	char ids[BRIDGE_BATCH][STREAM_ID_MAX]; /* sent to the apps, not acknowledged */
 	size_t id_count;
 	uint64_t mark;

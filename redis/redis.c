@@ -903,7 +903,10 @@ redis_descriptor(const struct redis *redis, short *events)
 {
 	bool writes = redis->state == READY && buffered(&redis->out) > 0;
 
-	*events = redis->state == CONNECTING ? POLLOUT : writes ? POLLIN | POLLOUT : POLLIN;
+	if (redis->state == CONNECTING)
+		*events = POLLOUT;
+	else
+		*events = writes ? POLLIN | POLLOUT : POLLIN;
 	return redis->descriptor;
 }
 
