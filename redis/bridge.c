@@ -122,6 +122,7 @@ struct bridge {
 
 	/* agent: to Redis */
 	struct redis *commands, *ear, *reader;
+	const char *channels[3]; /* of the ear: key, own_key */
 	char key[BRIDGE_NAME_MAX + 16], own_key[2 * BRIDGE_NAME_MAX + 24];
 	char stream[BRIDGE_NAME_MAX + 24];
 	struct batch published;       /* in this turn, */
@@ -791,9 +792,7 @@ on_heard_published(struct redis *redis, const struct redis_reply *reply, void *a
 
 	(void)redis;
 	clear_batch(&scratch);
-	if (!redis_is(&reply->element[0], "message") ||
-	    (next_in_batch(&reading, &envelope) == 1 &&
-	     strcmp(envelope.from, bridge->cluster) == 0))
+	if (next_in_batch(&reading, &envelope) == 1 && strcmp(envelope.from, bridge->cluster) == 0)
 		return 0;
 	if (hear(bridge, text) == -1)
 		lose(bridge, 1, "what somebody has published is no message");
@@ -1297,16 +1296,18 @@ open_connections(struct bridge *bridge, const char *url)
 	struct redis_options options = {
 		.timeout = bridge->timeout, .drops = true, .log = on_line, .arg = bridge};
 
+	bridge->channels[0] = bridge->key;
+	bridge->channels[1] = bridge->own_key;
+	options.channels = bridge->channels;
+	options.on_message = on_heard_published;
 	bridge->ear = redis_open(bridge->messenger, url, &options);
+	options.channels = NULL;
 	options.on_change = on_commands_change;
 	bridge->commands = redis_open(bridge->messenger, url, &options);
 	options.on_change = on_reader_change;
 	options.timeout = 2 * bridge->timeout; /* Redis waits for a message during half of it */
 	bridge->reader = redis_open(bridge->messenger, url, &options);
-	if (bridge->ear == NULL || bridge->commands == NULL || bridge->reader == NULL ||
-	    redis_subscribe(bridge->ear, bridge->key, on_heard_published, bridge) == -1)
-		return -1;
-	return redis_subscribe(bridge->ear, bridge->own_key, on_heard_published, bridge);
+	return bridge->ear != NULL && bridge->commands != NULL && bridge->reader != NULL ? 0 : -1;
 }
 
 /* Undo a start that has failed. */
