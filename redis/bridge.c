@@ -113,13 +113,13 @@ struct bridge {
 	int64_t timer_due;
 
 	/* both: what this process sends */
-	char token[17]; /* its ids begin with it */
 	uint64_t count;
 	struct outgoing *first, **last;
 	size_t waiting, waiting_bytes;
 	uint64_t number; /* of the last batch, and how many of its messages are not done */
 	size_t sent;
 	uint64_t epoch; /* 0: nothing may be sent */
+	char token[17]; /* its ids begin with it */
 
 	/* app: what it hears */
 	bool silent; /* the agent has not been told of this app */
@@ -242,8 +242,7 @@ struct envelope {
 	size_t length;
 	char id[BRIDGE_NAME_MAX + 1], from[BRIDGE_NAME_MAX + 1], to[BRIDGE_NAME_MAX + 1];
 	char action[BRIDGE_NAME_MAX + 1];
-	const char *data; /* NULL: none */
-	size_t data_length;
+	struct bridge_message heard; /* the same for a listener; its data has no '\0' yet */
 };
 
 static char *
@@ -310,8 +309,8 @@ read_envelope(struct envelope *envelope, const char *text, size_t length)
 
 	envelope->text = text;
 	envelope->length = length;
-	envelope->data = NULL;
-	envelope->data_length = 0;
+	envelope->heard = (struct bridge_message){
+		.id = envelope->id, .from = envelope->from, .action = envelope->action};
 	if (length > BRIDGE_DATA_MAX + ENVELOPE_MAX ||
 	    !take_name(&at, end, "{\"id\":\"", envelope->id) ||
 	    !take_name(&at, end, ",\"from\":\"", envelope->from) ||
@@ -322,8 +321,8 @@ read_envelope(struct envelope *envelope, const char *text, size_t length)
 		return true;
 	if ((size_t)(end - at) < sizeof data || memcmp(at, data, sizeof data - 1) != 0)
 		return false;
-	envelope->data = at + sizeof data - 1;
-	envelope->data_length = (size_t)(end - envelope->data);
+	envelope->heard.data = at + sizeof data - 1;
+	envelope->heard.data_length = (size_t)(end - envelope->heard.data);
 	return true;
 }
 
@@ -581,21 +580,18 @@ static int
 deliver(struct bridge *bridge, struct reading *reading)
 {
 	static char data[BRIDGE_DATA_MAX + ENVELOPE_MAX]; /* of the message that is delivered */
-	struct bridge_message heard;
 	struct envelope envelope;
+	struct bridge_message *heard = &envelope.heard;
 	int result = 0;
 
 	while (result == 0 && next_in_batch(reading, &envelope) == 1) {
-		heard = (struct bridge_message){.id = envelope.id,
-		                                .from = envelope.from,
-		                                .action = envelope.action,
-		                                .data_length = envelope.data_length};
-		if (envelope.data != NULL) {
-			heard.data = memcpy(data, envelope.data, envelope.data_length);
-			data[envelope.data_length] = '\0';
+		if (!is_for_us(bridge, &envelope))
+			continue;
+		if (heard->data != NULL) {
+			heard->data = memcpy(data, heard->data, heard->data_length);
+			data[heard->data_length] = '\0';
 		}
-		if (is_for_us(bridge, &envelope))
-			result = call_listeners(bridge, &heard);
+		result = call_listeners(bridge, heard);
 	}
 	if (reading->number == 0 || result != 0)
 		return result;
@@ -610,16 +606,16 @@ int
 bridge_on(struct bridge *bridge, const char *action, bridge_listener call, void *arg)
 {
 	struct listener **last = &bridge->listeners, *listener;
-	size_t size = action != NULL ? strlen(action) + 1 : 1;
+	const char *name = action != NULL ? action : "";
 
 	if (call == NULL || (action != NULL && !is_name(action)) ||
 	    messenger_role(bridge->messenger) != ROLE_APP)
 		return fail(EINVAL);
-	listener = malloc(sizeof *listener + size);
+	listener = malloc(sizeof *listener + strlen(name) + 1);
 	if (listener == NULL)
 		return -1;
 	*listener = (struct listener){NULL, call, arg, ++bridge->listener_count};
-	memcpy(listener->action, action != NULL ? action : "", size);
+	put(listener->action, name);
 	while (*last != NULL && (action != NULL || (*last)->action[0] == '\0'))
 		last = &(*last)->next;
 	listener->next = *last;
@@ -1065,13 +1061,6 @@ on_change(struct redis *redis, bool ready, void *arg)
 
 /* ---- agent: its apps -------------------- */
 
-/* The app at this place has answered the mark, or is gone. */
-static void
-owes_no_more(struct bridge *bridge, size_t place)
-{
-	bridge->owing[place] = bridge->owing[--bridge->owing_count];
-}
-
 /* The apps are others than before. */
 static int
 look_at_apps(struct bridge *bridge, struct reading *reading)
@@ -1088,7 +1077,7 @@ look_at_apps(struct bridge *bridge, struct reading *reading)
 		for (at = 0; at < count && pids[at] != bridge->owing[i]; at++)
 			;
 		if (at == count)
-			owes_no_more(bridge, i);
+			bridge->owing[i] = bridge->owing[--bridge->owing_count];
 	}
 	end_mark(bridge);
 	read_stream(bridge);
@@ -1099,12 +1088,12 @@ look_at_apps(struct bridge *bridge, struct reading *reading)
 static int
 welcome(struct bridge *bridge, struct reading *app)
 {
+	pid_t pid = (pid_t)app->number;
 	char data[24];
 
 	put_number(data, bridge->epoch);
-	if (app->number > 0 && bridge->epoch != 0 &&
-	    messenger_send_to(bridge->messenger, (pid_t)app->number, bridge->hearing[READY].action,
-	                      data) == -1)
+	if (pid > 0 && bridge->epoch != 0 &&
+	    messenger_send_to(bridge->messenger, pid, bridge->hearing[READY].action, data) == -1)
 		refuse(bridge, SOON);
 	return 0;
 }
@@ -1117,7 +1106,7 @@ take_answer(struct bridge *bridge, struct reading *answer)
 
 	while (answer->number == bridge->mark && i-- > 0)
 		if (bridge->owing[i] == answer->pid) {
-			owes_no_more(bridge, i);
+			bridge->owing[i] = bridge->owing[--bridge->owing_count];
 			bridge->heard = true;
 			end_mark(bridge);
 			break;

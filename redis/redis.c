@@ -101,7 +101,7 @@ reserve(struct buffer *buffer, size_t more)
 
 	if (buffer->size - buffer->end >= more)
 		return buffer->bytes + buffer->end;
-	while (size - length < more + size / 4)
+	while (size - length < more || length > size / 4 * 3)
 		size *= 2;
 	if (buffer->start > 0)
 		memmove(buffer->bytes, buffer->bytes + buffer->start, length);
@@ -568,7 +568,7 @@ begin_connecting(struct redis *redis)
 	                         .ai_addr = (struct sockaddr *)&path,
 	                         .ai_addrlen = sizeof path};
 	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL, *to;
-	size_t turn = redis->tries++ % 64;
+	size_t skipped = redis->tries++ % 64;
 	int error = 0;
 
 	if (redis->path != NULL)
@@ -579,7 +579,7 @@ begin_connecting(struct redis *redis)
 		lose(redis, gai_strerror(error));
 		return;
 	}
-	for (to = found; found != NULL && turn > 0; turn--)
+	for (to = found; found != NULL && skipped > 0; skipped--)
 		to = to->ai_next != NULL ? to->ai_next : found;
 	error = open_socket(redis, found != NULL ? to : &local) == -1 ? errno : 0;
 	if (found != NULL)
@@ -769,9 +769,9 @@ turn(struct redis *redis, short revents)
 int
 redis_descriptor(const struct redis *redis, short *events)
 {
-	bool writes = redis->state == READY && buffered(&redis->out) > 0;
-
-	*events = redis->state == CONNECTING ? POLLOUT : writes ? POLLIN | POLLOUT : POLLIN;
+	*events = redis->state == CONNECTING ? POLLOUT : POLLIN;
+	if (redis->state == READY && buffered(&redis->out) > 0)
+		*events = POLLIN | POLLOUT;
 	return redis->descriptor;
 }
 

@@ -138,8 +138,9 @@ struct redis_options {
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
 	/* Subscribe to these channels (NULL behind the last), now and each time the connection
 	 * is made again; they stay yours, and in place until redis_close. The connection is for
-	 * them alone, and ready when it listens; what was published before is lost. Each message
-	 * is an array of three: "message", the channel, the text. Non-zero: as above. */
+	 * them alone, and is ready when it listens to all of them; what was published before is
+	 * lost. Each message is an array of three: "message", the channel, the text. Non-zero:
+	 * as above. */
 	const char *const *channels;
 	redis_callback on_message;
 	/* One line, without its line end: the connection was lost, cannot be made, is
