@@ -384,6 +384,8 @@ static bool in_listener;
 static struct messenger *messengers;
 static struct messenger *own;
 
+static void close_joined(struct messenger *messenger);
+
 struct messenger *
 messenger_open(int descriptor, enum role role)
 {
@@ -397,6 +399,7 @@ messenger_open(int descriptor, enum role role)
 	messenger->pid = getpid();
 	messenger->slot = -1;
 	messenger->accepted = -1;
+	messenger->loop = messenger;
 	messenger->random = (unsigned)messenger->pid * 2654435761U;
 	messenger->next = messengers;
 	messengers = messenger;
@@ -407,20 +410,20 @@ messenger_open(int descriptor, enum role role)
 	return NULL;
 }
 
-void
-messenger_close(struct messenger *messenger)
+static void
+free_messenger(struct messenger *messenger)
 {
-	struct messenger **link = &messengers;
-	int saved = errno;
+	struct messenger **link = &messengers, *at;
 
-	if (messenger == NULL)
-		return;
-	if (messenger->channel.descriptor != -1)
-		channel_drain(&messenger->channel, CLOSE_FLUSH_TIMEOUT);
-	channel_close(&messenger->channel);
-	while (*link != messenger)
-		link = &(*link)->next;
+	while ((at = *link) != messenger)
+		link = &at->next;
 	*link = messenger->next;
+	for (at = messengers; at != NULL; at = at->next)
+		if (at->loop == messenger) {
+			at->loop = at;
+			at->joined = NULL;
+			at->ended = NULL;
+		}
 	while (messenger->listener_count > 0)
 		free(messenger->listeners[--messenger->listener_count].action);
 	free(messenger->listeners);
@@ -428,8 +431,27 @@ messenger_close(struct messenger *messenger)
 	free(messenger->opids);
 	free(messenger->watches);
 	free(messenger->set);
+	free(messenger->all);
 	free(messenger->timers);
 	free(messenger);
+}
+
+void
+messenger_close(struct messenger *messenger)
+{
+	int saved = errno;
+
+	if (messenger == NULL)
+		return;
+	if (messenger->loop != messenger)
+		channel_flush(&messenger->channel);
+	else if (messenger->channel.descriptor != -1)
+		channel_drain(&messenger->channel, CLOSE_FLUSH_TIMEOUT);
+	channel_close(&messenger->channel);
+	if (messenger->loop != messenger)
+		close_joined(messenger);
+	else
+		free_messenger(messenger);
 	errno = saved;
 }
 
@@ -629,6 +651,7 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 static void
 check(struct messenger *messenger, int result, const char *where)
 {
+	messenger = messenger->loop;
 	if (result == 0)
 		return;
 	if (messenger->on_uncaught != NULL)
@@ -648,7 +671,7 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 	const struct listener *listener;
 	size_t i, called = 0;
 
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < count && !messenger->closed; i++) {
 		listener = &messenger->listeners[i]; /* valid until the call: the list may move */
 		if (listener->key != key || memcmp(listener->action, action, length) != 0)
 			continue;
@@ -688,16 +711,17 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
+	bool by_master = message->from == ROLE_MASTER && messenger->loop == messenger;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
-	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
+	if (by_master && strcmp(message->action, "clutch-barrier") == 0) {
 		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
 	sweep(messenger); /* what a listener of another messenger has removed */
 	count = messenger->listener_count;
 	in_listener = true;
-	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
+	if (by_master && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
@@ -766,6 +790,96 @@ clutch_wake_close(void)
 	errno = saved;
 }
 
+/* ---- one loop for several ------------------------------------------------ */
+
+/* Make room for the sets of all that a loop turns, and for `more` descriptors. */
+static int
+make_room(struct messenger *loop, size_t more)
+{
+	const struct messenger *at;
+	struct pollfd *all;
+
+	for (at = loop; at != NULL; at = at->joined)
+		more += at->watch_count + 1;
+	all = realloc(loop->all, more * sizeof *all);
+	if (all == NULL)
+		return -1;
+	loop->all = all;
+	return 0;
+}
+
+int
+messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended, void *arg)
+{
+	struct messenger *last;
+
+	if (messenger == loop || messenger == own || messenger->loop != messenger ||
+	    messenger->joined != NULL || loop->loop != loop)
+		return clutch_fail(EINVAL);
+	if (messenger->stepping)
+		return clutch_fail(EBUSY);
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
+	if (make_room(loop, messenger->watch_count + 1) == -1)
+		return -1;
+	messenger->set[0].revents = 0; /* the loop may be walking over them just now */
+	messenger->ended = ended;
+	messenger->ended_arg = arg;
+	messenger->loop = loop;
+	for (last = loop; last->joined != NULL;)
+		last = last->joined;
+	last->joined = messenger;
+	return 0;
+}
+
+static void
+free_closed(struct messenger *loop)
+{
+	struct messenger **link = &loop->joined, *at;
+
+	while ((at = *link) != NULL) {
+		if (at->closed) {
+			*link = at->joined;
+			free_messenger(at);
+		} else {
+			link = &at->joined;
+		}
+	}
+}
+
+/* The loop, or a callback, may stand in it: nothing more is called, and its memory goes at
+ * the end of the turn. */
+static void
+close_joined(struct messenger *messenger)
+{
+	messenger->closed = true;
+	messenger->has_unread = false;
+	messenger->set[0].revents = 0;
+	messenger->watch_count = messenger->timer_count = 0;
+	if (!messenger->loop->stepping)
+		free_closed(messenger->loop);
+}
+
+/* poll(2) for the loop and all that it turns. */
+static int
+poll_all(struct messenger *loop, int timeout)
+{
+	struct messenger *at;
+	nfds_t count = 0;
+	int ready;
+
+	if (loop->joined == NULL)
+		return poll(loop->set, loop->watch_count + 1, timeout);
+	for (at = loop; at != NULL; count += at->watch_count + 1, at = at->joined)
+		memcpy(loop->all + count, at->set, (at->watch_count + 1) * sizeof *at->set);
+	ready = poll(loop->all, count, timeout);
+	for (at = loop, count = 0; at != NULL; count += at->watch_count + 1, at = at->joined)
+		memcpy(at->set, loop->all + count, (at->watch_count + 1) * sizeof *at->set);
+	return ready;
+}
+
+/* ---- descriptors and timers ---------------------------------------------- */
+
 /* The index of a watch; watch_count if the descriptor is not watched. */
 static size_t
 find_watch(const struct messenger *messenger, int descriptor)
@@ -787,7 +901,8 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 		return clutch_fail(EINVAL);
 	if (i == messenger->watch_count) {
 		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
-		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
+		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1 ||
+		    (messenger->loop->joined != NULL && make_room(messenger->loop, 1) == -1))
 			return -1;
 		messenger->watch_count++;
 		messenger->watches[i].connection = descriptor == messenger->accepted;
@@ -900,13 +1015,17 @@ may_go_on(const struct messenger *messenger)
 int
 messenger_timeout(const struct messenger *messenger)
 {
-	int64_t left;
+	int64_t left, due = INT64_MAX;
 
-	if (may_go_on(messenger))
-		return 0;
-	if (messenger->timer_count == 0)
+	for (; messenger != NULL; messenger = messenger->joined) {
+		if (may_go_on(messenger))
+			return 0;
+		if (messenger->timer_count > 0 && messenger->timers[0].due < due)
+			due = messenger->timers[0].due;
+	}
+	if (due == INT64_MAX)
 		return -1;
-	left = messenger->timers[0].due - clutch_now();
+	left = due - clutch_now();
 	return left > 0 ? (int)left : 0;
 }
 
@@ -946,8 +1065,14 @@ hear(struct messenger *messenger)
 	while (found == 1 && !messenger->paused);
 	messenger->has_unread = found == 1; /* paused: there may be more */
 	messenger->broken = peer == PEER_BROKEN || found == -1;
-	if (peer != PEER_ALIVE || found == -1)
-		channel_close(channel);
+	if (peer == PEER_ALIVE && found != -1)
+		return;
+	channel_close(channel);
+	if (messenger->ended != NULL)
+		check(messenger,
+		      messenger->ended(messenger, messenger->broken ? EPROTO : 0,
+		                       messenger->ended_arg),
+		      "end of a joined messenger");
 }
 
 /* What poll(2) waits for at the channel. */
@@ -966,12 +1091,16 @@ prepare(const struct messenger *messenger)
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
+	size_t i, count = 0;
 
-	prepare(messenger);
-	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
-		set[i] = messenger->set[first + i];
-	return messenger->watch_count + 1 - first;
+	for (; messenger != NULL; messenger = messenger->joined) {
+		prepare(messenger);
+		i = messenger->channel.descriptor == -1 ? 1 : 0;
+		for (; i <= messenger->watch_count; i++, count++)
+			if (count < size)
+				set[count] = messenger->set[i];
+	}
+	return count;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
@@ -1000,45 +1129,65 @@ dispatch(struct messenger *messenger)
 	run_timers(messenger);
 }
 
-/* poll(2), and if nothing happens for a while: the queue's memory is not needed now. */
+/* poll(2), and if nothing happens for a while: the queues' memory is not needed now. */
 static int
-wait_for_events(struct messenger *messenger, int timeout)
+wait_for_events(struct messenger *loop, int timeout)
 {
-	nfds_t count = messenger->watch_count + 1;
-	bool quiet = messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME);
-	int ready = poll(messenger->set, count, quiet ? QUIET_TIME : timeout);
+	bool quiet = false;
+	struct messenger *at;
+	int ready;
 
+	for (at = loop; at != NULL; at = at->joined)
+		quiet = quiet || at->channel.queue_size > 0;
+	quiet = quiet && (timeout < 0 || timeout > QUIET_TIME);
+	ready = poll_all(loop, quiet ? QUIET_TIME : timeout);
 	if (ready != 0 || !quiet)
 		return ready;
-	messenger->channel.queue_used = false;
-	channel_trim(&messenger->channel);
-	return poll(messenger->set, count, timeout < 0 ? -1 : timeout - QUIET_TIME);
+	for (at = loop; at != NULL; at = at->joined) {
+		at->channel.queue_used = false;
+		channel_trim(&at->channel);
+	}
+	return poll_all(loop, timeout < 0 ? -1 : timeout - QUIET_TIME);
+}
+
+/* Before poll(2): what it waits for at each channel, and how long it waits. */
+static int
+prepare_all(struct messenger *loop, int timeout)
+{
+	int due = messenger_timeout(loop);
+	struct messenger *at;
+
+	if (due >= 0 && (timeout < 0 || due < timeout))
+		timeout = due;
+	for (at = loop; at != NULL; at = at->joined) {
+		prepare(at);
+		if (channel_take_starved(&at->channel)) { /* poll would return at once */
+			at->set[0].fd = -1;
+			timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
+		}
+	}
+	return timeout;
 }
 
 /* Write what is queued, and, unless less than `least` bytes wait then, take a turn. */
 static int
 turn(struct messenger *messenger, size_t least, int timeout)
 {
-	int due;
+	struct messenger *at;
 
-	if (messenger->stepping || in_listener)
+	if (messenger->stepping || messenger->loop != messenger || in_listener)
 		return clutch_fail(EBUSY);
-	channel_flush(&messenger->channel);
+	for (at = messenger; at != NULL; at = at->joined)
+		channel_flush(&at->channel);
 	if (channel_pending(&messenger->channel) < least)
 		return 1;
-	due = messenger_timeout(messenger);
-	prepare(messenger);
-	if (due >= 0 && (timeout < 0 || due < timeout))
-		timeout = due;
-	if (channel_take_starved(&messenger->channel)) { /* poll would return at once */
-		messenger->set[0].fd = -1;
-		timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
-	}
-	if (wait_for_events(messenger, timeout) == -1 && errno != EINTR)
+	if (wait_for_events(messenger, prepare_all(messenger, timeout)) == -1 && errno != EINTR)
 		return -1;
 	messenger->stepping = true;
-	dispatch(messenger);
+	for (at = messenger; at != NULL; at = at->joined)
+		dispatch(at);
 	messenger->stepping = false;
+	free_closed(messenger);
 	if (messenger->canceled || messenger->broken) {
 		errno = messenger->canceled ? ECANCELED : EPROTO;
 		messenger->canceled = messenger->broken = false;
@@ -1157,11 +1306,14 @@ void
 messenger_flush_own(void)
 {
 	int64_t deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
+	struct messenger *at;
 
 	if (own == NULL || own->pid != getpid())
 		return;
 	own->listener_count = 0; /* exit(3) may be called by one of them */
 	own->paused = false;
+	for (at = own->joined; at != NULL; at = at->joined)
+		channel_flush(&at->channel);
 	while (channel_drain(&own->channel, 10) == PEER_ALIVE &&
 	       channel_pending(&own->channel) > 0 && clutch_now() < deadline)
 		hear(own);
