@@ -1,5 +1,5 @@
 /*
- * Who receives what (in the master), and what a child does with it.
+ * Which process receives a message (in the master), and what a child does with one.
  *
  * egg: egg-cluster/lib/utils/messenger.js (the master's side), to be read beside
  * this file: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
@@ -8,9 +8,7 @@
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -54,18 +52,16 @@ debug(const struct message *data, enum role claimed)
 	                   : claimed == ROLE_NONE  ? "by default"
 	                                           : "by its to";
 
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
-		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
+	clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", clutch_role_name(data->from),
+	             clutch_role_name(data->to), rule);
 }
 
 void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                          struct message *msg)
 {
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld",
-		             clutch_role_name(sender->role), (long)sender->worker_id);
+	clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld", clutch_role_name(sender->role),
+	             (long)sender->worker_id);
 	msg->from = sender->role; /* :60 */
 	messenger->sender = sender;
 	master_messenger_send(messenger, msg); /* :61 */
@@ -166,7 +162,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		/* check receiver_pid */
 		if (data->receiver_pid != 0 && data->receiver_pid != worker->worker_id) /* :163 */
 			continue;
-		/* D50: the worker that replaces this one hears what is for all */
+		/* D50: a message for all apps is heard by the worker that replaces this one */
 		if (worker->is_dev_reload && data->receiver_pid == 0)
 			continue;
 		/* D23: what agent and parent say waits until the worker is forked */
@@ -202,20 +198,21 @@ process_is_above(const struct process *process, size_t mark)
 	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
 }
 
-/* The receivers for which a sender waits are a set of places: the parent's, the agent's,
- * each slot. */
+/* The receivers for which a sender waits are a set of places, a bit for each: the parent's,
+ * the agent's, each slot. */
 static size_t
 place(const struct process *process)
 {
-	return process->role == ROLE_PARENT  ? 0
-	       : process->role == ROLE_AGENT ? 1
-	                                     : 2 + (size_t)process->slot;
+	return process->role == ROLE_APP ? 2 + (size_t)process->slot : process->role == ROLE_AGENT;
 }
 
 static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
-	return sender->waits_for[place(receiver)] && receiver->state != STATE_DISCONNECTED &&
+	size_t bit = receiver != NULL ? place(receiver) : 0;
+
+	return receiver != NULL && (sender->waits_for[bit / 8] >> bit % 8 & 1) != 0 &&
+	       receiver->state != STATE_DISCONNECTED &&
 	       receiver->channel.limit == 0 && /* else there is no process to drain it */
 	       process_is_above(receiver, CHANNEL_LOW_WATER);
 }
@@ -227,8 +224,7 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 
 	if (!sender->waits)
 		return true;
-	if ((manager->parent != NULL && waits_for(sender, manager->parent)) ||
-	    (manager->agent != NULL && waits_for(sender, manager->agent)))
+	if (waits_for(sender, manager->parent) || waits_for(sender, manager->agent))
 		return false;
 	for (worker = manager->workers; worker != NULL; worker = worker->next)
 		if (waits_for(sender, worker))
@@ -244,19 +240,19 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
+	size_t bit = place(process);
 	int handle = data->handle;
 	int64_t deadline = 0;
 	int result;
 
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld",
-		             clutch_role_name(process->role), (long)process->worker_id);
+	clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld", clutch_role_name(process->role),
+	             (long)process->worker_id);
 	while ((result = sendmessage(&process->channel, data)) == -1) {
 		if ((errno == EMFILE || errno == ENOBUFS) && data->handle != -1) {
 			data->handle = -1; /* the message is worth more than its handle */
 			process->channel.handles_lost++;
 		} else if (errno != ENOMEM || process->channel.descriptor == -1) {
-			break; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
+			break; /* EPIPE: it is dying; ENOBUFS: it is not forked yet */
 		} else if (channel_flush(&process->channel) == PEER_GONE ||
 		           !clutch_retry(&deadline)) {
 			process->killed_for = "no memory for its messages";
@@ -266,10 +262,12 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	}
 	data->handle = handle; /* the next receiver may have more luck */
 	process->dropped += result == -1 && errno == ENOBUFS;
-	/* A queue with a limit of its own has nobody at its end who drains it. */
+	/* A queue that has a limit has no process at its end to drain it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
-	    process_is_above(process, CHANNEL_HIGH_WATER))
-		messenger->sender->waits_for[place(process)] = messenger->sender->waits = true;
+	    process_is_above(process, CHANNEL_HIGH_WATER)) {
+		messenger->sender->waits = true;
+		messenger->sender->waits_for[bit / 8] |= (unsigned char)(1 << bit % 8);
+	}
 	return result == 0;
 }
 
@@ -285,7 +283,7 @@ clutch_role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-/* A log that nobody reads does not stop the process (D17): after LOG_PATIENCE the line is
+/* A log that no process reads does not stop this one (D17): after LOG_PATIENCE the line is
  * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
  * master sets an alarm, which interrupts it. */
 bool
@@ -328,8 +326,8 @@ clutch_trace_init(void)
 }
 
 void
-clutch_trace(enum role role, const char *step, const struct message *message, const char *format,
-             ...)
+clutch_trace_step(enum role role, const char *step, const struct message *message,
+                  const char *format, ...)
 {
 	bool short_data = message->data != NULL && message->data_length <= 128;
 	bool has_action = message->action != NULL && message->action[0] != '\0';
@@ -384,7 +382,7 @@ static bool in_listener;
 static struct messenger *messengers;
 static struct messenger *own;
 
-static void close_joined(struct messenger *messenger);
+static void end_channel(struct messenger *messenger);
 
 struct messenger *
 messenger_open(int descriptor, enum role role)
@@ -399,7 +397,6 @@ messenger_open(int descriptor, enum role role)
 	messenger->pid = getpid();
 	messenger->slot = -1;
 	messenger->accepted = -1;
-	messenger->loop = messenger;
 	messenger->random = (unsigned)messenger->pid * 2654435761U;
 	messenger->next = messengers;
 	messengers = messenger;
@@ -413,17 +410,11 @@ messenger_open(int descriptor, enum role role)
 static void
 free_messenger(struct messenger *messenger)
 {
-	struct messenger **link = &messengers, *at;
+	struct messenger **link = &messengers;
 
-	while ((at = *link) != messenger)
-		link = &at->next;
+	while (*link != messenger)
+		link = &(*link)->next;
 	*link = messenger->next;
-	for (at = messengers; at != NULL; at = at->next)
-		if (at->loop == messenger) {
-			at->loop = at;
-			at->joined = NULL;
-			at->ended = NULL;
-		}
 	while (messenger->listener_count > 0)
 		free(messenger->listeners[--messenger->listener_count].action);
 	free(messenger->listeners);
@@ -431,7 +422,6 @@ free_messenger(struct messenger *messenger)
 	free(messenger->opids);
 	free(messenger->watches);
 	free(messenger->set);
-	free(messenger->all);
 	free(messenger->timers);
 	free(messenger);
 }
@@ -439,18 +429,20 @@ free_messenger(struct messenger *messenger)
 void
 messenger_close(struct messenger *messenger)
 {
-	int saved = errno;
+	int timeout, saved = errno;
+	struct messenger *at;
 
 	if (messenger == NULL)
 		return;
-	if (messenger->loop != messenger)
-		channel_flush(&messenger->channel);
-	else if (messenger->channel.descriptor != -1)
-		channel_drain(&messenger->channel, CLOSE_FLUSH_TIMEOUT);
-	channel_close(&messenger->channel);
-	if (messenger->loop != messenger)
-		close_joined(messenger);
-	else
+	timeout = messenger->loop == NULL ? CLOSE_FLUSH_TIMEOUT : 0;
+	if (messenger->channel.descriptor != -1)
+		channel_drain(&messenger->channel, timeout);
+	end_channel(messenger);
+	for (at = messengers; at != NULL; at = at->next)
+		if (at->loop == messenger)
+			at->loop = NULL;
+	messenger->closed = true;
+	if (!messenger->stepping) /* else on_joined frees it */
 		free_messenger(messenger);
 	errno = saved;
 }
@@ -492,9 +484,8 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 		return clutch_fail(EPIPE);
 	if (sendmessage(&messenger->channel, &plain) == -1)
 		return -1;
-	if (clutch_trace_on)
-		clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
-		             clutch_role_name(message->to), (long)message->receiver_pid);
+	clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
+	             clutch_role_name(message->to), (long)message->receiver_pid);
 	return 0;
 }
 
@@ -504,6 +495,15 @@ compose(const char *action, const char *data, enum role to, pid_t receiver_pid)
 	size_t length = data != NULL ? strlen(data) : 0;
 
 	return (struct message){action, ROLE_NONE, to, receiver_pid, data, length, -1, NULL};
+}
+
+void
+messenger_tell(struct messenger *messenger, enum role to, const char *action, const char *data)
+{
+	messenger->channel.limit = SIZE_MAX;
+	while (messenger_send(messenger, action, data, to) == -1 && errno == ENOMEM)
+		poll(NULL, 0, 10);
+	messenger->channel.limit = CHANNEL_QUEUE_MAX;
 }
 
 int
@@ -520,8 +520,8 @@ messenger_broadcast(struct messenger *messenger, const char *action, const char 
 		return clutch_fail(ENOBUFS);
 	if (messenger_send_message(messenger, &message) == -1)
 		return -1;
-	message.to = ROLE_AGENT; /* ipc.js:40 */
-	return messenger_send_message(messenger, &message);
+	messenger_tell(messenger, ROLE_AGENT, action, data); /* ipc.js:40 */
+	return 0;
 }
 
 int
@@ -539,10 +539,8 @@ messenger_send_random(struct messenger *messenger, const char *action, const cha
 {
 	size_t i;
 
-	if (messenger->opid_count == 0) { /* ipc.js:71 opids */
-		errno = ESRCH;
-		return -1;
-	}
+	if (messenger->opid_count == 0) /* ipc.js:71 opids */
+		return clutch_fail(ESRCH);
 	i = (size_t)rand_r(&messenger->random) % messenger->opid_count;
 	return messenger_send_to(messenger, messenger->opids[i], action, data);
 }
@@ -569,11 +567,17 @@ messenger_send(struct messenger *messenger, const char *action, const char *data
 
 /* ---- listeners ----------------------------------------------------------- */
 
-/* An action's length and last byte, which are compared first: many actions begin alike. */
+/* An action's length and its last three bytes, which are compared first: in a family of
+ * actions the beginnings are alike. */
 static unsigned
 key_of(const char *action, size_t length)
 {
-	return length > 0 ? (unsigned)length << 8 | (unsigned char)action[length - 1] : 0;
+	unsigned key = (unsigned)length;
+	size_t i;
+
+	for (i = length > 3 ? length - 3 : 0; i < length; i++)
+		key = key << 8 | (unsigned char)action[i];
+	return key;
 }
 
 static int
@@ -651,12 +655,9 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 static void
 check(struct messenger *messenger, int result, const char *where)
 {
-	messenger = messenger->loop;
-	if (result == 0)
-		return;
-	if (messenger->on_uncaught != NULL)
+	if (result != 0 && messenger->on_uncaught != NULL)
 		messenger->on_uncaught(messenger, result, where);
-	else
+	else if (result != 0)
 		messenger->canceled = true;
 }
 
@@ -667,6 +668,7 @@ static size_t
 emit(struct messenger *messenger, size_t count, const char *action, size_t length,
      const struct message *message)
 {
+	struct messenger *loop = messenger->loop != NULL ? messenger->loop : messenger;
 	unsigned key = key_of(action, length);
 	const struct listener *listener;
 	size_t i, called = 0;
@@ -678,10 +680,8 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 		if (listener->once)
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
-		if (clutch_trace_on)
-			clutch_trace(messenger->role, "delivers", message, "to listener %zu",
-			             called);
-		check(messenger, listener->call(messenger, message, listener->arg), "listener");
+		clutch_trace(messenger->role, "delivers", message, "to listener %zu", called);
+		check(loop, listener->call(messenger, message, listener->arg), "listener");
 	}
 	return called;
 }
@@ -711,11 +711,11 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
-	bool by_master = message->from == ROLE_MASTER && messenger->loop == messenger;
+	bool by_master = message->from == ROLE_MASTER && messenger->loop == NULL;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
 	if (by_master && strcmp(message->action, "clutch-barrier") == 0) {
-		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D50 */
+		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
 	sweep(messenger); /* what a listener of another messenger has removed */
@@ -725,8 +725,7 @@ deliver(struct messenger *messenger, const struct message *message)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
-	if ((length == 0 || emit(messenger, count, message->action, length, message) == 0) &&
-	    clutch_trace_on)
+	if (length == 0 || emit(messenger, count, message->action, length, message) == 0)
 		clutch_trace(messenger->role, "receives", message,
 		             "without a listener for its action");
 	in_listener = false;
@@ -790,96 +789,6 @@ clutch_wake_close(void)
 	errno = saved;
 }
 
-/* ---- one loop for several ------------------------------------------------ */
-
-/* Make room for the sets of all that a loop turns, and for `more` descriptors. */
-static int
-make_room(struct messenger *loop, size_t more)
-{
-	const struct messenger *at;
-	struct pollfd *all;
-
-	for (at = loop; at != NULL; at = at->joined)
-		more += at->watch_count + 1;
-	all = realloc(loop->all, more * sizeof *all);
-	if (all == NULL)
-		return -1;
-	loop->all = all;
-	return 0;
-}
-
-int
-messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended, void *arg)
-{
-	struct messenger *last;
-
-	if (messenger == loop || messenger == own || messenger->loop != messenger ||
-	    messenger->joined != NULL || loop->loop != loop)
-		return clutch_fail(EINVAL);
-	if (messenger->stepping)
-		return clutch_fail(EBUSY);
-	if (messenger->channel.descriptor == -1)
-		return clutch_fail(EPIPE);
-	if (make_room(loop, messenger->watch_count + 1) == -1)
-		return -1;
-	messenger->set[0].revents = 0; /* the loop may be walking over them just now */
-	messenger->ended = ended;
-	messenger->ended_arg = arg;
-	messenger->loop = loop;
-	for (last = loop; last->joined != NULL;)
-		last = last->joined;
-	last->joined = messenger;
-	return 0;
-}
-
-static void
-free_closed(struct messenger *loop)
-{
-	struct messenger **link = &loop->joined, *at;
-
-	while ((at = *link) != NULL) {
-		if (at->closed) {
-			*link = at->joined;
-			free_messenger(at);
-		} else {
-			link = &at->joined;
-		}
-	}
-}
-
-/* The loop, or a callback, may stand in it: nothing more is called, and its memory goes at
- * the end of the turn. */
-static void
-close_joined(struct messenger *messenger)
-{
-	messenger->closed = true;
-	messenger->has_unread = false;
-	messenger->set[0].revents = 0;
-	messenger->watch_count = messenger->timer_count = 0;
-	if (!messenger->loop->stepping)
-		free_closed(messenger->loop);
-}
-
-/* poll(2) for the loop and all that it turns. */
-static int
-poll_all(struct messenger *loop, int timeout)
-{
-	struct messenger *at;
-	nfds_t count = 0;
-	int ready;
-
-	if (loop->joined == NULL)
-		return poll(loop->set, loop->watch_count + 1, timeout);
-	for (at = loop; at != NULL; count += at->watch_count + 1, at = at->joined)
-		memcpy(loop->all + count, at->set, (at->watch_count + 1) * sizeof *at->set);
-	ready = poll(loop->all, count, timeout);
-	for (at = loop, count = 0; at != NULL; count += at->watch_count + 1, at = at->joined)
-		memcpy(at->set, loop->all + count, (at->watch_count + 1) * sizeof *at->set);
-	return ready;
-}
-
-/* ---- descriptors and timers ---------------------------------------------- */
-
 /* The index of a watch; watch_count if the descriptor is not watched. */
 static size_t
 find_watch(const struct messenger *messenger, int descriptor)
@@ -897,12 +806,11 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 {
 	size_t i = find_watch(messenger, descriptor);
 
-	if (descriptor < 0 || watcher == NULL)
+	if (descriptor < 0 || watcher == NULL || messenger->loop != NULL)
 		return clutch_fail(EINVAL);
 	if (i == messenger->watch_count) {
 		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
-		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1 ||
-		    (messenger->loop->joined != NULL && make_room(messenger->loop, 1) == -1))
+		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
 			return -1;
 		messenger->watch_count++;
 		messenger->watches[i].connection = descriptor == messenger->accepted;
@@ -967,7 +875,7 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 {
 	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
 
-	if (milliseconds < 0 || call == NULL)
+	if (milliseconds < 0 || call == NULL || messenger->loop != NULL)
 		return clutch_fail(EINVAL);
 	if (clutch_grow(&messenger->timers, messenger->timer_count, sizeof timer) == -1)
 		return -1;
@@ -1005,6 +913,27 @@ messenger_clear_timeout(struct messenger *messenger, int id)
 	return 0;
 }
 
+/* Those that a loop turns: itself, and the joined ones. */
+static struct messenger *
+next_turned(const struct messenger *loop, const struct messenger *last)
+{
+	struct messenger *next = last == NULL ? messengers : last->next;
+
+	while (next != NULL && next != loop && next->loop != loop)
+		next = next->next;
+	return next;
+}
+
+/* Where poll(2) finds the channel of one of them. */
+static struct pollfd *
+entry_of(const struct messenger *messenger)
+{
+	const struct messenger *loop = messenger->loop;
+
+	return loop == NULL ? &messenger->set[0]
+	                    : &loop->set[1 + find_watch(loop, messenger->channel.descriptor)];
+}
+
 /* Have messages waited for the end of a pause? */
 static bool
 may_go_on(const struct messenger *messenger)
@@ -1015,17 +944,15 @@ may_go_on(const struct messenger *messenger)
 int
 messenger_timeout(const struct messenger *messenger)
 {
-	int64_t left, due = INT64_MAX;
+	const struct messenger *at = NULL;
+	int64_t left;
 
-	for (; messenger != NULL; messenger = messenger->joined) {
-		if (may_go_on(messenger))
+	while ((at = next_turned(messenger, at)) != NULL)
+		if (may_go_on(at))
 			return 0;
-		if (messenger->timer_count > 0 && messenger->timers[0].due < due)
-			due = messenger->timers[0].due;
-	}
-	if (due == INT64_MAX)
+	if (messenger->timer_count == 0)
 		return -1;
-	left = due - clutch_now();
+	left = messenger->timers[0].due - clutch_now();
 	return left > 0 ? (int)left : 0;
 }
 
@@ -1054,69 +981,76 @@ run_timers(struct messenger *messenger)
 static void
 hear(struct messenger *messenger)
 {
+	struct messenger *loop = messenger->loop;
 	struct channel *channel = &messenger->channel;
 	enum peer peer = channel_read(channel);
 	struct message message;
-	int found;
+	int found, error;
 
 	do
 		if ((found = channel_next(channel, &message)) == 1)
 			deliver(messenger, &message);
 	while (found == 1 && !messenger->paused);
 	messenger->has_unread = found == 1; /* paused: there may be more */
-	messenger->broken = peer == PEER_BROKEN || found == -1;
 	if (peer == PEER_ALIVE && found != -1)
 		return;
-	channel_close(channel);
-	if (messenger->ended != NULL)
-		check(messenger,
-		      messenger->ended(messenger, messenger->broken ? EPROTO : 0,
-		                       messenger->ended_arg),
-		      "end of a joined messenger");
+	end_channel(messenger);
+	error = peer == PEER_BROKEN || found == -1 ? EPROTO : 0;
+	if (loop == NULL)
+		messenger->broken = error != 0;
+	else if (messenger->ended != NULL && !messenger->closed)
+		check(loop, messenger->ended(messenger, error, messenger->arg), "joined end");
 }
 
-/* What poll(2) waits for at the channel. */
+/* The channel's part of a turn. */
 static void
-prepare(const struct messenger *messenger)
+serve(struct messenger *messenger, short revents)
 {
-	struct pollfd *channel = &messenger->set[0];
+	if ((revents & POLLOUT) != 0)
+		channel_flush(&messenger->channel); /* a callback that needs room finds it */
+	if ((revents & ~POLLOUT) == 0)
+		return;
+	messenger->paused = false; /* a hangup ends a pause */
+	hear(messenger);
+}
 
-	channel->fd = messenger->channel.descriptor;
-	channel->events = messenger->paused ? 0 : POLLIN;
-	if (channel_pending(&messenger->channel) > 0)
-		channel->events |= POLLOUT;
-	channel->revents = 0;
+/* What poll(2) waits for at the channels. */
+static void
+prepare(const struct messenger *loop)
+{
+	const struct messenger *at = NULL;
+	struct pollfd *entry;
+
+	while ((at = next_turned(loop, at)) != NULL) {
+		entry = entry_of(at);
+		entry->fd = at->channel.descriptor;
+		entry->events = at->paused ? 0 : POLLIN;
+		if (channel_pending(&at->channel) > 0)
+			entry->events |= POLLOUT;
+		entry->revents = 0;
+	}
 }
 
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	size_t i, count = 0;
+	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
 
-	for (; messenger != NULL; messenger = messenger->joined) {
-		prepare(messenger);
-		i = messenger->channel.descriptor == -1 ? 1 : 0;
-		for (; i <= messenger->watch_count; i++, count++)
-			if (count < size)
-				set[count] = messenger->set[i];
-	}
-	return count;
+	prepare(messenger);
+	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
+		set[i] = messenger->set[first + i];
+	return messenger->watch_count + 1 - first;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
 static void
 dispatch(struct messenger *messenger)
 {
-	struct pollfd *ready = &messenger->set[0];
-	short revents = ready->revents;
 	const struct watch *watch;
+	struct pollfd *ready;
+	short revents;
 
-	if ((revents & POLLOUT) != 0)
-		channel_flush(&messenger->channel); /* a callback that needs room finds it */
-	if ((revents & ~POLLOUT) != 0)
-		messenger->paused = false; /* a hangup ends a pause */
-	if ((revents & ~POLLOUT) != 0 || may_go_on(messenger))
-		hear(messenger);
+	serve(messenger, messenger->set[0].revents);
 	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
 		watch = &messenger->watches[messenger->watch_next++];
 		ready = &messenger->set[messenger->watch_next];
@@ -1131,63 +1065,56 @@ dispatch(struct messenger *messenger)
 
 /* poll(2), and if nothing happens for a while: the queues' memory is not needed now. */
 static int
-wait_for_events(struct messenger *loop, int timeout)
+wait_for_events(struct messenger *messenger, int timeout)
 {
-	bool quiet = false;
-	struct messenger *at;
+	nfds_t count = messenger->watch_count + 1;
+	bool keeps = false, quiet = timeout < 0 || timeout > QUIET_TIME;
+	struct messenger *at = NULL;
 	int ready;
 
-	for (at = loop; at != NULL; at = at->joined)
-		quiet = quiet || at->channel.queue_size > 0;
-	quiet = quiet && (timeout < 0 || timeout > QUIET_TIME);
-	ready = poll_all(loop, quiet ? QUIET_TIME : timeout);
+	while ((at = next_turned(messenger, at)) != NULL)
+		keeps = keeps || at->channel.queue_size > 0;
+	quiet = quiet && keeps;
+	ready = poll(messenger->set, count, quiet ? QUIET_TIME : timeout);
 	if (ready != 0 || !quiet)
 		return ready;
-	for (at = loop; at != NULL; at = at->joined) {
+	while ((at = next_turned(messenger, at)) != NULL) {
 		at->channel.queue_used = false;
 		channel_trim(&at->channel);
 	}
-	return poll_all(loop, timeout < 0 ? -1 : timeout - QUIET_TIME);
-}
-
-/* Before poll(2): what it waits for at each channel, and how long it waits. */
-static int
-prepare_all(struct messenger *loop, int timeout)
-{
-	int due = messenger_timeout(loop);
-	struct messenger *at;
-
-	if (due >= 0 && (timeout < 0 || due < timeout))
-		timeout = due;
-	for (at = loop; at != NULL; at = at->joined) {
-		prepare(at);
-		if (channel_take_starved(&at->channel)) { /* poll would return at once */
-			at->set[0].fd = -1;
-			timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
-		}
-	}
-	return timeout;
+	return poll(messenger->set, count, timeout < 0 ? -1 : timeout - QUIET_TIME);
 }
 
 /* Write what is queued, and, unless less than `least` bytes wait then, take a turn. */
 static int
 turn(struct messenger *messenger, size_t least, int timeout)
 {
-	struct messenger *at;
+	struct messenger *at = NULL;
+	int due;
 
-	if (messenger->stepping || messenger->loop != messenger || in_listener)
+	if (messenger->stepping || messenger->loop != NULL || in_listener)
 		return clutch_fail(EBUSY);
-	for (at = messenger; at != NULL; at = at->joined)
+	while ((at = next_turned(messenger, at)) != NULL)
 		channel_flush(&at->channel);
 	if (channel_pending(&messenger->channel) < least)
 		return 1;
-	if (wait_for_events(messenger, prepare_all(messenger, timeout)) == -1 && errno != EINTR)
+	due = messenger_timeout(messenger);
+	prepare(messenger);
+	if (due >= 0 && (timeout < 0 || due < timeout))
+		timeout = due;
+	while ((at = next_turned(messenger, at)) != NULL)
+		if (channel_take_starved(&at->channel)) { /* poll would return at once */
+			entry_of(at)->events = 0;
+			timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
+		}
+	if (wait_for_events(messenger, timeout) == -1 && errno != EINTR)
 		return -1;
+	while ((at = next_turned(messenger, at)) != NULL)
+		if (may_go_on(at))
+			entry_of(at)->revents |= POLLIN;
 	messenger->stepping = true;
-	for (at = messenger; at != NULL; at = at->joined)
-		dispatch(at);
+	dispatch(messenger);
 	messenger->stepping = false;
-	free_closed(messenger);
 	if (messenger->canceled || messenger->broken) {
 		errno = messenger->canceled ? ECANCELED : EPROTO;
 		messenger->canceled = messenger->broken = false;
@@ -1212,17 +1139,53 @@ messenger_drain(struct messenger *messenger, size_t most)
 	return result;
 }
 
-/* ---- pausing ------------------------------------------------------------- */
+/* ---- several messengers, one loop ----------------------------------------- */
 
-/* Tell the master something, whatever else waits in the queue. */
-void
-messenger_tell_master(struct messenger *messenger, const char *action, const char *data)
+/* Close the channel, and let the loop that has turned it know it no more. */
+static void
+end_channel(struct messenger *messenger)
 {
-	messenger->channel.limit = SIZE_MAX;
-	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 && errno == ENOMEM)
-		poll(NULL, 0, 10);
-	messenger->channel.limit = CHANNEL_QUEUE_MAX;
+	if (messenger->loop != NULL)
+		messenger_unwatch(messenger->loop, messenger->channel.descriptor);
+	messenger->loop = NULL;
+	channel_close(&messenger->channel);
 }
+
+/* A callback may close the messenger: its memory goes when no callback of it runs. */
+static int
+on_joined(struct messenger *loop, int descriptor, short revents, void *arg)
+{
+	struct messenger *joined = arg;
+
+	(void)loop, (void)descriptor;
+	joined->stepping = true;
+	serve(joined, revents);
+	joined->stepping = false;
+	if (joined->closed)
+		free_messenger(joined);
+	return 0;
+}
+
+int
+messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended, void *arg)
+{
+	if (messenger == loop || messenger == own || messenger->loop != NULL ||
+	    loop->loop != NULL || messenger->watch_count > 0 || messenger->timer_count > 0)
+		return clutch_fail(EINVAL);
+	if (messenger->stepping)
+		return clutch_fail(EBUSY);
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
+	if (messenger_watch(loop, messenger->channel.descriptor, POLLIN, on_joined, messenger) ==
+	    -1)
+		return -1;
+	messenger->loop = loop;
+	messenger->ended = ended;
+	messenger->arg = arg;
+	return 0;
+}
+
+/* ---- pausing ------------------------------------------------------------- */
 
 int
 messenger_pause(struct messenger *messenger)
@@ -1230,7 +1193,7 @@ messenger_pause(struct messenger *messenger)
 	if (messenger->channel.descriptor == -1)
 		return clutch_fail(EPIPE);
 	if (!messenger->paused)
-		messenger_tell_master(messenger, "clutch-pause", NULL);
+		messenger_tell(messenger, ROLE_MASTER, "clutch-pause", NULL);
 	messenger->paused = true;
 	return 0;
 }
@@ -1239,7 +1202,7 @@ int
 messenger_resume(struct messenger *messenger)
 {
 	if (messenger->paused)
-		messenger_tell_master(messenger, "clutch-resume", NULL);
+		messenger_tell(messenger, ROLE_MASTER, "clutch-resume", NULL);
 	messenger->paused = false;
 	return 0;
 }
@@ -1299,21 +1262,21 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* D22: what a send call accepted leaves before the process does. Hear meanwhile, without
- * listeners: the master stops reading from a process whose own incoming queue is full
+/* D22: what a send call accepted is written before the process ends. It hears meanwhile,
+ * without listeners: the master stops reading from a process whose own incoming queue is full
  * (D21), so that a process that sends to itself would wait for ever. */
 void
 messenger_flush_own(void)
 {
 	int64_t deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
-	struct messenger *at;
+	struct messenger *at = NULL;
 
 	if (own == NULL || own->pid != getpid())
 		return;
+	while ((at = next_turned(own, at)) != NULL)
+		channel_flush(&at->channel);
 	own->listener_count = 0; /* exit(3) may be called by one of them */
 	own->paused = false;
-	for (at = own->joined; at != NULL; at = at->joined)
-		channel_flush(&at->channel);
 	while (channel_drain(&own->channel, 10) == PEER_ALIVE &&
 	       channel_pending(&own->channel) > 0 && clutch_now() < deadline)
 		hear(own);

@@ -171,7 +171,8 @@ struct options {
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
-	int parent;               /* this end of the channel to the parent; 0: no parent */
+	int parent;               /* this end of the channel to the parent: start_cluster
+	                           * closes it; 0: no parent */
 	bool end_with_parent;     /* when the parent closes it, or dies, the cluster stops */
 };
 
@@ -272,7 +273,11 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
  *	threads              fork before you start any: only the calling thread lives on in
  *	                     the processes of the cluster
  *	children             the master waits only for processes that it has forked, by
- *	                     their pids; as PID 1 of a container it reaps orphans, too
+ *	                     their pids; as PID 1 of a container it reaps orphans, too.
+ *	                     Where its own process group is that of a process outside of
+ *	                     its PID namespace (unshare --pid without setsid), the master
+ *	                     cannot see the end of a dead worker's group, and gives it
+ *	                     the whole close timeout
  *	working directory    and environment are the caller's; agent and app inherit both,
  *	                     an app finds CFORK_WORKER_INDEX and CFORK_WORKER_COUNT, too
  *	the log              the master waits at most a second for a log that is full,
@@ -408,33 +413,31 @@ size_t messenger_descriptors(const struct messenger *messenger, struct pollfd *s
 int messenger_timeout(const struct messenger *messenger);
 
 /*
- * Several messengers, one loop. From the join on each step of `loop` turns `messenger`,
- * too, after those that were joined before: its messages, its descriptors, its timers. step
- * and drain of a joined one fail with EBUSY. `descriptors` and `timeout` of the loop tell of all. So a parent has two clusters,
- * and two children talk over a socketpair of their own, past the master: one child
- * sends an end of the pair to the other as a handle, and each opens and joins its end.
+ * Several messengers, one loop. From the join on each step of `loop` turns the channel of
+ * `messenger`, too. So a parent has two clusters, and two children talk over a socketpair
+ * of their own, past the master: one child sends an end of the pair to the other as a
+ * handle, and each opens and joins its end. Descriptors and timers are those of the loop:
+ * watch and the timers of a joined messenger fail with EINVAL, step and drain with EBUSY.
  *
  *   the end   `ended`, which may be NULL, is called once, when the channel is closed and all
  *             that came over it is delivered: with 0 if the other end is gone, with EPROTO
- *             if it broke the protocol. No step of the loop fails for it. Descriptors and
- *             timers go on until messenger_close.
+ *             if it broke the protocol. No step of the loop fails for that. The messenger is
+ *             joined no more, and is to be closed, in `ended` or later.
  *   errors    A non-zero result of a joined messenger's callback counts as one of the loop:
- *             the process's role, or its step, gets it.
+ *             the process's role, or the loop's step, gets it.
  *   close     messenger_close of a joined one is allowed in every callback, its own too. No
- *             callback of it is called any more; its memory goes at the end of the turn. It
- *             waits for nobody: what the socket does not take at once is lost, so that an
- *             end that does not read stops no process. Where the loop is closed first, those
- *             that it turned are messengers with a step of their own again.
+ *             callback of it is called any more. It does not wait: what the socket does
+ *             not take at once is lost, so that an end that does not read stops no process.
+ *             Where the loop is closed first, those that it turned have a step of their own.
  *   limits    A send fails with ENOBUFS as any other: an end that does not read costs its
- *             process at most CHANNEL_QUEUE_MAX. messenger_pause holds the other end up.
- *             `from` is what the other end says, if that is no master.
+ *             process at most CHANNEL_QUEUE_MAX. `from` is what the other end says, if that
+ *             is no master.
  *
- * errno: EINVAL (the process's own messenger, one that is joined already or turns others, or
- * a loop that is joined itself), EBUSY (inside a callback of `messenger`), EPIPE (its channel
- * is closed), ENOMEM.
+ * errno: EINVAL (the process's own messenger, one that is joined, or has descriptors, timers
+ * or joined ones itself, or a loop that is joined), EBUSY (inside a callback of `messenger`),
+ * EPIPE (its channel is closed), ENOMEM.
  */
 typedef int (*messenger_end)(struct messenger *messenger, int error, void *arg);
-
 int messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended,
                    void *arg);
 
@@ -669,11 +672,13 @@ int clutch_set_flags(int descriptor);
 bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
- * clutch_trace_init was called. */
+ * clutch_trace_init was called. A macro, so that nothing is prepared for a line that is
+ * not printed. */
+#define clutch_trace(...) (clutch_trace_on ? clutch_trace_step(__VA_ARGS__) : (void)0)
 extern bool clutch_trace_on;
 void clutch_trace_init(void);
-void clutch_trace(enum role role, const char *step, const struct message *message,
-                  const char *format, ...) CLUTCH_PRINTF(4, 5);
+void clutch_trace_step(enum role role, const char *step, const struct message *message,
+                       const char *format, ...) CLUTCH_PRINTF(4, 5);
 const char *clutch_role_name(enum role role);
 
 /*
@@ -752,8 +757,8 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	bool waits; /* it is not read: queues that it feeds are too long, those of */
-	bool waits_for[CLUTCH_WORKERS_MAX + 2]; /* these places: parent, agent, each slot */
+	bool waits; /* it is not read: queues that it feeds are too long, those of these places */
+	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
@@ -823,12 +828,10 @@ struct messenger {
 	unsigned turn; /* of the timers: those that a callback sets wait for the next */
 	bool stepping, canceled, broken;
 
-	struct messenger *loop;   /* the one that turns this: itself, unless it is joined */
-	struct messenger *joined; /* the next one that the loop turns */
-	struct pollfd *all;       /* the loop's: room for the sets of all */
+	struct messenger *loop; /* the one that turns this one, if it is joined */
 	messenger_end ended;
-	void *ended_arg;
-	bool closed; /* it was joined: to be freed at the end of the turn */
+	void *arg;   /* of ended */
+	bool closed; /* to be freed when its last callback has returned */
 
 	/* set by the roles */
 	void (*on_ready)(struct messenger *messenger, int status);
@@ -840,8 +843,10 @@ struct messenger {
 	size_t connections; /* accepted, and watched */
 };
 
-/* Tell the master something, whatever else waits in the queue. */
-void messenger_tell_master(struct messenger *messenger, const char *action, const char *data);
+/* Send what must not fail: whatever else waits in the queue, and as soon as there is
+ * memory for it. */
+void messenger_tell(struct messenger *messenger, enum role to, const char *action,
+                    const char *data);
 
 /* Call the callbacks of messenger_before_close, each once. Returns how many
  * failed. */

@@ -78,13 +78,6 @@ on_message(struct messenger *messenger, const struct message *message, void *arg
 }
 
 static int
-on_timer(struct messenger *messenger, void *arg)
-{
-	(void)messenger;
-	return note(arg, "timer");
-}
-
-static int
 on_readable(struct messenger *messenger, int descriptor, short revents, void *arg)
 {
 	char byte;
@@ -204,39 +197,24 @@ Test(join, one_step_turns_all)
 	close_link(&two);
 }
 
+static int
+say_something(struct messenger *messenger, void *arg)
+{
+	(void)messenger;
+	say(arg, "something");
+	return 0;
+}
+
 Test(join, a_step_waits_for_a_joined_one)
 {
 	struct link one;
 
 	join(&one, "one");
-	cr_assert_geq(messenger_set_timeout(one.messenger, 20, on_timer, &one), 0);
-	cr_assert_eq(messenger_step(loop, -1), 1); /* or the alarm comes */
-	cr_expect_str_eq(notes, "one:timer ");
-	say(&one, "a");
-	cr_assert_eq(messenger_step(loop, -1), 1);
-	cr_expect_str_eq(notes, "one:timer one:a ");
+	cr_assert_geq(messenger_set_timeout(loop, 20, say_something, &one), 0);
+	while (notes[0] == '\0')
+		cr_assert_eq(messenger_step(loop, -1), 1); /* or the alarm comes */
+	cr_expect_str_eq(notes, "one:something ");
 	close_link(&one);
-}
-
-Test(join, descriptors_of_a_joined_one_are_watched)
-{
-	struct link before, after;
-	int first[2], second[2];
-
-	cr_assert(pipe(first) == 0 && pipe(second) == 0);
-	open_link(&before, "before");
-	cr_assert_eq(messenger_watch(before.messenger, first[0], POLLIN, on_readable, &before), 0);
-	cr_assert_eq(messenger_join(before.messenger, loop, on_end, &before), 0);
-	join(&after, "after");
-	cr_assert_eq(messenger_watch(after.messenger, second[0], POLLIN, on_readable, &after), 0);
-	cr_assert_eq(write(first[1], "x", 1), 1);
-	expect_turn("before:readable ");
-	cr_assert_eq(write(second[1], "x", 1), 1);
-	expect_turn("after:readable ");
-	expect_turn("");
-	close_link(&before);
-	close_link(&after);
-	close(first[0]), close(first[1]), close(second[0]), close(second[1]);
 }
 
 Test(join, a_foreign_loop_is_told_of_all)
@@ -247,9 +225,6 @@ Test(join, a_foreign_loop_is_told_of_all)
 	join(&one, "one");
 	join(&two, "two");
 	cr_expect_eq(messenger_timeout(loop), -1);
-	cr_assert_geq(messenger_set_timeout(one.messenger, 60000, on_timer, &one), 0);
-	cr_assert_geq(messenger_set_timeout(loop, 90000, on_timer, &one), 0);
-	cr_expect(messenger_timeout(loop) > 50000 && messenger_timeout(loop) <= 60000);
 	cr_expect_eq(messenger_descriptors(loop, set, 2), 3);
 	cr_expect_eq(messenger_descriptors(loop, set, 8), 3);
 	say(&one, "a");
@@ -257,30 +232,22 @@ Test(join, a_foreign_loop_is_told_of_all)
 	close_link(&two);
 	cr_expect_eq(messenger_descriptors(loop, set, 8), 2);
 	close_link(&one);
-	cr_expect(messenger_timeout(loop) > 60000);
 }
 
 Test(join, many_are_turned_and_memory_is_given_back)
 {
 	static struct link links[MANY];
-	int i, pairs[MANY][2];
 	static char expected[4096];
+	int i;
 
 	for (i = 0; i < MANY; i++) {
 		join(&links[i], "l");
-		cr_assert_eq(pipe(pairs[i]), 0);
-		cr_assert_eq(messenger_watch(links[i].messenger, pairs[i][0], POLLIN, on_readable,
-		                             &links[i]),
-		             0);
 		say(&links[i], "a");
-		cr_assert_eq(write(pairs[i][1], "x", 1), 1);
-		strcat(expected, "l:a l:readable ");
+		strcat(expected, "l:a ");
 	}
 	expect_turn(expected);
-	for (i = 0; i < MANY; i++) {
+	for (i = 0; i < MANY; i++)
 		close_link(&links[i]);
-		close(pairs[i][0]), close(pairs[i][1]);
-	}
 	expect_turn("");
 }
 
@@ -333,7 +300,6 @@ Test(join, the_end_is_told_once_after_the_last_words)
 
 	join(&one, "one");
 	join(&two, "two");
-	cr_assert_geq(messenger_set_timeout(one.messenger, 20, on_timer, &one), 0);
 	say(&one, "last");
 	channel_close(&one.other);
 	turn();
@@ -342,8 +308,6 @@ Test(join, the_end_is_told_once_after_the_last_words)
 	cr_expect(messenger_send(one.messenger, "a", NULL, ROLE_NONE) == -1 && errno == EPIPE);
 	say(&two, "a");
 	expect_turn("two:a ");
-	cr_assert_eq(messenger_step(loop, 1000), 1);
-	cr_expect_str_eq(notes, "two:a one:timer "); /* timers go on */
 	close_link(&one);
 	close_link(&two);
 }
@@ -400,11 +364,9 @@ Test(join, an_uncaught_error_is_one_of_the_loop)
 	one.failure = 7;
 	say(&one, "a");
 	cr_expect(messenger_step(loop, 0) == -1 && errno == ECANCELED);
-	cr_assert_geq(messenger_set_timeout(one.messenger, 0, on_timer, &one), 0);
-	cr_expect(messenger_step(loop, 0) == -1 && errno == ECANCELED);
 	channel_close(&one.other);
 	cr_expect(messenger_step(loop, 0) == -1 && errno == ECANCELED);
-	cr_expect_str_eq(notes, "one:a one:timer one:gone ");
+	cr_expect_str_eq(notes, "one:a one:gone ");
 	turn();
 	close_link(&one);
 }
@@ -424,7 +386,6 @@ Test(join, a_listener_may_close_its_own)
 
 	join(&one, "one");
 	cr_assert_eq(messenger_on(one.messenger, "a", on_second, &one), 0);
-	cr_assert_geq(messenger_set_timeout(one.messenger, 0, on_timer, &one), 0);
 	say(&one, "a");
 	say(&one, "b");
 	one.closes = &one;
@@ -438,14 +399,10 @@ Test(join, a_listener_may_close_its_own)
 Test(join, a_listener_may_close_another)
 {
 	struct link first, second, third;
-	int ends[2];
 
-	cr_assert_eq(pipe(ends), 0);
 	join(&first, "first");
 	join(&second, "second");
 	join(&third, "third");
-	cr_assert_eq(messenger_watch(third.messenger, ends[0], POLLIN, on_readable, &third), 0);
-	cr_assert_eq(write(ends[1], "x", 1), 1);
 	second.closes = &third;
 	say(&second, "a");
 	say(&third, "b");
@@ -458,34 +415,17 @@ Test(join, a_listener_may_close_another)
 	channel_close(&first.other);
 	expect_turn("");
 	close_link(&second);
-	close(ends[0]), close(ends[1]);
 }
 
-Test(join, a_watcher_a_timer_and_the_end_may_close_their_own)
+Test(join, the_end_may_close_its_own)
 {
 	struct link one;
-	int ends[2];
 
-	cr_assert_eq(pipe(ends), 0);
-	cr_assert_eq(write(ends[1], "x", 1), 1);
-	join(&one, "one");
-	cr_assert_eq(messenger_watch(one.messenger, ends[0], POLLIN, on_readable, &one), 0);
-	cr_assert_geq(messenger_set_timeout(one.messenger, 0, on_timer, &one), 0);
-	one.closes = &one;
-	expect_turn("one:readable ");
-	channel_close(&one.other);
-	join(&one, "one");
-	cr_assert_geq(messenger_set_interval(one.messenger, 1, on_timer, &one), 0);
-	one.closes = &one;
-	cr_assert_eq(messenger_step(loop, -1), 1);
-	channel_close(&one.other);
 	join(&one, "one");
 	one.closes = &one;
 	channel_close(&one.other);
-	turn();
-	turn();
-	cr_expect_str_eq(notes, "one:readable one:timer one:gone ");
-	close(ends[0]), close(ends[1]);
+	expect_turn("one:gone ");
+	expect_turn("");
 }
 
 static int
@@ -595,6 +535,11 @@ Test(join, wrong_arguments_change_nothing)
 	refuses(messenger_join(two.messenger, one.messenger, on_end, &two), EINVAL);
 	refuses(messenger_join(loop, two.messenger, on_end, NULL), EINVAL);
 	refuses(messenger_step(one.messenger, 0), EBUSY);
+	refuses(messenger_watch(one.messenger, loop_end, POLLIN, on_readable, &one), EINVAL);
+	refuses(messenger_set_timeout(one.messenger, 0, join_itself, loop), EINVAL);
+	cr_assert_eq(messenger_watch(two.messenger, loop_end, POLLIN, on_readable, &two), 0);
+	refuses(messenger_join(two.messenger, loop, on_end, &two), EINVAL);
+	cr_assert_eq(messenger_unwatch(two.messenger, loop_end), 0);
 	channel_close(&two.other);
 	cr_assert_eq(messenger_step(two.messenger, 0), 0);
 	refuses(messenger_join(two.messenger, loop, on_end, &two), EPIPE);
