@@ -16,8 +16,9 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef char data_fits_a_message[CLUSTER_CLIENT_DATA_MAX <= MESSAGE_DATA_MAX ? 1 : -1];
-typedef char name_fits_a_message[CLUSTER_CLIENT_KEY_MAX < MESSAGE_DATA_MAX ? 1 : -1];
+#if CLUSTER_CLIENT_DATA_MAX > MESSAGE_DATA_MAX || CLUSTER_CLIENT_KEY_MAX >= MESSAGE_DATA_MAX
+#error "a key, or a value, does not fit into a message"
+#endif
 
 static const struct {
 	const char *action;
