@@ -331,7 +331,7 @@ coverage:
 bench:
 	bench/run
 
-# The bridge between clusters, with a Redis of the bench's own.
+# The bridge between clusters beside its floor, with a Redis of the bench's own.
 bench-bridge: $(BUILD)/bench/bridge
 	@folder=$$(mktemp -d) || exit 1; \
 	$$(sh test/redis server) --port 0 --unixsocket $$folder/redis --save '' >/dev/null & \
