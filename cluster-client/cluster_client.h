@@ -233,8 +233,8 @@ int cluster_client_invoke_oneway(struct cluster_client *client, const char *meth
  *   emit     a value of a key, for all its subscribers; nobody: it is dropped.
  *            ENOENT (nobody), EMSGSIZE, ENOMEM, ENOBUFS (too much in one turn
  *            for the agent's own listeners: nobody has got it).
- *   reply    answer a call. EMSGSIZE, ENOBUFS (too much in one turn for the agent's own
- *            calls): it is still to be answered.
+ *   reply    answer a call. EMSGSIZE; of the agent's own also ENOMEM, ENOBUFS (too much in
+ *            one turn): it is still to be answered.
  *   fail     answer it with an error; long texts are cut.
  * A call may be answered after its follower, or the client, is gone.
  *
