@@ -315,6 +315,17 @@ Test(contract, each_macro_of_part_one_has_a_prefix)
 	cr_assert_gt(count, 10);
 }
 
+/* The three numbers are those of the text, and of the library. */
+Test(contract, the_version_is_one)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, "%d.%d.%d", CLUTCH_VERSION_MAJOR, CLUTCH_VERSION_MINOR,
+	         CLUTCH_VERSION_PATCH);
+	cr_expect_str_eq(text, CLUTCH_VERSION);
+	cr_expect_str_eq(text, clutch_version());
+}
+
 /* ---- curses --------------------------------------------------------------------- */
 
 /* What <curses.h> declares, and how: of the names that a messenger might like to have. */
