@@ -3,7 +3,9 @@
 #	make                    the library and the examples, into build/
 #	make run                the data source and the service that caches it, until Ctrl-C
 #	make test               every test;  make test T=sendmessage  one file of them
-#	make check              the tests, and then the next seven
+#	make install            headers, libraries and manual pages, into prefix=/usr/local
+#	make uninstall          remove them again (more of this: packaging/packaging.mk)
+#	make check              the tests, and then the next eight
 #	make sanitize           the tests under AddressSanitizer and UBSan
 #	make valgrind           a sample of the tests, and two clusters, under valgrind
 #	make static             build a small static program with musl, and run it
@@ -64,12 +66,17 @@ COMPILE = $(CC) $(WARN) $(WERROR) -I. -MMD -MP $(CPPFLAGS) $(CFLAGS)
 
 # ---- build -----------------------------------------------------------------
 
+.DEFAULT_GOAL = all
 PROGRAMS      = $(EXAMPLES:%.c=$(BUILD)/%)
 TEST_PROGRAMS = $(TESTS:%.c=$(BUILD)/%)
 
-all: $(LIBRARY) $(PROGRAMS)
+LIBRARY_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 
-$(LIBRARY): $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
+include packaging/packaging.mk
+
+all: $(LIBRARY) $(SHARED) $(PROGRAMS)
+
+$(LIBRARY): $(LIBRARY_OBJECTS)
 	@echo "  ar  $@"
 	$(Q)rm -f $@
 	$(Q)$(AR) rcs $@ $^

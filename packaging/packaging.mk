@@ -1,0 +1,125 @@
+# What a packager needs: the shared library, make install, make uninstall, make dist.
+# The Makefile includes this file.
+#
+#	make install            into prefix=/usr/local; DESTDIR=FOLDER stages it
+#	make uninstall          remove what make install has installed
+#	make abi                does the soname stand for the public structs?
+#	make abi-record         write down what it stands for
+#
+# The GNU variables: prefix, exec_prefix, libdir, includedir, datarootdir, mandir, DESTDIR,
+# INSTALL, INSTALL_DATA, INSTALL_PROGRAM. Give the same CPPFLAGS to make and to make install.
+
+prefix       = /usr/local
+exec_prefix  = $(prefix)
+libdir       = $(exec_prefix)/lib
+includedir   = $(prefix)/include
+datarootdir  = $(prefix)/share
+mandir       = $(datarootdir)/man
+pkgconfigdir = $(libdir)/pkgconfig
+
+INSTALL         = install
+INSTALL_DATA    = $(INSTALL) -m 644
+INSTALL_PROGRAM = $(INSTALL) -m 755
+
+VERSION := $(shell sed -n 's/^.define CLUTCH_VERSION "\(.*\)"/\1/p' messenger.h)
+
+# The number in the soname. A program that was linked with one soname never gets a library of
+# another. Raise it when a public struct, enum or function changes: make abi tells.
+SOVERSION = 1
+
+# ---- the public headers -----------------------------------------------------
+
+PUBLIC    = messenger.h cluster-client/cluster_client.h egg-schedule/egg_schedule.h \
+            egg-scripts/egg_scripts.h redis/bridge.h redis/redis.h
+INSTALLED = $(PUBLIC:%=$(BUILD)/include/clutch/%)
+
+$(BUILD)/include/clutch/%.h: %.h packaging/header
+	@mkdir -p $(@D)
+	$(Q)packaging/header $< '$(CC) -E $(POSIX) -I. $(CPPFLAGS)' >$@.new
+	@mv $@.new $@
+
+abi abi-record: $(INSTALLED)
+	@packaging/abi $(if $(filter abi-record,$@),-r) $(SOVERSION) $(INSTALLED)
+
+# ---- the shared library -----------------------------------------------------
+
+# It exports what the public headers declare, and nothing else, where the linker has version
+# scripts (those of Linux, the BSDs and Hurd have; that of macOS has a list of its own).
+ifeq ($(shell uname -s),Darwin)
+SHARED_NAME = libclutch.$(VERSION).dylib
+SONAME      = libclutch.$(SOVERSION).dylib
+SHARED_LINK = libclutch.dylib
+SHARED_HOW  = -dynamiclib -install_name $(libdir)/$(SONAME) -current_version $(VERSION) \
+              -exported_symbols_list $(BUILD)/symbols
+else
+SHARED_NAME = libclutch.so.$(VERSION)
+SONAME      = libclutch.so.$(SOVERSION)
+SHARED_LINK = libclutch.so
+SHARED_HOW  = -shared -Wl,-soname=$(SONAME) $(VERSION_SCRIPT)
+endif
+SHARED = $(BUILD)/$(SHARED_NAME)
+
+# The same objects are in both libraries. Without -fno-semantic-interposition gcc would not
+# put a public function in its caller's place; with it the code is as fast as without -fPIC.
+PIC = -fPIC -fno-semantic-interposition
+$(LIBRARY_OBJECTS): override CFLAGS += $(PIC)
+
+VERSION_SCRIPT = $(shell echo 'int clutch_now(void); int clutch_now(void) { return 0; }' \
+		>$(BUILD)/probe.c && \
+	$(CC) -shared -fPIC -Wl,--version-script=$(BUILD)/symbols -o $(BUILD)/probe.so \
+		$(BUILD)/probe.c 2>/dev/null && echo -Wl,--version-script=$(BUILD)/symbols; \
+	rm -f $(BUILD)/probe.c $(BUILD)/probe.so)
+
+$(BUILD)/symbols: $(INSTALLED) packaging/declarations
+ifeq ($(shell uname -s),Darwin)
+	$(Q)packaging/declarations -f $(INSTALLED) | sed 's/^/_/' >$@
+else
+	$(Q)packaging/declarations -f $(INSTALLED) | \
+		awk 'BEGIN { print "CLUTCH_$(SOVERSION) {\nglobal:" } { print $$0 ";" } \
+			END { print "local: *;\n};" }' >$@
+endif
+
+$(SHARED): $(LIBRARY_OBJECTS) $(BUILD)/symbols
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED_HOW) -o $@ $(LIBRARY_OBJECTS) $(LDLIBS)
+	$(Q)ln -sf $(SHARED_NAME) $(BUILD)/$(SONAME)
+	$(Q)ln -sf $(SONAME) $(BUILD)/$(SHARED_LINK)
+
+# ---- install ----------------------------------------------------------------
+
+# In clutch.pc a folder below prefix stands as ${prefix}/..., so that pkg-config
+# --define-prefix finds all of it where a whole tree was moved.
+below_prefix = $(if $(filter $(prefix),$1),$${prefix},$(patsubst $(prefix)/%,$${prefix}/%,$1))
+
+HEADER_FOLDERS = $(sort $(dir $(PUBLIC:%=clutch/%)))
+
+install: all
+	$(INSTALL) -d $(HEADER_FOLDERS:%='$(DESTDIR)$(includedir)/%') \
+		'$(DESTDIR)$(pkgconfigdir)' $(MAN_FOLDERS:%='$(DESTDIR)$(mandir)/%')
+	for header in $(PUBLIC); do \
+		$(INSTALL_DATA) $(BUILD)/include/clutch/$$header \
+			'$(DESTDIR)$(includedir)/clutch/'$$header || exit 1; \
+	done
+	$(INSTALL_DATA) $(LIBRARY) '$(DESTDIR)$(libdir)/libclutch.a'
+	$(INSTALL_PROGRAM) $(SHARED) '$(DESTDIR)$(libdir)/$(SHARED_NAME)'
+	ln -sf $(SHARED_NAME) '$(DESTDIR)$(libdir)/$(SONAME)'
+	ln -sf $(SONAME) '$(DESTDIR)$(libdir)/$(SHARED_LINK)'
+	sed -e 's|@prefix@|$(prefix)|' -e 's|@exec_prefix@|$(call below_prefix,$(exec_prefix))|' \
+		-e 's|@libdir@|$(call below_prefix,$(libdir))|' \
+		-e 's|@includedir@|$(call below_prefix,$(includedir))|' \
+		-e 's|@VERSION@|$(VERSION)|' packaging/clutch.pc.in >$(BUILD)/clutch.pc
+	$(INSTALL_DATA) $(BUILD)/clutch.pc '$(DESTDIR)$(pkgconfigdir)/clutch.pc'
+
+# A folder is removed if it is clutch's own, and empty.
+uninstall:
+	for header in $(PUBLIC); do \
+		rm -f '$(DESTDIR)$(includedir)/clutch/'$$header; \
+	done
+	rm -f '$(DESTDIR)$(libdir)/libclutch.a' '$(DESTDIR)$(libdir)/$(SHARED_NAME)' \
+		'$(DESTDIR)$(libdir)/$(SONAME)' '$(DESTDIR)$(libdir)/$(SHARED_LINK)' \
+		'$(DESTDIR)$(pkgconfigdir)/clutch.pc'
+	for folder in $(filter-out clutch/,$(HEADER_FOLDERS)) clutch; do \
+		rmdir '$(DESTDIR)$(includedir)/'$$folder 2>/dev/null || :; \
+	done
+
+.PHONY: install uninstall abi abi-record
