@@ -5,6 +5,8 @@
 #	make uninstall          remove what make install has installed
 #	make abi                does the soname stand for the public structs?
 #	make abi-record         write down what it stands for
+#	make dist               a tarball of what is committed: build/clutch-VERSION.tar.gz
+#	make dist-check         unpack it, build it, test a part of it, install it
 #
 # The GNU variables: prefix, exec_prefix, libdir, includedir, datarootdir, mandir, DESTDIR,
 # INSTALL, INSTALL_DATA, INSTALL_PROGRAM. Give the same CPPFLAGS to make and to make install.
@@ -122,4 +124,26 @@ uninstall:
 		rmdir '$(DESTDIR)$(includedir)/'$$folder 2>/dev/null || :; \
 	done
 
-.PHONY: install uninstall abi abi-record
+# ---- a tarball ----------------------------------------------------------------
+
+DIST = clutch-$(VERSION)
+
+# The same commit gives the same bytes: gzip -n leaves out the time.
+dist:
+	@test -e .git || { echo 'make dist: this is not a git repository' >&2; exit 1; }
+	@mkdir -p $(BUILD)
+	git archive --format=tar --prefix=$(DIST)/ HEAD | gzip -n -9 >$(BUILD)/$(DIST).tar.gz
+	@ls -l $(BUILD)/$(DIST).tar.gz
+
+dist-check: dist
+	rm -rf $(BUILD)/dist
+	mkdir -p $(BUILD)/dist
+	gzip -dc $(BUILD)/$(DIST).tar.gz | (cd $(BUILD)/dist && tar xf -)
+	$(MAKE) -C $(BUILD)/dist/$(DIST) BUILD=build all
+	$(MAKE) -C $(BUILD)/dist/$(DIST) BUILD=build T=sendmessage test
+	cd $(BUILD)/dist && $(MAKE) -C $(DIST) BUILD=build DESTDIR="$$PWD/stage" install && \
+		test -n "$$(find stage ! -type d)" && \
+		$(MAKE) -C $(DIST) BUILD=build DESTDIR="$$PWD/stage" uninstall && \
+		test -z "$$(find stage ! -type d)"
+
+.PHONY: install uninstall abi abi-record dist dist-check
