@@ -59,6 +59,8 @@ GNU               = -std=gnu11 -D_GNU_SOURCE -DCLUTCH_PRIVATE=
 CRITERION_COMPILE = $(shell sh test/criterion compile)
 CRITERION_LINK    = $(shell sh test/criterion link)
 
+COMMA = ,
+
 # make V=1 shows whole commands.
 Q = $(if $(V),,@)
 
@@ -74,7 +76,7 @@ LIBRARY_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(CORE) $(PACKAGES))
 
 include packaging/packaging.mk
 
-all: $(LIBRARY) $(SHARED) $(PROGRAMS)
+all: $(LIBRARY) $(SHARED) $(MAN3) $(PROGRAMS)
 
 $(LIBRARY): $(LIBRARY_OBJECTS)
 	@echo "  ar  $@"
@@ -130,7 +132,6 @@ FIELD_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER
                -DCLUTCH_STUCK_TIMEOUT=1500
 FIELD_WRAP   = $(addprefix -Wl$(COMMA)--wrap=,poll clock_gettime sendmsg recvmsg kill waitpid waitid)
 FIELD_TESTS  = $(BUILD)/test/test_field_traffic $(BUILD)/test/test_field_pause
-COMMA        = ,
 
 $(FIELD_TESTS): %: %.o $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(CORE:%.c=$(BUILD)/field/%.o)
 	@echo "  ld  $@"

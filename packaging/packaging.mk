@@ -87,6 +87,54 @@ $(SHARED): $(LIBRARY_OBJECTS) $(BUILD)/symbols
 	$(Q)ln -sf $(SHARED_NAME) $(BUILD)/$(SONAME)
 	$(Q)ln -sf $(SONAME) $(BUILD)/$(SHARED_LINK)
 
+# ---- manual pages ---------------------------------------------------------------
+
+# The pages about functions are made from the installed headers, so that the two cannot
+# differ; the others are in man/.
+MAN1 = $(wildcard man/*.1)
+MAN7 = $(wildcard man/*.7)
+MAN3 = $(addprefix $(BUILD)/man/,messenger.3 start_cluster.3 channel.3 cluster_client.3 \
+       egg_schedule.3 egg_scripts.3 bridge.3 redis.3)
+
+MAN_DATE = November 29, 2026
+MAN_MAKE = @mkdir -p $(@D); packaging/manual $(basename $(@F)) $1 '$(MAN_DATE)' $2 $< $3 >$@.new \
+           && mv $@.new $@
+
+$(BUILD)/man/messenger.3: $(BUILD)/include/clutch/messenger.h
+	$(call MAN_MAKE,'talk to the other processes of a cluster',\
+		'channel(3)$(COMMA) start_cluster(3)$(COMMA) clutch(7)',\
+		'$(COMMA)options$(COMMA)messenger_open$(COMMA)frame')
+
+$(BUILD)/man/start_cluster.3: $(BUILD)/include/clutch/messenger.h
+	$(call MAN_MAKE,'start a cluster: one master$(COMMA) one agent$(COMMA) app workers',\
+		'egg_scripts(3)$(COMMA) messenger(3)$(COMMA) clutch(7)',\
+		'options$(COMMA)messenger_open')
+
+$(BUILD)/man/channel.3: $(BUILD)/include/clutch/messenger.h
+	$(call MAN_MAKE,'messages over a socket between two processes',\
+		'messenger(3)$(COMMA) clutch(7)','frame')
+
+$(BUILD)/man/cluster_client.3: $(BUILD)/include/clutch/cluster-client/cluster_client.h
+	$(call MAN_MAKE,'one connection to a remote service for the whole cluster',\
+		'messenger(3)$(COMMA) clutch(7)')
+
+$(BUILD)/man/egg_schedule.3: $(BUILD)/include/clutch/egg-schedule/egg_schedule.h
+	$(call MAN_MAKE,'jobs by the clock','messenger(3)$(COMMA) clutch(7)')
+
+$(BUILD)/man/egg_scripts.3: $(BUILD)/include/clutch/egg-scripts/egg_scripts.h
+	$(call MAN_MAKE,'the command line of a program with a cluster',\
+		'egg-scripts(1)$(COMMA) start_cluster(3)$(COMMA) clutch(7)')
+
+$(BUILD)/man/bridge.3: $(BUILD)/include/clutch/redis/bridge.h
+	$(call MAN_MAKE,'messages between the clusters of several machines',\
+		'messenger(3)$(COMMA) redis(3)$(COMMA) clutch(7)')
+
+$(BUILD)/man/redis.3: $(BUILD)/include/clutch/redis/redis.h
+	$(call MAN_MAKE,'a client of Redis that does not block',\
+		'bridge(3)$(COMMA) messenger(3)$(COMMA) clutch(7)')
+
+$(MAN3): packaging/manual
+
 # ---- install ----------------------------------------------------------------
 
 # In clutch.pc a folder below prefix stands as ${prefix}/..., so that pkg-config
@@ -95,9 +143,17 @@ below_prefix = $(if $(filter $(prefix),$1),$${prefix},$(patsubst $(prefix)/%,$${
 
 HEADER_FOLDERS = $(sort $(dir $(PUBLIC:%=clutch/%)))
 
+# man messenger_on shows messenger(3): do $1 for each name that is not its page's own.
+EACH_NAME = for page in $(basename $(notdir $(MAN3))); do \
+		for name in $$(sed -n 's/^[.]Nm \([a-z_]*\).*/\1/p' $(BUILD)/man/$$page.3); do \
+			test $$name = $$page || $1 || exit 1; \
+		done; \
+	done
+
 install: all
 	$(INSTALL) -d $(HEADER_FOLDERS:%='$(DESTDIR)$(includedir)/%') \
-		'$(DESTDIR)$(pkgconfigdir)' $(MAN_FOLDERS:%='$(DESTDIR)$(mandir)/%')
+		'$(DESTDIR)$(pkgconfigdir)' '$(DESTDIR)$(mandir)/man1' \
+		'$(DESTDIR)$(mandir)/man3' '$(DESTDIR)$(mandir)/man7'
 	for header in $(PUBLIC); do \
 		$(INSTALL_DATA) $(BUILD)/include/clutch/$$header \
 			'$(DESTDIR)$(includedir)/clutch/'$$header || exit 1; \
@@ -106,6 +162,10 @@ install: all
 	$(INSTALL_PROGRAM) $(SHARED) '$(DESTDIR)$(libdir)/$(SHARED_NAME)'
 	ln -sf $(SHARED_NAME) '$(DESTDIR)$(libdir)/$(SONAME)'
 	ln -sf $(SONAME) '$(DESTDIR)$(libdir)/$(SHARED_LINK)'
+	$(INSTALL_DATA) $(MAN1) '$(DESTDIR)$(mandir)/man1'
+	$(INSTALL_DATA) $(MAN3) '$(DESTDIR)$(mandir)/man3'
+	$(INSTALL_DATA) $(MAN7) '$(DESTDIR)$(mandir)/man7'
+	$(call EACH_NAME,ln -sf $$page.3 '$(DESTDIR)$(mandir)/man3/'$$name.3)
 	sed -e 's|@prefix@|$(prefix)|' -e 's|@exec_prefix@|$(call below_prefix,$(exec_prefix))|' \
 		-e 's|@libdir@|$(call below_prefix,$(libdir))|' \
 		-e 's|@includedir@|$(call below_prefix,$(includedir))|' \
@@ -113,13 +173,17 @@ install: all
 	$(INSTALL_DATA) $(BUILD)/clutch.pc '$(DESTDIR)$(pkgconfigdir)/clutch.pc'
 
 # A folder is removed if it is clutch's own, and empty.
-uninstall:
+uninstall: $(MAN3)
 	for header in $(PUBLIC); do \
 		rm -f '$(DESTDIR)$(includedir)/clutch/'$$header; \
 	done
 	rm -f '$(DESTDIR)$(libdir)/libclutch.a' '$(DESTDIR)$(libdir)/$(SHARED_NAME)' \
 		'$(DESTDIR)$(libdir)/$(SONAME)' '$(DESTDIR)$(libdir)/$(SHARED_LINK)' \
 		'$(DESTDIR)$(pkgconfigdir)/clutch.pc'
+	for page in $(notdir $(MAN1) $(MAN3) $(MAN7)); do \
+		rm -f '$(DESTDIR)$(mandir)'/man[137]/$$page; \
+	done
+	$(call EACH_NAME,rm -f '$(DESTDIR)$(mandir)/man3/'$$name.3)
 	for folder in $(filter-out clutch/,$(HEADER_FOLDERS)) clutch; do \
 		rmdir '$(DESTDIR)$(includedir)/'$$folder 2>/dev/null || :; \
 	done

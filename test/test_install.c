@@ -182,6 +182,39 @@ Test(install, the_public_symbols_are_exported_and_no_others)
 	cr_expect(run("grep -x messenger_send %s/exported", test_folder()));
 }
 
+/* ---- manual pages ----------------------------------------------------------------- */
+
+/* man messenger_send finds a page that has the function as the header declares it. */
+Test(install, each_public_function_has_a_manual_page)
+{
+	stage();
+	cr_assert(run("packaging/declarations -f $(find %s/stage -name '*.h') >%s/names && "
+	              "grep -x egg_scripts %s/names",
+	              test_folder(), test_folder(), test_folder()));
+	cr_expect(run("cd %s/stage/usr/local/share/man/man3 && result=0 && "
+	              "for name in $(cat %s/names); do "
+	              "grep -qx \".Fo $name\" $name.3 || { echo \"$name\"; result=1; }; "
+	              "done; test $result = 0",
+	              test_folder(), test_folder()));
+}
+
+/* Nothing to complain about, cross references included: mandoc looks for the pages in the
+ * working folder, too. */
+Test(install, mandoc_likes_the_manual_pages)
+{
+	if (!is_there("mandoc")) {
+		fprintf(stderr, "there is no mandoc: skipped\n");
+		cr_skip_test("no mandoc");
+	}
+	stage();
+	cr_assert(run("mkdir %s/flat && cp %s/stage/usr/local/share/man/man*/* %s/flat",
+	              test_folder(), test_folder(), test_folder()));
+	cr_expect(run("cd %s/flat && mandoc -Tlint $(cd %s/stage/usr/local/share/man && "
+	              "find . -type f | sed 's|.*/||' | grep .) >%s/lint; cat %s/lint; "
+	              "test -f messenger.3 && test ! -s %s/lint",
+	              test_folder(), test_folder(), test_folder(), test_folder(), test_folder()));
+}
+
 /* ---- limits, and the soname ---------------------------------------------------------- */
 
 /* The limits of an install are those of its library, whatever a program's flags say. */
