@@ -56,8 +56,9 @@ endif
 # The tests need Criterion, and use more of the system than clutch does. test/criterion
 # prints Criterion's flags; make calls it only when a test is built.
 GNU               = -std=gnu11 -D_GNU_SOURCE -DCLUTCH_PRIVATE=
-CRITERION_COMPILE = $(shell sh test/criterion compile)
-CRITERION_LINK    = $(shell sh test/criterion link)
+CRITERION         = BUILD=$(BUILD) CC='$(CC)' sh test/criterion
+CRITERION_COMPILE = $(shell $(CRITERION) compile)
+CRITERION_LINK    = $(shell $(CRITERION) link)
 
 COMMA = ,
 
@@ -183,9 +184,9 @@ run: all
 test: all $(TEST_PROGRAMS) | redis-server
 	@BUILD=$(BUILD) CC='$(CC)' CFLAGS='$(CFLAGS)' LDFLAGS='$(LDFLAGS)' sh test/run $(TEST_PROGRAMS)
 
-# Install Criterion if it is missing.
+# Install Criterion if it is missing; where that is not possible, test/without stands in.
 criterion:
-	@sh test/criterion
+	@$(CRITERION)
 
 # Install a Redis server, if that is possible, for the tests that need one.
 redis-server:
