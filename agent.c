@@ -9,10 +9,8 @@
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 /* egg's exit code of an agent that has lost its master */
@@ -26,7 +24,7 @@ on_ready(struct messenger *agent, int status) /* :47 ready */
 	if (status != 0) /* :49 err */
 		clutch_process_fail(agent);
 	clutch_process_catch_sigterm();
-	messenger_tell_master(agent, "agent-start", NULL); /* :52 */
+	messenger_tell(agent, ROLE_MASTER, "agent-start", NULL); /* :52 */
 }
 
 static void
@@ -59,9 +57,7 @@ agent_run(struct messenger *agent, const struct options *options)
 
 /* ---- npm graceful-process ------------------------------------------------ */
 
-static volatile sig_atomic_t terminated;
-static volatile sig_atomic_t exit_code;
-static volatile sig_atomic_t seconds_left;
+static volatile sig_atomic_t terminated, exit_code, seconds_left;
 
 static void
 on_sigterm(int number)
@@ -95,6 +91,7 @@ clutch_process_start(struct messenger *messenger, messenger_callback role, void 
 {
 	int descriptor = clutch_wake_open();
 
+	terminated = 0; /* a worker that was leaving may have started this cluster */
 	if (descriptor == -1 || messenger_own(messenger) != 0 ||
 	    messenger_watch(messenger, descriptor, POLLIN, on_wake, NULL) == -1 ||
 	    (role != NULL && role(messenger, arg) != 0))

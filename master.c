@@ -159,7 +159,7 @@ static void close_cluster(struct master *master);
 /* The log may be a pipe that other processes fill, too, between our poll and our write. An
  * alarm ends a write that waits (its handler does not restart it). When half a
  * second was lost with lines one after the other, the log gets no line for a while: the
- * master serves everybody else. */
+ * master goes on serving the processes. */
 static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...)
 {
 	static int64_t silent_until, lost;
@@ -255,8 +255,8 @@ expect(struct master *master, struct process *process, enum deadline deadline)
 	process->deadline_at = at;
 }
 
-/* egg: process.exit(code). But nobody is left behind (D3): the children see the
- * end of their channels, and a process that does not leave then is killed. */
+/* egg: process.exit(code). But no process is left behind as an orphan (D3): the children
+ * see the end of their channels, and a process that does not leave then is killed. */
 static void
 fail(struct master *master, int code)
 {
@@ -331,8 +331,8 @@ get_listening_worker_ids(const struct master *master, char *json, size_t size) /
 	memcpy(json + used, "]", 2);
 }
 
-/* Agent and workers must be alive; if they are not three times in a row, the cluster is
- * in a state that nobody knows. egg: count, startCheck */
+/* Agent and workers must be alive; if three checks in a row find no agent or no worker, the
+ * cluster is in an unknown state. egg: count, startCheck */
 static void
 check_alive(struct master *master) /* :65 startCheck */
 {
@@ -767,7 +767,7 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 		close(pair[1]);
 	slot->refork_at = pid == -1 ? master->now + FORK_RETRY : 0;
 	if (pid == -1) {
-		master->exception = 0; /* nobody wonders why a process is missing */
+		master->exception = 0; /* it is known why a process is missing */
 		log_error("cannot fork %s_worker: %s, next try in %dms",
 		          slot == &master->agent_slot ? "agent" : "app", strerror(errno),
 		          FORK_RETRY);
@@ -1168,8 +1168,8 @@ close_cluster(struct master *master) /* :561 close */
 	kill_app_workers(master); /* :583 */
 }
 
-/* When no app is alive, nor a process group that one has left (D27), it is the agent's turn,
- * and then the master's. egg: _doClose, close */
+/* When no app is alive, and no process group that a dead app has left behind (D27), it is the
+ * agent's turn, and then the master's. egg: _doClose, close */
 static void
 do_close(struct master *master) /* :573 async */
 {
@@ -1197,26 +1197,25 @@ do_close(struct master *master) /* :573 async */
 static void
 on_disconnect(struct master *master, struct process *process)
 {
-	bool again = process->state == STATE_DISCONNECTED;
+	bool again = process->state == STATE_DISCONNECTED; /* what waited could not be written */
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
+
 	channel_flush(&process->channel);
 	if (!graceful || channel_pending(&process->channel) == 0)
 		channel_close(&process->channel);
 	if (again)
 		return;
-	if (process->role == ROLE_PARENT)
-		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
-	else
-		process->state = STATE_DISCONNECTED;
-	if (master->phase != PHASE_RUNNING)
-		return;
 	if (process->role == ROLE_PARENT) {
-		if (!master->options.end_with_parent) /* D32 */
-			return;
-		log_info("the parent is gone, closing");
-		close_cluster(master);
+		master->worker_manager.parent = NULL; /* messenger.js:64 has_parent */
+		if (master->phase == PHASE_RUNNING && master->options.end_with_parent) { /* D32 */
+			log_info("the parent is gone, closing");
+			close_cluster(master);
+		}
 		return;
 	}
+	process->state = STATE_DISCONNECTED;
+	if (master->phase != PHASE_RUNNING)
+		return;
 	expect(master, process, DEADLINE_DISCONNECTED);
 	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
 		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
@@ -1312,20 +1311,18 @@ hear(struct master *master, struct process *process)
 {
 	enum peer peer = channel_read(&process->channel);
 	struct message message;
-	int found, handle;
-	bool allowed;
+	int found;
 
 	while ((found = channel_next(&process->channel, &message)) == 1) {
-		handle = message.handle;
-		allowed = may_say(master, process, &message);
-		if (allowed)
+		if (may_say(master, process, &message)) {
 			master_messenger_receive(&master->messenger, process, &message);
-		else if (!process->refused)
+		} else if (!process->refused) {
 			log_error("%s may not send %s: refused, as are more of this kind",
 			          process_name(process), message.action);
-		process->refused |= !allowed;
-		if (handle != -1)
-			close(handle);
+			process->refused = true;
+		}
+		if (message.handle != -1)
+			close(message.handle);
 	}
 	if (found == -1 || peer == PEER_BROKEN) /* D2 */
 		condemn(master, process,
@@ -1364,14 +1361,14 @@ bury(struct master *master, const struct process *process)
 	bool killed = process->deadline == DEADLINE_KILLED; /* the group, too */
 	int64_t deadline =
 		master->now + (killed ? KILL_TIME : timeout_of(master, process, DEADLINE_LEAVE));
-	pid_t result, pid = process->worker_id;
+	pid_t pid = process->worker_id;
 
 	if (process->deadline == DEADLINE_LEAVE && process->deadline_at < deadline)
 		deadline = process->deadline_at;
 	setpgid(pid, getpgrp());
 	kill(-pid, corpse != NULL ? SIGTERM : SIGKILL);
 	if (corpse == NULL) {
-		AGAIN(result, waitpid(pid, NULL, 0));
+		waitpid(pid, NULL, 0);
 		return;
 	}
 	*corpse = (struct corpse){master->corpses, pid, deadline, killed};
@@ -1422,7 +1419,6 @@ reap_corpses(struct master *master)
 {
 	struct corpse *corpse, **link = &master->corpses;
 	bool group_lives;
-	pid_t result;
 
 	while ((corpse = *link) != NULL) {
 		reap_orphans(master, P_PGID, corpse->pid); /* they would keep the group */
@@ -1437,7 +1433,7 @@ reap_corpses(struct master *master)
 			link = &corpse->next;
 			continue;
 		}
-		AGAIN(result, waitpid(corpse->pid, NULL, 0));
+		waitpid(corpse->pid, NULL, 0);
 		await(master, master->now); /* it may have been the last one */
 		*link = corpse->next;
 		free(corpse);
@@ -1485,7 +1481,7 @@ reap_all(struct master *master)
 
 	for (process = &master->agent; process != NULL; process = next) {
 		next = process->next;
-		/* -1: something else has reaped it; it is dead all the same */
+		/* -1: another part of the program has reaped it, so it is dead, too */
 		if (is_alive(process) &&
 		    (wait_for_death(P_PID, process->worker_id, &info) == -1 || info.si_pid != 0))
 			on_process_exit(master, process, &info);
@@ -1552,7 +1548,7 @@ run_clock(struct master *master)
 }
 
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
- * slept): then nobody had the time that has passed, and deadlines move by it. */
+ * slept): then no process had the time that has passed, and deadlines move by it. */
 static void
 skip_lost_time(struct master *master, int timeout)
 {
@@ -1573,7 +1569,7 @@ skip_lost_time(struct master *master, int timeout)
 
 /* ---- the loop ------------------------------------------------------------ */
 
-/* Is a queue so full, for so long, that its owner must go before it harms others? The
+/* A queue that is full for too long costs its owner its life, before it harms others. The
  * clock does not run for a process that wants a pause, nor for one that is itself not read
  * because of others; unless all of these wait for each other. A process that was told to
  * end has a deadline of its own. A process that has closed its reading end is expected to
@@ -1796,6 +1792,14 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
+	if (options->parent != 0) {
+		if (channel_attach(&master->parent.channel, options->parent) == -1) {
+			log_error("options.parent=%d: %s", options->parent, strerror(errno));
+			return -1;
+		}
+		master->parent.state = STATE_LISTENING;
+		master->worker_manager.parent = &master->parent;
+	}
 	if (options->name == NULL)
 		options->name = "egg";
 	options->env = parse_text(options->env, "EGG_SERVER_ENV", "prod");
@@ -1840,7 +1844,7 @@ bind_patiently(const struct master *master, const struct sockaddr *address, sock
 	return 0;
 }
 
-/* The shared port, before any fork: who cannot have it says so at once (D19). */
+/* The shared port, before any fork: a master that cannot have it says so at once (D19). */
 static int
 open_listener(struct master *master, bool port_given)
 {
@@ -1890,7 +1894,7 @@ open_listener(struct master *master, bool port_given)
 	return 0;
 }
 
-/* The places of apps and parent: what is sent to an app that is not forked waits there (D23). */
+/* The places of the apps: what is sent to an app that is not forked yet waits there (D23). */
 static int
 open_places(struct master *master)
 {
@@ -1902,11 +1906,7 @@ open_places(struct master *master)
 	for (slot = 0; slot < master->options.workers; slot++)
 		if (new_worker(master, slot) == NULL)
 			return -1;
-	if (master->options.parent == 0)
-		return 0;
-	master->parent.state = STATE_LISTENING;
-	master->worker_manager.parent = &master->parent;
-	return channel_attach(&master->parent.channel, master->options.parent);
+	return 0;
 }
 
 /* Take the signals over. */
@@ -1967,18 +1967,12 @@ fill_standard_descriptors(void)
 static int
 run_cluster(const struct options *given, const sigset_t *mask)
 {
-	struct master master;
+	struct master master = {.listener = -1, .pid_file = -1, .reload_slot = -1, .exit_code = 1};
 
-	memset(&master, 0, sizeof master);
-	master.listener = master.pid_file = -1;
-	master.reload_slot = -1;
-	master.exit_code = 1;
 	master.now = master.start_time = clutch_now();
 	master.worker_manager.agent = &master.agent;
-	master.messenger.worker_manager = &master.worker_manager;
-	master.messenger.emit = emit;
-	master.messenger.master = &master;
-	master.messenger.pid = getpid();
+	master.messenger =
+		(struct master_messenger){&master.worker_manager, emit, &master, getpid(), NULL, 0};
 	master.parent.next = &master.agent;
 	master.parent.role = ROLE_PARENT;
 	master.agent.role = ROLE_AGENT;

@@ -1,5 +1,5 @@
 /*
- * Who receives what (in the master), and what a child does with it.
+ * Which process receives a message (in the master), and what a child does with one.
  *
  * egg: egg-cluster/lib/utils/messenger.js (the master's side), to be read beside
  * this file: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
@@ -8,9 +8,7 @@
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
-#include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -54,18 +52,16 @@ debug(const struct message *data, enum role claimed)
 	                   : claimed == ROLE_NONE  ? "by default"
 	                                           : "by its to";
 
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s",
-		             clutch_role_name(data->from), clutch_role_name(data->to), rule);
+	clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", clutch_role_name(data->from),
+	             clutch_role_name(data->to), rule);
 }
 
 void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                          struct message *msg)
 {
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld",
-		             clutch_role_name(sender->role), (long)sender->worker_id);
+	clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld", clutch_role_name(sender->role),
+	             (long)sender->worker_id);
 	msg->from = sender->role; /* :60 */
 	messenger->sender = sender;
 	master_messenger_send(messenger, msg); /* :61 */
@@ -166,7 +162,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		/* check receiver_pid */
 		if (data->receiver_pid != 0 && data->receiver_pid != worker->worker_id) /* :163 */
 			continue;
-		/* D50: the worker that replaces this one hears what is for all */
+		/* D50: a message for all apps is heard by the worker that replaces this one */
 		if (worker->is_dev_reload && data->receiver_pid == 0)
 			continue;
 		/* D23: what agent and parent say waits until the worker is forked */
@@ -202,20 +198,21 @@ process_is_above(const struct process *process, size_t mark)
 	       process->channel.waiting_count > CHANNEL_HANDLES_MAX / 2;
 }
 
-/* The receivers for which a sender waits are a set of places: the parent's, the agent's,
- * each slot. */
+/* The receivers for which a sender waits are a set of places, a bit for each: the parent's,
+ * the agent's, each slot. */
 static size_t
 place(const struct process *process)
 {
-	return process->role == ROLE_PARENT  ? 0
-	       : process->role == ROLE_AGENT ? 1
-	                                     : 2 + (size_t)process->slot;
+	return process->role == ROLE_APP ? 2 + (size_t)process->slot : process->role == ROLE_AGENT;
 }
 
 static bool
 waits_for(const struct process *sender, const struct process *receiver)
 {
-	return sender->waits_for[place(receiver)] && receiver->state != STATE_DISCONNECTED &&
+	size_t bit = receiver != NULL ? place(receiver) : 0;
+
+	return receiver != NULL && (sender->waits_for[bit / 8] >> bit % 8 & 1) != 0 &&
+	       receiver->state != STATE_DISCONNECTED &&
 	       receiver->channel.limit == 0 && /* else there is no process to drain it */
 	       process_is_above(receiver, CHANNEL_LOW_WATER);
 }
@@ -227,8 +224,7 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 
 	if (!sender->waits)
 		return true;
-	if ((manager->parent != NULL && waits_for(sender, manager->parent)) ||
-	    (manager->agent != NULL && waits_for(sender, manager->agent)))
+	if (waits_for(sender, manager->parent) || waits_for(sender, manager->agent))
 		return false;
 	for (worker = manager->workers; worker != NULL; worker = worker->next)
 		if (waits_for(sender, worker))
@@ -244,19 +240,19 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 static bool
 process_send(struct master_messenger *messenger, struct process *process, struct message *data)
 {
+	size_t bit = place(process);
 	int handle = data->handle;
 	int64_t deadline = 0;
 	int result;
 
-	if (clutch_trace_on)
-		clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld",
-		             clutch_role_name(process->role), (long)process->worker_id);
+	clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld", clutch_role_name(process->role),
+	             (long)process->worker_id);
 	while ((result = sendmessage(&process->channel, data)) == -1) {
 		if ((errno == EMFILE || errno == ENOBUFS) && data->handle != -1) {
 			data->handle = -1; /* the message is worth more than its handle */
 			process->channel.handles_lost++;
 		} else if (errno != ENOMEM || process->channel.descriptor == -1) {
-			break; /* EPIPE: it is dying; ENOBUFS: nobody is there yet */
+			break; /* EPIPE: it is dying; ENOBUFS: it is not forked yet */
 		} else if (channel_flush(&process->channel) == PEER_GONE ||
 		           !clutch_retry(&deadline)) {
 			process->killed_for = "no memory for its messages";
@@ -266,10 +262,12 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	}
 	data->handle = handle; /* the next receiver may have more luck */
 	process->dropped += result == -1 && errno == ENOBUFS;
-	/* A queue with a limit of its own has nobody at its end who drains it. */
+	/* A queue that has a limit has no process at its end to drain it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
-	    process_is_above(process, CHANNEL_HIGH_WATER))
-		messenger->sender->waits_for[place(process)] = messenger->sender->waits = true;
+	    process_is_above(process, CHANNEL_HIGH_WATER)) {
+		messenger->sender->waits = true;
+		messenger->sender->waits_for[bit / 8] |= (unsigned char)(1 << bit % 8);
+	}
 	return result == 0;
 }
 
@@ -291,7 +289,7 @@ clutch_role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-/* A log that nobody reads does not stop the process (D17): after LOG_PATIENCE the line is
+/* A log that no process reads does not stop this one (D17): after LOG_PATIENCE the line is
  * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
  * master sets an alarm, which interrupts it. */
 bool
@@ -334,8 +332,8 @@ clutch_trace_init(void)
 }
 
 void
-clutch_trace(enum role role, const char *step, const struct message *message, const char *format,
-             ...)
+clutch_trace_step(enum role role, const char *step, const struct message *message,
+                  const char *format, ...)
 {
 	bool short_data = message->data != NULL && message->data_length <= 128;
 	bool has_action = message->action != NULL && message->action[0] != '\0';
@@ -476,9 +474,8 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 		return clutch_fail(EPIPE);
 	if (sendmessage(&messenger->channel, &plain) == -1)
 		return -1;
-	if (clutch_trace_on)
-		clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
-		             clutch_role_name(message->to), (long)message->receiver_pid);
+	clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
+	             clutch_role_name(message->to), (long)message->receiver_pid);
 	return 0;
 }
 
@@ -488,6 +485,15 @@ compose(const char *action, const char *data, enum role to, pid_t receiver_pid)
 	size_t length = data != NULL ? strlen(data) : 0;
 
 	return (struct message){action, ROLE_NONE, to, receiver_pid, data, length, -1, NULL};
+}
+
+void
+messenger_tell(struct messenger *messenger, enum role to, const char *action, const char *data)
+{
+	messenger->channel.limit = SIZE_MAX;
+	while (messenger_send(messenger, action, data, to) == -1 && errno == ENOMEM)
+		poll(NULL, 0, 10);
+	messenger->channel.limit = CHANNEL_QUEUE_MAX;
 }
 
 int
@@ -504,8 +510,8 @@ messenger_broadcast(struct messenger *messenger, const char *action, const char 
 		return clutch_fail(ENOBUFS);
 	if (messenger_send_message(messenger, &message) == -1)
 		return -1;
-	message.to = ROLE_AGENT; /* ipc.js:40 */
-	return messenger_send_message(messenger, &message);
+	messenger_tell(messenger, ROLE_AGENT, action, data); /* ipc.js:40 */
+	return 0;
 }
 
 int
@@ -523,10 +529,8 @@ messenger_send_random(struct messenger *messenger, const char *action, const cha
 {
 	size_t i;
 
-	if (messenger->opid_count == 0) { /* ipc.js:71 opids */
-		errno = ESRCH;
-		return -1;
-	}
+	if (messenger->opid_count == 0) /* ipc.js:71 opids */
+		return clutch_fail(ESRCH);
 	i = (size_t)rand_r(&messenger->random) % messenger->opid_count;
 	return messenger_send_to(messenger, messenger->opids[i], action, data);
 }
@@ -553,11 +557,17 @@ messenger_send(struct messenger *messenger, const char *action, const char *data
 
 /* ---- listeners ----------------------------------------------------------- */
 
-/* An action's length and last byte, which are compared first: many actions begin alike. */
+/* An action's length and its last three bytes, which are compared first: in a family of
+ * actions the beginnings are alike. */
 static unsigned
 key_of(const char *action, size_t length)
 {
-	return length > 0 ? (unsigned)length << 8 | (unsigned char)action[length - 1] : 0;
+	unsigned key = (unsigned)length;
+	size_t i;
+
+	for (i = length > 3 ? length - 3 : 0; i < length; i++)
+		key = key << 8 | (unsigned char)action[i];
+	return key;
 }
 
 static int
@@ -635,11 +645,9 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 static void
 check(struct messenger *messenger, int result, const char *where)
 {
-	if (result == 0)
-		return;
-	if (messenger->on_uncaught != NULL)
+	if (result != 0 && messenger->on_uncaught != NULL)
 		messenger->on_uncaught(messenger, result, where);
-	else
+	else if (result != 0)
 		messenger->canceled = true;
 }
 
@@ -661,9 +669,7 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 		if (listener->once)
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
-		if (clutch_trace_on)
-			clutch_trace(messenger->role, "delivers", message, "to listener %zu",
-			             called);
+		clutch_trace(messenger->role, "delivers", message, "to listener %zu", called);
 		check(messenger, listener->call(messenger, message, listener->arg), "listener");
 	}
 	return called;
@@ -697,7 +703,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
 	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
-		messenger_tell_master(messenger, "clutch-barrier", NULL); /* D50 */
+		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
 	sweep(messenger); /* what a listener of another messenger has removed */
@@ -707,8 +713,7 @@ deliver(struct messenger *messenger, const struct message *message)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
-	if ((length == 0 || emit(messenger, count, message->action, length, message) == 0) &&
-	    clutch_trace_on)
+	if (length == 0 || emit(messenger, count, message->action, length, message) == 0)
 		clutch_trace(messenger->role, "receives", message,
 		             "without a listener for its action");
 	in_listener = false;
@@ -1071,23 +1076,13 @@ messenger_drain(struct messenger *messenger, size_t most)
 
 /* ---- pausing ------------------------------------------------------------- */
 
-/* Tell the master something, whatever else waits in the queue. */
-void
-messenger_tell_master(struct messenger *messenger, const char *action, const char *data)
-{
-	messenger->channel.limit = SIZE_MAX;
-	while (messenger_send(messenger, action, data, ROLE_MASTER) == -1 && errno == ENOMEM)
-		poll(NULL, 0, 10);
-	messenger->channel.limit = CHANNEL_QUEUE_MAX;
-}
-
 int
 messenger_pause(struct messenger *messenger)
 {
 	if (messenger->channel.descriptor == -1)
 		return clutch_fail(EPIPE);
 	if (!messenger->paused)
-		messenger_tell_master(messenger, "clutch-pause", NULL);
+		messenger_tell(messenger, ROLE_MASTER, "clutch-pause", NULL);
 	messenger->paused = true;
 	return 0;
 }
@@ -1096,7 +1091,7 @@ int
 messenger_resume(struct messenger *messenger)
 {
 	if (messenger->paused)
-		messenger_tell_master(messenger, "clutch-resume", NULL);
+		messenger_tell(messenger, ROLE_MASTER, "clutch-resume", NULL);
 	messenger->paused = false;
 	return 0;
 }
@@ -1156,8 +1151,8 @@ messenger_graceful_exit(struct messenger *messenger)
 	messenger->graceful = messenger->graceful || messenger->role == ROLE_APP;
 }
 
-/* D22: what a send call accepted leaves before the process does. Hear meanwhile, without
- * listeners: the master stops reading from a process whose own incoming queue is full
+/* D22: what a send call accepted is written before the process ends. It hears meanwhile,
+ * without listeners: the master stops reading from a process whose own incoming queue is full
  * (D21), so that a process that sends to itself would wait for ever. */
 void
 messenger_flush_own(void)

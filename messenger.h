@@ -178,7 +178,8 @@ struct options {
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
-	int parent;               /* this end of the channel to the parent; 0: no parent */
+	int parent;               /* this end of the channel to the parent: start_cluster
+	                           * closes it; 0: no parent */
 	bool end_with_parent;     /* when the parent closes it, or dies, the cluster stops */
 };
 
@@ -279,7 +280,11 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
  *	threads              fork before you start any: only the calling thread lives on in
  *	                     the processes of the cluster
  *	children             the master waits only for processes that it has forked, by
- *	                     their pids; as PID 1 of a container it reaps orphans, too
+ *	                     their pids; as PID 1 of a container it reaps orphans, too.
+ *	                     Where its own process group is that of a process outside of
+ *	                     its PID namespace (unshare --pid without setsid), the master
+ *	                     cannot see the end of a dead worker's group, and gives it
+ *	                     the whole close timeout
  *	working directory    and environment are the caller's; agent and app inherit both,
  *	                     an app finds CFORK_WORKER_INDEX and CFORK_WORKER_COUNT, too
  *	the log              the master waits at most a second for a log that is full,
@@ -648,11 +653,13 @@ int clutch_set_flags(int descriptor);
 bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
 /* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
- * clutch_trace_init was called. */
+ * clutch_trace_init was called. A macro, so that nothing is prepared for a line that is
+ * not printed. */
+#define clutch_trace(...) (clutch_trace_on ? clutch_trace_step(__VA_ARGS__) : (void)0)
 extern bool clutch_trace_on;
 void clutch_trace_init(void);
-void clutch_trace(enum role role, const char *step, const struct message *message,
-                  const char *format, ...) CLUTCH_PRINTF(4, 5);
+void clutch_trace_step(enum role role, const char *step, const struct message *message,
+                       const char *format, ...) CLUTCH_PRINTF(4, 5);
 const char *clutch_role_name(enum role role);
 
 /*
@@ -731,8 +738,8 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	bool waits; /* it is not read: queues that it feeds are too long, those of */
-	bool waits_for[CLUTCH_WORKERS_MAX + 2]; /* these places: parent, agent, each slot */
+	bool waits; /* it is not read: queues that it feeds are too long, those of these places */
+	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
@@ -812,8 +819,10 @@ struct messenger {
 	size_t connections; /* accepted, and watched */
 };
 
-/* Tell the master something, whatever else waits in the queue. */
-void messenger_tell_master(struct messenger *messenger, const char *action, const char *data);
+/* Send what must not fail: whatever else waits in the queue, and as soon as there is
+ * memory for it. */
+void messenger_tell(struct messenger *messenger, enum role to, const char *action,
+                    const char *data);
 
 /* Call the callbacks of messenger_before_close, each once. Returns how many
  * failed. */

@@ -47,9 +47,6 @@
  * long a handle that the kernel does not take may hold up its channel, in ms. */
 #define SHORTAGE_TIMEOUT 1000
 
-/* A handle that came, but for which this process had no descriptor left. */
-#define HANDLE_LOST (-2)
-
 typedef char queue_holds_the_largest_frame[CHANNEL_QUEUE_MAX >= FRAME_MAX ? 1 : -1];
 typedef char pid_fits_its_field[sizeof(pid_t) <= sizeof(uint32_t) ? 1 : -1];
 
@@ -199,15 +196,12 @@ frame_header_valid(const unsigned char *frame, size_t size)
 static bool
 frame_decode(unsigned char *frame, size_t size, struct message *message)
 {
-	size_t action = frame[FRAME_ACTION_LENGTH], i;
+	size_t action = frame[FRAME_ACTION_LENGTH];
 	unsigned char *data = frame + FRAME_HEADER + action + 1;
 
-	for (i = 0; i < action; i++) /* an action is short: quicker than a call of memchr */
-		if (frame[FRAME_HEADER + i] == 0)
-			return false;
-	if (data[-1] != 0 || frame[size - 1] != 0)
-		return false;
 	message->action = (char *)frame + FRAME_HEADER;
+	if (data[-1] != 0 || frame[size - 1] != 0 || strlen(message->action) != action)
+		return false;
 	message->from = (enum role)frame[FRAME_FROM];
 	message->to = (enum role)frame[FRAME_TO];
 	message->receiver_pid = (pid_t)get32(frame + FRAME_RECEIVER_PID);
@@ -280,19 +274,13 @@ stop_writing(struct channel *channel)
 	channel->write_closed = true;
 }
 
-static void
-forget_kept(struct channel *channel)
-{
-	free(channel->kept);
-	channel->kept = NULL;
-	channel->kept_length = 0;
-}
-
 void
 channel_close(struct channel *channel)
 {
 	stop_writing(channel);
-	forget_kept(channel);
+	free(channel->kept);
+	channel->kept = NULL;
+	channel->kept_length = 0;
 	if (buffer.reader == channel)
 		buffer.reader = NULL;
 	while (channel->arrived_count > 0)
@@ -452,13 +440,12 @@ channel_drain(struct channel *channel, int timeout)
 {
 	struct pollfd wait = {.fd = channel->descriptor, .events = POLLOUT};
 	int64_t deadline = clutch_now() + timeout;
+	bool starved; /* the socket has room, the system has none: poll would return at once */
 
 	while (channel_flush(channel) == PEER_ALIVE && channel_pending(channel) > 0 &&
 	       channel->descriptor != -1 && timeout > 0) {
-		if (channel_take_starved(channel)) /* the socket has room, the system has not */
-			poll(NULL, 0, timeout < 10 ? timeout : 10);
-		else
-			poll(&wait, 1, timeout);
+		starved = channel_take_starved(channel);
+		poll(&wait, starved ? 0 : 1, starved && timeout > 10 ? 10 : timeout);
 		timeout = (int)(deadline - clutch_now());
 	}
 	return channel->write_closed ? PEER_GONE : PEER_ALIVE;
@@ -515,8 +502,8 @@ sendmessage(struct channel *channel, const struct message *message)
 /* ---- reading ------------------------------------------------------------- */
 
 /* Another channel needs the read buffer: its reader keeps what was not given yet, a torn
- * frame or messages of a paused process. Where there is no memory for that, the reader
- * has lost the thread, and its next read says so. */
+ * frame or messages of a paused process. Where there is no memory for that, its
+ * next read fails: a gap in what it reads would be worse. */
 static void
 keep_rest(struct channel *reader)
 {
@@ -531,23 +518,24 @@ keep_rest(struct channel *reader)
 	reader->kept_length = length;
 }
 
-/* Lend the read buffer to a channel; the rest of its last read stands in the buffer. */
+/* Lend the read buffer to a channel; the rest of the channel's last read stands in it. */
 static int
 lend_buffer(struct channel *channel)
 {
 	if (buffer.reader == channel)
 		return 0;
+	if (channel->kept == NULL && channel->kept_length > 0)
+		return clutch_fail(ENOMEM);
 	if (buffer.reader != NULL && buffer.next < buffer.end)
 		keep_rest(buffer.reader);
 	buffer.reader = channel;
-	buffer.next = buffer.end = 0;
-	if (channel->kept_length == 0)
-		return 0;
-	if (channel->kept == NULL)
-		return clutch_fail(ENOMEM);
-	memcpy(buffer.bytes, channel->kept, channel->kept_length);
+	buffer.next = 0;
 	buffer.end = channel->kept_length;
-	forget_kept(channel);
+	if (channel->kept != NULL)
+		memcpy(buffer.bytes, channel->kept, channel->kept_length);
+	free(channel->kept);
+	channel->kept = NULL;
+	channel->kept_length = 0;
 	return 0;
 }
 
@@ -563,7 +551,7 @@ keep_handle(struct channel *channel, struct msghdr *header)
 	bool brought = control != NULL && control->cmsg_type == SCM_RIGHTS;
 	bool cut = (header->msg_flags & MSG_CTRUNC) != 0;
 	bool honest = channel->arrived_count < 2 && !(brought && cut);
-	int descriptor = HANDLE_LOST; /* which is not the sender's fault */
+	int descriptor = -1; /* it is lost, which is not the sender's fault */
 
 	if (!brought && !cut)
 		return true;
@@ -571,7 +559,7 @@ keep_handle(struct channel *channel, struct msghdr *header)
 		memcpy(&descriptor, CMSG_DATA(control), sizeof descriptor);
 	if (brought && (!honest || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)) {
 		close(descriptor);
-		descriptor = HANDLE_LOST;
+		descriptor = -1;
 	}
 	if (honest)
 		channel->arrived[channel->arrived_count++] = descriptor;
@@ -633,35 +621,27 @@ channel_read(struct channel *channel)
 	return PEER_BROKEN;
 }
 
-/* Take the handle that a frame announces. */
-static bool
-take_handle(struct channel *channel, struct message *message)
-{
-	if (channel->arrived_count == 0)
-		return false;
-	message->handle = channel->arrived[0];
-	channel->arrived[0] = channel->arrived[1];
-	channel->arrived_count--;
-	if (message->handle == HANDLE_LOST) {
-		message->handle = -1; /* the message is worth more than its handle */
-		channel->handles_lost++;
-	}
-	return true;
-}
-
 int
 channel_next(struct channel *channel, struct message *message)
 {
 	unsigned char *frame = buffer.bytes + buffer.next;
+	bool with_handle;
 	size_t size;
 
 	if (buffer.reader != channel || !is_frame_waiting())
 		return 0;
 	size = frame_size(frame);
+	with_handle = (frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0;
 	if (!frame_header_valid(frame, size) || !frame_decode(frame, size, message) ||
-	    ((frame[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0 && !take_handle(channel, message))) {
+	    (with_handle && channel->arrived_count == 0)) {
 		buffer.reader = NULL; /* what follows a lie is not to be believed */
 		return clutch_fail(EPROTO);
+	}
+	if (with_handle) {
+		message->handle = channel->arrived[0];
+		channel->arrived[0] = channel->arrived[1];
+		channel->arrived_count--;
+		channel->handles_lost += message->handle == -1; /* the message is worth more */
 	}
 	buffer.next += size;
 	channel->messages_in++;

@@ -1,5 +1,5 @@
 /*
- * The app worker role: the shared port, and leaving without dropping anybody.
+ * The app worker role: the shared port, and leaving without dropping a connection.
  *
  * egg: egg-cluster/lib/app_worker.js, npm graceful, npm graceful-process
  *
@@ -18,11 +18,11 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* How long nobody is accepted when the process is out of descriptors or memory, in ms. */
+/* How long the process accepts no connection when it is out of descriptors or memory, in ms. */
 #define ACCEPT_PAUSE 100
 
 /* What the role knows; there is one app worker in a process. */
@@ -53,7 +53,7 @@ on_ready(struct messenger *app, int status) /* :79 startServer */
 	                                             NULL) == -1) /* :108 server */
 		clutch_process_fail(app);
 	clutch_process_catch_sigterm();
-	messenger_tell_master(app, "listening", worker.address); /* :164 */
+	messenger_tell(app, ROLE_MASTER, "listening", worker.address); /* :163 */
 	if (channel_flush(&app->channel) == PEER_GONE)
 		clutch_process_exit(1); /* the master died while this process was busy loading */
 }
@@ -208,6 +208,7 @@ worker_run(struct messenger *app, const struct options *options, int listener, c
 {
 	int64_t left, before, late;
 
+	memset(&worker, 0, sizeof worker);
 	worker.options = options;
 	worker.listener = listener;
 	worker.address = address;

@@ -150,7 +150,7 @@ trace_long(int descriptor)
 	int saved = dup(STDERR_FILENO);
 
 	cr_assert_geq(dup2(descriptor, STDERR_FILENO), 0);
-	clutch_trace((enum role)9, "routes", &message, "to %d", 1);
+	clutch_trace_step((enum role)9, "routes", &message, "to %d", 1);
 	cr_assert_geq(dup2(saved, STDERR_FILENO), 0);
 	close(saved);
 }

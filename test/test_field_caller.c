@@ -327,6 +327,92 @@ Test(field_caller, a_failed_start_closes_no_descriptor_of_the_callers)
 	caller_free(c);
 }
 
+/* The parent's end is the cluster's from the call on, whatever becomes of the start. */
+static int
+with_a_parents_end(void)
+{
+	struct options options = {.workers = CLUTCH_WORKERS_MAX + 1};
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == -1)
+		return 1;
+	options.parent = pair[0];
+	start_cluster(&options);
+	say("the parent's end is %s", fcntl(pair[0], F_GETFD) == -1 ? "closed" : "open");
+	options = (struct options){.workers = 1, .agent = fails, .parent = dup(pair[1])};
+	start_cluster(&options);
+	say("the parent's end is %s", fcntl(options.parent, F_GETFD) == -1 ? "closed" : "open");
+	return 0;
+}
+
+Test(field_caller, the_parents_end_is_closed_after_each_start)
+{
+	struct caller *c = caller_start(with_a_parents_end);
+
+	caller_ends(c, 0);
+	caller_assert(c, caller_count(c, "end is closed") == 2, "it is open");
+	caller_free(c);
+}
+
+static int
+end_inner_cluster(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	kill(getppid(), SIGTERM);
+	return 0;
+}
+
+/* Its turns after egg-ready would show that it leaves. */
+static int
+inner_ready(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)message;
+	return messenger_set_timeout(messenger, 50, end_inner_cluster, arg) == -1;
+}
+
+static int
+inner_role(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_once(messenger, "egg-ready", inner_ready, NULL);
+}
+
+static int
+start_an_inner_cluster(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	say("inner cluster: %d",
+	    start_cluster(&(struct options){.name = "inner", .workers = 1, .app = inner_role}));
+	return 0;
+}
+
+static int
+nesting_role(struct messenger *messenger, void *arg)
+{
+	messenger_before_close(messenger, start_an_inner_cluster, NULL);
+	return role(messenger, arg);
+}
+
+static int
+with_an_inner_cluster(void)
+{
+	return run_cluster(&(struct options){.app = nesting_role, .workers = 1});
+}
+
+/* The inner cluster's processes do not believe that they have been told to leave. */
+Test(field_caller, a_worker_that_leaves_may_start_a_cluster)
+{
+	struct caller *c = caller_start(with_an_inner_cluster);
+
+	caller_wait(c, 0, "app ready");
+	kill(caller_number(c, "master is"), SIGTERM);
+	caller_wait(c, 0, "inner started");
+	caller_ends(c, 0);
+	caller_assert(c, caller_count(c, "inner cluster: 0") == 1, "the inner cluster failed");
+	caller_assert(c, caller_count(c, " disconnect") == 0, "an inner process has left at once");
+	caller_free(c);
+}
+
 static int
 with_two_clusters(void)
 {

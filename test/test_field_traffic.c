@@ -327,6 +327,7 @@ do_gush(struct messenger *messenger, const char *argument)
 		for (j = 0; j < 64; j++)
 			if (write(descriptor, frame, size) != (ssize_t)size)
 				report(messenger, "BAD write: %s", strerror(errno));
+		free(frame);
 		report(messenger, "has gushed to %ld", pids[i]);
 	}
 	fcntl(descriptor, F_SETFL, flags);
