@@ -49,7 +49,7 @@ WARN    = -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wswitch-enum \
           -Wstrict-prototypes -Wmissing-prototypes -Wwrite-strings \
           -Wcast-qual -Wvla
 POSIX   = -std=c99 -D_POSIX_C_SOURCE=200809L
-ifeq ($(shell uname -s),Darwin) # its headers hide CMSG_SPACE from plain POSIX
+ifeq ($(shell uname -s),Darwin) # it hides the number of processors from plain POSIX
 POSIX  += -D_DARWIN_C_SOURCE
 endif
 
@@ -293,8 +293,8 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 
 # The most lines of code, as cloc counts them. .clang-tidy says how long and how deep a
 # function may be.
-SIZE_MAX        = 3750
-SENDMESSAGE_MAX = 520
+SIZE_MAX        = 3805
+SENDMESSAGE_MAX = 550
 size:
 	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)
 
