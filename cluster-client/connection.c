@@ -17,6 +17,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#ifndef MSG_NOSIGNAL /* not every system has it */
+#define MSG_NOSIGNAL 0
+#endif
+
 /* Read up to this many bytes at once. */
 #define READ_SIZE (64 * 1024)
 
