@@ -5,9 +5,11 @@
 #	make test               every test;  make test T=sendmessage  one file of them
 #	make install            headers, libraries and manual pages, into prefix=/usr/local
 #	make uninstall          remove them again (more of this: packaging/packaging.mk)
-#	make check              the tests, and then the next eight
+#	make check              the tests, and then the next seven
 #	make sanitize           the tests under AddressSanitizer and UBSan
 #	make valgrind           a sample of the tests, and two clusters, under valgrind
+#	make portable           other compilers, standards, libcs and processors; minutes
+#	make portable-short     one of each kind
 #	make static             build a small static program with musl, and run it
 #	make warnings           everything with gcc and clang, with our flags and with others;
 #	                        a warning is an error
@@ -65,7 +67,10 @@ COMMA = ,
 # make V=1 shows whole commands.
 Q = $(if $(V),,@)
 
-COMPILE = $(CC) $(WARN) $(WERROR) -I. -MMD -MP $(CPPFLAGS) $(CFLAGS)
+# Each object's headers, for make. A compiler that cannot tell them: make DEPEND=
+DEPEND = -MMD -MP
+
+COMPILE = $(CC) $(WARN) $(WERROR) -I. $(DEPEND) $(CPPFLAGS) $(CFLAGS)
 
 # ---- build -----------------------------------------------------------------
 
@@ -262,6 +267,13 @@ $(BUILD)/static/%: %.c $(CORE) $(HEADERS)
 	$(Q)$(MUSL_CC) $(POSIX) $(filter-out -Wconversion,$(WARN)) -I. $(CPPFLAGS) $(SMALL) -o $@ \
 		$< $(CORE)
 
+# The same source, elsewhere: docs/portability.md.
+portable:
+	test/portable
+
+portable-short:
+	test/portable short
+
 # First everything, with our flags. Then everything but the tests, as other projects compile
 # the files that they have copied: with the compiler's default C, with _GNU_SOURCE, and with
 # -std=gnu2x, which newer compilers have as their default.
@@ -357,5 +369,5 @@ $(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects size \
+.PHONY: all run test criterion redis-server check sanitize valgrind static portable portable-short warnings objects size \
 	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge clean
