@@ -5,6 +5,7 @@
 #	make uninstall          remove what make install has installed
 #	make abi                does the soname stand for the public structs?
 #	make abi-record         write down what it stands for
+#	make licence            does each source file say whose it is?
 #	make dist               a tarball of what is committed: build/clutch-VERSION.tar.gz
 #	make dist-check         unpack it, build it, test a part of it, install it
 #
@@ -188,6 +189,12 @@ uninstall: $(MAN3)
 		rmdir '$(DESTDIR)$(includedir)/'$$folder 2>/dev/null || :; \
 	done
 
+# ---- whose it is -----------------------------------------------------------------
+
+# packaging/licence -w writes the two lines into new files.
+licence:
+	@packaging/licence
+
 # ---- a tarball ----------------------------------------------------------------
 
 DIST = clutch-$(VERSION)
@@ -210,4 +217,4 @@ dist-check: dist
 		$(MAKE) -C $(DIST) BUILD=build DESTDIR="$$PWD/stage" uninstall && \
 		test -z "$$(find stage ! -type d)"
 
-.PHONY: install uninstall abi abi-record dist dist-check
+.PHONY: install uninstall abi abi-record licence dist dist-check

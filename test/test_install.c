@@ -307,3 +307,38 @@ Test(install, a_comment_changes_no_soname_and_a_new_function_is_recorded)
 	cr_expect(abi(record));
 	cr_expect(abi(now));
 }
+
+/* ---- packaging/licence ---------------------------------------------------------------- */
+
+/* Files of each kind get the two lines, once, and do what they did. */
+Test(install, the_licence_is_written_into_each_file)
+{
+	const char *folder = test_folder();
+
+	write_source("a.c", "/*\n * Text.\n */\nint a;\n");
+	write_source("b.c", "#include <stdio.h>\nint main(void) { return 0; } /* end */\n");
+	write_source("c.h", "/* One line. */\n#define C 1\n");
+	write_source("script", "#!/bin/sh\n# Text.\n\necho works\n");
+	write_source("short", "#!/bin/sh\necho works\n");
+	write_source("page.1", ".Dd November 29, 2026\n");
+	write_source("figure.svg", "<svg></svg>\n");
+	write_source("data", "no source\n");
+	cr_assert(run("cp -r %s %s.before", folder, folder));
+	cr_expect_not(run("packaging/licence %s/*", folder));
+	cr_expect(run("packaging/licence -w %s/* >%s.before/list; "
+	              "test \"$(wc -l <%s.before/list)\" -eq 7",
+	              folder, folder, folder));
+	cr_expect(run("packaging/licence %s/*", folder));
+	cr_expect(run("cd %s && for file in a.c b.c c.h script short page.1 figure.svg; do "
+	              "test \"$(grep -c 'Copyright\\|SPDX' $file)\" -eq 2 || exit 1; done",
+	              folder));
+	cr_expect(run("cd %s && ${CC:-cc} -c a.c b.c c.h && test \"$(sh script)\" = works && "
+	              "test \"$(sh short)\" = works && cmp data %s.before/data",
+	              folder, folder));
+	cr_expect(run("test \"$(grep -v 'Copyright\\|SPDX\\|^ [*]$\\|^#$' %s/script)\" = "
+	              "\"$(cat %s.before/script)\"",
+	              folder, folder));
+	cr_expect(run("packaging/licence -w %s/* >%s.before/list; test ! -s %s.before/list", folder,
+	              folder, folder));
+	cr_assert(run("rm -r %s.before", folder));
+}
