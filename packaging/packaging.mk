@@ -170,8 +170,9 @@ install: all
 	sed -e 's|@prefix@|$(prefix)|' -e 's|@exec_prefix@|$(call below_prefix,$(exec_prefix))|' \
 		-e 's|@libdir@|$(call below_prefix,$(libdir))|' \
 		-e 's|@includedir@|$(call below_prefix,$(includedir))|' \
-		-e 's|@VERSION@|$(VERSION)|' packaging/clutch.pc.in >$(BUILD)/clutch.pc
-	$(INSTALL_DATA) $(BUILD)/clutch.pc '$(DESTDIR)$(pkgconfigdir)/clutch.pc'
+		-e 's|@VERSION@|$(VERSION)|' packaging/clutch.pc.in \
+		>'$(DESTDIR)$(pkgconfigdir)/clutch.pc'
+	chmod 644 '$(DESTDIR)$(pkgconfigdir)/clutch.pc'
 
 # A folder is removed if it is clutch's own, and empty.
 uninstall: $(MAN3)
