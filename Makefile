@@ -31,7 +31,7 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = examples/http.c examples/ipc/rsmq.c
+HELPERS  = $(wildcard examples/http*.c) $(addprefix examples/ipc/,rsmq.c queue_lists.c queue_redis.c)
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -89,9 +89,13 @@ $(LIBRARY): $(LIBRARY_OBJECTS)
 	$(Q)rm -f $@
 	$(Q)$(AR) rcs $@ $^
 
-$(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(BUILD)/examples/http.o
+HTTP = $(BUILD)/examples/http.o $(BUILD)/examples/http_head.o
+
+$(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(HTTP)
+$(BUILD)/examples/refresh: $(BUILD)/examples/http_client.o
 
 $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
+$(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 	@echo "  ld  $@"
@@ -305,7 +309,7 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 
 # The most lines of code, as cloc counts them. .clang-tidy says how long and how deep a
 # function may be.
-SIZE_MAX        = 3805
+SIZE_MAX        = 3915
 SENDMESSAGE_MAX = 550
 size:
 	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)
@@ -321,7 +325,8 @@ format-check:
 # schedules them differently, so no run is repeated exactly.
 SOAK_SECONDS = 60
 SOAK_STATE   = build/soak.state
-SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(BUILD)/examples/http.o
+SOAK_PARTS   = $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/soak/*.c)) $(HTTP) \
+               $(BUILD)/examples/http_client.o
 
 # exec: the shell becomes the soak test, so that a signal reaches the test itself.
 soak: $(BUILD)/test/soak/soak

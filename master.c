@@ -44,18 +44,18 @@
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
-#define FORK_RETRY 1000          /* fork failed: no process or memory left */
-#define KILL_RETRY 1000          /* SIGKILL could not be sent, or has not worked yet */
-#define KILL_TIME 200            /* a process group has this long to die of SIGKILL */
-#define GROUP_CHECK 50           /* how soon a process group's end is noticed */
-#define LAST_WORDS (1024 * 1024) /* what is read from a dead process, in bytes */
-#define LOG_SILENCE 10000        /* a full log gets no line for this long */
-#define PORT_PATIENCE 3000       /* how long to wait for a port in use */
-#define TRIM_INTERVAL 1000       /* queues that were not used for this long are freed */
-#define LATE 1000                /* the master itself did not run, if it is this late */
-#define OTHER_DESCRIPTORS 16     /* 0 to 2, agent, parent, listener, files ... */
-#define SIGNAL_MAX 64            /* the system refuses numbers past its last signal */
-#define PID_SIZE 12              /* a pid in JSON, and its comma, in bytes */
+#define FORK_RETRY 1000 /* fork failed: no process or memory left */
+#define KILL_RETRY 1000 /* SIGKILL could not be sent, or has not worked yet */
+#define KILL_TIME 200   /* a process group has this long to die of SIGKILL */
+#define GROUP_CHECK 50  /* how soon a process group's end is noticed */
+#define LAST_WORDS (1024 * 1024 + 3 * CHANNEL_SOCKET_BUFFER) /* more than a socket holds */
+#define LOG_SILENCE 10000    /* a full log gets no line for this long */
+#define PORT_PATIENCE 3000   /* how long to wait for a port in use */
+#define TRIM_INTERVAL 1000   /* queues that were not used for this long are freed */
+#define LATE 1000            /* the master itself did not run, if it is this late */
+#define OTHER_DESCRIPTORS 16 /* 0 to 2, agent, parent, listener, files ... */
+#define SIGNAL_MAX 64        /* the system refuses numbers past its last signal */
+#define PID_SIZE 12          /* a pid in JSON, and its comma, in bytes */
 
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
 static bool owns_signals;                         /* SIGALRM, too */

@@ -388,6 +388,8 @@ static bool in_listener;
 static struct messenger *messengers;
 static struct messenger *own;
 
+static void end_channel(struct messenger *messenger);
+
 struct messenger *
 messenger_open(int descriptor, enum role role)
 {
@@ -411,17 +413,11 @@ messenger_open(int descriptor, enum role role)
 	return NULL;
 }
 
-void
-messenger_close(struct messenger *messenger)
+static void
+free_messenger(struct messenger *messenger)
 {
 	struct messenger **link = &messengers;
-	int saved = errno;
 
-	if (messenger == NULL)
-		return;
-	if (messenger->channel.descriptor != -1)
-		channel_drain(&messenger->channel, CLOSE_FLUSH_TIMEOUT);
-	channel_close(&messenger->channel);
 	while (*link != messenger)
 		link = &(*link)->next;
 	*link = messenger->next;
@@ -434,6 +430,26 @@ messenger_close(struct messenger *messenger)
 	free(messenger->set);
 	free(messenger->timers);
 	free(messenger);
+}
+
+void
+messenger_close(struct messenger *messenger)
+{
+	int timeout, saved = errno;
+	struct messenger *at;
+
+	if (messenger == NULL)
+		return;
+	timeout = messenger->loop == NULL ? CLOSE_FLUSH_TIMEOUT : 0;
+	if (messenger->channel.descriptor != -1)
+		channel_drain(&messenger->channel, timeout);
+	end_channel(messenger);
+	for (at = messengers; at != NULL; at = at->next)
+		if (at->loop == messenger)
+			at->loop = NULL;
+	messenger->closed = true;
+	if (!messenger->stepping) /* else on_joined frees it */
+		free_messenger(messenger);
 	errno = saved;
 }
 
@@ -658,11 +674,12 @@ static size_t
 emit(struct messenger *messenger, size_t count, const char *action, size_t length,
      const struct message *message)
 {
+	struct messenger *loop = messenger->loop != NULL ? messenger->loop : messenger;
 	unsigned key = key_of(action, length);
 	const struct listener *listener;
 	size_t i, called = 0;
 
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < count && !messenger->closed; i++) {
 		listener = &messenger->listeners[i]; /* valid until the call: the list may move */
 		if (listener->key != key || memcmp(listener->action, action, length) != 0)
 			continue;
@@ -670,7 +687,7 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
 		clutch_trace(messenger->role, "delivers", message, "to listener %zu", called);
-		check(messenger, listener->call(messenger, message, listener->arg), "listener");
+		check(loop, listener->call(messenger, message, listener->arg), "listener");
 	}
 	return called;
 }
@@ -700,16 +717,17 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
+	bool by_master = message->from == ROLE_MASTER && messenger->loop == NULL;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
-	if (message->from == ROLE_MASTER && strcmp(message->action, "clutch-barrier") == 0) {
+	if (by_master && strcmp(message->action, "clutch-barrier") == 0) {
 		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
 	sweep(messenger); /* what a listener of another messenger has removed */
 	count = messenger->listener_count;
 	in_listener = true;
-	if (message->from == ROLE_MASTER && strcmp(message->action, "egg-pids") == 0)
+	if (by_master && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
@@ -794,7 +812,7 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 {
 	size_t i = find_watch(messenger, descriptor);
 
-	if (descriptor < 0 || watcher == NULL)
+	if (descriptor < 0 || watcher == NULL || messenger->loop != NULL)
 		return clutch_fail(EINVAL);
 	if (i == messenger->watch_count) {
 		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
@@ -863,7 +881,7 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 {
 	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
 
-	if (milliseconds < 0 || call == NULL)
+	if (milliseconds < 0 || call == NULL || messenger->loop != NULL)
 		return clutch_fail(EINVAL);
 	if (clutch_grow(&messenger->timers, messenger->timer_count, sizeof timer) == -1)
 		return -1;
@@ -901,6 +919,27 @@ messenger_clear_timeout(struct messenger *messenger, int id)
 	return 0;
 }
 
+/* Those that a loop turns: itself, and the joined ones. */
+static struct messenger *
+next_turned(const struct messenger *loop, const struct messenger *last)
+{
+	struct messenger *next = last == NULL ? messengers : last->next;
+
+	while (next != NULL && next != loop && next->loop != loop)
+		next = next->next;
+	return next;
+}
+
+/* Where poll(2) finds the channel of one of them. */
+static struct pollfd *
+entry_of(const struct messenger *messenger)
+{
+	const struct messenger *loop = messenger->loop;
+
+	return loop == NULL ? &messenger->set[0]
+	                    : &loop->set[1 + find_watch(loop, messenger->channel.descriptor)];
+}
+
 /* Have messages waited for the end of a pause? */
 static bool
 may_go_on(const struct messenger *messenger)
@@ -911,10 +950,12 @@ may_go_on(const struct messenger *messenger)
 int
 messenger_timeout(const struct messenger *messenger)
 {
+	const struct messenger *at = NULL;
 	int64_t left;
 
-	if (may_go_on(messenger))
-		return 0;
+	while ((at = next_turned(messenger, at)) != NULL)
+		if (may_go_on(at))
+			return 0;
 	if (messenger->timer_count == 0)
 		return -1;
 	left = messenger->timers[0].due - clutch_now();
@@ -946,32 +987,54 @@ run_timers(struct messenger *messenger)
 static void
 hear(struct messenger *messenger)
 {
+	struct messenger *loop = messenger->loop;
 	struct channel *channel = &messenger->channel;
 	enum peer peer = channel_read(channel);
 	struct message message;
-	int found;
+	int found, error;
 
 	do
 		if ((found = channel_next(channel, &message)) == 1)
 			deliver(messenger, &message);
 	while (found == 1 && !messenger->paused);
 	messenger->has_unread = found == 1; /* paused: there may be more */
-	messenger->broken = peer == PEER_BROKEN || found == -1;
-	if (peer != PEER_ALIVE || found == -1)
-		channel_close(channel);
+	if (peer == PEER_ALIVE && found != -1)
+		return;
+	end_channel(messenger);
+	error = peer == PEER_BROKEN || found == -1 ? EPROTO : 0;
+	if (loop == NULL)
+		messenger->broken = error != 0;
+	else if (messenger->ended != NULL && !messenger->closed)
+		check(loop, messenger->ended(messenger, error, messenger->arg), "joined end");
 }
 
-/* What poll(2) waits for at the channel. */
+/* The channel's part of a turn. */
 static void
-prepare(const struct messenger *messenger)
+serve(struct messenger *messenger, short revents)
 {
-	struct pollfd *channel = &messenger->set[0];
+	if ((revents & POLLOUT) != 0)
+		channel_flush(&messenger->channel); /* a callback that needs room finds it */
+	if ((revents & ~POLLOUT) == 0)
+		return;
+	messenger->paused = false; /* a hangup ends a pause */
+	hear(messenger);
+}
 
-	channel->fd = messenger->channel.descriptor;
-	channel->events = messenger->paused ? 0 : POLLIN;
-	if (channel_pending(&messenger->channel) > 0)
-		channel->events |= POLLOUT;
-	channel->revents = 0;
+/* What poll(2) waits for at the channels. */
+static void
+prepare(const struct messenger *loop)
+{
+	const struct messenger *at = NULL;
+	struct pollfd *entry;
+
+	while ((at = next_turned(loop, at)) != NULL) {
+		entry = entry_of(at);
+		entry->fd = at->channel.descriptor;
+		entry->events = at->paused ? 0 : POLLIN;
+		if (channel_pending(&at->channel) > 0)
+			entry->events |= POLLOUT;
+		entry->revents = 0;
+	}
 }
 
 size_t
@@ -989,16 +1052,11 @@ messenger_descriptors(const struct messenger *messenger, struct pollfd *set, siz
 static void
 dispatch(struct messenger *messenger)
 {
-	struct pollfd *ready = &messenger->set[0];
-	short revents = ready->revents;
 	const struct watch *watch;
+	struct pollfd *ready;
+	short revents;
 
-	if ((revents & POLLOUT) != 0)
-		channel_flush(&messenger->channel); /* a callback that needs room finds it */
-	if ((revents & ~POLLOUT) != 0)
-		messenger->paused = false; /* a hangup ends a pause */
-	if ((revents & ~POLLOUT) != 0 || may_go_on(messenger))
-		hear(messenger);
+	serve(messenger, messenger->set[0].revents);
 	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
 		watch = &messenger->watches[messenger->watch_next++];
 		ready = &messenger->set[messenger->watch_next];
@@ -1011,18 +1069,25 @@ dispatch(struct messenger *messenger)
 	run_timers(messenger);
 }
 
-/* poll(2), and if nothing happens for a while: the queue's memory is not needed now. */
+/* poll(2), and if nothing happens for a while: the queues' memory is not needed now. */
 static int
 wait_for_events(struct messenger *messenger, int timeout)
 {
 	nfds_t count = messenger->watch_count + 1;
-	bool quiet = messenger->channel.queue_size > 0 && (timeout < 0 || timeout > QUIET_TIME);
-	int ready = poll(messenger->set, count, quiet ? QUIET_TIME : timeout);
+	bool keeps = false, quiet = timeout < 0 || timeout > QUIET_TIME;
+	struct messenger *at = NULL;
+	int ready;
 
+	while ((at = next_turned(messenger, at)) != NULL)
+		keeps = keeps || at->channel.queue_size > 0;
+	quiet = quiet && keeps;
+	ready = poll(messenger->set, count, quiet ? QUIET_TIME : timeout);
 	if (ready != 0 || !quiet)
 		return ready;
-	messenger->channel.queue_used = false;
-	channel_trim(&messenger->channel);
+	while ((at = next_turned(messenger, at)) != NULL) {
+		at->channel.queue_used = false;
+		channel_trim(&at->channel);
+	}
 	return poll(messenger->set, count, timeout < 0 ? -1 : timeout - QUIET_TIME);
 }
 
@@ -1030,23 +1095,29 @@ wait_for_events(struct messenger *messenger, int timeout)
 static int
 turn(struct messenger *messenger, size_t least, int timeout)
 {
+	struct messenger *at = NULL;
 	int due;
 
-	if (messenger->stepping || in_listener)
+	if (messenger->stepping || messenger->loop != NULL || in_listener)
 		return clutch_fail(EBUSY);
-	channel_flush(&messenger->channel);
+	while ((at = next_turned(messenger, at)) != NULL)
+		channel_flush(&at->channel);
 	if (channel_pending(&messenger->channel) < least)
 		return 1;
 	due = messenger_timeout(messenger);
 	prepare(messenger);
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
-	if (channel_take_starved(&messenger->channel)) { /* poll would return at once */
-		messenger->set[0].fd = -1;
-		timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
-	}
+	while ((at = next_turned(messenger, at)) != NULL)
+		if (channel_take_starved(&at->channel)) { /* poll would return at once */
+			entry_of(at)->events = 0;
+			timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
+		}
 	if (wait_for_events(messenger, timeout) == -1 && errno != EINTR)
 		return -1;
+	while ((at = next_turned(messenger, at)) != NULL)
+		if (may_go_on(at))
+			entry_of(at)->revents |= POLLIN;
 	messenger->stepping = true;
 	dispatch(messenger);
 	messenger->stepping = false;
@@ -1072,6 +1143,52 @@ messenger_drain(struct messenger *messenger, size_t most)
 	while (result == 1 && channel_pending(&messenger->channel) > most)
 		result = turn(messenger, most + 1, -1);
 	return result;
+}
+
+/* ---- several messengers, one loop ----------------------------------------- */
+
+/* Close the channel, and let the loop that has turned it know it no more. */
+static void
+end_channel(struct messenger *messenger)
+{
+	if (messenger->loop != NULL)
+		messenger_unwatch(messenger->loop, messenger->channel.descriptor);
+	messenger->loop = NULL;
+	channel_close(&messenger->channel);
+}
+
+/* A callback may close the messenger: its memory goes when no callback of it runs. */
+static int
+on_joined(struct messenger *loop, int descriptor, short revents, void *arg)
+{
+	struct messenger *joined = arg;
+
+	(void)loop, (void)descriptor;
+	joined->stepping = true;
+	serve(joined, revents);
+	joined->stepping = false;
+	if (joined->closed)
+		free_messenger(joined);
+	return 0;
+}
+
+int
+messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended, void *arg)
+{
+	if (messenger == loop || messenger == own || messenger->loop != NULL ||
+	    loop->loop != NULL || messenger->watch_count > 0 || messenger->timer_count > 0)
+		return clutch_fail(EINVAL);
+	if (messenger->stepping)
+		return clutch_fail(EBUSY);
+	if (messenger->channel.descriptor == -1)
+		return clutch_fail(EPIPE);
+	if (messenger_watch(loop, messenger->channel.descriptor, POLLIN, on_joined, messenger) ==
+	    -1)
+		return -1;
+	messenger->loop = loop;
+	messenger->ended = ended;
+	messenger->arg = arg;
+	return 0;
 }
 
 /* ---- pausing ------------------------------------------------------------- */
@@ -1158,9 +1275,12 @@ void
 messenger_flush_own(void)
 {
 	int64_t deadline = clutch_now() + EXIT_FLUSH_TIMEOUT;
+	struct messenger *at = NULL;
 
 	if (own == NULL || own->pid != getpid())
 		return;
+	while ((at = next_turned(own, at)) != NULL)
+		channel_flush(&at->channel);
 	own->listener_count = 0; /* exit(3) may be called by one of them */
 	own->paused = false;
 	while (channel_drain(&own->channel, 10) == PEER_ALIVE &&

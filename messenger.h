@@ -304,8 +304,8 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
  * (ROLE_PARENT for a parent that starts its master by itself). The descriptor
  * becomes the messenger's; on failure it stays the caller's. NULL with errno:
  * EBADF, ENOMEM. messenger_close writes out what was sent (waiting a second at
- * most for a full socket), closes, and frees: not inside a callback of its own.
- * NULL is ignored.
+ * most for a full socket), closes, and frees: not inside a callback of its own,
+ * unless it is joined (see messenger_join). NULL is ignored.
  */
 struct messenger *messenger_open(int descriptor, enum role role);
 void messenger_close(struct messenger *messenger);
@@ -418,6 +418,35 @@ int messenger_pause(struct messenger *messenger);
 int messenger_resume(struct messenger *messenger);
 size_t messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size);
 int messenger_timeout(const struct messenger *messenger);
+
+/*
+ * Several messengers, one loop. From the join on each step of `loop` turns the channel of
+ * `messenger`, too. So a parent has two clusters, and two children talk over a socketpair
+ * of their own, past the master: one child sends an end of the pair to the other as a
+ * handle, and each opens and joins its end. Descriptors and timers are those of the loop:
+ * watch and the timers of a joined messenger fail with EINVAL, step and drain with EBUSY.
+ *
+ *   the end   `ended`, which may be NULL, is called once, when the channel is closed and all
+ *             that came over it is delivered: with 0 if the other end is gone, with EPROTO
+ *             if it broke the protocol. No step of the loop fails for that. The messenger is
+ *             joined no more, and is to be closed, in `ended` or later.
+ *   errors    A non-zero result of a joined messenger's callback counts as one of the loop:
+ *             the process's role, or the loop's step, gets it.
+ *   close     messenger_close of a joined one is allowed in every callback, its own too. No
+ *             callback of it is called any more. It does not wait: what the socket does
+ *             not take at once is lost, so that an end that does not read stops no process.
+ *             Where the loop is closed first, those that it turned have a step of their own.
+ *   limits    A send fails with ENOBUFS as any other: an end that does not read costs its
+ *             process at most CHANNEL_QUEUE_MAX. `from` is what the other end says, if that
+ *             is no master.
+ *
+ * errno: EINVAL (the process's own messenger, one that is joined, or has descriptors, timers
+ * or joined ones itself, or a loop that is joined), EBUSY (inside a callback of `messenger`),
+ * EPIPE (its channel is closed), ENOMEM.
+ */
+typedef int (*messenger_end)(struct messenger *messenger, int error, void *arg);
+int messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended,
+                   void *arg);
 
 /*
  * Agent and app worker, ready later: the role function calls ready_later, and
@@ -808,6 +837,11 @@ struct messenger {
 	int timer_id;
 	unsigned turn; /* of the timers: those that a callback sets wait for the next */
 	bool stepping, canceled, broken;
+
+	struct messenger *loop; /* the one that turns this one, if it is joined */
+	messenger_end ended;
+	void *arg;   /* of ended */
+	bool closed; /* to be freed when its last callback has returned */
 
 	/* set by the roles */
 	void (*on_ready)(struct messenger *messenger, int status);

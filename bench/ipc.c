@@ -4,14 +4,15 @@
  *	bench/ipc [--rounds N]          builds, starts a Redis if there is one, runs
  *	build/bench/ipc [--rounds N] [URL of a Redis]
  *
- * Two processes and 128 bytes of JSON. First one asks and the other answers, again
+ * Two processes and 128 bytes of text. First one asks and the other answers, again
  * and again: the time of a round trip, its median. Then one only speaks, as fast as
  * it can: messages in a second, counted until the other has heard the last one.
  *
  * Each way does what it does by nature: stdio's buffers are written when they are
- * full, a channel's when its loop turns, a socket has one write for each message,
- * and in the queue each message is sent, received and deleted, with a reply awaited
- * each time. In each round every way runs once; the table has the rounds' medians.
+ * full, a channel's when its loop turns, and a socket has one write for each message.
+ * In RSMQ each message is sent, received and deleted, in a list it is pushed and popped,
+ * and publish sends it to a process that listens; each command waits for its reply.
+ * In each round every way runs once; the table has the rounds' medians.
  * For the trips both processes are on one processor: otherwise the figure is that
  * of waking up another one.
  */
@@ -45,7 +46,8 @@ enum {
 	ROUNDS_MAX = 99,
 	DURATION = 250, /* milliseconds, for each of the two figures of a round */
 	TRIPS_MAX = 1 << 18,
-	PATIENCE = 10000 /* milliseconds */
+	LETTERS_MAX = 1 << 16, /* messages that were published, but not received yet */
+	PATIENCE = 10000       /* milliseconds */
 };
 
 /* The first letter of a message says what is to be done with it. */
@@ -329,6 +331,139 @@ queue_end(void)
 	redis_close(redis);
 }
 
+/* ---- list: LPUSH and BRPOP ----------------------------------------------- */
+
+/* The last reply of Redis. */
+static struct {
+	bool is_there;
+	int64_t integer;
+	char letter; /* of the message that was popped */
+} reply;
+
+static int
+on_reply(struct redis *from, const struct redis_reply *answer, void *arg)
+{
+	(void)from, (void)arg;
+	if (answer->type == REDIS_ERROR || answer->type == REDIS_NO_REPLY) {
+		fprintf(stderr, "bench/ipc: %s: %s\n", url, answer->text);
+		exit(1);
+	}
+	reply.is_there = true;
+	reply.integer = answer->integer;
+	reply.letter = '\0';
+	if (answer->type == REDIS_ARRAY)
+		reply.letter = answer->element[1].text[0];
+	return 0;
+}
+
+static void
+wait_for_reply(int queued)
+{
+	if (queued == -1)
+		fail(url);
+	reply.is_there = false;
+	while (!reply.is_there)
+		redis_step(redis, -1);
+}
+
+static struct redis *
+open_redis(void)
+{
+	struct redis *opened = redis_open(NULL, url, &(struct redis_options){.timeout = PATIENCE});
+
+	if (opened == NULL)
+		fail(url);
+	return opened;
+}
+
+static void
+list_begin(bool child)
+{
+	self = child ? 0 : 1;
+	redis = open_redis();
+}
+
+static void
+list_send(const char *text)
+{
+	wait_for_reply(
+		redis_command(redis, on_reply, NULL, "LPUSH", queues[!self], text, (char *)NULL));
+}
+
+static char
+list_receive(void)
+{
+	do
+		wait_for_reply(redis_command(redis, on_reply, NULL, "BRPOP", queues[self], "1",
+		                             (char *)NULL));
+	while (reply.letter == '\0');
+	return reply.letter;
+}
+
+static void
+list_end(void)
+{
+	redis_close(redis);
+}
+
+/* ---- publish and subscribe ----------------------------------------------- */
+
+static struct redis *subscriber;
+static char letters[LETTERS_MAX]; /* of the messages, a ring */
+static size_t published, received;
+static bool listens;
+
+static int
+on_message(struct redis *from, const struct redis_reply *message, void *arg)
+{
+	(void)from, (void)arg;
+	errno = ENOBUFS;
+	if (message->type != REDIS_ARRAY || published - received == LETTERS_MAX)
+		fail("subscribe");
+	if (redis_is(&message->element[0], "subscribe"))
+		listens = true;
+	else
+		letters[published++ % LETTERS_MAX] = message->element[2].text[0];
+	return 0;
+}
+
+static void
+publish_begin(bool child)
+{
+	list_begin(child);
+	subscriber = open_redis();
+	if (redis_subscribe(subscriber, queues[self], on_message, NULL) == -1)
+		fail(url);
+	while (!listens)
+		redis_step(subscriber, -1);
+}
+
+/* Again, if the other process does not listen yet. */
+static void
+publish_send(const char *text)
+{
+	do
+		wait_for_reply(redis_command(redis, on_reply, NULL, "PUBLISH", queues[!self], text,
+		                             (char *)NULL));
+	while (reply.integer == 0);
+}
+
+static char
+publish_receive(void)
+{
+	while (published == received)
+		redis_step(subscriber, -1);
+	return letters[received++ % LETTERS_MAX];
+}
+
+static void
+publish_end(void)
+{
+	redis_close(subscriber);
+	redis_close(redis);
+	listens = false;
+}
+
 /* ---- a round ------------------------------------------------------------- */
 
 static const struct way ways[] = {
@@ -339,9 +474,13 @@ static const struct way ways[] = {
          socket_end},
 	{"socket, TCP", tcp_open, socket_begin, socket_send, socket_flush, stdio_receive,
          socket_end},
-	{"queue", queue_open, queue_begin, queue_send, socket_flush, queue_receive, queue_end},
+	{"queue, RSMQ", queue_open, queue_begin, queue_send, socket_flush, queue_receive,
+         queue_end},
+	{"queue, list", queue_open, list_begin, list_send, socket_flush, list_receive, list_end},
+	{"publish", queue_open, publish_begin, publish_send, socket_flush, publish_receive,
+         publish_end},
 };
-enum { WAYS = sizeof ways / sizeof ways[0] };
+enum { WAYS = sizeof ways / sizeof ways[0], WAYS_WITHOUT_REDIS = WAYS - 3 };
 
 struct figures {
 	double trip; /* microseconds */
@@ -487,7 +626,7 @@ main(int argc, char **argv)
 {
 	static double trips[WAYS][ROUNDS_MAX], rates[WAYS][ROUNDS_MAX];
 	struct figures figures;
-	int i, round, rounds = ROUNDS;
+	int i, count, round, rounds = ROUNDS;
 
 	if (argc > 2 && strcmp(argv[1], "--rounds") == 0) {
 		rounds = atoi(argv[2]);
@@ -498,10 +637,11 @@ main(int argc, char **argv)
 		return 64;
 	}
 	url = argv[1];
+	count = url != NULL ? WAYS : WAYS_WITHOUT_REDIS;
 	signal(SIGPIPE, SIG_IGN);
 	memset(text, 'x', BYTES);
 	for (round = 0; round < rounds; round++) {
-		for (i = 0; i < (url != NULL ? WAYS : WAYS - 1); i++) {
+		for (i = 0; i < count; i++) {
 			figures = run(&ways[i]);
 			trips[i][round] = figures.trip;
 			rates[i][round] = figures.rate;
@@ -511,7 +651,7 @@ main(int argc, char **argv)
 	       "    |\n"
 	       "|--------------|-----------:|---------------------:|-----------:|------------------"
 	       "---:|\n");
-	for (i = 0; i < (url != NULL ? WAYS : WAYS - 1); i++)
+	for (i = 0; i < count; i++)
 		print_row(ways[i].name, trips[i], rates[i], (size_t)rounds);
 	return 0;
 }

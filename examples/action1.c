@@ -1,6 +1,6 @@
 /*
  * agent -> all apps: at egg-ready the agent sends action1, and each of three app
- * workers prints what it got. Ctrl-C ends it.
+ * workers prints the message. Ctrl-C stops the cluster.
  */
 #include "../messenger.h"
 
@@ -36,6 +36,6 @@ app(struct messenger *app, void *arg) /* app.js */
 int
 main(void)
 {
-	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one write for each line, so that lines do not mix */
 	return start_cluster(&(struct options){.agent = agent, .app = app, .workers = 3});
 }

@@ -12,9 +12,9 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- agent.js: one process, for what is to be done once ------------------ */
+/* ---- agent.js: one process, for tasks that must run only once ------------- */
 
-/* egg-ready: every app worker listens. Tell them all something. */
+/* egg-ready: every app worker is ready. Send all of them a message. */
 static int
 on_ready(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -52,6 +52,8 @@ answer(struct http_request *request, void *arg)
 	char body[64];
 
 	(void)arg;
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/") != 0)
 		return http_reply(request, 404, NULL, "not found\n");
 	snprintf(body, sizeof body, "hello world from pid %ld\n",
@@ -69,7 +71,7 @@ connection(struct messenger *app, int descriptor, void *arg)
 int
 main(int argc, char *argv[])
 {
-	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one write for each line, so that lines do not mix */
 	return egg_scripts(argc, argv,
 	                   &(struct options){.agent = agent, .app = app, .connection = connection});
 }

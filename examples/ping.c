@@ -48,7 +48,7 @@ on_pong(struct messenger *parent, const struct message *message, void *arg)
 	return kill(master, SIGTERM); /* the cluster stops, app first */
 }
 
-/* Without its master no child stays: each sees the end of its channel. */
+/* When the master is killed, its children see the end of their channels, and exit. */
 static int
 on_deadline(struct messenger *parent, void *arg)
 {

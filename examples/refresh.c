@@ -1,9 +1,9 @@
 /*
  * The cache-refresh service: data that seldom changes is kept in the memory of every
- * app worker, so that a request costs no question to anybody, and is kept fresh in
+ * app worker, so that a request is answered from memory, and the data is kept fresh in
  * three ways at once.
  *
- *	force   each app loads it anew, every 10 minutes          schedule, type all
+ *	force   each app loads the data every 10 minutes          schedule, type all
  *	pull    one app asks whether it has changed, every 10 s,  schedule, type worker
  *	        and if so tells all apps
  *	push    the agent listens to the source, and tells all    messenger_send_to_app
@@ -15,13 +15,13 @@
  *	  |                     |    "push"      |    "push"        |
  *	  | <---------------------------------------- GET /data --- |
  *
- * With --redis=URL a change that one machine finds out refreshes the apps of all of
- * them: push and pull tell it through Redis (docs/scaling.md). Without Redis, or while
- * it is away, each machine goes on by itself.
+ * With --redis=URL a change that one machine finds refreshes the apps of all machines:
+ * push and pull announce the change through Redis (docs/scaling.md). Without Redis, or
+ * while Redis is down, each machine goes on by itself.
  *
- * Push is quick, but a notice can get lost. Pull finds that within seconds, with one
- * small question for all apps. Force is right whatever went wrong before. While the
- * source is down its last data is served, and who has failed to load it tries again.
+ * Push is quick, but a notice can get lost. Pull finds such a change within seconds, with
+ * one small request for all apps. Force is right whatever went wrong before. While the
+ * source is down its last data is served, and an app that could not load it tries again.
  *
  *	build/examples/source &
  *	build/examples/refresh [--source=http://127.0.0.1:7002] [--force=10m] [--pull=10s]
@@ -29,7 +29,7 @@
  *	curl http://127.0.0.1:7001/      {"index":7,"lastUpdateBy":"push","pid":4711}
  *
  * It has egg-scripts' command line, too: refresh start --daemon --port=8080, refresh
- * status, reload, stop; --help says it all.
+ * status, reload, stop. --help lists all commands and options.
  *
  * egg: the example of its documentation's chapter on cluster and IPC
  */
@@ -38,6 +38,7 @@
 #include "../messenger.h"
 #include "../redis/bridge.h"
 #include "http.h"
+#include "http_client.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -47,9 +48,10 @@
 
 /* Milliseconds. */
 #define ANSWER_TIMEOUT 3000 /* for the source to answer */
-#define SILENCE 15000       /* three heartbeats that did not come: the stream is dead */
+#define SILENCE 15000       /* three heartbeats are missing: the stream is dead */
 #define RETRY_FIRST 100     /* and twice as long after each failure */
 #define RETRY_MOST 5000
+#define LASTING 5000  /* a stream that was tried again and has lived so long works */
 #define PATIENCE 2000 /* a start without the data: then the app serves without it */
 
 static const char *source = "http://127.0.0.1:7002";
@@ -58,7 +60,7 @@ static const char *pull_interval = "10s";
 static const char *redis; /* NULL: there is no other machine */
 static const char *cluster;
 
-/* {"index":7}, or something else. */
+/* Take the number out of {"index":7}; false: the text has none. */
 static bool
 parse_index(const char *json, long *index)
 {
@@ -121,6 +123,7 @@ static struct {
 	const char *by;   /* lastUpdateBy: "force", "pull" or "push"; NULL: there is no data */
 	const char *want; /* by which it is to be loaded next, or NULL */
 	const char *load; /* by which it is being loaded now, or NULL */
+	bool is_failing;  /* the last attempt to load has failed, and that has been told */
 	int retry;        /* ms until the next attempt, after a failure */
 	int timer;        /* which waits for that, or 0 */
 } cache;
@@ -141,8 +144,8 @@ cache_fill(struct messenger *app, long index, const char *by)
 	messenger_ready(app, 0); /* if it has been waiting for this */
 }
 
-/* Load it. What is wanted while it is being loaded is loaded once more: the answer
- * that is under way may be older than the change. */
+/* Load the data. A change that is heard while the data is being loaded makes the app load it
+ * once more: the answer that is under way may be older than the change. */
 static int cache_load(struct messenger *app);
 
 static int
@@ -153,7 +156,7 @@ on_retry(struct messenger *app, void *arg)
 	return cache_load(app);
 }
 
-/* The others have what this newcomer could not get: ask them. */
+/* This app is new and could not load the data. The other apps may have it: ask them. */
 static int
 ask_siblings(struct messenger *app)
 {
@@ -163,10 +166,15 @@ ask_siblings(struct messenger *app)
 	return messenger_send_to_app(app, "cache-wanted", pid);
 }
 
-/* Without a word: the agent has noticed, too, and says it once for all. */
+/* Try again later. One line tells it, however often it fails. */
 static int
-load_failed(struct messenger *app)
+load_failed(struct messenger *app, const char *why)
 {
+	if (!cache.is_failing)
+		fprintf(stderr, "app %ld: cannot load the data (%s); it %s\n",
+		        (long)messenger_pid(app), why,
+		        cache.by != NULL ? "serves what it has" : "asks the other apps");
+	cache.is_failing = true;
 	if (cache.want == NULL)
 		cache.want = cache.load;
 	cache.load = NULL;
@@ -178,11 +186,18 @@ load_failed(struct messenger *app)
 static int
 on_data(struct messenger *app, int status, const char *text, void *arg)
 {
+	char refusal[32];
 	long index;
 
 	(void)arg;
-	if (status != 200 || !parse_index(text, &index))
-		return load_failed(app);
+	snprintf(refusal, sizeof refusal, "status %d", status);
+	if (status != 200)
+		return load_failed(app, status == 0 ? text : refusal);
+	if (!parse_index(text, &index))
+		return load_failed(app, "there is no index in it");
+	if (cache.is_failing)
+		printf("app %ld: has loaded the data\n", (long)messenger_pid(app));
+	cache.is_failing = false;
 	cache_fill(app, index, cache.load);
 	cache.load = NULL;
 	cache.retry = RETRY_FIRST;
@@ -197,7 +212,9 @@ cache_load(struct messenger *app)
 	cache.load = cache.want;
 	cache.want = NULL;
 	make_url(url, "/data");
-	return http_get(app, url, ANSWER_TIMEOUT, on_data, NULL) == 0 ? 0 : load_failed(app);
+	if (http_get(app, url, ANSWER_TIMEOUT, on_data, NULL) == 0)
+		return 0;
+	return load_failed(app, strerror(errno));
 }
 
 static int
@@ -242,7 +259,7 @@ on_cache_wanted(struct messenger *app, const struct message *message, void *arg)
 	return messenger_send_to(app, pid, "cache", json);
 }
 
-/* A sibling's: better than none. This one goes on trying to load its own. */
+/* Another app's data is better than none. This app goes on trying to load the data. */
 static int
 on_cache(struct messenger *app, const struct message *message, void *arg)
 {
@@ -262,7 +279,7 @@ force_refresh(struct messenger *app, struct schedule_run *run, void *arg)
 	return cache_refresh(app, "force");
 }
 
-/* A source that is down has not changed, as far as anybody knows. */
+/* A source that does not answer is taken as unchanged. */
 static int
 on_check(struct messenger *app, int status, const char *text, void *arg)
 {
@@ -296,7 +313,7 @@ static int
 on_patience(struct messenger *app, void *arg)
 {
 	(void)arg;
-	messenger_ready(app, 0); /* EALREADY: so much the better */
+	messenger_ready(app, 0); /* EALREADY: the app has the data, and is ready */
 	return 0;
 }
 
@@ -316,7 +333,7 @@ schedules(void)
 	return jobs;
 }
 
-/* Ready with the data, or when it does not come. */
+/* The app is ready when it has the data, or after PATIENCE without the data. */
 static int
 app(struct messenger *app, void *arg)
 {
@@ -333,33 +350,63 @@ app(struct messenger *app, void *arg)
 	return cache_refresh(app, "force");
 }
 
-/* ---- agent.js: listens to the source, for all -------------------------------- */
+/* ---- agent.js: listens to the source for all apps ----------------------------- */
 
 static struct {
-	bool is_known; /* the index is what the source said last */
-	long index;
-	bool is_up, is_down; /* has been told; neither: not yet */
-	int retry;           /* ms */
+	bool is_known; /* the source has told its index */
+	long index;    /* the last one that it told */
+
+	enum { NOTHING, LISTENS, FAILS } told; /* the last line about the stream */
+	int retry;                             /* ms until the next attempt, after a failure */
+	int timer;                             /* the stream lasts when this fires, or 0 */
 } push;
 
 static int subscribe(struct messenger *agent, void *arg);
 
 static int
-on_silence(struct messenger *agent, const char *why)
+on_stream_end(struct messenger *agent, const char *why)
 {
-	if (!push.is_down)
-		fprintf(stderr,
-		        "agent %ld: the source %s does not answer (%s); what is cached is served\n",
+	if (push.told != FAILS)
+		fprintf(stderr, "agent %ld: no push from %s (%s); force and pull go on\n",
 		        (long)messenger_pid(agent), source, why);
-	push.is_down = true;
-	push.is_up = false;
+	push.told = FAILS;
+	if (push.timer > 0)
+		messenger_clear_timeout(agent, push.timer);
+	push.timer = 0;
 	if (messenger_set_timeout(agent, push.retry, subscribe, NULL) == -1)
 		return -1;
 	push.retry = push.retry * 2 < RETRY_MOST ? push.retry * 2 : RETRY_MOST;
 	return 0;
 }
 
-/* The first line of a stream tells what there is: has it changed meanwhile? */
+static int
+on_lasting(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	push.timer = 0;
+	push.retry = RETRY_FIRST;
+	push.told = LISTENS;
+	printf("agent %ld: listens to %s again\n", (long)messenger_pid(agent), source);
+	return 0;
+}
+
+/* There is a stream. One that follows a failure has to last before that is told, and before
+ * the next pause is short again: some sources answer and hang up. */
+static void
+on_stream(struct messenger *agent)
+{
+	if (push.told == NOTHING) {
+		printf("agent %ld: listens to %s\n", (long)messenger_pid(agent), source);
+		push.told = LISTENS;
+	}
+	if (push.told == FAILS && push.timer == 0)
+		push.timer = messenger_set_timeout(agent, LASTING, on_lasting, NULL);
+	if (push.timer == -1)
+		on_lasting(agent, NULL); /* no memory for a timer */
+}
+
+/* The first line of a stream tells the present index, which may be new: a change between two
+ * streams is found so. */
 static int
 on_line(struct messenger *agent, int status, const char *text, void *arg)
 {
@@ -368,16 +415,12 @@ on_line(struct messenger *agent, int status, const char *text, void *arg)
 
 	(void)arg;
 	if (status == 0)
-		return on_silence(agent, text);
+		return on_stream_end(agent, text);
 	if (!parse_index(text, &index))
 		return 0; /* a heartbeat */
-	if (!push.is_up)
-		printf("agent %ld: listens to %s%s\n", (long)messenger_pid(agent), source,
-		       push.is_down ? ", which is back" : "");
+	on_stream(agent);
 	is_new = push.is_known && push.index != index;
-	push.is_up = push.is_known = true;
-	push.is_down = false;
-	push.retry = RETRY_FIRST;
+	push.is_known = true;
 	push.index = index;
 	if (!is_new)
 		return 0;
@@ -392,7 +435,7 @@ subscribe(struct messenger *agent, void *arg)
 
 	make_url(url, "/push");
 	if (http_listen(agent, url, SILENCE, on_line, arg) == -1)
-		return on_silence(agent, strerror(errno));
+		return on_stream_end(agent, strerror(errno));
 	return 0;
 }
 
@@ -414,6 +457,8 @@ answer(struct http_request *request, void *arg)
 	char body[128];
 
 	(void)arg;
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/") != 0)
 		return http_reply(request, 404, NULL, "not found\n");
 	if (cache.by != NULL)
@@ -433,7 +478,7 @@ connection(struct messenger *app, int descriptor, void *arg)
 
 /* ---- the command line ----------------------------------------------------------- */
 
-/* What refresh takes itself; all else is for egg_scripts. */
+/* refresh's own options; egg_scripts takes all others. */
 static const struct option {
 	const char *name, *value; /* value: as --help calls it */
 	const char **text;
@@ -442,8 +487,8 @@ static const struct option {
 	{"source", "URL", &source, "of the data [http://127.0.0.1:7002]"},
 	{"force", "TIME", &force_interval, "after which each app loads the data anew [10m]"},
 	{"pull", "TIME", &pull_interval, "after which one app asks for a change [10s]"},
-	{"redis", "URL", &redis, "where all machines meet [there is one machine]"},
-	{"cluster", "NAME", &cluster, "there, and no other one's [HOSTNAME-PORT]"},
+	{"redis", "URL", &redis, "of the Redis that joins all machines [one machine]"},
+	{"cluster", "NAME", &cluster, "of this cluster in Redis [HOSTNAME-PORT]"},
 };
 
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -491,7 +536,7 @@ take_options(int argc, char *argv[])
 	return left;
 }
 
-/* What stands behind --port; that it is right is egg_scripts' business. */
+/* The value of --port, as it is: egg_scripts checks it. */
 static const char *
 find_port(char *argv[])
 {
@@ -505,8 +550,8 @@ find_port(char *argv[])
 	return port != NULL ? port : "7001";
 }
 
-/* Two clusters of one name do not hear each other. A machine's name and a port are no
- * other's, and are the same after a restart. */
+/* Two clusters of one name do not hear each other. The machine's name and the port make a
+ * name that no other cluster has, and that is the same after a restart. */
 static void
 name_cluster(char *argv[])
 {
@@ -554,8 +599,8 @@ main(int argc, char *argv[])
 	}
 	if (cluster == NULL)
 		name_cluster(argv);
-	setvbuf(stdout, NULL, _IOLBF, 0); /* one line, one write: they do not mix */
-	egg_schedule_log(-1);             /* several lines for each tick; failures are told */
+	setvbuf(stdout, NULL, _IOLBF, 0); /* one write for each line, so that lines do not mix */
+	egg_schedule_log(-1);             /* not several lines for each run; failures are logged */
 	result = egg_scripts(argc, argv, &options);
 	if (asks_for_help(argv))
 		print_help();

@@ -5,15 +5,15 @@
  *	GET /data              {"index":7}
  *	GET /check             the same; for large data it would be only the version
  *	GET /push              a stream: a line at once, and one for each change
- *	GET /change            changes the data, for a try (a real source would want
- *	                       a POST)
- *	GET /change?quietly    the same without a notice: a notice can get lost, too
+ *	POST /change           changes the data: to the number in the body, or to the next
+ *	POST /change?quietly   the same without a notice: a notice can get lost, too
  *
  *	build/examples/source [--port=7002] [--every=0] [--lose=0] [--ready=DESCRIPTOR]
  *	curl -N http://127.0.0.1:7002/push
+ *	curl -d 42 http://127.0.0.1:7002/change
  *
  * --every=15: the data changes by itself, every 15 s. --lose=2: every second one of these
- * changes is not told. A client that relies on /push alone would never know of it.
+ * changes is not announced, and a client that relies on /push alone misses it.
  * --ready=3: when the source can answer, it writes a line to descriptor 3, which the
  * process that started it has opened (readiness notification: see examples/run).
  */
@@ -25,16 +25,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* An empty line goes into each stream this often, in ms. It is not news; but a stream
- * that is silent for much longer is broken, and a subscriber can rely on that. */
+/* An empty line goes into each stream this often, in ms: a heartbeat. A stream that is silent
+ * for much longer is broken, and a subscriber can rely on that. */
 #define HEARTBEAT 5000
 
 #define USAGE 64 /* the exit status for a wrong command line: EX_USAGE */
 
 static int port = 7002;
-static int every;      /* seconds; 0: the data changes only when it is told to */
-static int lose;       /* the n-th notice; 0: none */
-static int ready = -1; /* the descriptor for a line that the source answers; -1: none */
+static int every;      /* seconds; 0: the data changes only by /change */
+static int lose;       /* every lose-th change is not announced; 0: all are */
+static int ready = -1; /* the descriptor to write a line to when the source is ready; -1: none */
 
 static long number = 1; /* the data; it is also the topic of the streams */
 
@@ -48,9 +48,9 @@ data(void)
 }
 
 static void
-change(bool quietly)
+change(long to, bool quietly)
 {
-	number++;
+	number = to;
 	printf("source: the data is %ld now%s\n", number,
 	       quietly ? ", but the notice is lost" : "");
 	if (!quietly)
@@ -64,7 +64,7 @@ on_time(struct messenger *app, void *arg)
 
 	(void)app, (void)arg;
 	changes++;
-	change(lose > 0 && changes % lose == 0);
+	change(number + 1, lose > 0 && changes % lose == 0);
 	return 0;
 }
 
@@ -95,16 +95,32 @@ app(struct messenger *app, void *arg)
 }
 
 static int
+answer_change(struct http_request *request)
+{
+	size_t digits = strspn(request->body, "0123456789");
+
+	if (!http_allow(request, "POST"))
+		return 0;
+	if (digits != request->body_length || digits > 9)
+		return http_reply(request, 400, NULL, "the body is a number, or empty\n");
+	change(digits > 0 ? atol(request->body) : number + 1,
+	       strcmp(request->query, "quietly") == 0);
+	return http_reply(request, 200, "application/json", data());
+}
+
+static int
 answer(struct http_request *request, void *arg)
 {
 	(void)arg;
+	if (strcmp(request->path, "/change") == 0)
+		return answer_change(request);
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/push") == 0)
 		return http_subscribe(request, "application/x-ndjson", &number, data());
-	if (strcmp(request->path, "/change") == 0)
-		change(strcmp(request->query, "quietly") == 0);
-	else if (strcmp(request->path, "/data") != 0 && strcmp(request->path, "/check") != 0)
-		return http_reply(request, 404, NULL, "try /data, /check, /push or /change\n");
-	return http_reply(request, 200, "application/json", data());
+	if (strcmp(request->path, "/data") == 0 || strcmp(request->path, "/check") == 0)
+		return http_reply(request, 200, "application/json", data());
+	return http_reply(request, 404, NULL, "try /data, /check, /push or /change\n");
 }
 
 static int

@@ -242,6 +242,18 @@ Test(examples, the_program_in_the_readme_that_already_lives_keeps_its_own_descri
 	close(output);
 }
 
+/* Each of two apps greets the agent over a socketpair, and hears its answer. */
+Test(examples, the_program_in_the_readme_that_talks_past_the_master)
+{
+	int output;
+	pid_t pid = start_program(build_program("messenger_join("), NULL, &output);
+
+	wait_for_text(output, "an app hears \"hello yourself\"\n", 2);
+	cr_assert(kill(pid, SIGTERM) == 0);
+	expect_success(pid);
+	close(output);
+}
+
 /* The snippet in C++ is the end of a function. */
 Test(examples, the_cplusplus_in_the_readme_compiles)
 {

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -37,6 +38,7 @@ struct shared {
 	volatile bool load; /* a worker that loads may be ready */
 	volatile bool stop; /* the agent sends no more */
 	volatile int sent;  /* numbers 1 to this one */
+	volatile int heard; /* last words */
 	volatile int gaps;  /* a worker missed a broadcast between two that it heard */
 	volatile pid_t job; /* what an application has forked */
 	volatile bool job_told, job_finished;
@@ -1199,5 +1201,81 @@ Test(field_lifecycle, the_longest_close_timeout_is_no_short_one)
 	table(c); /* the clock has run in between */
 	shared->go = true;
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 1, signal: null");
+	cluster_stop(c);
+}
+
+/* ---- last words ---------------------------------------------------------------------- */
+
+/* Fill the channel until nobody takes more, and die: these are last words. The socket takes a
+ * piece as long as it is not full, and Linux makes pieces of this size at most: so it holds
+ * more than twice CHANNEL_SOCKET_BUFFER. */
+static int
+say_last_words(struct messenger *app, const struct message *order, void *arg)
+{
+	enum { LENGTH = 36480 };
+	static char data[LENGTH + 1];
+	struct message message = {.action = "test-last",
+	                          .to = ROLE_AGENT,
+	                          .data = data,
+	                          .data_length = LENGTH,
+	                          .handle = -1};
+	int tries, unread, descriptor = app->channel.descriptor;
+	struct channel frame;
+	ssize_t size;
+
+	(void)order, (void)arg;
+	memset(data, '1', LENGTH);
+	channel_init(&frame, 0);
+	if (sendmessage(&frame, &message) == -1)
+		abort();
+	size = (ssize_t)channel_pending(&frame);
+	do { /* until the master has stopped reading */
+		shared->sent += write(descriptor, frame.queue, (size_t)size) == size;
+		for (tries = 0;
+		     tries < 100 && ioctl(descriptor, TIOCOUTQ, &unread) == 0 && unread > 0;
+		     tries++)
+			poll(NULL, 0, 5);
+	} while (unread == 0);
+	while (write(descriptor, frame.queue, (size_t)size) == size)
+		shared->sent++;
+	_exit(0);
+}
+
+static int
+on_last_words(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	if (++shared->heard == shared->sent)
+		report(agent, "has heard all");
+	return 0;
+}
+
+static int
+hears_last_words(struct messenger *agent, void *arg)
+{
+	return messenger_on(agent, "test-last", on_last_words, NULL) == 0 ? plain(agent, arg) : -1;
+}
+
+static int
+says_last_words(struct messenger *app, void *arg)
+{
+	return messenger_on(app, "test-fill", say_last_words, NULL) == 0 ? plain(app, arg) : -1;
+}
+
+/* The master does not read an app that feeds a queue that is full. */
+Test(field_lifecycle, the_last_words_of_a_process_that_was_held_up_are_heard)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(
+		&(struct options){.agent = hears_last_words, .app = says_last_words, .workers = 2});
+	cluster_ready(c);
+	cluster_signal(c, "AGENT#1", SIGSTOP);
+	send_to(c, cluster_pid(c, "APP#1"), "test-fill", NULL);
+	cluster_wait_death(c, "APP#1");
+	cr_assert_gt(shared->sent, 40, "nothing held the app up");
+	cluster_signal(c, "AGENT#1", SIGCONT);
+	cluster_wait(c, 0, "AGENT#1 has heard all");
 	cluster_stop(c);
 }

@@ -1,6 +1,6 @@
 /*
- * The HTTP of the examples: a server against clients of every manner, by hand, curl
- * and wrk; and its client against servers that are as bad.
+ * The HTTP of the examples: the server against good and bad clients, curl and wrk; the
+ * client against good and bad servers.
  *
  * The helper is compiled into this file, with time limits that a test can shorten.
  */
@@ -8,10 +8,13 @@
 
 static int idle_timeout = 60000, request_timeout = 60000, write_timeout = 60000;
 
+#define HTTP_SWEEP 50
 #define HTTP_IDLE_TIMEOUT idle_timeout
 #define HTTP_REQUEST_TIMEOUT request_timeout
 #define HTTP_WRITE_TIMEOUT write_timeout
-#include "../examples/http.c" /* NOLINT(bugprone-suspicious-include) */
+#include "../examples/http.c"        /* NOLINT(bugprone-suspicious-include) */
+#include "../examples/http_client.c" /* NOLINT(bugprone-suspicious-include) */
+#include "../examples/http_head.c"   /* NOLINT(bugprone-suspicious-include) */
 
 #include <criterion/criterion.h>
 
@@ -49,12 +52,31 @@ reply_large(struct http_request *request)
 	return result;
 }
 
+/* The method, the length of the body, and the body. */
+static int
+reply_body(struct http_request *request)
+{
+	char body[HTTP_BODY_MAX + 64];
+
+	if (!http_allow(request, "PUT, POST"))
+		return 0;
+	if (strcmp(request->query, "same") == 0) /* the bytes of the request itself */
+		return http_reply(request, 200, NULL, request->body);
+	snprintf(body, sizeof body, "%s %zu %d <%s>", request->method, request->body_length,
+	         request->body[request->body_length], request->body);
+	return http_reply(request, 200, NULL, body);
+}
+
 static int
 respond(struct http_request *request, void *arg)
 {
 	char body[1200];
 
 	(void)arg;
+	if (strcmp(request->path, "/body") == 0)
+		return reply_body(request);
+	if (!http_allow(request, "GET, HEAD"))
+		return 0;
 	if (strcmp(request->path, "/echo") == 0) {
 		snprintf(body, sizeof body, "<%s>", request->query);
 		return http_reply(request, 200, NULL, body);
@@ -157,7 +179,7 @@ start(void)
 	return c;
 }
 
-/* ---- a client that writes what it likes -------------------------------------- */
+/* ---- a client that writes any text -------------------------------------------- */
 
 static void
 put(int client, const char *text)
@@ -167,7 +189,7 @@ put(int client, const char *text)
 	cr_assert_eq(send(client, text, length, MSG_NOSIGNAL), (ssize_t)length);
 }
 
-/* What comes until there is `end` at its end; NULL: until end-of-file. It lives until
+/* Read until the text ends with `end`; NULL: until the end of file. The text lives until
  * the next call. */
 static const char *
 get(int client, const char *end)
@@ -243,7 +265,7 @@ Test(http, get_head_and_keep_alive)
 	cluster_stop(c);
 }
 
-/* A page that is not there costs nobody the connection. */
+/* The connection outlives an answer with 404. */
 Test(http, an_unknown_path)
 {
 	struct cluster *c = start();
@@ -382,7 +404,7 @@ Test(http, bad_requests)
 	cluster_stop(c);
 }
 
-/* What would be understood behind a bad one is not even looked at. */
+/* A good request behind a bad one is ignored. */
 Test(http, nothing_is_answered_after_a_refusal)
 {
 	struct cluster *c = start();
@@ -419,7 +441,7 @@ Test(http, oversized_heads)
 	cluster_stop(c);
 }
 
-Test(http, a_body_is_skipped_up_to_its_limit)
+Test(http, a_body_up_to_its_limit)
 {
 	static char text[HTTP_BODY_MAX + 256];
 	struct cluster *c = start();
@@ -431,6 +453,67 @@ Test(http, a_body_is_skipped_up_to_its_limit)
 	answers = converse(c, text);
 	expect_start(answers, "HTTP/1.1 200 ");
 	cr_assert(strstr(answers, "<after>") != NULL);
+	cluster_stop(c);
+}
+
+/* The handler gets the method and the whole body, however torn they arrive; the bytes behind
+ * the body are the next request. */
+Test(http, a_handler_gets_the_body)
+{
+	static const char two[] =
+		"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nx\0y\r\n"
+		"PUT /body HTTP/1.0\r\n\r\n";
+	static const char torn[] =
+		"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12345";
+	static char text[HTTP_BODY_MAX + 256];
+	struct cluster *c = start();
+	int client = cluster_connect(c), yes = 1;
+	size_t used, i;
+
+	cr_assert_eq(send(client, two, sizeof two - 1, MSG_NOSIGNAL), (ssize_t)sizeof two - 1);
+	cr_assert_str_eq(get(client, NULL), HEAD_OF("12", "keep-alive") "POST 5 0 <x>" HEAD_OF(
+						    "10", "close") "PUT 0 0 <>");
+	close(client);
+	client = cluster_connect(c);
+	setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+	for (i = 0; i < sizeof torn - 1; i++)
+		put(client, (char[]){torn[i], '\0'});
+	get(client, "POST 5 0 <12345>");
+	used = (size_t)sprintf(text, "PUT /body?same HTTP/1.0\r\nContent-Length: %d\r\n\r\n",
+	                       HTTP_BODY_MAX - 256);
+	memset(text + used, 'x', HTTP_BODY_MAX - 256);
+	text[used + HTTP_BODY_MAX - 257] = '!';
+	put(client, text);
+	get(client, "x!");
+	close(client);
+	cluster_stop(c);
+}
+
+Test(http, a_method_that_is_not_allowed)
+{
+	struct cluster *c = start();
+
+	cr_assert_str_eq(strstr(converse(c, "DELETE /body HTTP/1.0\r\n\r\n"), "\r\nAllow"),
+	                 "\r\nAllow: PUT, POST\r\nConnection: close\r\n\r\n"
+	                 "405 Method Not Allowed\n");
+	expect_start(converse(c, "PU /body HTTP/1.0\r\n\r\n"), "HTTP/1.1 405 ");
+	expect_start(converse(c, "PUT, /body HTTP/1.0\r\n\r\n"), "HTTP/1.1 400 ");
+	cluster_stop(c);
+}
+
+/* A client that asks before it sends its body is told to send it. */
+Test(http, expect_100_continue)
+{
+	static const char head[] = "POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n"
+				   "Expect: 100-continue\r\n\r\n";
+	struct cluster *c = start();
+	int client = cluster_connect(c);
+
+	put(client, head);
+	cr_assert_str_eq(get(client, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+	put(client, "ab");
+	cr_assert_str_eq(get(client, "<ab>"), HEAD_OF("13", "keep-alive") "POST 2 0 <ab>");
+	close(client);
 	cluster_stop(c);
 }
 
@@ -506,6 +589,26 @@ Test(http, idle_connections_end_without_a_word)
 	cluster_stop(c);
 }
 
+/* Empty lines are no request: they do not keep a connection. */
+Test(http, empty_lines_buy_no_time)
+{
+	struct cluster *c;
+	int client;
+	int64_t began = clutch_now();
+	struct pollfd set;
+
+	idle_timeout = 300;
+	c = start();
+	client = cluster_connect(c);
+	set = (struct pollfd){client, POLLIN, 0};
+	while (poll(&set, 1, 20) == 0) {
+		cr_assert(clutch_now() - began < time_limit(), "it waits for ever");
+		send(client, "\r\n", 2, MSG_NOSIGNAL);
+	}
+	close(client);
+	cluster_stop(c);
+}
+
 struct wanted {
 	const char *who;
 	int descriptors;
@@ -526,8 +629,8 @@ expect_descriptors(struct cluster *c, int count)
 	              "connections to be closed, or open");
 }
 
-/* Who reads nothing is dropped, with all that waits for it: 64 MiB, for one answer of 4 may
- * fit into the sockets' buffers, and then nothing waits. */
+/* A client that reads nothing is dropped, with all that waits for it. It asks for 64 MiB,
+ * because one answer of 4 MiB may fit into the sockets' buffers, and then nothing waits. */
 Test(http, a_client_that_reads_nothing)
 {
 	static char text[64 * 1024];
@@ -597,7 +700,7 @@ Test(http, an_answer_whose_client_has_gone)
 	cluster_stop(c);
 }
 
-/* SIGTERM: what is begun is answered, the idle and the streams end, nobody waits. */
+/* SIGTERM: a request that has begun is answered; idle connections and streams end at once. */
 Test(http, leaving)
 {
 	struct cluster *c = start();
@@ -669,7 +772,7 @@ Test(http, streams_hear_what_is_published)
 	cluster_stop(c);
 }
 
-/* It costs itself its stream, and nobody else. */
+/* A client that does not read loses its stream; the other client has all lines. */
 Test(http, a_stream_that_nobody_reads)
 {
 	struct cluster *c = start();
@@ -693,9 +796,10 @@ Test(http, a_stream_that_nobody_reads)
 	cluster_stop(c);
 }
 
-/* A process that leaves looks at its connections, one after the other, and calls a handler; what
- * the handler publishes ends the connection that would have been looked at next. */
-Test(http, a_handler_that_ends_the_next_connection_while_its_process_leaves)
+/* A process that leaves ends a stream that could not take one more line. A request that has
+ * arrived is answered, its handler publishes one more line, and the stream has all lines that
+ * were published before. */
+Test(http, a_handler_that_publishes_while_its_process_leaves)
 {
 	struct cluster *c = start();
 	int full = subscriber(c, "/push", "first\n"), publisher = cluster_connect(c);
@@ -711,7 +815,7 @@ Test(http, a_handler_that_ends_the_next_connection_while_its_process_leaves)
 	cluster_wait(c, 0, "has a full stream");
 	put(publisher, request);
 	cr_assert_str_eq(get(publisher, NULL), HEAD_OF("10", "close") "published\n");
-	cr_assert_str_eq(get(full, NULL), "");
+	cr_assert_eq(strlen(get(full, NULL)), HTTP_OUTPUT_MAX / 1001 * 1001);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
 	close(full), close(publisher);
 	cluster_stop(c);
@@ -719,7 +823,7 @@ Test(http, a_handler_that_ends_the_next_connection_while_its_process_leaves)
 
 /* ---- the client ------------------------------------------------------------------------------ */
 
-/* A server of the test's own: it accepts, reads a request, and writes what it likes. */
+/* A server of the test's own: it accepts, reads a request, and writes any text. */
 static int
 listen_somewhere(int *port)
 {
@@ -743,7 +847,7 @@ take(int listener, const char *request)
 	struct timeval limit = {.tv_sec = time_limit() / 1000};
 	int client = accept(listener, NULL, NULL);
 
-	cr_assert(client != -1, "nobody comes: %s", strerror(errno));
+	cr_assert(client != -1, "no client connects: %s", strerror(errno));
 	setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 	cr_assert_str_eq(get(client, "\r\n\r\n"), request);
 	return client;
@@ -839,7 +943,7 @@ Test(http, the_client_takes_no_answer_without_limits)
 	cluster_stop(c);
 }
 
-/* In time; and where nobody listens. */
+/* A server that does not answer, and a port without a server. */
 Test(http, the_client_does_not_wait_for_ever)
 {
 	struct cluster *c = start();
@@ -981,7 +1085,7 @@ is_there(const char *program)
 	return false;
 }
 
-/* What a command prints, with the server's url for the %s in it. */
+/* The output of a command, in which $url is the server's. */
 static const char *
 print_of(struct cluster *c, const char *format)
 {
@@ -1018,6 +1122,7 @@ Test(http, curl)
 	         "curl -s -o /dev/null -w '%{http_code}' -H @head.txt $url/",
 	         "431"},
 		{"curl -s --proxy $url http://elsewhere/echo?proxy", "<proxy>"},
+		{"curl -s -d x=y $url/body", "POST 3 0 <x=y>"},
 		{"curl -sI $url/push",
 	         "HTTP/1.1 200 OK\r\nContent-Type: text/x-lines\r\nConnection: close\r\n\r\n"},
 	};

@@ -11,7 +11,9 @@
 
 #include <criterion/criterion.h>
 
+#include <arpa/inet.h>
 #include <dirent.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -140,6 +143,15 @@ left(const struct program *program, int code)
 	return WIFEXITED(program->status) && WEXITSTATUS(program->status) == code;
 }
 
+static const char *
+test_path(const char *name)
+{
+	static char path[128];
+
+	snprintf(path, sizeof path, "%s/%s", test_folder(), name);
+	return path;
+}
+
 static int
 files_left(void)
 {
@@ -256,6 +268,10 @@ Test(ipc, arguments_that_nobody_asked_for_are_one_line_and_64)
 	expect_refusal(RUN("socket", "0", NULL), 64, "usage: socket ");
 	expect_refusal(RUN("socket", "60001", NULL), 64, "usage: socket ");
 	expect_refusal(RUN("socket", "20", "20", NULL), 64, "usage: socket ");
+	expect_refusal(RUN("socket", "world", "0", NULL), 64, "usage: socket ");
+	expect_refusal(RUN("socket", "world", "65536", NULL), 64, "usage: socket ");
+	expect_refusal(RUN("socket", "world", "8000x", NULL), 64, "usage: socket ");
+	expect_refusal(RUN("socket", "world", "8000", "x", NULL), 64, "usage: socket ");
 	expect_refusal(RUN("queue", "x", NULL), 64, "usage: queue ");
 	expect_refusal(RUN("queue", "gopher://x", NULL), 64, "queue: gopher://x: ");
 	expect_refusal(RUN("queue", "unix:///x", "y", NULL), 64, "usage: queue ");
@@ -309,19 +325,20 @@ Test(ipc, native_both_ends_speak_at_once_and_last_words_are_heard)
 
 /* ---- socket -------------------------------------------------------------- */
 
-#define HELLO(id) "{\"type\":\"message\",\"data\":{\"id\":\"" id "\",\"message\":\"hello\"}}\n"
-#define ANSWER(id)                                                                                 \
-	"hears        {\"type\":\"message\",\"data\":{\"id\":\"world\",\"message\":\"hello " id    \
-	"\"}}\n"
-#define ALL                                                                                        \
-	"hears        {\"type\":\"all\",\"data\":{\"id\":\"ann\",\"message\":\"good "              \
-	"morning\"}}\n"
-#define LEFT "hears        {\"type\":\"socket.disconnected\",\"data\":{\"id\":\"bob\"}}\n"
-#define LIFE(id, way, retry)                                                                       \
-	"is connected by " way "\n" ANSWER(id) ALL "is disconnected, tries again in " retry        \
-						   " ms\n"                                         \
-						   "is refused, tries again in " retry " ms\n"     \
-						   "is connected by " way "\n" ANSWER(id)
+#define HELLO(data) "{\"type\":\"message\",\"data\":" data "}\n"
+#define NAMED(id, text) "{\"id\":\"" id "\",\"message\":\"" text "\"}"
+#define ALL "hears        {\"type\":\"all\",\"data\":" NAMED("ann", "good morning") "}\n"
+#define LEFT "hears        {\"type\":\"left\",\"data\":{\"id\":\"bob\"}}\n"
+#define LIFE(way, retry, answer)                                                                   \
+	"is connected by " way "\nhears        " HELLO(answer) ALL                                 \
+		"is disconnected, tries again in " retry " ms\n"                                   \
+		"is refused, tries again in " retry " ms\n"
+#define LIFE_AGAIN(way, answer) "is connected by " way "\nhears        " HELLO(answer)
+#define PATH_LIFE(retry, between)                                                                  \
+	LIFE("the Unix path", retry, NAMED("world", "hello world!"))                               \
+	between LIFE_AGAIN("the Unix path", NAMED("world", "hello world!"))
+#define TCP_LIFE(retry) LIFE("TCP", retry, "\"hello world!\"") LIFE_AGAIN("TCP", "\"hello world!\"")
+#define LOST "is not connected: \"good night\" is lost\n"
 
 static void
 expect_lives(struct program *program, const char *ann, const char *bob, const char *cid)
@@ -338,9 +355,8 @@ Test(ipc, socket_clients_of_a_dead_world_come_back_every_1500_ms)
 	int64_t start = clutch_now();
 	struct program *program = RUN("socket", NULL);
 
-	expect_lives(program, LIFE("ann", "the Unix path", "1500") LEFT,
-	             LIFE("bob", "the Unix path", "1500") "leaves for good\n",
-	             LIFE("cid", "TCP", "1500") LEFT);
+	expect_lives(program, PATH_LIFE("1500", LOST) LEFT,
+	             PATH_LIFE("1500", "") "leaves for good\n", TCP_LIFE("1500") LEFT);
 	cr_expect(clutch_now() - start >= 3000, "two tries took %d ms",
 	          (int)(clutch_now() - start));
 	free(program);
@@ -351,14 +367,14 @@ Test(ipc, socket_the_world_hears_everybody_twice_and_sees_them_leave)
 	struct program *program = RUN("socket", "300", NULL);
 
 	cr_assert(left(program, 0), "status 0x%x:\n%s", (unsigned)program->status, program->text);
-	cr_expect(count_of(program, "world hears      " HELLO("ann")) == 2);
-	cr_expect(count_of(program, "world hears      " HELLO("bob")) == 2);
-	cr_expect(count_of(program, "world hears      " HELLO("cid")) == 2);
+	cr_expect(count_of(program, "world hears      " HELLO(NAMED("ann", "hello"))) == 2);
+	cr_expect(count_of(program, "world hears      " HELLO(NAMED("bob", "hello"))) == 2);
+	cr_expect(count_of(program, "world hears      " HELLO("\"hello\"")) == 2);
 	cr_expect(count_of(program, "world            listens on ") == 2);
 	cr_expect(count_of(program, "world            is killed by signal 9\n") == 1);
 	cr_expect(count_of(program, "world            is left by ann\n") == 1);
 	cr_expect(count_of(program, "world            is left by bob\n") == 1);
-	cr_expect(count_of(program, "world            is left by cid\n") == 1);
+	cr_expect(count_of(program, "world            is left by a stranger\n") == 1);
 	cr_expect(count_of(program, "world            ends with 0\n") == 1);
 	cr_expect(files_left() == 0);
 	free(program);
@@ -374,6 +390,242 @@ Test(ipc, socket_the_clients_are_ended_and_nothing_is_left)
 	cr_expect(left(program, 128 + SIGTERM), "status 0x%x", (unsigned)program->status);
 	cr_expect(files_left() == 0);
 	free(program);
+}
+
+/* A port that is free now. */
+static const char *
+free_port(void)
+{
+	static char text[8];
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t size = sizeof address;
+	int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(bind(descriptor, (struct sockaddr *)&address, size) == 0);
+	cr_assert(getsockname(descriptor, (struct sockaddr *)&address, &size) == 0);
+	close(descriptor);
+	snprintf(text, sizeof text, "%d", ntohs(address.sin_port));
+	return text;
+}
+
+static int
+connect_to(const char *port)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET,
+	                              .sin_port = htons((in_port_t)atoi(port))};
+	struct timeval limit = {.tv_sec = time_limit() / 1000};
+	int descriptor = socket(AF_INET, SOCK_STREAM, 0);
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	cr_assert(connect(descriptor, (struct sockaddr *)&address, sizeof address) == 0);
+	return descriptor;
+}
+
+static struct program *
+start_world(const char *port)
+{
+	struct program *world = START("socket", "world", port, NULL);
+
+	wait_for_line(world, "world            listens on ");
+	return world;
+}
+
+static void
+end_world(struct program *world)
+{
+	kill(world->pid, SIGTERM);
+	end(world);
+	cr_expect(left(world, 128 + SIGTERM), "status 0x%x:\n%s", (unsigned)world->status,
+	          world->text);
+	free(world);
+}
+
+/* What comes up to and with the next delimiter, without it. */
+static const char *
+next_message(int descriptor)
+{
+	static char text[8192];
+	size_t length = 0;
+
+	while (length < sizeof text && read(descriptor, text + length, 1) == 1)
+		if (text[length++] == '\f')
+			break;
+	cr_assert(length > 0 && text[length - 1] == '\f', "%.*s", (int)length, text);
+	text[length - 1] = '\0';
+	return text;
+}
+
+static const char *
+say_to_world(int descriptor, const char *message)
+{
+	cr_assert(write(descriptor, message, strlen(message)) == (ssize_t)strlen(message));
+	cr_assert(write(descriptor, "\f", 1) == 1);
+	return next_message(descriptor);
+}
+
+/* The bytes of the client in the article, as node-ipc 9.1.1 writes them; then what other
+ * writers of JSON make of the same. */
+Test(ipc, socket_the_world_answers_node_ipcs_bytes)
+{
+	const char *port = free_port();
+	struct program *world = start_world(port);
+	int descriptor = connect_to(port);
+
+	cr_expect_str_eq(say_to_world(descriptor, "{\"type\":\"message\",\"data\":\"hello\"}"),
+	                 "{\"type\":\"message\",\"data\":\"hello world!\"}");
+	cr_expect_str_eq(say_to_world(descriptor,
+	                              " { \"data\" : \"\\\"}\\\\\",\n\"x\":[{\"type\":1},-2.5],"
+	                              "\"type\" : \"message\" } "),
+	                 "{\"type\":\"message\",\"data\":\"\\\"}\\\\ world!\"}");
+	cr_expect_str_eq(
+		say_to_world(descriptor, "{\"type\":\"message\",\"data\":{\"message\":\"\","
+	                                 "\"id\":\"dan\"}}"),
+		"{\"type\":\"message\",\"data\":{\"id\":\"world\",\"message\":\" world!\"}}");
+	close(descriptor);
+	wait_for_line(world, "world            is left by dan\n");
+	end_world(world);
+	cr_expect(access(test_path("app.world"), F_OK) == -1);
+}
+
+/* One line each, and the connection lives on. */
+Test(ipc, socket_what_is_no_message_is_said)
+{
+	static const char *const bad[] = {"",
+	                                  "hello",
+	                                  "\"message\"",
+	                                  "{",
+	                                  "{\"type\"",
+	                                  "{\"type\":\"message\"",
+	                                  "{\"type\":\"message\"}",
+	                                  "{\"type\":\"message\",\"data\":7}",
+	                                  "{\"type\":\"message\",\"data\":{}}",
+	                                  "{\"type\":\"message\",\"data\":\"hel",
+	                                  "{\"type\":\"message\",\"data\":\"hel\\",
+	                                  "{\"type\":\"message\" \"data\":\"hello\"}",
+	                                  "{\"type\":\"shout\",\"data\":\"hello\"}",
+	                                  "]]]"};
+	const char *port = free_port();
+	struct program *world = start_world(port);
+	int descriptor = connect_to(port);
+	size_t i;
+
+	for (i = 0; i < sizeof bad / sizeof bad[0]; i++)
+		dprintf(descriptor, "%s\f", bad[i]);
+	cr_expect_str_eq(say_to_world(descriptor, "{\"type\":\"message\",\"data\":\"\"}"),
+	                 "{\"type\":\"message\",\"data\":\" world!\"}");
+	close(descriptor);
+	wait_for_line(world, "world            is left by a stranger\n");
+	cr_expect(count_of(world, "world            does not understand this\n") ==
+	                  sizeof bad / sizeof bad[0],
+	          "%s", world->text);
+	end_world(world);
+}
+
+/* A message of 4096 bytes, its delimiter too, is answered; a longer one ends its sender. */
+Test(ipc, socket_a_message_that_is_too_long_ends_its_sender)
+{
+	const char *port = free_port();
+	struct program *world = start_world(port);
+	int descriptor = connect_to(port);
+	char text[4096 + 1];
+
+	snprintf(text, sizeof text, "{\"type\":\"message\",\"data\":\"%04067d\"}", 7);
+	cr_assert(strlen(text) == 4095);
+	cr_expect(strlen(say_to_world(descriptor, text)) == 4095 + strlen(" world!"));
+	memset(text, 'x', sizeof text);
+	cr_assert(write(descriptor, text, 4096) == 4096);
+	cr_expect(read(descriptor, text, 1) == 0);
+	close(descriptor);
+	wait_for_line(world, "world            is left by a stranger\n");
+	cr_expect(count_of(world, "world            ends a stranger: a message is longer than 4096 "
+	                          "bytes\n") == 1,
+	          "%s", world->text);
+	end_world(world);
+}
+
+/* One client speaks to all, and the other does not listen: the speaker hears that it left. */
+Test(ipc, socket_a_client_that_does_not_read_is_ended)
+{
+	const char *port = free_port();
+	struct program *world = start_world(port);
+	int deaf = connect_to(port), speaker = connect_to(port);
+	char all[4000], heard[2 * sizeof all] = "";
+	int i, most = 16384; /* 64 MB: more than the buffers of a socket hold */
+	ssize_t length;
+
+	say_to_world(deaf, "{\"type\":\"message\",\"data\":{\"id\":\"deaf\",\"message\":\"\"}}");
+	close(world->pipe); /* the world's lines are not for us */
+	snprintf(all, sizeof all, "{\"type\":\"all\",\"data\":%03974d}\f", 7);
+	for (i = 0; i < most && strstr(heard, "\"left\"") == NULL; i++) {
+		cr_assert(write(speaker, all, strlen(all)) == (ssize_t)strlen(all));
+		do {
+			length = read(speaker, heard, sizeof heard - 1);
+			cr_assert(length > 0);
+			heard[length] = '\0';
+		} while (heard[length - 1] != '\f');
+	}
+	cr_expect(i < most, "the world keeps a client that does not read");
+	close(deaf), close(speaker);
+	kill(world->pid, SIGKILL);
+	cr_assert(waitpid(world->pid, NULL, 0) == world->pid);
+	free(world);
+}
+
+/* The world says so once, and does not ask again and again; when a client has left, the next
+ * one is served. */
+Test(ipc, socket_a_world_without_descriptors_lets_clients_wait)
+{
+	const char *port = free_port();
+	char command[512];
+	const char *answer;
+	struct program *world;
+	int clients[16];
+	size_t i, count = sizeof clients / sizeof clients[0];
+
+	snprintf(command, sizeof command, "ulimit -n 12; exec %s world %s", path_of("socket"),
+	         port);
+	world = start("sh", (const char *const[]){"-c", command, NULL});
+	wait_for_line(world, "world            listens on ");
+	for (i = 0; i < count; i++)
+		clients[i] = connect_to(port);
+	wait_for_line(world, "world            has no descriptor for one more client\n");
+	for (i = 0; i < count; i++) {
+		answer = say_to_world(clients[i], "{\"type\":\"message\",\"data\":\"hello\"}");
+		while (strstr(answer, "\"left\"") != NULL)
+			answer = next_message(clients[i]);
+		cr_expect_str_eq(answer, "{\"type\":\"message\",\"data\":\"hello world!\"}");
+		close(clients[i]);
+	}
+	cr_expect(count_of(world, "has no descriptor") <= count, "%s", world->text);
+	end_world(world);
+}
+
+/* A dead world's path is taken over; a living one's is not, nor what is no socket. */
+Test(ipc, socket_only_a_dead_worlds_path_is_taken)
+{
+	char port[8], other[8], in_use[64];
+	struct program *world;
+	FILE *file;
+
+	snprintf(port, sizeof port, "%s", free_port());
+	snprintf(in_use, sizeof in_use, "socket: 127.0.0.1:%s: Address", port);
+	world = start_world(port);
+	snprintf(other, sizeof other, "%s", free_port());
+	expect_refusal(RUN("socket", "world", port, NULL), 1, in_use);
+	expect_refusal(RUN("socket", "world", other, NULL), 1, "socket: ");
+	cr_expect(access(test_path("app.world"), F_OK) == 0);
+	kill(world->pid, SIGKILL);
+	end(world);
+	free(world);
+	cr_expect(access(test_path("app.world"), F_OK) == 0);
+	end_world(start_world(port));
+
+	file = fopen(test_path("app.world"), "w");
+	cr_assert(file != NULL && fclose(file) == 0);
+	expect_refusal(RUN("socket", "world", other, NULL), 1, "socket: ");
+	cr_expect(access(test_path("app.world"), F_OK) == 0);
 }
 
 /* No farewell: the world sees the end of its lifeline. */
@@ -419,8 +671,9 @@ Test(ipc, what_is_skipped_is_said)
 {
 	if (find_server() == NULL)
 		fprintf(stderr, "test_ipc: no redis-server: the queue is not tested\n");
-	else if (!is_installed("node") || !is_installed("npm"))
-		fprintf(stderr, "test_ipc: no node or no npm: npm rsmq is not tested\n");
+	if (!is_installed("node") || !is_installed("npm"))
+		fprintf(stderr,
+		        "test_ipc: no node or no npm: npm rsmq and node-ipc are not tested\n");
 }
 
 static void
@@ -469,6 +722,49 @@ expect_redelivery(const struct program *program)
 	          program->text);
 }
 
+/* All that is between RSMQ's last line and publish's first one. */
+static void
+expect_lists(const struct program *program)
+{
+	static const char story[] =
+		" left\n"
+		"main pushes           {\"job\":\"sweep\"} into low\n"
+		"main pushes           {\"job\":\"mow\"} into low\n"
+		"main pushes           {\"job\":\"fire\"} into urgent\n"
+		"list worker 1 takes   {\"job\":\"fire\"} from urgent\n"
+		"list worker 1 takes   {\"job\":\"sweep\"} from low\n"
+		"list worker 1 takes   {\"job\":\"mow\"} from low\n"
+		"main pushes           {\"job\":\"deadly\"} into low\n"
+		"list worker 1 takes   {\"job\":\"deadly\"} from low\n"
+		"list worker 1 is dead, killed by signal 9\n"
+		"main pushes           {\"job\":\"next\"} into low\n"
+		"list worker 2 takes   {\"job\":\"next\"} from low\n"
+		"main finds            0 jobs in the lists: {\"job\":\"deadly\"} is lost\n"
+		"producer 3 adds       {\"order\":1,\"part\":1} to its group\n"
+		"producer 3 is dead, killed by signal 9\n"
+		"main adds             {\"order\":2,\"part\":1} to its group\n"
+		"main pushes           {\"job\":\"other\"} into low\n"
+		"list worker 2 takes   {\"job\":\"other\"} from low\n"
+		"main adds             {\"order\":2,\"part\":2} to its group\n"
+		"main executes         the commands of its group\n"
+		"list worker 2 takes   {\"order\":2,\"part\":1} from low\n"
+		"list worker 2 takes   {\"order\":2,\"part\":2} from low\n"
+		"main publishes ";
+
+	cr_expect(strstr(program->text, story) != NULL, "%s", program->text);
+}
+
+Test(ipc, queue_a_list_has_priorities_and_groups_and_loses_a_dead_workers_job)
+{
+	struct program *program;
+
+	skip_without_redis();
+	program = RUN("queue", NULL);
+	cr_assert(left(program, 0), "status 0x%x:\n%s", (unsigned)program->status, program->text);
+	expect_lists(program);
+	free(program);
+}
+
 Test(ipc, queue_a_dead_workers_job_is_done_by_another_and_a_delayed_one_waits)
 {
 	struct program *program;
@@ -481,18 +777,24 @@ Test(ipc, queue_a_dead_workers_job_is_done_by_another_and_a_delayed_one_waits)
 }
 
 /* Its Redis, its workers and its folder go with it. */
-Test(ipc, queue_killed_leaves_nothing)
+static void
+kill_after(const char *line)
 {
-	struct program *program;
+	struct program *program = START("queue", NULL);
 
-	skip_without_redis();
-	program = START("queue", NULL);
-	wait_for_line(program, "main sends            {\"job\":\"deadly\"}");
+	wait_for_line(program, line);
 	kill(program->pid, SIGKILL);
 	end(program);
 	cr_expect(WIFSIGNALED(program->status));
 	cr_expect(files_left() == 0);
 	free(program);
+}
+
+Test(ipc, queue_killed_leaves_nothing)
+{
+	skip_without_redis();
+	kill_after("main sends            {\"job\":\"deadly\"}");
+	kill_after("main pushes           {\"job\":\"next\"}");
 }
 
 /* A child of the program that is no other's: the first that it forked. */
@@ -690,6 +992,79 @@ Test(ipc, queue_in_a_redis_of_others_leaves_no_key)
 	stop_redis();
 }
 
+/* ---- what docs/ipc-four-ways.md says of Redis ------------------------------ */
+
+/* Redis has given the message to a process that was waiting for it, and has not read it. */
+Test(ipc, list_a_message_that_is_popped_but_not_read_is_lost)
+{
+	int descriptor;
+
+	start_redis();
+	descriptor = unix_connection(server.path);
+	cr_assert(write(descriptor, "BRPOP list 0\r\n", 14) == 14);
+	while (strstr(ask("INFO clients"), "blocked_clients:1") == NULL)
+		;
+	cr_expect_str_eq(ask("LPUSH list job"), "1");
+	close(descriptor);
+	cr_expect_str_eq(ask("LLEN list"), "0");
+	stop_redis();
+}
+
+Test(ipc, list_a_transaction_is_not_undone_when_one_of_its_commands_fails)
+{
+	start_redis();
+	ask("SET word x");
+	cr_expect_str_eq(ask("MULTI"), "OK");
+	cr_expect_str_eq(ask("LPUSH list job"), "QUEUED");
+	cr_expect_str_eq(ask("LPUSH word job"), "QUEUED");
+	cr_expect(strncmp(ask("EXEC"), "1 WRONGTYPE", 11) == 0, "%s", said);
+	cr_expect_str_eq(ask("LLEN list"), "1");
+	ask("MULTI");
+	ask("LPUSH list job");
+	cr_expect(strncmp(ask("LPUSH list"), "ERR wrong number", 16) == 0, "%s", said);
+	cr_expect(strncmp(ask("EXEC"), "EXECABORT", 9) == 0, "%s", said);
+	cr_expect_str_eq(ask("LLEN list"), "1");
+	stop_redis();
+}
+
+/* A subscriber that does not read: its connection is closed, and then no process hears. */
+Test(ipc, publish_a_subscriber_that_does_not_read_is_ended)
+{
+	static const char publish[] =
+		"EVAL return(redis.call('PUBLISH','news',string.rep('x',4194304))) 0";
+	int descriptor, i;
+
+	start_redis();
+	cr_expect_str_eq(ask(publish), "0");
+	descriptor = unix_connection(server.path);
+	cr_assert(write(descriptor, "SUBSCRIBE news\r\n", 16) == 16);
+	while (strcmp(ask("PUBSUB NUMSUB news"), "news 1") != 0)
+		;
+	cr_expect_str_eq(ask(publish), "1");
+	for (i = 0; i < 16 && strcmp(ask(publish), "1") == 0; i++)
+		; /* 64 MB: twice as much as the limit */
+	cr_expect_str_eq(said, "0");
+	close(descriptor);
+	stop_redis();
+}
+
+/* Then sending fails, and what was sent before can be taken. */
+Test(ipc, rsmq_a_queue_grows_until_redis_has_no_memory)
+{
+	char text[1024];
+
+	start_redis();
+	memset(text, 'x', sizeof text - 1);
+	text[sizeof text - 1] = '\0';
+	CALL(0, "create", "q");
+	CALL(0, "send", "q", text);
+	ask("CONFIG SET maxmemory 1");
+	cr_expect(strstr(CALL(1, "send", "q", text), "rsmq_call: send q: OOM") != NULL);
+	ask("CONFIG SET maxmemory 0");
+	cr_expect(strstr(CALL(0, "attributes", "q"), "\"msgs\":1,") != NULL);
+	stop_redis();
+}
+
 Test(ipc, rsmq_the_keys_are_those_of_npm_rsmq)
 {
 	long long visible, first, created;
@@ -831,34 +1206,37 @@ static const char javascript[] =
 	"}\n"
 	"main().catch((error) => console.log(String(error))).finally(() => rsmq.quit());\n";
 
-/* In build/npm, once. What cannot be had from there is not tested. */
+/* In a folder of its own under build/npm, once. What cannot be had from there is not
+ * tested. Packages run nothing when they are installed. */
 static void
-need_npm_rsmq(void)
+need_npm(const char *name, const char *packages)
 {
+	char command[512], folder[64], modules[4096];
+
 	if (!is_installed("node") || !is_installed("npm"))
 		cr_skip_test("no node, or no npm");
-	if (access("build/npm/node_modules/rsmq/index.js", R_OK) == 0)
-		return;
-	if (system("npm install --prefix build/npm --no-audit --no-fund --fetch-retries=0 "
-	           "--fetch-timeout=20000 rsmq@0.12.4 >/dev/null 2>&1") != 0) {
-		fprintf(stderr, "test_ipc: npm install fails: npm rsmq is not tested\n");
+	snprintf(folder, sizeof folder, "build/npm/%s", name);
+	snprintf(command, sizeof command,
+	         "test -e %s/node_modules/%s/package.json || "
+	         "npm install --prefix %s --ignore-scripts --no-audit --no-fund --fetch-retries=0 "
+	         "--fetch-timeout=20000 %s >/dev/null 2>&1",
+	         folder, name, folder, packages);
+	if (system(command) != 0) {
+		fprintf(stderr, "test_ipc: npm install fails: npm %s is not tested\n", name);
 		cr_skip_test("npm install fails");
 	}
+	cr_assert(realpath(folder, modules) != NULL);
+	strcat(modules, "/node_modules");
+	setenv("NODE_PATH", modules, 1);
 }
 
 static struct program *
-run_javascript(void)
+start_javascript(const char *text, const char *argument)
 {
-	char path[128], modules[4096];
-	FILE *file;
+	FILE *file = fopen(test_path("program.js"), "w");
 
-	cr_assert(getcwd(modules, sizeof modules - 32) != NULL);
-	strcat(modules, "/build/npm/node_modules");
-	setenv("NODE_PATH", modules, 1);
-	snprintf(path, sizeof path, "%s/rsmq.js", test_folder());
-	file = fopen(path, "w");
-	cr_assert(file != NULL && fputs(javascript, file) != EOF && fclose(file) == 0);
-	return run("node", (const char *const[]){path, server.path, NULL});
+	cr_assert(file != NULL && fputs(text, file) != EOF && fclose(file) == 0);
+	return start("node", (const char *const[]){test_path("program.js"), argument, NULL});
 }
 
 /* The n-th line, from 0. */
@@ -897,7 +1275,7 @@ Test(ipc, rsmq_and_npm_rsmq_hear_each_other)
 	char id[33], expected[256], attributes[512];
 	long long first, sent;
 
-	need_npm_rsmq();
+	need_npm("rsmq", "rsmq@0.12.4");
 	start_redis();
 	CALL(0, "create", "from-c", "7", "0", "2048");
 	snprintf(id, sizeof id, "%s", CALL(0, "send", "from-c", FROM_C));
@@ -905,7 +1283,8 @@ Test(ipc, rsmq_and_npm_rsmq_hear_each_other)
 	          2);
 	snprintf(attributes, sizeof attributes, "%s", CALL(0, "attributes", "from-c"));
 
-	program = run_javascript();
+	program = start_javascript(javascript, server.path);
+	end(program);
 	cr_assert(left(program, 0), "%s", program->text);
 	cr_expect_str_eq(line_of(program, 0), "[\"from-c\"]");
 	cr_expect_str_eq(without_hidden(line_of(program, 1)), without_hidden(attributes));
@@ -927,4 +1306,97 @@ Test(ipc, rsmq_and_npm_rsmq_hear_each_other)
 	cr_expect_str_eq(CALL(0, "receive", "from-js"), expected);
 	stop_redis();
 	free(program);
+}
+
+/* ---- npm node-ipc -------------------------------------------------------- */
+
+/* The client of the article, and of node-ipc's example/TCPSocket/basic; only the two lines
+ * about argv are not in it. */
+static const char hello[] =
+	"const ipc=require('node-ipc');\n"
+	"ipc.config.id = 'hello';\n"
+	"ipc.config.retry= 1500;\n"
+	"ipc.config.networkPort = process.argv[2];\n"
+	"ipc.connectToNet(\n"
+	"    'world',\n"
+	"    function(){\n"
+	"        ipc.of.world.on(\n"
+	"            'connect',\n"
+	"            function(){\n"
+	"                ipc.log('## connected to world ##', ipc.config.delay);\n"
+	"                ipc.of.world.emit(\n"
+	"                    'message',\n"
+	"                    'hello'\n"
+	"                );\n"
+	"            }\n"
+	"        );\n"
+	"        ipc.of.world.on(\n"
+	"            'disconnect',\n"
+	"            function(){\n"
+	"                ipc.log('disconnected from world');\n"
+	"            }\n"
+	"        );\n"
+	"        ipc.of.world.on(\n"
+	"            'message',\n"
+	"            function(data){\n"
+	"                ipc.log('got a message from world : ', data);\n"
+	"            }\n"
+	"        );\n"
+	"    }\n"
+	");\n";
+
+/* node-ipc's example/unixWindowsSocket/basic, with its type of message. */
+static const char hello_by_path[] =
+	"const ipc=require('node-ipc');\n"
+	"ipc.config.id = 'hello';\n"
+	"ipc.config.socketRoot = process.argv[2] + '/';\n"
+	"ipc.connectTo('world', () => {\n"
+	"  ipc.of.world.on('connect', () =>\n"
+	"    ipc.of.world.emit('message', { id: ipc.config.id, message: 'h\u00e9llo' }));\n"
+	"  ipc.of.world.on('message', (data) => {\n"
+	"    console.log('ANSWER ' + data.id + ': ' + data.message);\n"
+	"    ipc.disconnect('world');\n"
+	"  });\n"
+	"});\n";
+
+/* Versions that are older than the releases (10.1.1 to 10.1.3) which overwrote files of their
+ * users: do not raise them unread. */
+#define NODE_IPC "node-ipc@9.1.1 easy-stack@1.0.0"
+
+static void
+wait_for_count(struct program *program, const char *text, size_t count)
+{
+	while (count_of(program, text) < count)
+		if (!hear(program))
+			give_up(program, text);
+}
+
+Test(ipc, socket_the_world_answers_npm_node_ipc_and_again_after_its_death)
+{
+	const char *port = free_port();
+	struct program *world, *client;
+
+	need_npm("node-ipc", NODE_IPC);
+	world = start_world(port);
+	client = start_javascript(hello, port);
+	wait_for_line(client, "got a message from world :  hello world!\n");
+	wait_for_line(world, "world hears      {\"type\":\"message\",\"data\":\"hello\"}\n");
+	kill(world->pid, SIGKILL);
+	end(world);
+	free(world);
+	wait_for_line(client, "disconnected from world");
+	world = start_world(port);
+	wait_for_count(client, "got a message from world :  hello world!\n", 2);
+	kill(client->pid, SIGKILL);
+	end(client);
+	free(client);
+	wait_for_line(world, "world            is left by a stranger\n");
+
+	client = start_javascript(hello_by_path, test_folder());
+	end(client);
+	cr_expect(left(client, 0), "%s", client->text);
+	cr_expect(count_of(client, "ANSWER world: h\xc3\xa9llo world!\n") == 1, "%s", client->text);
+	free(client);
+	wait_for_line(world, "world            is left by hello\n");
+	end_world(world);
 }

@@ -2,8 +2,8 @@
  * The cache-refresh service and its data source, as they are: two programs, started
  * from the command line, talked to by HTTP, and killed.
  *
- * All that a program's processes print is one text; who holds its pipe is one of
- * them, so that its end-of-file is "nobody is left".
+ * All processes of a program print into one pipe. Each of them holds the pipe open, so the
+ * end of file says that none is left.
  */
 #include "harness.h"
 #include "redis_server.h"
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -35,7 +36,7 @@ enum { WORKERS = 2 };
 struct program {
 	struct program *next; /* of those that the test has not ended */
 	pid_t pid;
-	int output; /* what it prints is read from here; -1: it has ended */
+	int output; /* the pipe that it prints into; -1: it has ended */
 	int port;
 	size_t length;
 	char text[128 * 1024];
@@ -54,8 +55,8 @@ path_of(const char *name)
 
 static struct program *programs;
 
-/* The test has failed: what it has started does not outlive it. A master has said
- * how it is to be killed; its children follow it. */
+/* The test has failed: kill the programs that it has started. A master has printed its pid;
+ * its children follow it. */
 static void
 kill_programs(void)
 {
@@ -170,7 +171,7 @@ count_text(struct program *program, const char *text)
 	return count;
 }
 
-/* Wait until nobody is left of it; returns its exit status, as waitpid(2) has it. */
+/* Wait until no process of it is left; returns its status, as waitpid(2) stores it. */
 static int
 wait_for_end(struct program *program)
 {
@@ -264,9 +265,9 @@ start_service(int source_port, const char *force, const char *pull)
 
 /* ---- HTTP --------------------------------------------------------------------- */
 
-/* The answer to a GET, or NULL if there is none. It lives until the next call. */
+/* The answer to a request, or NULL if there is none. It lives until the next call. */
 static const char *
-fetch(int port, const char *path)
+ask_for(int port, const char *method, const char *path, const char *body)
 {
 	static char text[4096];
 	char request[128];
@@ -275,7 +276,8 @@ fetch(int port, const char *path)
 	ssize_t n;
 	size_t length = 0;
 
-	snprintf(request, sizeof request, "GET %s HTTP/1.0\r\n\r\n", path);
+	snprintf(request, sizeof request, "%s %s HTTP/1.0\r\nContent-Length: %zu\r\n\r\n%s", method,
+	         path, strlen(body), body);
 	if (send(client, request, strlen(request), MSG_NOSIGNAL) == -1)
 		length = 0;
 	while ((n = recv(client, text + length, sizeof text - 1 - length, 0)) > 0)
@@ -285,10 +287,16 @@ fetch(int port, const char *path)
 	return length > 0 ? text : NULL;
 }
 
+static const char *
+fetch(int port, const char *path)
+{
+	return ask_for(port, "GET", path, "");
+}
+
 static void
 change(struct program *source, const char *how)
 {
-	const char *answer = fetch(source->port, how);
+	const char *answer = ask_for(source->port, "POST", how, "");
 
 	cr_assert(answer != NULL && strstr(answer, " 200 OK\r\n") != NULL);
 }
@@ -402,7 +410,7 @@ Test(refresh, force_pull_and_push_in_turn)
 
 /* ---- what goes wrong ------------------------------------------------------------------ */
 
-#define GONE "does not answer"
+#define GONE "no push from "
 
 /* The cache is served, also by an app that was not there when it was filled; and all
  * comes back by itself, with one line for each. */
@@ -426,12 +434,12 @@ Test(refresh, the_source_is_killed_and_restarted)
 	expect_all(service, " 200 OK\r\n");
 	expect_all(service, "{\"index\":2,");
 	source = start_source(port);
-	expect_text(service, 0, "listens to http://127.0.0.1:%d/, which is back\n", port);
+	expect_text(service, 0, "listens to http://127.0.0.1:%d/ again\n", port);
 	expect_all(service, "{\"index\":1,");
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,");
 	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
-	cr_assert_eq(count_text(service, "which is back"), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, " again\n"), 1, "%s", service->text);
 	stop(service);
 	stop(source);
 }
@@ -446,10 +454,11 @@ Test(refresh, the_source_is_not_there_yet)
 	service = start_service(port, "1h", "1h");
 	expect_all(service, " 503 Service Unavailable\r\n");
 	expect_all(service, "{\"error\":\"the source has not answered yet\",\"pid\":");
-	cr_assert_eq(count_text(service, GONE " (Connection refused)"), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, "/ (Connection refused); force and pull go on\n"), 1);
 	source = start_source(port);
 	expect_all(service, "{\"index\":1,\"lastUpdateBy\":\"force\",");
-	expect_text(service, 0, "which is back\n");
+	expect_text(service, 0, " again\n");
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
 	stop(service);
@@ -463,12 +472,149 @@ Test(refresh, a_source_that_talks_nonsense)
 
 	other = start_service(source->port, "1h", "1h"); /* it knows no /data */
 	service = start_service(other->port, "200ms", "100ms");
-	expect_text(service, 0, GONE " (it refuses)");
+	expect_text(service, 0, GONE "http://127.0.0.1:%d/ (it refuses)", other->port);
 	expect_all(service, " 503 ");
 	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
 	stop(service);
 	stop(other);
 	stop(source);
+}
+
+/* A source of the test's own, which answers /push and /data as the test likes. */
+struct fake {
+	pid_t pid;
+	int port;
+	struct {
+		const char *push, *data; /* NULL: no answer, but the connection stays open */
+		bool hangs_up;           /* after the answer to /push */
+		int pushes;              /* that were asked for */
+	} * shared;
+};
+
+static void
+fake_answer(const struct fake *fake, int client)
+{
+	char request[1024] = "";
+	size_t length = 0;
+	ssize_t n = 1;
+	bool is_push;
+	const char *text;
+
+	while (n > 0 && strstr(request, "\r\n\r\n") == NULL) {
+		n = recv(client, request + length, sizeof request - 1 - length, 0);
+		length += n > 0 ? (size_t)n : 0;
+	}
+	is_push = strncmp(request, "GET /push ", 10) == 0;
+	fake->shared->pushes += is_push;
+	text = is_push ? fake->shared->push : fake->shared->data;
+	if (text == NULL || send(client, text, strlen(text), MSG_NOSIGNAL) == -1)
+		return;
+	if (!is_push || fake->shared->hangs_up)
+		close(client);
+}
+
+static void
+fake_start(struct fake *fake, const char *push, bool hangs_up, const char *data)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	socklen_t size = sizeof address;
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	pid_t test = getpid();
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	cr_assert(bind(listener, (struct sockaddr *)&address, size) == 0 &&
+	          listen(listener, 16) == 0 &&
+	          getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+	fake->port = ntohs(address.sin_port);
+	fake->shared = mmap(NULL, sizeof *fake->shared, PROT_READ | PROT_WRITE,
+	                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cr_assert(fake->shared != MAP_FAILED);
+	fake->shared->push = push;
+	fake->shared->hangs_up = hangs_up;
+	fake->shared->data = data;
+	fake->pid = fork();
+	cr_assert(fake->pid != -1);
+	if (fake->pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (getppid() == test)
+			fake_answer(fake, accept(listener, NULL, NULL));
+		_exit(0);
+	}
+	close(listener);
+}
+
+static void
+fake_stop(struct fake *fake)
+{
+	kill(fake->pid, SIGKILL);
+	cr_assert_eq(waitpid(fake->pid, NULL, 0), fake->pid);
+	munmap(fake->shared, sizeof *fake->shared);
+}
+
+#define INDEX "HTTP/1.1 200 OK\r\n\r\n{\"index\":7}\n"
+
+/* A stream that ends at once is no success: the pauses grow, and one line tells it. Five pauses
+ * between six streams are 0.1, 0.2, 0.4, 0.8 and 1.6 s. */
+Test(refresh, a_source_that_hangs_up_after_each_line)
+{
+	struct program *service;
+	struct fake fake;
+	int64_t began = clutch_now();
+
+	fake_start(&fake, INDEX, true, INDEX);
+	service = start_service(fake.port, "1h", "1h");
+	while (fake.shared->pushes < 6) {
+		cr_assert(clutch_now() - began < time_limit(), "%s", service->text);
+		read_more(service);
+	}
+	cr_assert_geq(clutch_now() - began, 3000);
+	cr_assert_eq(count_text(service, "listens to"), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, GONE), 1, "%s", service->text);
+	cr_assert_eq(count_text(service, " (it has hung up); "), 1, "%s", service->text);
+	stop(service);
+	fake_stop(&fake);
+}
+
+/* Push works, and the data does not come: each app says so once, and once that it is over. */
+static void
+expect_no_data(const char *data, const char *why)
+{
+	struct program *service;
+	struct fake fake;
+	char line[128];
+	int i;
+	size_t at = 0;
+
+	fake_start(&fake, INDEX, false, data);
+	service = start_service(fake.port, "200ms", "1h");
+	snprintf(line, sizeof line, ": cannot load the data (%s); it asks the other apps\n", why);
+	for (i = 0; i < WORKERS; i++)
+		at = expect_text(service, at, "%s", line);
+	expect_all(service, " 503 ");
+	fake.shared->data = INDEX;
+	for (i = 0, at = 0; i < WORKERS; i++)
+		at = expect_text(service, at, ": has loaded the data\n");
+	expect_all(service, "{\"index\":7,");
+	cr_assert_eq(count_text(service, "cannot load"), WORKERS, "%s", service->text);
+	cr_assert_eq(count_text(service, GONE), 0, "%s", service->text);
+	fake.shared->data = "HTTP/1.1 200 OK\r\n\r\nnonsense";
+	for (i = 0, at = 0; i < WORKERS; i++)
+		at = expect_text(service, at,
+		                 ": cannot load the data (there is no index in it); "
+		                 "it serves what it has\n");
+	expect_all(service, "{\"index\":7,");
+	stop(service);
+	fake_stop(&fake);
+}
+
+Test(refresh, a_source_whose_data_is_an_error)
+{
+	expect_no_data("HTTP/1.1 500 Oh\r\n\r\n", "status 500");
+}
+
+Test(refresh, a_source_whose_data_does_not_come)
+{
+	expect_no_data(NULL, "it takes too long");
 }
 
 Test(refresh, an_app_is_killed)
@@ -510,8 +656,8 @@ Test(refresh, the_agent_is_killed)
 
 /* ---- two machines ------------------------------------------------------------------------- */
 
-/* Two clusters, each with a source of its own: B's changes quietly, so that whatever
- * refreshes B has come from A. */
+/* Two clusters, each with a source of its own. B's source changes quietly, so that only a
+ * message from A can refresh B. */
 struct machines {
 	struct server redis;
 	struct program *source_a, *source_b, *a, *b;
@@ -553,7 +699,7 @@ machines_expect(struct machines *machines, struct program *service, const char *
 	expect_all(service, text);
 }
 
-/* Change, and again, until B has heard of it: nobody says when it is connected. */
+/* Change the data again and again until B has heard of it: no line says when B is connected. */
 static void
 machines_meet(struct machines *machines, const char *how, const char *by)
 {
@@ -583,7 +729,7 @@ machines_stop(struct machines *machines)
 	stop(machines->source_b);
 }
 
-/* What one machine hears, all apps of both have; and they stay together. */
+/* A change that one machine hears reaches all apps of both machines. */
 static void
 expect_news(const char *pull_of_a, const char *how, const char *by)
 {
@@ -670,6 +816,13 @@ Test(refresh, the_source_has_its_pages)
 	cr_assert(strstr(fetch(source->port, "/"), " 404 ") != NULL);
 	change(source, "/change?quietly");
 	cr_assert(strstr(fetch(source->port, "/data"), "\r\n\r\n{\"index\":2}\n") != NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/change", "42"), "{\"index\":42}\n") !=
+	          NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/change", "4x"), " 400 ") != NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/change", "1234567890"), " 400 ") != NULL);
+	cr_assert(strstr(ask_for(source->port, "POST", "/data", "1"), " 405 ") != NULL);
+	cr_assert(strstr(fetch(source->port, "/change"), "\r\nAllow: POST\r\n") != NULL);
+	cr_assert(strstr(fetch(source->port, "/data"), "{\"index\":42}\n") != NULL);
 	stop(source);
 }
 
@@ -733,7 +886,7 @@ Test(refresh, help_has_both_kinds_of_options)
 	expect_end(help, 0);
 }
 
-/* An option's value may be a word of its own; the last word misses one. */
+/* An option's value may be the next word; behind the last option there is none. */
 Test(refresh, an_option_in_two_words)
 {
 	struct program *program;
@@ -819,7 +972,7 @@ run_both(bool by_make)
 	snprintf(port, sizeof port, "%d", free_port());
 	setenv("PORT", port, 1);
 	setenv("EGG_WORKERS", "2", 1);
-	unsetenv("MAKEFLAGS"); /* who runs the tests has his own */
+	unsetenv("MAKEFLAGS"); /* the make that runs the tests has set it */
 	unsetenv("MAKELEVEL");
 	snprintf(build, sizeof build, "BUILD=%.*s", (int)(strlen(path_of("")) - 10), path_of(""));
 	if (by_make)
@@ -833,7 +986,7 @@ run_both(bool by_make)
 	return both;
 }
 
-/* Returns what became of the shell, or of make. */
+/* Returns the status of the shell, or of make. */
 static int
 wait_for_both(struct program *both)
 {

@@ -7,13 +7,15 @@
  *	producer 2 --'                       `--> worker 3    message after that
  *
  * A worker that dies before it has deleted its message loses nothing: after the visibility
- * timeout, one second here, another worker gets the message. The end of the story is
+ * timeout, one second here, another worker gets the message. The second part of the story,
+ * in queue_lists.c, is a simpler queue, which does lose a message. The end of the story is
  * publish and subscribe, where a message goes to the processes that listen at that moment.
  *
  *	build/examples/ipc/queue         with a Redis of its own, gone at the end
  *	build/examples/ipc/queue URL     redis://[user][:password@]host[:port][/database]
  *	                                 or unix:///path
  */
+#include "queue.h"
 #include "rsmq.h"
 #include "standard.h"
 
@@ -30,44 +32,49 @@
 enum {
 	PRODUCERS = 2,
 	JOBS = 3, /* of each producer */
-	WORKERS = 3,
-	PAUSE = 50,       /* milliseconds between two questions for a message */
-	DEADLINE = 60000, /* milliseconds, for any one step of the story */
-	NO_SERVER = 127   /* exit status: there is no program to execute */
+	WORKERS = 3
 };
 
 static const char *url;
 static char name[32], channel[32];
-static int redis_lifeline = -1, work_lifeline = -1; /* the ends that main holds */
-static pid_t owner, keeper; /* main, and the parent of our own Redis; 0: none */
-static char folder[80], path[sizeof folder + sizeof "/redis"]; /* at most 104: see sys/un.h */
+static int work_lifeline = -1; /* the end that main holds */
 
-static void
-fail(const char *what)
+void
+queue_fail(const char *what, const char *why)
 {
-	fprintf(stderr, "queue: %s: %s\n", what, rsmq_reason());
-	exit(1); /* the other processes see the end of their lifelines */
-}
-
-static void
-fail_by_errno(const char *what)
-{
-	fprintf(stderr, "queue: %s: %s\n", what, strerror(errno));
+	fprintf(stderr, "queue: %s: %s\n", what, why);
 	exit(1);
 }
 
-/* The result of a call says more than the log of its connection. */
+void
+queue_fail_by_errno(const char *what)
+{
+	queue_fail(what, strerror(errno));
+}
+
+/* A call of RSMQ has failed. */
+static void
+fail(const char *what)
+{
+	queue_fail(what, rsmq_reason());
+}
+
 static void
 no_log(const char *line, void *arg)
 {
 	(void)line, (void)arg;
 }
 
-static struct redis *
-open_redis(const char *where)
+struct redis *
+queue_open_redis(const char *where, const struct redis_options *options)
 {
-	struct redis *redis = redis_open(NULL, where, &(struct redis_options){.log = no_log});
+	struct redis_options quiet = {0};
+	struct redis *redis;
 
+	if (options != NULL)
+		quiet = *options;
+	quiet.log = no_log;
+	redis = redis_open(NULL, where, &quiet);
 	if (redis != NULL)
 		return redis;
 	fprintf(stderr, "queue: %s: %s\n", where, strerror(errno));
@@ -76,13 +83,11 @@ open_redis(const char *where)
 
 /* ---- processes: each ends with the process that it works for -------------- */
 
-/* A pipe whose writing end one process holds, and never writes to. Its end of file tells
- * that this process has ended, in whatever way. */
-static void
-open_lifeline(int ends[2])
+void
+queue_open_lifeline(int ends[2])
 {
 	if (pipe(ends) == -1)
-		fail_by_errno("pipe");
+		queue_fail_by_errno("pipe");
 }
 
 static bool
@@ -93,137 +98,16 @@ is_over(int lifeline, int milliseconds)
 	return poll(&wait, 1, milliseconds) > 0;
 }
 
-static pid_t
-fork_process(void)
+pid_t
+queue_fork(void)
 {
 	pid_t pid;
 
 	fflush(stdout); /* or the child would print it again */
 	pid = fork();
 	if (pid == -1)
-		fail_by_errno("fork");
+		queue_fail_by_errno("fork");
 	return pid;
-}
-
-/* ---- a Redis of our own -------------------------------------------------- */
-
-/* The only exec of this project: Redis, or Valkey, is not ours. */
-static void
-exec_redis(void)
-{
-	static const char *const servers[] = {"redis-server", "valkey-server"};
-	int i;
-
-	for (i = 0; i < 2; i++)
-		execlp(servers[i], servers[i], "--port", "0", "--unixsocket", path, "--dir", folder,
-		       "--save", "", "--appendonly", "no", "--logfile", "/dev/null", (char *)NULL);
-	fprintf(stderr, "queue: redis-server: %s: install it, or give the URL of a Redis\n",
-	        strerror(errno));
-	_exit(NO_SERVER);
-}
-
-/* The parent of Redis. When main or Redis has ended, it removes all that is left. */
-static void
-keep_redis(int lifeline)
-{
-	struct pollfd set[2] = {{.fd = lifeline, .events = POLLIN}, {.events = POLLIN}};
-	int ends[2], status = 0;
-	pid_t redis;
-
-	signal(SIGINT, SIG_IGN); /* Ctrl-C and the like are for main */
-	signal(SIGQUIT, SIG_IGN);
-	signal(SIGHUP, SIG_IGN);
-	signal(SIGTERM, SIG_IGN);
-	open_lifeline(ends); /* Redis holds the writing end, and does not know of it */
-	redis = fork_process();
-	if (redis == 0) {
-		close(lifeline), close(ends[0]);
-		exec_redis();
-	}
-	close(ends[1]);
-	set[1].fd = ends[0];
-	while (poll(set, 2, -1) == -1 && errno == EINTR)
-		;
-	kill(redis, SIGKILL); /* it has no data to save */
-	while (waitpid(redis, &status, 0) == -1 && errno == EINTR)
-		;
-	if (set[0].revents == 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == NO_SERVER))
-		fprintf(stderr, "queue: redis-server: it has ended, its path was %s\n", path);
-	unlink(path);
-	rmdir(folder);
-	_exit(0);
-}
-
-static int
-on_shutdown(struct redis *redis, const struct redis_reply *reply, void *arg)
-{
-	(void)redis, (void)reply;
-	*(bool *)arg = true; /* Redis ends instead of a reply */
-	return 0;
-}
-
-/* The keeper was killed, so main ends its Redis. */
-static void
-shut_down(void)
-{
-	struct redis *redis = open_redis(url);
-	bool over =
-		redis_command(redis, on_shutdown, &over, "SHUTDOWN", "NOSAVE", (char *)NULL) == -1;
-
-	while (!over)
-		redis_step(redis, -1);
-	redis_close(redis);
-	unlink(path);
-	rmdir(folder);
-}
-
-/* Registered with atexit. The children of main inherit it, and do nothing here. */
-static void
-end_redis(void)
-{
-	int status = 0;
-
-	if (keeper == 0 || getpid() != owner)
-		return;
-	close(redis_lifeline);
-	while (waitpid(keeper, &status, 0) == -1 && errno == EINTR)
-		;
-	keeper = 0;
-	if (!WIFSIGNALED(status))
-		return;
-	fprintf(stderr, "queue: the keeper of redis-server was killed by signal %d\n",
-	        WTERMSIG(status));
-	shut_down();
-	fflush(stdout);
-	_exit(1);
-}
-
-/* Start it, and store its URL in `url`. */
-static void
-start_redis(void)
-{
-	static char where[sizeof path + sizeof "unix://"];
-	const char *temp = getenv("TMPDIR");
-	int ends[2];
-
-	temp = temp != NULL ? temp : "/tmp";
-	errno = ENAMETOOLONG;
-	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||
-	    mkdtemp(folder) == NULL)
-		fail_by_errno(temp);
-	snprintf(path, sizeof path, "%s/redis", folder);
-	snprintf(where, sizeof where, "unix://%s", path);
-	url = where;
-	open_lifeline(ends);
-	keeper = fork_process();
-	if (keeper == 0) {
-		close(ends[1]);
-		keep_redis(ends[0]);
-	}
-	close(ends[0]);
-	redis_lifeline = ends[1];
-	owner = getpid();
-	atexit(end_redis);
 }
 
 /* ---- producers and workers ----------------------------------------------- */
@@ -231,7 +115,7 @@ start_redis(void)
 static void
 produce(int number)
 {
-	struct redis *redis = open_redis(url);
+	struct redis *redis = queue_open_redis(url, NULL);
 	char text[64];
 	int i;
 
@@ -272,7 +156,7 @@ handle(struct redis *redis, int number, const struct rsmq_message *message)
 static void
 work(int number, int lifeline)
 {
-	struct redis *redis = open_redis(url);
+	struct redis *redis = queue_open_redis(url, NULL);
 	struct rsmq_message message;
 	int received;
 
@@ -283,14 +167,14 @@ work(int number, int lifeline)
 		if (received == 1) {
 			handle(redis, number, &message);
 			free(message.message);
-		} else if (is_over(lifeline, PAUSE)) {
+		} else if (is_over(lifeline, QUEUE_PAUSE)) {
 			break;
 		}
 	}
 	redis_close(redis);
 }
 
-/* ---- the queue's story --------------------------------------------------- */
+/* ---- RSMQ's story --------------------------------------------------- */
 
 enum { CHILDREN = PRODUCERS + WORKERS };
 
@@ -300,11 +184,12 @@ static pid_t children[CHILDREN];
 static void
 start(int child, struct redis *redis, int lifeline)
 {
-	children[child] = fork_process();
+	children[child] = queue_fork();
 	if (children[child] != 0)
 		return;
 	redis_close(redis);
-	close(redis_lifeline), close(work_lifeline);
+	close(work_lifeline);
+	queue_leave_redis();
 	if (child < PRODUCERS)
 		produce(child + 1);
 	else
@@ -340,16 +225,16 @@ wait_until_done(struct redis *redis, int64_t sent)
 	struct rsmq_attributes now;
 	int i;
 
-	for (i = 0; i < DEADLINE / PAUSE; i++) {
+	for (i = 0; i < QUEUE_DEADLINE / QUEUE_PAUSE; i++) {
 		if (rsmq_get_queue_attributes(redis, name, &now) == -1)
 			fail(name);
 		reap(WNOHANG);
 		if (now.totalsent == sent && now.msgs == 0)
 			return;
-		poll(NULL, 0, PAUSE);
+		poll(NULL, 0, QUEUE_PAUSE);
 	}
 	errno = ETIMEDOUT;
-	fail_by_errno("the workers do not come to an end");
+	queue_fail_by_errno("the workers do not come to an end");
 }
 
 static void
@@ -362,14 +247,15 @@ send_and_wait(struct redis *redis, const char *text, int delay, int64_t sent)
 }
 
 static void
-show_queue(struct redis *redis)
+show_rsmq(void)
 {
+	struct redis *redis = queue_open_redis(url, NULL);
 	struct rsmq_attributes end;
 	int i, lifeline[2];
 
 	if (rsmq_create_queue(redis, name, 1, 0, RSMQ_DEFAULT) == -1)
 		fail(name);
-	open_lifeline(lifeline);
+	queue_open_lifeline(lifeline);
 	work_lifeline = lifeline[1];
 	for (i = 0; i < CHILDREN; i++)
 		start(i, redis, lifeline[0]);
@@ -384,6 +270,7 @@ show_queue(struct redis *redis)
 		fail(name);
 	printf("the queue             %" PRId64 " sent, %" PRId64 " taken, %" PRId64 " left\n",
 	       end.totalsent, end.totalrecv, end.msgs);
+	redis_close(redis);
 }
 
 /* ---- publish and subscribe: for the processes that listen now ------------- */
@@ -420,12 +307,12 @@ publish(struct redis *redis, const char *text)
 
 	if (redis_command(redis, on_published, &listeners, "PUBLISH", channel, text,
 	                  (char *)NULL) == -1)
-		fail_by_errno("publish");
+		queue_fail_by_errno("publish");
 	while (listeners == -1)
 		redis_step(redis, -1);
 	errno = EIO;
 	if (listeners < 0)
-		fail_by_errno("publish");
+		queue_fail_by_errno("publish");
 	printf("main publishes        %s, and %s\n", text,
 	       listeners > 0 ? "somebody hears it" : "nobody listens: it is lost");
 }
@@ -436,59 +323,28 @@ wait_for(struct redis *subscriber, const bool *is_so)
 {
 	int i;
 
-	for (i = 0; i < DEADLINE / PAUSE && !*is_so; i++)
-		redis_step(subscriber, PAUSE);
+	for (i = 0; i < QUEUE_DEADLINE / QUEUE_PAUSE && !*is_so; i++)
+		redis_step(subscriber, QUEUE_PAUSE);
 	errno = ETIMEDOUT;
 	if (!*is_so)
-		fail_by_errno("the subscriber");
+		queue_fail_by_errno("the subscriber");
 }
 
 static void
-show_publish(struct redis *redis)
+show_publish(void)
 {
-	struct redis *subscriber = open_redis(url);
+	struct redis *redis = queue_open_redis(url, NULL);
+	struct redis *subscriber = queue_open_redis(url, NULL);
 
 	publish(redis, "\"good morning\"");
 	if (redis_subscribe(subscriber, channel, on_channel, NULL) == -1)
-		fail_by_errno("subscribe");
+		queue_fail_by_errno("subscribe");
 	wait_for(subscriber, &listening);
 	printf("subscriber            listens from now on\n");
 	publish(redis, "\"good evening\"");
 	wait_for(subscriber, &heard);
 	redis_close(subscriber);
-}
-
-/* False: our own Redis cannot start, and has printed the reason. */
-static bool
-wait_for_redis(struct redis *redis)
-{
-	siginfo_t ended = {.si_pid = 0};
-
-	while (!redis_ready(redis)) {
-		redis_step(redis, PAUSE);
-		waitid(P_PID, (id_t)keeper, &ended, WEXITED | WNOHANG | WNOWAIT);
-		if (ended.si_pid == keeper)
-			return false; /* end_redis reaps it */
-	}
-	return true;
-}
-
-static int
-show(void)
-{
-	struct redis *redis;
-	bool runs;
-
-	if (url == NULL)
-		start_redis();
-	redis = open_redis(url);
-	runs = keeper == 0 || wait_for_redis(redis);
-	if (runs) {
-		show_queue(redis);
-		show_publish(redis);
-	}
 	redis_close(redis);
-	return runs ? 0 : 1;
 }
 
 int
@@ -500,11 +356,19 @@ main(int argc, char **argv)
 		return 64;
 	}
 	if (!fill_standard_descriptors())
-		fail_by_errno("/dev/null");
+		queue_fail_by_errno("/dev/null");
 	url = argv[1];
 	snprintf(name, sizeof name, "jobs-%ld", (long)getpid()); /* no other program's queue */
 	snprintf(channel, sizeof channel, "news-%ld", (long)getpid());
 	signal(SIGPIPE, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	return show();
+	if (url == NULL) {
+		url = queue_start_redis();
+		if (!queue_wait_for_redis(url))
+			return 1;
+	}
+	show_rsmq();
+	queue_show_lists(url);
+	show_publish();
+	return 0;
 }

@@ -1,11 +1,12 @@
 /*
  * The third of the four ways: a server with a name, for processes that are not related.
- * Names, messages and behaviour are those of npm node-ipc.
+ * Names, messages and behaviour are those of npm node-ipc, whose programs can be at the
+ * other end.
  *
- *	ann --.
- *	       >-- FOLDER/app.world --.        {"type":"message","data":{"id":"ann",...}}\f
+ *	ann --.                                {"type":"message","data":{"id":"ann",...}}\f
+ *	       >-- FOLDER/app.world --.
  *	bob --'                        > world
- *	cid ----- 127.0.0.1:PORT -----'
+ *	cid ----- 127.0.0.1:PORT -----'        {"type":"message","data":"hello"}\f
  *
  * The world is one process, and the three clients are another. When the world dies, the
  * clients are disconnected, and each tries again every 1.5 s until there is a world. A
@@ -13,6 +14,10 @@
  * back.
  *
  *	build/examples/ipc/socket [MILLISECONDS between two tries]
+ *	build/examples/ipc/socket world [PORT]
+ *
+ * The second command is the world alone, for the clients of other programs, until Ctrl-C.
+ * It listens where node-ipc's clients look for it: on port 8000, and on /tmp/app.world.
  */
 #include "standard.h"
 
@@ -28,15 +33,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define RETRY 1500       /* milliseconds, as node-ipc's examples have it */
-#define DEADLINE 60000   /* milliseconds, for any one step of the story */
-#define CLIENTS_MAX 100  /* as node-ipc's maxConnections */
-#define MESSAGE_MAX 4096 /* bytes of one message, its '\f' too */
+#define RETRY 1500                    /* milliseconds, as node-ipc's examples have it */
+#define DEADLINE 60000                /* milliseconds, for any one step of the story */
+#define WORLD_PORT 8000               /* node-ipc's networkPort */
+#define CLIENTS_MAX 100               /* as node-ipc's maxConnections */
+#define MESSAGE_MAX 4096              /* bytes of one message, its '\f' too */
+#define ANSWER_MAX (MESSAGE_MAX + 64) /* bytes of an answer, which has the message in it */
 #define DELIMITER '\f'
 
 /* One end of a connection, with the beginning of its next message. */
@@ -48,13 +56,15 @@ struct end {
 };
 
 static char folder[80], path[sizeof folder + sizeof "/app.world"]; /* at most 104: see sys/un.h */
+static volatile sig_atomic_t path_is_ours;
 static in_port_t port; /* in network byte order; 0: not known yet */
 
 /* It calls only functions that a signal handler may call. */
 static void
 clean_up(void)
 {
-	unlink(path);
+	if (path_is_ours)
+		unlink(path);
 	rmdir(folder);
 }
 
@@ -125,29 +135,40 @@ detach(struct end *end)
 }
 
 /* Write the message as a whole, or end the connection: the other end does not read fast
- * enough. Both ends then see the end of file. */
-static void
+ * enough. Both ends then see the end of file. False: the message is lost. */
+static bool
 emit(const struct end *end, const char *message)
 {
-	char text[MESSAGE_MAX + 1];
+	char text[ANSWER_MAX + 1];
 	int length = snprintf(text, sizeof text, "%s%c", message, DELIMITER);
 
-	if (write(end->descriptor, text, (size_t)length) != length)
-		shutdown(end->descriptor, SHUT_RDWR);
+	if (end->descriptor == -1)
+		return false;
+	if (write(end->descriptor, text, (size_t)length) == length)
+		return true;
+	shutdown(end->descriptor, SHUT_RDWR);
+	return false;
+}
+
+/* Is there no room left, and yet no whole message? */
+static bool
+is_too_long(const struct end *end)
+{
+	return end->length == sizeof end->bytes &&
+	       memchr(end->bytes, DELIMITER, sizeof end->bytes) == NULL;
 }
 
 /* Read once. False: the end of file, or a message that is too long. */
 static bool
 receive(struct end *end)
 {
-	ssize_t count;
+	ssize_t count =
+		read(end->descriptor, end->bytes + end->length, sizeof end->bytes - end->length);
 
-	if (end->length == sizeof end->bytes)
-		return false;
-	count = read(end->descriptor, end->bytes + end->length, sizeof end->bytes - end->length);
-	if (count > 0)
-		end->length += (size_t)count;
-	return count > 0 || (count == -1 && (errno == EAGAIN || errno == EINTR));
+	if (count == -1)
+		return errno == EAGAIN || errno == EINTR;
+	end->length += (size_t)count;
+	return count > 0 && !is_too_long(end);
 }
 
 /* Take out the first message of those that were read, if it is complete. */
@@ -167,9 +188,106 @@ next(struct end *end, char *message)
 	return true;
 }
 
+/* ---- JSON: as much of it as the world must understand ---------------------- */
+
+/* The text of one value, from its first character to its last. NULL: there is none. */
+struct json {
+	const char *text;
+	size_t length;
+};
+
+static const char *
+skip_blanks(const char *text)
+{
+	return text + strspn(text, " \t\r\n");
+}
+
+/* From its first quote to behind its last one. NULL: the string does not end. */
+static const char *
+skip_string(const char *text)
+{
+	for (text++; *text != '"'; text++) {
+		if (*text == '\\')
+			text++;
+		if (*text == '\0')
+			return NULL;
+	}
+	return text + 1;
+}
+
+/* Over a string, a bracket, or a word that is a number, true, false or null. */
+static const char *
+skip_token(const char *text)
+{
+	static const char no_word[] = "\"{}[],: \t\r\n";
+
+	if (*text == '"')
+		return skip_string(text);
+	return strchr(no_word, *text) != NULL ? text + 1 : text + strcspn(text, no_word);
+}
+
+/* The value at the beginning of the text. */
+static struct json
+value_of(const char *text)
+{
+	const struct json none = {NULL, 0};
+	const char *end = skip_blanks(text);
+	int depth = 0;
+
+	text = end;
+	do {
+		if (*end == '\0')
+			return none;
+		depth += (*end == '{' || *end == '[') - (*end == '}' || *end == ']');
+		end = skip_token(end);
+		if (end == NULL)
+			return none;
+	} while (depth > 0);
+	return (struct json){text, (size_t)(end - text)};
+}
+
+static bool
+is(struct json value, const char *text)
+{
+	return value.length == strlen(text) && memcmp(value.text, text, value.length) == 0;
+}
+
+static bool
+is_string(struct json value)
+{
+	return value.length >= 2 && value.text[0] == '"';
+}
+
+/* The value of an object's member. */
+static struct json
+member(struct json object, const char *name)
+{
+	const struct json none = {NULL, 0};
+	const char *at = object.text;
+	struct json key, value;
+
+	if (object.length < 2 || *at != '{')
+		return none;
+	do {
+		key = value_of(at + 1);
+		if (!is_string(key))
+			return none;
+		at = skip_blanks(key.text + key.length);
+		value = *at == ':' ? value_of(at + 1) : none;
+		if (value.text == NULL)
+			return none;
+		if (key.length == strlen(name) + 2 &&
+		    memcmp(key.text + 1, name, key.length - 2) == 0)
+			return value;
+		at = skip_blanks(value.text + value.length);
+	} while (*at == ',');
+	return none;
+}
+
 /* ---- the world ----------------------------------------------------------- */
 
 static struct end clients[CLIENTS_MAX];
+static bool no_descriptors; /* until a client leaves, the next ones wait in the backlog */
 
 static void
 broadcast(const char *message)
@@ -181,23 +299,47 @@ broadcast(const char *message)
 			emit(&clients[i], message);
 }
 
+/* node-ipc's server knows a client by the id that was in its data. */
+static void
+remember(struct end *client, struct json id)
+{
+	if (is_string(id) && id.length - 2 < sizeof client->id)
+		snprintf(client->id, sizeof client->id, "%.*s", (int)id.length - 2, id.text + 1);
+}
+
+/* As node-ipc's examples: "hello" is answered by "hello world!", and an object with a
+ * message in it by such an object. False: it is neither. The string's JSON, without its
+ * last quote, is the beginning of the answer, so no escape in it has to be understood. */
+static bool
+answer(struct end *client, struct json data)
+{
+	struct json text = is_string(data) ? data : member(data, "message");
+	char message[ANSWER_MAX];
+
+	if (!is_string(text))
+		return false;
+	snprintf(message, sizeof message,
+	         text.text == data.text
+	                 ? "{\"type\":\"message\",\"data\":%.*s world!\"}"
+	                 : "{\"type\":\"message\",\"data\":{\"id\":\"world\",\"message\":%.*s "
+	                   "world!\"}}",
+	         (int)text.length - 1, text.text);
+	remember(client, member(data, "id"));
+	emit(client, message);
+	return true;
+}
+
 /* {"type":"message"} gets an answer, {"type":"all"} goes to all clients. */
 static void
 hear(struct end *client, const char *message)
 {
-	char answer[128];
+	struct json all = value_of(message), type = member(all, "type");
 
 	printf("world hears      %s\n", message);
-	if (sscanf(message, "{\"type\":\"message\",\"data\":{\"id\":\"%15[a-z]\"", client->id) ==
-	    1) {
-		snprintf(answer, sizeof answer,
-		         "{\"type\":\"message\",\"data\":{\"id\":\"world\",\"message\":\"hello "
-		         "%s\"}}",
-		         client->id);
-		emit(client, answer);
-	} else if (strncmp(message, "{\"type\":\"all\"", 13) == 0) {
+	if (is(type, "\"all\""))
 		broadcast(message);
-	}
+	else if (!is(type, "\"message\"") || !answer(client, member(all, "data")))
+		printf("world            does not understand this\n");
 }
 
 static void
@@ -206,9 +348,10 @@ lose(struct end *client)
 	char message[128];
 
 	detach(client);
+	no_descriptors = false;
 	printf("world            is left by %s\n", client->id);
-	snprintf(message, sizeof message,
-	         "{\"type\":\"socket.disconnected\",\"data\":{\"id\":\"%s\"}}", client->id);
+	snprintf(message, sizeof message, "{\"type\":\"left\",\"data\":{\"id\":\"%s\"}}",
+	         client->id);
 	broadcast(message);
 }
 
@@ -221,12 +364,16 @@ admit(int listener)
 		if (clients[i].descriptor == -1) {
 			attach(&clients[i], descriptor);
 			fcntl(descriptor, F_SETFL, O_NONBLOCK);
-			snprintf(clients[i].id, sizeof clients[i].id, "?");
+			snprintf(clients[i].id, sizeof clients[i].id, "a stranger");
 			return;
 		}
 	}
 	if (descriptor != -1)
 		close(descriptor); /* the world is full */
+	else if (errno == EMFILE || errno == ENFILE) {
+		printf("world            has no descriptor for one more client\n");
+		no_descriptors = true;
+	}
 }
 
 static void
@@ -237,29 +384,36 @@ serve(struct end *client)
 
 	while (next(client, message))
 		hear(client, message);
+	if (is_too_long(client))
+		printf("world            ends %s: a message is longer than %d bytes\n", client->id,
+		       MESSAGE_MAX);
 	if (!alive)
 		lose(client);
 }
 
-/* The world ends with its lifeline, because then it has no clients any more. */
+/* The world ends with its lifeline, because then it has no clients any more. A world
+ * without a lifeline (-1) is ended by a signal. */
 static void
 world(int lifeline, const int listeners[2])
 {
-	struct pollfd set[3 + CLIENTS_MAX] = {{.fd = lifeline, .events = POLLIN},
-	                                      {.fd = listeners[0], .events = POLLIN},
-	                                      {.fd = listeners[1], .events = POLLIN}};
-	int i;
+	struct pollfd set[3 + CLIENTS_MAX] = {
+		{.fd = lifeline, .events = POLLIN}, {.fd = listeners[0]}, {.fd = listeners[1]}};
+	int i, used;
 
 	for (i = 0; i < CLIENTS_MAX; i++)
 		clients[i].descriptor = -1;
 	while (set[0].revents == 0) {
-		for (i = 0; i < CLIENTS_MAX; i++) {
+		set[1].events = set[2].events = no_descriptors ? 0 : POLLIN;
+		for (i = 0, used = 0; i < CLIENTS_MAX; i++) {
 			set[3 + i].fd = clients[i].descriptor; /* poll ignores -1 */
 			set[3 + i].events = POLLIN;
+			if (clients[i].descriptor != -1)
+				used = i + 1;
 		}
-		if (poll(set, 3 + CLIENTS_MAX, -1) == -1)
+		/* Not all of them: poll(2) refuses more entries than a process may open. */
+		if (poll(set, 3 + (nfds_t)used, -1) == -1)
 			continue;
-		for (i = 0; i < CLIENTS_MAX; i++)
+		for (i = 0; i < used; i++)
 			if (set[3 + i].revents != 0)
 				serve(&clients[i]);
 		for (i = 0; i < 2; i++)
@@ -293,8 +447,9 @@ disconnected(struct client *client, const char *why)
 	printf("%s              %s, tries again in %d ms\n", client->end.id, why, retry);
 }
 
-/* Connect, and greet as node-ipc's example does. On one machine connect(2) returns at once;
- * over a network it would have to be non-blocking, too. */
+/* Connect, and greet as node-ipc's examples do: by TCP with a string, otherwise with an
+ * object, from which the world learns the client's name. On one machine connect(2) returns
+ * at once; over a network it would have to be non-blocking, too. */
 static void
 connect_to_world(struct client *client)
 {
@@ -315,7 +470,9 @@ connect_to_world(struct client *client)
 	printf("%s              is connected by %s\n", client->end.id,
 	       client->tcp ? "TCP" : "the Unix path");
 	snprintf(message, sizeof message,
-	         "{\"type\":\"message\",\"data\":{\"id\":\"%s\",\"message\":\"hello\"}}",
+	         client->tcp
+	                 ? "{\"type\":\"message\",\"data\":\"hello\"}"
+	                 : "{\"type\":\"message\",\"data\":{\"id\":\"%s\",\"message\":\"hello\"}}",
 	         client->end.id);
 	emit(&client->end, message);
 }
@@ -387,26 +544,50 @@ everybody(enum news news)
 	} while (count < PEOPLE);
 }
 
-/* A world that was killed has left its path behind (hence unlink), and its connections keep
- * the port busy for a while, in TIME_WAIT (hence SO_REUSEADDR). */
+/* Remove the path that a killed world has left behind, but neither that of a living one,
+ * which answers, nor what is no socket at all. */
+static void
+remove_dead_path(const struct sockaddr_storage *address, socklen_t size)
+{
+	struct stat file;
+	int probe, refused;
+
+	if (lstat(path, &file) == -1)
+		return;
+	probe = socket(AF_UNIX, SOCK_STREAM, 0);
+	refused = connect(probe, (const struct sockaddr *)address, size);
+	close(probe);
+	errno = EADDRINUSE;
+	if (!S_ISSOCK(file.st_mode) || refused == 0)
+		fail(path);
+	unlink(path);
+}
+
+/* A world that was killed has left its path behind, and its connections keep the port busy
+ * for a while, in TIME_WAIT (hence SO_REUSEADDR). */
 static int
 open_listener(bool tcp)
 {
+	char where[sizeof "127.0.0.1:65535"];
 	struct sockaddr_storage address;
 	socklen_t size = address_of_world(&address, tcp);
 	const int on = 1;
 	int listener = socket(address.ss_family, SOCK_STREAM, 0);
 
-	if (!tcp)
-		unlink(path);
+	if (tcp)
+		snprintf(where, sizeof where, "127.0.0.1:%d", ntohs(port));
+	else
+		remove_dead_path(&address, size);
 	if (listener == -1 ||
 	    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
 	    bind(listener, (struct sockaddr *)&address, size) == -1 ||
 	    listen(listener, SOMAXCONN) == -1 || fcntl(listener, F_SETFL, O_NONBLOCK) == -1 ||
 	    getsockname(listener, (struct sockaddr *)&address, &size) == -1)
-		fail(tcp ? "127.0.0.1" : path);
+		fail(tcp ? where : path);
 	if (tcp)
 		port = ((struct sockaddr_in *)&address)->sin_port;
+	else
+		path_is_ours = true;
 	return listener;
 }
 
@@ -449,6 +630,17 @@ end_world(pid_t pid, int lifeline)
 	return status;
 }
 
+static void
+tell_all(const char *text)
+{
+	char message[128];
+
+	snprintf(message, sizeof message,
+	         "{\"type\":\"all\",\"data\":{\"id\":\"ann\",\"message\":\"%s\"}}", text);
+	if (!emit(&people[ANN].end, message))
+		printf("ann              is not connected: \"%s\" is lost\n", text);
+}
+
 static int
 story(void)
 {
@@ -459,13 +651,13 @@ story(void)
 	for (i = 0; i < PEOPLE; i++)
 		people[i].end.descriptor = -1; /* and retry_at is 0: it tries at once */
 	everybody(GREETED);
-	emit(&people[ANN].end,
-	     "{\"type\":\"all\",\"data\":{\"id\":\"ann\",\"message\":\"good morning\"}}");
+	tell_all("good morning");
 	everybody(TOLD_ALL);
 
 	kill(pid, SIGKILL);
 	printf("world            is killed by signal %d\n", WTERMSIG(end_world(pid, lifeline)));
 	everybody(REFUSED);
+	tell_all("good night");
 
 	pid = start_world(&lifeline);
 	everybody(GREETED);
@@ -481,32 +673,77 @@ story(void)
 	return status == 0 ? 0 : 1;
 }
 
-int
-main(int argc, char **argv)
+static void
+usage(void)
 {
-	const char *temp = getenv("TMPDIR");
-	char *end = NULL;
+	fprintf(stderr,
+	        "usage: socket [MILLISECONDS between two tries, 1 to %d], "
+	        "or socket world [PORT]\n",
+	        DEADLINE);
+	exit(64);
+}
+
+/* A number from 1 to `most`, or the program ends. */
+static int
+number(const char *word, int most)
+{
+	char *end;
+	long value = strtol(word, &end, 10);
+
+	if (*end != '\0' || value < 1 || value > most)
+		usage();
+	return (int)value;
+}
+
+/* The world alone, until a signal ends it. */
+static int
+serve_others(const char *temp, const char *number_of_port)
+{
+	int listeners[2];
+
+	errno = ENAMETOOLONG;
+	if (snprintf(path, sizeof path, "%s/app.world", temp) >= (int)sizeof path)
+		fail(temp);
+	port = htons((in_port_t)(number_of_port != NULL ? number(number_of_port, UINT16_MAX)
+	                                                : WORLD_PORT));
+	listeners[1] = open_listener(true);
+	listeners[0] = open_listener(false);
+	printf("world            listens on %s and 127.0.0.1:%d\n", path, ntohs(port));
+	world(-1, listeners);
+	return 0;
+}
+
+/* The story's world has a folder of its own, gone at the end. */
+static int
+tell_story(const char *temp)
+{
 	int status;
 
-	if (argc > 1)
-		retry = (int)strtol(argv[1], &end, 10);
-	if (argc > 2 || retry <= 0 || retry > DEADLINE || (end != NULL && *end != '\0')) {
-		fprintf(stderr, "usage: socket [MILLISECONDS between two tries, 1 to %d]\n",
-		        DEADLINE);
-		return 64;
-	}
-	if (!fill_standard_descriptors())
-		fail("/dev/null");
-	temp = temp != NULL ? temp : "/tmp";
 	errno = ENAMETOOLONG; /* the path of a socket is short: see sys/un.h */
 	if (snprintf(folder, sizeof folder, "%s/clutch-XXXXXX", temp) >= (int)sizeof folder ||
 	    mkdtemp(folder) == NULL)
 		fail(temp);
 	snprintf(path, sizeof path, "%s/app.world", folder);
-	signal(SIGPIPE, SIG_IGN);
-	catch_endings(on_signal);
-	setvbuf(stdout, NULL, _IOLBF, 0);
 	status = story();
 	clean_up();
 	return status;
+}
+
+int
+main(int argc, char **argv)
+{
+	const char *temp = getenv("TMPDIR");
+	bool alone = argc > 1 && strcmp(argv[1], "world") == 0;
+
+	if (argc > 1 && !alone)
+		retry = number(argv[1], DEADLINE);
+	if (argc > 3 || (argc == 3 && !alone))
+		usage();
+	if (!fill_standard_descriptors())
+		fail("/dev/null");
+	temp = temp != NULL ? temp : "/tmp";
+	signal(SIGPIPE, SIG_IGN);
+	catch_endings(on_signal);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	return alone ? serve_others(temp, argv[2]) : tell_story(temp);
 }

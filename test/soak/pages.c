@@ -8,6 +8,7 @@
 #include "soak.h"
 
 #include "../../examples/http.h"
+#include "../../examples/http_client.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -1,0 +1,104 @@
+/*
+ * The head of an HTTP message: its lines, and the few fields that matter here.
+ */
+#include "http_head.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+int
+http_head_line(struct http_head *head, char *text, size_t length, char **line)
+{
+	char *end = text + length;
+	char *p = text + head->length;
+
+	for (*line = p; p < end && *p != '\n'; p++)
+		if (iscntrl((unsigned char)*p) && *p != '\t' &&
+		    !(*p == '\r' && (p + 1 == end || p[1] == '\n')))
+			return -1;
+	if (p == end)
+		return 0;
+	head->length = (size_t)(p + 1 - text);
+	if (p > *line && p[-1] == '\r')
+		p--;
+	*p = '\0';
+	return 1;
+}
+
+bool
+http_is_token(const char *text)
+{
+	static const char *const allowed = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+					   "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+	return *text != '\0' && text[strspn(text, allowed)] == '\0';
+}
+
+static int
+parse_content_length(struct http_head *head, const char *value)
+{
+	size_t digits = strspn(value, "0123456789");
+	unsigned long length = strtoul(value, NULL, 10); /* a number that is too long: ULONG_MAX */
+
+	if (digits == 0 || value[digits] != '\0' || (head->has_body && head->body_length != length))
+		return 400;
+	head->has_body = true;
+	head->body_length = length;
+	return 0;
+}
+
+static void
+parse_connection(struct http_head *head, char *value)
+{
+	char *rest;
+	char *option = strtok_r(value, ", \t", &rest);
+
+	for (; option != NULL; option = strtok_r(NULL, ", \t", &rest)) {
+		if (strcasecmp(option, "close") == 0)
+			head->says_close = true;
+		if (strcasecmp(option, "keep-alive") == 0)
+			head->says_keep_alive = true;
+	}
+}
+
+static char *
+trim(char *text)
+{
+	size_t length;
+
+	text += strspn(text, " \t");
+	length = strlen(text);
+	while (length > 0 && (text[length - 1] == ' ' || text[length - 1] == '\t'))
+		text[--length] = '\0';
+	return text;
+}
+
+/* A line that continues the line before it begins with a space, so its name is no token. */
+int
+http_head_field(struct http_head *head, char *line)
+{
+	char *value = strchr(line, ':');
+
+	if (value == NULL)
+		return 400;
+	*value = '\0';
+	value = trim(value + 1);
+	if (!http_is_token(line))
+		return 400;
+	if (strcasecmp(line, "Transfer-Encoding") == 0)
+		return 501;
+	if (strcasecmp(line, "Content-Length") == 0)
+		return parse_content_length(head, value);
+	if (strcasecmp(line, "Connection") == 0)
+		parse_connection(head, value);
+	if (strcasecmp(line, "Expect") == 0)
+		head->expects_continue = strcasecmp(value, "100-continue") == 0;
+	if (strcasecmp(line, "Host") == 0) {
+		if (head->has_host)
+			return 400;
+		head->has_host = true;
+	}
+	return 0;
+}
