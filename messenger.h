@@ -837,11 +837,11 @@ struct messenger {
 	int timer_id;
 	unsigned turn; /* of the timers: those that a callback sets wait for the next */
 	bool stepping, canceled, broken;
+	bool closed; /* to be freed when its last callback has returned */
 
 	struct messenger *loop; /* the one that turns this one, if it is joined */
 	messenger_end ended;
-	void *arg;   /* of ended */
-	bool closed; /* to be freed when its last callback has returned */
+	void *arg; /* of ended */
 
 	/* set by the roles */
 	void (*on_ready)(struct messenger *messenger, int status);
