@@ -25,6 +25,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#ifndef MSG_NOSIGNAL /* not every system has it */
+#define MSG_NOSIGNAL 0
+#endif
+
 /* How many bytes are read at once. */
 #define READ_SIZE 65536
 
