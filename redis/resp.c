@@ -16,9 +16,11 @@ read_integer(const char *at, const char *end, int64_t *integer)
 	const char *digits = at + (*at == '-' || *at == '+');
 	char *stop;
 
+	if (*digits < '0' || *digits > '9') /* strtoll skips the end of a line */
+		return false;
 	errno = 0;
 	*integer = strtoll(at, &stop, 10);
-	return *digits >= '0' && *digits <= '9' && stop == end && errno == 0;
+	return stop == end && errno == 0;
 }
 
 static enum resp
