@@ -1,6 +1,6 @@
 /*
- * Two apps on one port. The agent connects to the port a hundred times, and then greets
- * both apps five times a second. Each app says which greetings it hears.
+ * Eight apps on one port. The agent connects to the port a hundred times, and then greets
+ * all apps five times a second. Each app says which greetings it hears.
  */
 #include "../../messenger.h"
 
@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { CONNECTIONS = 100 };
+enum { APPS = 8, CONNECTIONS = 100 };
 
 static int port;
 
@@ -82,6 +82,9 @@ on_connection(struct messenger *app, int descriptor, void *arg)
 int
 main(void)
 {
-	return start_cluster(&(struct options){
-		.agent = agent, .app = app, .connection = on_connection, .workers = 2, .port = -1});
+	return start_cluster(&(struct options){.agent = agent,
+	                                       .app = app,
+	                                       .connection = on_connection,
+	                                       .workers = APPS,
+	                                       .port = -1});
 }
