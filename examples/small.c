@@ -1,7 +1,6 @@
 /*
- * A cluster in one small file, and five ways to break it: a master, an agent and two apps;
- * frames over socketpairs; a message goes to each process of its role. Nothing of clutch is
- * in it, so that you can read all of it first:
+ * A cluster in one small file, without clutch, and five ways to break it. A message goes from
+ * the agent to the master, and from there to each process of its role.
  *
  *	build/examples/small            it works; Ctrl-C ends it
  *	build/examples/small half       the agent sends half a frame: the master hangs in read
@@ -10,8 +9,7 @@
  *	build/examples/small zombie     the agent ends: it stays a zombie
  *	build/examples/small orphan     the master is killed: its children stay
  *
- * It works as long as no process is slow, stopped, dishonest or dead. clutch is what it
- * takes when one is. (To end a stopped process or an orphan: kill -9 PID.)
+ * kill -9 ends a stopped process, or an orphan.
  */
 #include <poll.h>
 #include <signal.h>
@@ -110,8 +108,7 @@ run_agent(int master)
 	if (is("half")) /* the header of a message of 100 bytes, and nothing behind it */
 		write_all(master, "\0\0\0\144\1\2", HEADER);
 	else
-		send_message(master, is("lie") ? ROLE_MASTER : ROLE_AGENT, ROLE_APP, "{\"a\":1}",
-		             7);
+		send_message(master, is("lie") ? ROLE_MASTER : ROLE_AGENT, ROLE_APP, "hello", 5);
 	while (is("stopped"))
 		send_message(master, ROLE_AGENT, ROLE_APP, message.data, DATA_MAX);
 	while (!is("zombie"))

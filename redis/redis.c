@@ -26,6 +26,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#ifndef MSG_NOSIGNAL /* not every system has it */
+#define MSG_NOSIGNAL 0
+#endif
+
 /* How many bytes are read at once. */
 #define READ_SIZE 65536
 
@@ -59,7 +63,8 @@ struct subscription {
 struct redis {
 	struct messenger *messenger; /* or NULL */
 	struct redis_options options;
-	char *host, *port, *path, *user, *password, *database; /* the parts of the URL, or NULL */
+	char *url; /* cut into its parts, of which each may be NULL */
+	char *host, *port, *path, *user, *password, *database;
 	char name[128];
 
 	enum state state;
@@ -71,10 +76,7 @@ struct redis {
 	size_t tries;      /* to connect, ever: they choose the next address */
 	bool complained;   /* the log knows that there is no connection */
 	char refusal[128]; /* the last refusal of Redis */
-	uint64_t random;
-
-	struct buffer greeting;
-	int greeting_replies; /* that have not come yet */
+	int greetings;     /* GREETING: the replies that have not come yet */
 
 	struct buffer out;
 	uint64_t written;         /* the bytes that left `out`, ever */
@@ -83,9 +85,7 @@ struct redis {
 	struct subscription *subscriptions;
 
 	struct buffer in;
-	struct resp_scan scan;
-	struct redis_reply *elements; /* of the reply that is being heard */
-	size_t elements_size;
+	struct resp_parser resp; /* the reply that is being heard */
 
 	bool turning;  /* in a turn, in which callbacks are called */
 	bool closed;   /* in redis_close: commands are refused */
@@ -96,16 +96,6 @@ struct redis {
 };
 
 /* ---- odds and ends --------------------------------------------------------- */
-
-/* xorshift64. The numbers need not be secret; two processes must have different ones. */
-static int
-below(struct redis *redis, int limit)
-{
-	redis->random ^= redis->random << 13;
-	redis->random ^= redis->random >> 7;
-	redis->random ^= redis->random << 17;
-	return limit > 0 ? (int)(redis->random % (uint64_t)limit) : 0;
-}
 
 static size_t
 buffered(const struct buffer *buffer)
@@ -201,155 +191,115 @@ redis_name(const struct redis *redis)
 
 /* ---- the URL --------------------------------------------------------------- */
 
-/* A copy with each %XX decoded; NULL with errno. */
-static char *
-decode(const char *text, size_t length)
+/* Decode each %XX in its place. */
+static bool
+decode(char *text)
 {
-	char *copy = malloc(length + 1), *to = copy, digits[3] = "";
-	const char *end = text + length;
+	char digits[3] = "", *to = text;
 
-	if (copy == NULL)
-		return NULL;
-	for (; text < end; text++) {
-		if (*text != '%') {
-			*to++ = *text;
+	for (; text != NULL && *text != '\0'; *to++ = *text++) {
+		if (*text != '%')
 			continue;
-		}
-		memcpy(digits, text + 1, end - text > 2 ? 2 : 0);
-		if (end - text < 3 || strspn(digits, "0123456789abcdefABCDEF") != 2 ||
-		    strcmp(digits, "00") == 0) {
-			free(copy);
-			errno = EINVAL;
-			return NULL;
-		}
-		*to++ = (char)strtol(digits, NULL, 16);
+		if (strspn(text + 1, "0123456789abcdefABCDEF") < 2 ||
+		    memcmp(text + 1, "00", 2) == 0)
+			return false;
+		memcpy(digits, text + 1, 2);
 		text += 2;
+		*text = (char)strtol(digits, NULL, 16);
 	}
-	*to = '\0';
-	return copy;
+	if (text != NULL)
+		*to = '\0';
+	return true;
 }
 
-/* Decode into *to, unless the text is empty. */
-static int
-take(char **to, const char *text, size_t length)
+/* End the text at this character, and return what stands behind it, or NULL. */
+static char *
+cut(char *text, char at)
 {
-	if (length > 0)
-		*to = decode(text, length);
-	return length == 0 || *to != NULL ? 0 : -1;
+	char *found = strchr(text, at);
+
+	if (found != NULL)
+		*found++ = '\0';
+	return found;
 }
 
-static int
-take_number(char **to, const char *text, size_t length, long most)
+/* Is it a number up to `most`, or nothing? */
+static bool
+is_number(const char *text, long most)
 {
-	if (strspn(text, "0123456789") < length || length > 9 || strtol(text, NULL, 10) > most) {
-		errno = EINVAL;
-		return -1;
-	}
-	return take(to, text, length);
+	size_t length = text != NULL ? strlen(text) : 0;
+
+	return length == 0 || (length <= 9 && strspn(text, "0123456789") == length &&
+	                       strtol(text, NULL, 10) <= most);
+}
+
+/* [user][:password@], if it is there. The rest; NULL: it is wrong. */
+static char *
+parse_user(struct redis *redis, char *at)
+{
+	size_t length = strcspn(at, "@/");
+
+	if (at[length] != '@')
+		return at;
+	at[length] = '\0';
+	redis->password = cut(at, ':');
+	redis->user = *at != '\0' ? at : NULL;
+	if (redis->password == NULL || *redis->password == '\0' || !decode(redis->user) ||
+	    !decode(redis->password))
+		return NULL;
+	return at + length + 1;
 }
 
 /* host[:port][/database] */
-static int
-parse_host(struct redis *redis, const char *at)
+static bool
+parse_host(struct redis *redis, char *at)
 {
-	size_t length = strcspn(at, "/:");
+	bool is_ipv6 = *at == '[';
 
-	if (*at == '[' && strchr(at, ']') != NULL) {
-		length = strcspn(at, "]");
-		if (take(&redis->host, at + 1, length - 1) == -1)
-			return -1;
-		length++;
-	} else if (take(&redis->host, at, length) == -1) {
-		return -1;
-	}
-	at += length;
-	if (*at == ':') {
-		length = strcspn(++at, "/");
-		if (take_number(&redis->port, at, length, 65535) == -1)
-			return -1;
-		at += length;
-	}
-	if (redis->host == NULL || (*at != '/' && *at != '\0')) {
-		errno = EINVAL;
-		return -1;
-	}
-	return *at == '/' ? take_number(&redis->database, at + 1, strlen(at + 1), 999999) : 0;
+	redis->database = cut(at, '/');
+	redis->host = at + is_ipv6;
+	at = is_ipv6 ? cut(at, ']') : at;
+	if (at == NULL || (is_ipv6 && *at != ':' && *at != '\0'))
+		return false;
+	redis->port = cut(at, ':');
+	snprintf(redis->name, sizeof redis->name, is_ipv6 ? "redis://[%s]:%s" : "redis://%s:%s",
+	         redis->host, redis->port != NULL ? redis->port : "6379");
+	return *redis->host != '\0' && decode(redis->host) && is_number(redis->port, 65535);
 }
 
 /* /path[?db=database] */
-static int
-parse_path(struct redis *redis, const char *at)
+static bool
+parse_path(struct redis *redis, char *at)
 {
-	size_t length = strcspn(at, "?");
-	const char *query = at + length;
+	char *query = cut(at, '?');
 
-	if (*at != '/' || (*query == '?' && strncmp(query, "?db=", 4) != 0)) {
-		errno = EINVAL;
-		return -1;
-	}
-	if (*query == '?' &&
-	    take_number(&redis->database, query + 4, strlen(query + 4), 999999) == -1)
-		return -1;
-	if (take(&redis->path, at, length) == -1)
-		return -1;
-	if (redis->path != NULL && strlen(redis->path) < sizeof((struct sockaddr_un *)0)->sun_path)
-		return 0;
-	errno = EINVAL;
-	return -1;
+	if (query != NULL && strncmp(query, "db=", 3) != 0)
+		return false;
+	redis->database = query != NULL ? query + 3 : NULL;
+	redis->path = at;
+	if (!decode(at) || *at != '/' || strlen(at) >= sizeof((struct sockaddr_un *)0)->sun_path)
+		return false;
+	snprintf(redis->name, sizeof redis->name, "unix://%s", at);
+	return true;
 }
 
-/* [user][:password@], if it is there: *at moves behind it. */
-static int
-parse_user(struct redis *redis, const char **at)
+static bool
+parse_url(struct redis *redis)
 {
-	size_t length = strcspn(*at, "@/"), user = strcspn(*at, ":");
+	char *at = strstr(redis->url, "://");
+	bool is_tcp = strncmp(redis->url, "redis://", 8) == 0;
+	bool is_unix = strncmp(redis->url, "unix://", 7) == 0 ||
+	               strncmp(redis->url, "redis+unix://", 13) == 0;
 
-	if ((*at)[length] != '@')
-		return 0;
-	if (user >= length) {
-		errno = EINVAL; /* a user without a password */
-		return -1;
-	}
-	if (take(&redis->user, *at, user) == -1 ||
-	    take(&redis->password, *at + user + 1, length - user - 1) == -1)
-		return -1;
-	if (redis->password == NULL) {
-		errno = EINVAL;
-		return -1;
-	}
-	*at += length + 1;
-	return 0;
-}
-
-static int
-parse_url(struct redis *redis, const char *url)
-{
-	const char *at = strstr(url, "://");
-	size_t scheme = strcspn(url, ":");
-
-	if (at == NULL) {
-		errno = EINVAL;
-		return -1;
-	}
-	at += strlen("://");
-	if (scheme == 5 && strncmp(url, "redis", 5) == 0) {
-		if (parse_user(redis, &at) == -1 || parse_host(redis, at) == -1)
-			return -1;
-		snprintf(redis->name, sizeof redis->name, "redis://%s%s%s:%s",
-		         strchr(redis->host, ':') != NULL ? "[" : "", redis->host,
-		         strchr(redis->host, ':') != NULL ? "]" : "",
-		         redis->port != NULL ? redis->port : "6379");
-		return 0;
-	}
-	if ((scheme == 4 && strncmp(url, "unix", 4) == 0) ||
-	    (scheme == 10 && strncmp(url, "redis+unix", 10) == 0)) {
-		if (parse_user(redis, &at) == -1 || parse_path(redis, at) == -1)
-			return -1;
-		snprintf(redis->name, sizeof redis->name, "unix://%s", redis->path);
-		return 0;
-	}
-	errno = EINVAL;
-	return -1;
+	at = is_tcp || is_unix ? parse_user(redis, at + strlen("://")) : NULL;
+	if (at == NULL || !(is_tcp ? parse_host : parse_path)(redis, at) ||
+	    !is_number(redis->database, 999999))
+		return false;
+	if (redis->port != NULL && *redis->port == '\0')
+		redis->port = NULL;
+	if (redis->database != NULL && *redis->database == '\0')
+		redis->database = NULL;
+	return true;
 }
 
 /* ---- commands that wait ---------------------------------------------------- */
@@ -358,6 +308,13 @@ static struct command *
 head(const struct redis *redis)
 {
 	return redis->count > 0 ? &redis->commands[redis->first] : NULL;
+}
+
+/* Has the first command been written? */
+static bool
+was_written(const struct redis *redis)
+{
+	return redis->count > 0 && head(redis)->end <= redis->written;
 }
 
 static void
@@ -540,13 +497,16 @@ static int64_t
 next_try(struct redis *redis)
 {
 	int64_t time = clutch_now();
+	uint64_t random;
 
 	if (redis->state == READY && time - redis->since >= redis->wait)
 		redis->wait = 0;
 	redis->wait = redis->wait == 0 ? REDIS_RETRY_MIN : 2 * redis->wait;
 	if (redis->wait > redis->options.retry_max)
 		redis->wait = redis->options.retry_max;
-	return time + redis->wait - below(redis, redis->wait / 2);
+	/* The number need not be secret; two processes must have different ones. */
+	random = (uint64_t)time * 31 + (uint64_t)getpid() * 17 + (uintptr_t)redis / 16;
+	return time + redis->wait - (int64_t)(random % (uint64_t)(redis->wait / 2 + 1));
 }
 
 /* How many commands have been written, at least their first byte? */
@@ -585,8 +545,6 @@ lose(struct redis *redis, const char *why)
 	redis->deadline = next_try(redis);
 	redis->state = WAITING;
 	empty(&redis->in);
-	empty(&redis->greeting);
-	redis->scan = (struct resp_scan){0};
 	snprintf(text, sizeof text, "%s: %s; trying again", was_ready ? "lost" : "cannot connect",
 	         why);
 	if (!redis->complained)
@@ -621,32 +579,40 @@ refuse(struct redis *redis, const struct redis_reply *reply)
 
 /* ---- the connection: made ---------------------------------------------------- */
 
+/* The commands that a connection begins with, in one write: a new socket has room. */
 static int
-greet(struct redis *redis, size_t argc, const char *const argv[])
+greet(struct redis *redis)
 {
-	if (reserve(&redis->greeting, resp_command(NULL, argc, argv, NULL)) == -1)
-		return -1;
-	redis->greeting.end +=
-		resp_command(redis->greeting.bytes + redis->greeting.end, argc, argv, NULL);
-	redis->greeting_replies++;
-	return 0;
-}
+	const char *const auth[] = {"AUTH", redis->password}, *const ping[] = {"PING"};
+	const char *const auth_user[] = {"AUTH", redis->user, redis->password};
+	const char *const select[] = {"SELECT", redis->database};
+	const struct {
+		bool wanted;
+		size_t argc;
+		const char *const *argv;
+	} all[] = {{redis->password != NULL && redis->user == NULL, 2, auth},
+	           {redis->password != NULL && redis->user != NULL, 3, auth_user},
+	           {redis->database != NULL, 2, select},
+	           {true, 1, ping}};
+	struct buffer *out = &redis->in; /* nothing has been read yet */
+	ssize_t written;
+	size_t i;
 
-/* The commands that a connection begins with, in one write. */
-static int
-prepare_greeting(struct redis *redis)
-{
-	redis->greeting_replies = 0;
-	if (redis->password != NULL && redis->user == NULL &&
-	    greet(redis, 2, (const char *const[]){"AUTH", redis->password}) == -1)
-		return -1;
-	if (redis->password != NULL && redis->user != NULL &&
-	    greet(redis, 3, (const char *const[]){"AUTH", redis->user, redis->password}) == -1)
-		return -1;
-	if (redis->database != NULL &&
-	    greet(redis, 2, (const char *const[]){"SELECT", redis->database}) == -1)
-		return -1;
-	return greet(redis, 1, (const char *const[]){"PING"});
+	redis->greetings = 0;
+	for (i = 0; i < sizeof all / sizeof all[0]; i++) {
+		if (!all[i].wanted)
+			continue;
+		if (reserve(out, resp_command(NULL, all[i].argc, all[i].argv, NULL)) == -1)
+			return -1;
+		out->end += resp_command(out->bytes + out->end, all[i].argc, all[i].argv, NULL);
+		redis->greetings++;
+	}
+	written = send(redis->descriptor, out->bytes, out->end, MSG_NOSIGNAL);
+	if (written >= 0 && (size_t)written < out->end)
+		errno = ENOBUFS;
+	i = out->end;
+	empty(out);
+	return written == (ssize_t)i ? 0 : -1;
 }
 
 /* The time of the commands that waited begins with the connection: the time without one is
@@ -756,7 +722,7 @@ finish_connecting(struct redis *redis)
 
 	if (getsockopt(redis->descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == -1)
 		error = errno;
-	if (error == 0 && prepare_greeting(redis) == -1)
+	if (error == 0 && greet(redis) == -1)
 		error = errno;
 	if (error != 0)
 		lose(redis, strerror(error));
@@ -771,67 +737,72 @@ hear_greeting(struct redis *redis, const struct redis_reply *reply)
 {
 	if (reply->type != REDIS_STATUS)
 		refuse(redis, reply);
-	else if (--redis->greeting_replies == 0)
+	else if (--redis->greetings == 0)
 		become_ready(redis);
+}
+
+/* Redis has subscribed this connection to a channel, has a message of it, or answers PING. */
+static void
+hear_subscribed(struct redis *redis, const struct redis_reply *reply)
+{
+	static const struct redis_reply done = {.type = REDIS_NIL, .text = ""};
+	bool is_message = reply->count == 3 && redis_is(&reply->element[0], "message");
+
+	if (reply->type == REDIS_ERROR) {
+		refuse(redis, reply);
+	} else if (!is_message && (reply->count < 2 || !was_written(redis))) {
+		lose(redis, "a reply that no subscriber expects");
+	} else {
+		if (!is_message)
+			answer(redis, &done); /* SUBSCRIBE and PING have no callbacks */
+		if (reply->count == 3)
+			hear_channel(redis, reply);
+	}
 }
 
 static void
 hear(struct redis *redis, const struct redis_reply *reply)
 {
-	static const struct redis_reply done = {.type = REDIS_NIL, .text = ""};
-	bool is_channel =
-		redis->subscriptions != NULL && reply->type == REDIS_ARRAY && reply->count == 3;
-
-	if (redis->state == GREETING) {
+	if (redis->state == GREETING)
 		hear_greeting(redis, reply);
-	} else if (redis->subscriptions != NULL && reply->type == REDIS_ERROR) {
-		refuse(redis, reply);
-	} else if (is_channel && redis_is(&reply->element[0], "message")) {
-		hear_channel(redis, reply);
-	} else if (redis->count == 0 || head(redis)->end > redis->written) {
+	else if (redis->subscriptions != NULL)
+		hear_subscribed(redis, reply);
+	else if (!was_written(redis))
 		lose(redis, "a reply to no command");
-	} else if (is_channel) {
-		answer(redis, &done); /* the command SUBSCRIBE has no callback */
-		hear_channel(redis, reply);
-	} else {
+	else
 		answer(redis, reply);
-	}
 }
 
-/* The next whole reply, in redis->elements; NULL: there is none. */
-static const struct redis_reply *
+/* Is the next reply whole? It is in redis->resp.elements then. */
+static bool
 next_reply(struct redis *redis)
 {
 	struct buffer *in = &redis->in;
+	struct resp_parser *resp = &redis->resp;
 	struct redis_reply *grown;
-	const char *why;
 	enum resp result;
 
-	if (buffered(in) == 0)
-		return NULL;
-	result = resp_scan(&redis->scan, in->bytes + in->start, buffered(in), &why);
-	if (result == RESP_BROKEN)
-		lose(redis, why);
-	if (result != RESP_WHOLE)
-		return NULL;
-	if (redis->scan.elements > redis->elements_size) {
-		grown = realloc(redis->elements, redis->scan.elements * sizeof *grown);
+	while (buffered(in) > 0) {
+		result = resp_parse(resp, in->bytes + in->start, buffered(in));
+		if (result == RESP_BROKEN)
+			lose(redis, resp->why);
+		if (result != RESP_TORN || resp->used <= resp->size)
+			return result == RESP_WHOLE;
+		grown = realloc(resp->elements, 2 * resp->used * sizeof *grown);
 		if (grown == NULL) {
 			lose(redis, strerror(ENOMEM));
-			return NULL;
+			return false;
 		}
-		redis->elements = grown;
-		redis->elements_size = redis->scan.elements;
+		resp->elements = grown;
+		resp->size = 2 * resp->used;
 	}
-	resp_build(in->bytes + in->start, redis->elements);
-	return redis->elements;
+	return false;
 }
 
 /* Read once, as much as fits, and handle each whole reply. */
 static void
 receive(struct redis *redis)
 {
-	const struct redis_reply *reply;
 	ssize_t length;
 	size_t used;
 
@@ -849,36 +820,33 @@ receive(struct redis *redis)
 	}
 	redis->heard = clutch_now();
 	redis->in.end += (size_t)length;
-	while (redis->descriptor != -1 && (reply = next_reply(redis)) != NULL) {
-		used = redis->scan.at;
-		redis->scan = (struct resp_scan){0};
-		hear(redis, reply);
+	while (redis->descriptor != -1 && next_reply(redis)) {
+		used = redis->resp.at;
+		hear(redis, redis->resp.elements);
 		if (redis->descriptor != -1)
 			consume(&redis->in, used);
 	}
-	if (redis->elements_size > READ_SIZE / sizeof *redis->elements) {
-		free(redis->elements);
-		redis->elements = NULL;
-		redis->elements_size = 0;
+	if (redis->resp.size > READ_SIZE / sizeof *redis->resp.elements) {
+		free(redis->resp.elements);
+		redis->resp = (struct resp_parser){0};
 	}
 }
 
 /* Write what the socket takes. An error is left for `receive` to find, after the last words
  * of Redis. */
 static void
-transmit(struct redis *redis, struct buffer *buffer)
+transmit(struct redis *redis)
 {
 	ssize_t length;
 
-	if (redis->descriptor == -1 || buffered(buffer) == 0)
+	if (redis->state != READY || buffered(&redis->out) == 0)
 		return;
-	length = send(redis->descriptor, buffer->bytes + buffer->start, buffered(buffer),
+	length = send(redis->descriptor, redis->out.bytes + redis->out.start, buffered(&redis->out),
 	              MSG_NOSIGNAL);
 	if (length <= 0)
 		return;
-	if (buffer == &redis->out)
-		redis->written += (uint64_t)length;
-	consume(buffer, (size_t)length);
+	redis->written += (uint64_t)length;
+	consume(&redis->out, (size_t)length);
 }
 
 /* Fail what has not been answered in time. */
@@ -916,10 +884,7 @@ turn(struct redis *redis, short revents)
 		finish_connecting(redis);
 	else if ((redis->state == GREETING || redis->state == READY) && (revents & ~POLLOUT) != 0)
 		receive(redis);
-	if (redis->state == GREETING)
-		transmit(redis, &redis->greeting);
-	if (redis->state == READY)
-		transmit(redis, &redis->out);
+	transmit(redis);
 	watch_clock(redis);
 	redis->turning = false;
 	attend(redis);
@@ -940,14 +905,12 @@ take_result(struct redis *redis)
 int
 redis_descriptor(const struct redis *redis, short *events)
 {
-	size_t waits = redis->state == GREETING ? buffered(&redis->greeting) : 0;
+	bool writes = redis->state == READY && buffered(&redis->out) > 0;
 
-	if (redis->state == READY)
-		waits = buffered(&redis->out);
 	if (redis->state == CONNECTING)
 		*events = POLLOUT;
 	else
-		*events = waits > 0 ? POLLIN | POLLOUT : POLLIN;
+		*events = writes ? POLLIN | POLLOUT : POLLIN;
 	return redis->descriptor;
 }
 
@@ -1076,17 +1039,11 @@ free_redis(struct redis *redis)
 		redis->subscriptions = subscription->next;
 		free(subscription);
 	}
-	free(redis->host);
-	free(redis->port);
-	free(redis->path);
-	free(redis->user);
-	free(redis->password);
-	free(redis->database);
-	free(redis->greeting.bytes);
+	free(redis->url);
 	free(redis->out.bytes);
 	free(redis->in.bytes);
 	free(redis->commands);
-	free(redis->elements);
+	free(redis->resp.elements);
 	free(redis);
 	errno = saved;
 }
@@ -1098,7 +1055,12 @@ redis_open(struct messenger *messenger, const char *url, const struct redis_opti
 
 	if (redis == NULL)
 		return NULL;
-	if (parse_url(redis, url) == -1)
+	redis->url = malloc(strlen(url) + 1);
+	if (redis->url == NULL)
+		goto fail;
+	memcpy(redis->url, url, strlen(url) + 1);
+	errno = EINVAL;
+	if (!parse_url(redis))
 		goto fail;
 	if (options != NULL)
 		redis->options = *options;
@@ -1108,8 +1070,6 @@ redis_open(struct messenger *messenger, const char *url, const struct redis_opti
 		redis->options.retry_max = REDIS_RETRY_MAX;
 	redis->descriptor = -1;
 	redis->deadline = clutch_now();
-	redis->random =
-		((uint64_t)getpid() << 32 ^ (uint64_t)redis->deadline ^ (uintptr_t)redis) | 1;
 	redis->messenger = messenger;
 	attend(redis);
 	if (messenger == NULL || redis->timer != 0)

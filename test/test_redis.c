@@ -183,23 +183,25 @@ ask(struct redis *redis, const char *words)
 
 /* ---- RESP2 -------------------------------------------------------------------------- */
 
-/* Scan bytes that come in pieces: all of `step`. */
+static struct redis_reply elements[16];
+
+/* Parse bytes that come in pieces: all of `step`. */
 static enum resp
-scan(const char *bytes, size_t length, size_t step, struct resp_scan *result, const char **why)
+scan(char *bytes, size_t length, size_t step, struct resp_parser *resp)
 {
 	enum resp found = RESP_TORN;
 	size_t here;
 
-	*result = (struct resp_scan){0};
+	*resp = (struct resp_parser){.elements = elements, .size = 16};
 	for (here = 0; found == RESP_TORN && here < length;) {
 		here = here + step < length ? here + step : length;
 		char *exact = malloc(here); /* a sanitizer sees who reads behind it */
 
 		memcpy(exact, bytes, here);
-		found = resp_scan(result, exact, here, why);
+		found = resp_parse(resp, exact, here);
 		free(exact);
 	}
-	return found;
+	return found == RESP_WHOLE ? resp_parse(resp, bytes, length) : found;
 }
 
 Test(redis, a_reply_is_the_same_in_whatever_pieces_it_comes)
@@ -224,21 +226,17 @@ Test(redis, a_reply_is_the_same_in_whatever_pieces_it_comes)
 		{"*3\r\n:1\r\n*2\r\n$1\r\na\r\n*1\r\n+b\r\n$-1\r\n", "[1 [\"a\" [+b]] nil]"},
 		{"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n:8\r\n", "[[[[[[[[8]]]]]]]]"},
 	};
-	struct redis_reply elements[16];
-	struct resp_scan result;
+	struct resp_parser result;
 	char bytes[128];
-	const char *why;
 	size_t i, step, length;
 
 	for (i = 0; i < sizeof row / sizeof row[0]; i++)
 		for (step = 1; step <= strlen(row[i].bytes); step++) {
 			length = strlen(row[i].bytes);
-			cr_assert_eq(scan(row[i].bytes, length, step, &result, &why), RESP_WHOLE,
+			memcpy(bytes, row[i].bytes, length);
+			cr_assert_eq(scan(bytes, length, step, &result), RESP_WHOLE,
 			             "%s in steps of %zu", row[i].means, step);
 			cr_assert_eq(result.at, length);
-			cr_assert(result.elements <= 16);
-			memcpy(bytes, row[i].bytes, length);
-			resp_build(bytes, elements);
 			forget();
 			describe(elements);
 			cr_assert_str_eq(heard, row[i].means);
@@ -248,13 +246,10 @@ Test(redis, a_reply_is_the_same_in_whatever_pieces_it_comes)
 Test(redis, a_text_may_hold_any_byte)
 {
 	char bytes[] = "*2\r\n$3\r\n\0\xff\0\r\n+a\0b\r\n";
-	struct redis_reply elements[3];
-	struct resp_scan result;
-	const char *why;
+	struct resp_parser result;
 
-	cr_assert_eq(scan(bytes, sizeof bytes - 1, 1, &result, &why), RESP_WHOLE);
-	cr_assert_eq(result.elements, 3);
-	resp_build(bytes, elements);
+	cr_assert_eq(scan(bytes, sizeof bytes - 1, 1, &result), RESP_WHOLE);
+	cr_assert_eq(result.used, 3);
 	cr_assert_eq(elements[1].length, 3);
 	cr_assert(memcmp(elements[1].text, "\0\xff\0", 4) == 0);
 	cr_assert_eq(elements[2].length, 3);
@@ -288,15 +283,17 @@ static const struct {
 
 Test(redis, what_is_no_reply_is_refused)
 {
-	struct resp_scan result;
-	const char *why;
+	struct resp_parser result;
 	size_t i, step;
 
 	for (i = 0; i < sizeof bad / sizeof bad[0]; i++)
 		for (step = 1; step <= strlen(bad[i].bytes); step++) {
-			cr_assert_eq(scan(bad[i].bytes, strlen(bad[i].bytes), step, &result, &why),
-			             RESP_BROKEN, "%s", bad[i].bytes);
-			cr_assert_str_eq(why, bad[i].why);
+			char bytes[64];
+
+			snprintf(bytes, sizeof bytes, "%s", bad[i].bytes);
+			cr_assert_eq(scan(bytes, strlen(bytes), step, &result), RESP_BROKEN, "%s",
+			             bad[i].bytes);
+			cr_assert_str_eq(result.why, bad[i].why);
 		}
 }
 
@@ -305,33 +302,32 @@ Test(redis, a_reply_of_too_many_elements_or_bytes_is_refused)
 {
 	size_t half = REDIS_ELEMENTS_MAX / 2 + 1, i, used;
 	char *bytes = malloc(8 * half + 64);
-	struct resp_scan result = {0};
-	const char *why = "";
+	struct resp_parser result = {.size = REDIS_ELEMENTS_MAX};
 
+	result.elements = calloc(REDIS_ELEMENTS_MAX, sizeof *result.elements);
 	used = (size_t)sprintf(bytes, "*2\r\n*%zu\r\n", half);
 	for (i = 0; i < half; i++)
 		used += (size_t)sprintf(bytes + used, ":1\r\n");
 	used += (size_t)sprintf(bytes + used, "*%zu\r\n", half);
 	for (i = 0; i < half; i++)
 		used += (size_t)sprintf(bytes + used, ":1\r\n");
-	cr_assert_eq(resp_scan(&result, bytes, used, &why), RESP_BROKEN);
-	cr_assert_str_eq(why, "more elements than REDIS_ELEMENTS_MAX");
+	cr_assert_eq(resp_parse(&result, bytes, used), RESP_BROKEN);
+	cr_assert_str_eq(result.why, "more elements than REDIS_ELEMENTS_MAX");
 	free(bytes);
 
 	bytes = malloc(REDIS_LINE_MAX + 2);
 	memset(bytes, '+', REDIS_LINE_MAX + 2);
-	result = (struct resp_scan){0};
-	cr_assert_eq(resp_scan(&result, bytes, REDIS_LINE_MAX + 2, &why), RESP_BROKEN);
-	cr_assert_str_eq(why, "a line longer than REDIS_LINE_MAX");
+	cr_assert_eq(resp_parse(&result, bytes, REDIS_LINE_MAX + 2), RESP_BROKEN);
+	cr_assert_str_eq(result.why, "a line longer than REDIS_LINE_MAX");
 	free(bytes);
 
 	bytes = calloc(1, REDIS_REPLY_MAX + 64);
 	used = (size_t)sprintf(bytes, "*2\r\n$%d\r\n", REDIS_REPLY_MAX - 32);
 	memcpy(bytes + used + REDIS_REPLY_MAX - 32, "\r\n$99\r\n", 7);
-	result = (struct resp_scan){0};
-	cr_assert_eq(resp_scan(&result, bytes, REDIS_REPLY_MAX + 64, &why), RESP_BROKEN);
-	cr_assert_str_eq(why, "a reply longer than REDIS_REPLY_MAX");
+	cr_assert_eq(resp_parse(&result, bytes, REDIS_REPLY_MAX + 64), RESP_BROKEN);
+	cr_assert_str_eq(result.why, "a reply longer than REDIS_REPLY_MAX");
 	free(bytes);
+	free(result.elements);
 }
 
 Test(redis, a_command_is_an_array_of_strings)
@@ -829,6 +825,18 @@ Test(redis, a_reply_that_comes_too_early_costs_the_connection)
 	fake.answer = "+OK\r\n";
 	fake_until(redis, heard, ";", 2);
 	cr_assert_str_eq(heard, "first=+OK; late=+OK; ");
+	redis_close(redis);
+}
+
+/* A subscriber that was told something else does not take itself for one that listens. */
+Test(redis, a_subscription_that_is_answered_with_something_else_is_made_again)
+{
+	struct redis *redis = open_client(fake_start("+PONG\r\n", "+OK\r\n"), 0);
+
+	cr_assert(redis_subscribe(redis, "a", on_reply, tag("A")) == 0);
+	fake_until(redis, lines, "lost: a reply that no subscriber expects", 1);
+	fake.answer = "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n";
+	fake_until(redis, heard, "A=[\"subscribe\" \"a\" 1]; ", 1);
 	redis_close(redis);
 }
 
