@@ -18,6 +18,9 @@
 #	make bench              how fast clutch is, beside bare sockets
 #	make bench-ipc          the four ways of examples/ipc, beside each other
 #	make bench-bridge       what the bridge between clusters costs
+#	make traces             record the traces of draw/traces/ anew
+#	make traces-check       do the processes still do what these traces show?
+#	make figures            draw the figures from them
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -83,6 +86,10 @@ $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/i
 $(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+$(BUILD)/draw/%: $(BUILD)/draw/%.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
@@ -171,6 +178,19 @@ $(BUILD)/%.o: %.c
 # examples/run itself, which stops both clusters.
 run: all
 	@BUILD=$(BUILD) exec sh examples/run
+
+# ---- traces and figures ----------------------------------------------------
+
+# The traces that are committed, recorded anew; and the figures in the documents, drawn from
+# them. traces-check runs each once more, and compares what each process did.
+traces: $(BUILD)/draw/runs
+	@BUILD=$(BUILD) sh draw/traces/record $(RUN)
+
+figures:
+	@sh draw/figures/make
+
+traces-check: $(BUILD)/draw/runs
+	@BUILD=$(BUILD) sh draw/traces/check $(RUN)
 
 # ---- test ------------------------------------------------------------------
 
@@ -353,5 +373,5 @@ $(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion redis-server check sanitize valgrind static warnings objects size \
+.PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind static warnings objects size \
 	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge clean
