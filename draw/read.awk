@@ -90,6 +90,7 @@ function arrive(one, two,    key, part, row) {
 		split(two, part, ":")
 		key = one SUBSEP part[1] ":" part[2] ":0" SUBSEP $7
 	}
+	got[key] = 1
 	row = add("message", one, two, $13 (length($14) > 0 ? " " $14 : ""), $13)
 	if (row > 0 && key in sent) {
 		left[row] = sent[key]
@@ -127,7 +128,7 @@ $1 != "trace" || NF != 14 { next } # a line of the log
 	peer = process($6)
 	last_time = now
 	if ($4 > 0)
-		add("note", me, "", $4 " lines of its trace are lost", "")
+		add("note", me, "", $4 " lines are lost", "")
 	if ($6 != $3) { # how long is the queue?
 		samples++
 		sample_at[samples] = now
@@ -141,7 +142,8 @@ $1 != "trace" || NF != 14 { next } # a line of the log
 }
 
 $5 == "starts" { add("birth", "master", me, "fork", "") }
-$5 == "sends" {
+# A large message is written at once: it may arrive before its sender has said so.
+$5 == "sends" && !((me, peer, $7) in got) {
 	row = add("leave", me, peer, $13 (length($14) > 0 ? " " $14 : ""), $13)
 	if (row > 0)
 		sent[me, peer, $7] = row

@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FLOOD = 12, PIECE = 200 * 1024, DEADLINE = 20000 };
+enum { FLOOD = 18, PIECE = 200 * 1024, DEADLINE = 20000 };
 
 static const char *run;
 static pid_t master;

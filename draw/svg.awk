@@ -22,16 +22,13 @@ function line(x1, y1, x2, y2, class) {
 	printf "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" class=\"%s\"/>\n", x1, y1, x2, y2, class
 }
 
-# The head of an arrow that comes from (x1, y1) and ends at (x2, y2).
-function head(x1, y1, x2, y2, class,    angle) {
-	angle = atan2(y2 - y1, x2 - x1) * 180 / 3.14159265
-	printf "<path d=\"M-8,-4 L0,0 L-8,4 z\" transform=\"translate(%d,%.1f) rotate(%.1f)\" class=\"%s\"/>\n", x2, y2, angle, class
+function marker(class) {
+	printf "<marker id=\"%s\" viewBox=\"-8 -4 8 8\" markerWidth=\"8\" markerHeight=\"8\" markerUnits=\"userSpaceOnUse\" orient=\"auto\"><path d=\"M-8,-4 L0,0 L-8,4 z\" class=\"%sh\"/></marker>\n", class, class
 }
 
 # The text stands at the arrow's end: no two arrows end at one place.
 function arrow(x1, y1, x2, y2, class, text,    long, part) {
-	line(x1, y1, x2, y2, class)
-	head(x1, y1, x2, y2, class "h")
+	line(x1, y1, x2, y2, class "\" marker-end=\"url(#" class ")")
 	long = x1 < x2 ? x2 - x1 : x1 - x2
 	text = fit(text, int((long - 16) / 6.7))
 	part = 1 - (12 + length(text) * 3.35) / long
@@ -115,6 +112,10 @@ END {
 	printf "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" role=\"img\">\n", wide, bottom + 10, wide, bottom + 10
 	printf "<title>%s</title>\n", escape(name != "" ? name : "A run of clutch")
 	style()
+	marker("m")
+	marker("i")
+	marker("s")
+	marker("f")
 	printf "<rect width=\"%d\" height=\"%d\" class=\"paper\"/>\n", wide, bottom + 10
 	label(14, 20, "start", "title", name)
 	label(72, 58, "end", "time", "ms")
