@@ -90,7 +90,7 @@ function arrive(one, two,    key, part, row) {
 		split(two, part, ":")
 		key = one SUBSEP part[1] ":" part[2] ":0" SUBSEP $7
 	}
-	got[key] = 1
+	got[one, two, $7] = 1
 	row = add("message", one, two, $13 (length($14) > 0 ? " " $14 : ""), $13)
 	if (row > 0 && key in sent) {
 		left[row] = sent[key]
