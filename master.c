@@ -15,6 +15,9 @@
  * waitid says which process is alive; the channel over which a message came says which
  * process sent it. No message can claim either (D5).
  */
+#if defined _POSIX_C_SOURCE && !defined _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* for SIGXFSZ, which FreeBSD hides otherwise */
+#endif
 #define CLUTCH_PRIVATE
 #include "messenger.h"
 
@@ -473,6 +476,9 @@ put_table(const struct master *master, struct sheet *sheet)
 
 /* What lies beside the pid file: PID_FILE.status, and PID_FILE.status.new while it is
  * written. */
+#ifndef PATH_MAX /* Hurd has no limit */
+#define PATH_MAX 4096
+#endif
 enum { STATUS_PATH_MAX = PATH_MAX + 16 };
 
 /* Not through a symbolic link, not waiting for the other end of a FIFO, and without

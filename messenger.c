@@ -282,7 +282,13 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	return result == 0;
 }
 
-/* ---- trace and log ------------------------------------------------------- */
+/* ---- version, trace and log ---------------------------------------------- */
+
+const char *
+clutch_version(void)
+{
+	return CLUTCH_VERSION;
+}
 
 /* All messengers of the process, and the one of its role. */
 static struct messenger *messengers;

@@ -32,6 +32,12 @@
 extern "C" {
 #endif
 
+/* The version of this header. That of the library that runs is what clutch_version says. */
+#define CLUTCH_VERSION "1.0.0"
+#define CLUTCH_VERSION_MAJOR 1
+#define CLUTCH_VERSION_MINOR 0
+#define CLUTCH_VERSION_PATCH 0
+
 /* ------------------------------------------------------------------------ */
 /* Limits: each can be set on the compiler's command line, for tiny systems  */
 /* ------------------------------------------------------------------------ */
@@ -156,6 +162,7 @@ struct options {
 	void *arg; /* handed to the four above */
 
 	const char *name;         /* in the log; "egg" */
+	const char *version;      /* of the program, for egg-scripts' --version; none */
 	int workers;              /* 1 to CLUTCH_WORKERS_MAX; EGG_WORKERS, or the number of
 	                           * processors that are on line */
 	const char *host;         /* HOST, or 127.0.0.1; a numeric address or "localhost" */
@@ -476,6 +483,9 @@ void messenger_graceful_exit(struct messenger *messenger);
 
 /* Milliseconds on a clock that only goes forward: what deadlines are made of. */
 int64_t clutch_now(void);
+
+/* The version of the library: CLUTCH_VERSION when the library was compiled. */
+const char *clutch_version(void);
 
 #ifdef __GNUC__
 #define CLUTCH_PRINTF(text, first) __attribute__((format(printf, text, first)))
@@ -830,11 +840,11 @@ struct messenger {
 	int timer_id;
 	unsigned turn; /* of the timers: those that a callback sets wait for the next */
 	bool stepping, canceled, broken;
+	bool closed; /* to be freed when its last callback has returned */
 
 	struct messenger *loop; /* the one that turns this one, if it is joined */
 	messenger_end ended;
-	void *arg;   /* of ended */
-	bool closed; /* to be freed when its last callback has returned */
+	void *arg; /* of ended */
 
 	/* set by the roles */
 	void (*on_ready)(struct messenger *messenger, int status);

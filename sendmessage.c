@@ -60,11 +60,28 @@ static struct {
 void (*clutch_tracer)(const char *event, const struct channel *channel,
                       const struct message *message, const char *detail, long value);
 
-/* A control message of sendmsg(2) and recvmsg(2) that has room for one handle. */
+/* Not every system has these: 0 is no flag, and ENOBUFS is a shortage, too. */
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+#ifndef ETOOMANYREFS
+#define ETOOMANYREFS ENOBUFS
+#endif
+
+/* A control message of sendmsg(2) and recvmsg(2), with more room than one handle needs: the
+ * BSDs hide CMSG_SPACE and CMSG_LEN from a program that asks for POSIX.1-2008, and cut off a
+ * handle that has no padding behind it. */
 union control {
 	struct cmsghdr header;
-	char space[CMSG_SPACE(sizeof(int))];
+	char space[64];
 };
+
+/* The length of one with one handle: CMSG_LEN(sizeof(int)). */
+static socklen_t
+control_length(union control *control)
+{
+	return (socklen_t)(CMSG_DATA(&control->header) - (unsigned char *)control) + sizeof(int);
+}
 
 static uint32_t
 get32(const unsigned char *p)
@@ -346,7 +363,7 @@ handle_is_next(const struct channel *channel)
 static ssize_t
 write_once(struct channel *channel, size_t *tried)
 {
-	union control control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+	union control control = {.header = {.cmsg_len = control_length(&control),
 	                                    .cmsg_level = SOL_SOCKET,
 	                                    .cmsg_type = SCM_RIGHTS}};
 	unsigned char *bytes = channel->queue + channel->queue_start;
@@ -355,7 +372,7 @@ write_once(struct channel *channel, size_t *tried)
 	struct msghdr header = {.msg_iov = &part,
 	                        .msg_iovlen = 1,
 	                        .msg_control = &control,
-	                        .msg_controllen = CMSG_LEN(sizeof(int))};
+	                        .msg_controllen = control_length(&control)};
 
 	*tried = channel_pending(channel);
 	if (channel->waiting_count > with_handle)
@@ -543,31 +560,61 @@ lend_buffer(struct channel *channel)
 	return 0;
 }
 
+/* Copy the handles that recvmsg(2) has brought, and return how many they are. A hostile sender
+ * may send as many as a control message has room for. macOS leaves cmsg_len as it was where it
+ * has cut the message. */
+static size_t
+handles_of(struct msghdr *header, int handles[sizeof(union control) / sizeof(int)])
+{
+	struct cmsghdr *control = CMSG_FIRSTHDR(header);
+	size_t length, begin;
+
+	if (control == NULL || control->cmsg_type != SCM_RIGHTS)
+		return 0;
+	begin = (size_t)(CMSG_DATA(control) - (unsigned char *)control);
+	length = control->cmsg_len;
+	if (length > header->msg_controllen)
+		length = header->msg_controllen;
+	if (length < begin)
+		return 0;
+	memcpy(handles, CMSG_DATA(control), length - begin);
+	return (length - begin) / sizeof(int);
+}
+
 /* Keep the descriptor that recvmsg(2) has brought, if there is one, until its frame is
  * taken. An honest sender sends one with a frame, so two at most are here before their
  * frames are taken: one of a torn frame, and the one at which the kernel stopped reading.
- * The kernel had room for one. Where it cut something off (MSG_CTRUNC), there were more;
+ * Where the kernel cut something off (MSG_CTRUNC), there were more than there was room for;
  * or it brought none, because this process has no descriptor left. */
 static bool
 keep_handle(struct channel *channel, struct msghdr *header)
 {
-	const struct cmsghdr *control = CMSG_FIRSTHDR(header);
-	bool brought = control != NULL && control->cmsg_type == SCM_RIGHTS;
+	int handles[sizeof(union control) / sizeof(int)];
+	size_t count = handles_of(header, handles);
 	bool cut = (header->msg_flags & MSG_CTRUNC) != 0;
-	bool honest = channel->arrived_count < 2 && !(brought && cut);
-	int descriptor = -1; /* it is lost, which is not the sender's fault */
+	bool honest = channel->arrived_count < 2 && count <= (cut ? 0 : 1);
+	int kept = -1; /* it is lost, which is not the sender's fault */
 
-	if (!brought && !cut)
+	if (count == 0 && !cut)
 		return true;
-	if (brought)
-		memcpy(&descriptor, CMSG_DATA(control), sizeof descriptor);
-	if (brought && (!honest || fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)) {
-		close(descriptor);
-		descriptor = -1;
-	}
+	if (honest && count == 1 && fcntl(handles[0], F_SETFD, FD_CLOEXEC) == 0)
+		kept = handles[--count];
+	while (count > 0)
+		close(handles[--count]);
 	if (honest)
-		channel->arrived[channel->arrived_count++] = descriptor;
+		channel->arrived[channel->arrived_count++] = kept;
 	return honest;
+}
+
+/* A read has failed. Where Linux brings the bytes without their handle, because this process
+ * has no descriptor left, the BSDs and macOS say so first, and bring the bytes next time. */
+static bool
+lose_handle(struct channel *channel)
+{
+	if ((errno != EMSGSIZE && errno != EMFILE) || channel->arrived_count == 2)
+		return false;
+	channel->arrived[channel->arrived_count++] = -1;
+	return true;
 }
 
 /* Has the last read left a frame, whole or bad, that channel_next can take? A process that
@@ -591,7 +638,7 @@ channel_read(struct channel *channel)
 	struct msghdr header = {.msg_iov = &part,
 	                        .msg_iovlen = 1,
 	                        .msg_control = &control,
-	                        .msg_controllen = CMSG_LEN(sizeof(int))};
+	                        .msg_controllen = sizeof control};
 	ssize_t count;
 
 	if (lend_buffer(channel) == -1)
@@ -614,6 +661,8 @@ channel_read(struct channel *channel)
 		channel->starved = true;
 		return PEER_ALIVE;
 	}
+	if (count == -1 && lose_handle(channel))
+		return PEER_ALIVE;
 	if (count <= 0)
 		return PEER_GONE;
 	channel->bytes_in += (uint64_t)count;

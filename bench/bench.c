@@ -105,7 +105,7 @@ static const struct workload workloads[] = {
          {2, 4, 16}},
 	{"fanout-stream",
          {{"", "deliveries/s"}},
-         {{"master", clutch_broadcast}, {"leader", client_stream}},
+         {{"copy", floor_copy}, {"master", clutch_broadcast}, {"leader", client_stream}},
          {128, 16384},
          {2, 4, 16}},
 	{"scale",

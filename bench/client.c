@@ -4,9 +4,9 @@
  *
  * invoke: the app of slot 0 calls a method of the agent, and waits for the result.
  * fanout: the agent tells all apps a value, and waits until each has confirmed it.
- * fanout-stream: it does not wait for each value, but for each window of them, so
- * that nobody falls behind. (The master's broadcast, which makes senders wait by
- * itself, needs no such pause.)
+ * fanout-stream: it does not wait for each value. At most CHUNKS chunks of values are on
+ * their way, as much as the master's high mark lets wait: so nobody falls behind. (The
+ * master's broadcast makes senders wait by itself.)
  */
 #include "bench.h"
 
@@ -21,7 +21,9 @@
 #include <unistd.h>
 
 enum {
-	WINDOW = 2 * 1024 * 1024, /* bytes of values that nobody has confirmed */
+	CHUNK = 256 * 1024, /* bytes of values, which each app confirms together */
+	CHUNKS = CHANNEL_HIGH_WATER / CHUNK,
+	APPS_MAX = 64,
 	DATA_MAX = 16384
 };
 
@@ -33,8 +35,8 @@ static char data[DATA_MAX + 1];
 static double latencies[LATENCIES_MAX];
 static size_t latency_count;
 static int64_t started, sent;
-static uint64_t heard, window, confirmed;
-static double told;
+static uint64_t heard, chunk, on_the_way;                /* values in a chunk; chunks */
+static uint64_t told, confirmed, confirmed_by[APPS_MAX]; /* chunks; by all, by each slot */
 
 static int
 tell_parent(const char *action, double a, double b)
@@ -110,31 +112,39 @@ tell_all(struct cluster_client *leader)
 }
 
 static void
-tell_window(struct cluster_client *leader)
+tell_chunk(struct cluster_client *leader)
 {
 	uint64_t i;
 
-	confirmed = 0;
 	sent = now_ns();
-	for (i = 0; i < window; i++)
+	for (i = 0; i < chunk; i++)
 		if (tell_all(leader) == -1)
 			fail("fanout: %s", strerror(errno));
-	told += (double)window;
+	told++;
 }
 
-/* An app has heard the whole window. */
+/* An app has heard a whole chunk. */
 static void
-hear_confirmation(struct cluster_client *leader)
+hear_confirmation(struct cluster_client *leader, const char *slot)
 {
 	int64_t now = now_ns();
+	double values;
+	int i;
 
-	if (++confirmed < (uint64_t)trial->apps)
-		return;
-	latencies[latency_count++] = (double)(now - sent) / 1e3;
+	confirmed_by[atoi(slot)]++;
+	for (i = 0; i < trial->apps; i++)
+		if (confirmed_by[i] <= confirmed)
+			return;
+	confirmed++;
+	if (on_the_way == 1)
+		latencies[latency_count++] = (double)(now - sent) / 1e3;
 	if (latency_count < LATENCIES_MAX && now - started < trial->duration)
-		tell_window(leader);
-	else if (window > 1)
-		tell_parent("result", told * trial->apps * 1e9 / (double)(now - started), 0);
+		tell_chunk(leader);
+	if (confirmed < told)
+		return;
+	values = (double)(told * chunk) * trial->apps;
+	if (on_the_way > 1)
+		tell_parent("result", values * 1e9 / (double)(now - started), 0);
 	else
 		tell_parent("result", percentile(latencies, latency_count, 0.50),
 		            percentile(latencies, latency_count, 0.99));
@@ -144,15 +154,15 @@ static void
 on_confirmed(struct cluster_client *leader, struct cluster_call *call, const char *text,
              size_t length, void *arg)
 {
-	(void)call, (void)text, (void)length, (void)arg;
-	hear_confirmation(leader);
+	(void)call, (void)length, (void)arg;
+	hear_confirmation(leader, text);
 }
 
 static int
 on_confirm_message(struct messenger *agent, const struct message *message, void *arg)
 {
-	(void)agent, (void)message;
-	hear_confirmation(arg);
+	(void)agent;
+	hear_confirmation(arg, message->data);
 	return 0;
 }
 
@@ -161,21 +171,24 @@ on_go_emit(struct messenger *agent, const struct message *message, void *arg)
 {
 	(void)agent, (void)message;
 	started = now_ns();
-	tell_window(arg);
+	while (told < on_the_way)
+		tell_chunk(arg);
 	return 0;
 }
 
 static int
 hear(struct cluster_client *follower, const char *text, size_t length)
 {
+	char slot[16];
 	int result;
 
 	if (length != trial->bytes || (heard % 64 == 0 && memcmp(text, data, length) != 0))
 		fail("another value came");
-	if (++heard % window != 0)
+	if (++heard % chunk != 0)
 		return 0;
-	result = by_master ? messenger_send_to_agent(own, "confirm", NULL)
-	                   : cluster_client_invoke_oneway(follower, "confirm", NULL, 0);
+	snprintf(slot, sizeof slot, "%d", messenger_slot(own));
+	result = by_master ? messenger_send_to_agent(own, "confirm", slot)
+	                   : cluster_client_invoke_oneway(follower, "confirm", slot, strlen(slot));
 	if (result == -1)
 		fail("confirm: %s", strerror(errno));
 	return 0;
@@ -332,7 +345,7 @@ run_fanout(const struct trial *what, bool through_master, double *figures)
 	struct parent parent;
 
 	by_master = through_master;
-	window = 1;
+	chunk = on_the_way = 1;
 	pin(true);
 	run(what, "go-emit", ROLE_AGENT, &parent);
 	figures[0] = parent.a;
@@ -358,7 +371,8 @@ client_stream(const struct trial *what, double *figures)
 	struct parent parent;
 
 	by_master = false;
-	window = WINDOW / (what->bytes + 128); /* with the headers */
+	chunk = CHUNK / (what->bytes + 64); /* with the headers */
+	on_the_way = CHUNKS;
 	run(what, "go-emit", ROLE_AGENT, &parent);
 	figures[0] = parent.a;
 }

@@ -1,5 +1,5 @@
 /*
- * The side of a client that its user sees, in a leader and in a follower: subscriptions,
+ * The side of a client that its user sees, in the agent and in an app: subscriptions,
  * publications and calls. They wait until the client is ready; when it has been lost and
  * is ready again, subscriptions and publications are repeated.
  *
@@ -9,6 +9,7 @@
 #include "cluster_client.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,9 @@ static struct cluster_client *clients;
  * frees the client, and a callback inside of the close may turn the loop: the tick must not
  * come then. */
 enum { TICK_HELD = -1 };
+
+/* The id of a packet about the last value of a key that was subscribed before. */
+enum { LATE = 1 };
 
 /* ---- small things ------------------------------------------------------------ */
 
@@ -47,18 +51,18 @@ cluster_value_new(const void *data, size_t length)
 	return value;
 }
 
-struct value *
-cluster_value_hold(struct value *value)
-{
-	value->holders++;
-	return value;
-}
-
 void
 cluster_value_drop(struct value *value)
 {
 	if (value != NULL && --value->holders == 0)
 		free(value);
+}
+
+int
+cluster_base_refuse(int number)
+{
+	errno = number;
+	return -1;
 }
 
 const struct real_method *
@@ -104,10 +108,10 @@ hash_key(const char *key)
 }
 
 struct topic *
-cluster_topic_find(struct cluster_client *client, const char *key)
+cluster_topic_find(struct topics *topics, const char *key)
 {
 	uint32_t hash = hash_key(key);
-	struct topic *topic = client->topics[hash % CLIENT_BUCKETS];
+	struct topic *topic = topics->buckets[hash % TOPIC_BUCKETS];
 
 	while (topic != NULL && (topic->hash != hash || strcmp(topic->key, key) != 0))
 		topic = topic->next;
@@ -115,14 +119,14 @@ cluster_topic_find(struct cluster_client *client, const char *key)
 }
 
 struct topic *
-cluster_topic_make(struct cluster_client *client, const char *key)
+cluster_topic_make(struct topics *topics, const char *key)
 {
-	struct topic *topic = cluster_topic_find(client, key);
+	struct topic *topic = cluster_topic_find(topics, key);
 	size_t length = strlen(key);
 
 	if (topic != NULL)
 		return topic;
-	if (client->topic_count >= client->side->keys_max) {
+	if (topics->count >= topics->most) {
 		errno = ENOBUFS;
 		return NULL;
 	}
@@ -131,25 +135,10 @@ cluster_topic_make(struct cluster_client *client, const char *key)
 		return NULL;
 	memcpy(topic->key, key, length);
 	topic->hash = hash_key(key);
-	topic->next = client->topics[topic->hash % CLIENT_BUCKETS];
-	client->topics[topic->hash % CLIENT_BUCKETS] = topic;
-	client->topic_count++;
+	topic->next = topics->buckets[topic->hash % TOPIC_BUCKETS];
+	topics->buckets[topic->hash % TOPIC_BUCKETS] = topic;
+	topics->count++;
 	return topic;
-}
-
-static void
-free_topic(struct topic *topic)
-{
-	struct listener *listener;
-
-	while ((listener = topic->listeners) != NULL) {
-		topic->listeners = listener->next;
-		free(listener);
-	}
-	cluster_value_drop(topic->value);
-	cluster_value_drop(topic->published);
-	free(topic->followers);
-	free(topic);
 }
 
 static void
@@ -167,25 +156,54 @@ sweep_listeners(struct topic *topic)
 	}
 }
 
-void
-cluster_topic_sweep(struct cluster_client *client, struct topic *topic)
+static void
+free_topic(struct topic *topic)
 {
-	struct topic **link = &client->topics[topic->hash % CLIENT_BUCKETS];
+	struct listener *listener;
+
+	for (listener = topic->listeners; listener != NULL; listener = listener->next)
+		listener->removed = true;
+	sweep_listeners(topic);
+	cluster_value_drop(topic->value);
+	cluster_value_drop(topic->published);
+	free(topic->followers);
+	free(topic);
+}
+
+/* What is subscribed stays, even if nobody listens: that is still to be unsubscribed. */
+void
+cluster_topic_sweep(struct topics *topics, struct topic *topic)
+{
+	struct topic **link = &topics->buckets[topic->hash % TOPIC_BUCKETS];
 
 	if (topic->busy > 0)
 		return;
 	sweep_listeners(topic);
-	if (topic->listeners != NULL || topic->published != NULL || topic->follower_count > 0)
+	if (topic->listeners != NULL || topic->published != NULL || topic->subscribed ||
+	    topic->follower_count > 0)
 		return;
 	while (*link != topic)
 		link = &(*link)->next;
 	*link = topic->next;
-	client->topic_count--;
+	topics->count--;
 	free_topic(topic);
 }
 
-bool
-cluster_topic_has_listeners(const struct topic *topic)
+void
+cluster_topic_clear(struct topics *topics)
+{
+	struct topic *topic;
+	size_t i;
+
+	for (i = 0; i < TOPIC_BUCKETS; i++)
+		while ((topic = topics->buckets[i]) != NULL) {
+			topics->buckets[i] = topic->next;
+			free_topic(topic);
+		}
+}
+
+static bool
+has_listeners(const struct topic *topic)
 {
 	const struct listener *listener = topic->listeners;
 
@@ -196,81 +214,30 @@ cluster_topic_has_listeners(const struct topic *topic)
 
 /* ---- calling back --------------------------------------------------------------- */
 
+/* To a listener that was added to others the leader has told the last value once more: that is
+ * for those alone that have heard none since they were added. When nobody listens any more, the
+ * value has crossed our unsubscribe. */
 void
-cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
-                     struct listener *only)
+cluster_base_on_value(struct cluster_client *client, const struct packet *packet)
 {
-	struct listener *listener, *next = topic->listeners, *last = next;
+	struct topic *topic = cluster_topic_find(&client->topics, packet->name);
+	struct listener *listener, *next, *last;
 
-	while (last != NULL && last->next != NULL)
+	if (topic == NULL || !topic->subscribed)
+		return;
+	for (last = next = topic->listeners; last != NULL && last->next != NULL;)
 		last = last->next;
 	topic->busy++; /* a listener cannot free the topic, or a listener of it */
 	while ((listener = next) != NULL) {
 		next = listener != last ? listener->next : NULL; /* added ones stand behind */
-		if (client->closed || listener->removed || (only != NULL && only != listener))
+		if (client->closed || listener->removed || (packet->id == LATE && !listener->late))
 			continue;
 		listener->late = false;
-		check(client, listener->call(client, topic->key, value->data, value->length,
+		check(client, listener->call(client, topic->key, packet->data, packet->length,
 		                             listener->arg));
 	}
 	topic->busy--;
-	cluster_topic_sweep(client, topic);
-}
-
-int
-cluster_base_queue_delivery(struct cluster_client *client, struct topic *topic, struct value *value,
-                            struct listener *only, bool owed)
-{
-	struct delivery *delivery = malloc(sizeof *delivery);
-
-	if (delivery == NULL)
-		return -1;
-	*delivery = (struct delivery){NULL, topic, cluster_value_hold(value), only, owed};
-	topic->busy++;
-	*client->last_delivery = delivery;
-	client->last_delivery = &delivery->next;
-	client->delivery_bytes += sizeof *delivery + value->length;
-	cluster_base_tick(client);
-	return 0;
-}
-
-static struct delivery *
-take_delivery(struct cluster_client *client)
-{
-	struct delivery *delivery = client->deliveries;
-
-	if (delivery == NULL)
-		return NULL;
-	client->deliveries = delivery->next;
-	if (delivery->next == NULL)
-		client->last_delivery = &client->deliveries;
-	client->delivery_bytes -= sizeof *delivery + delivery->value->length;
-	delivery->topic->busy--;
-	return delivery;
-}
-
-/* Only the deliveries that wait now. A listener may add one; that has its turn later, or a
- * listener that always adds one would stop the whole process. */
-static void
-run_deliveries(struct cluster_client *client)
-{
-	struct delivery *delivery, *last = client->deliveries;
-	struct value *value;
-	bool more = last != NULL;
-
-	while (more && last->next != NULL)
-		last = last->next;
-	while (more && (delivery = take_delivery(client)) != NULL) {
-		more = delivery != last;
-		value = delivery->value;
-		/* a late listener may have heard a newer value meanwhile */
-		if (!delivery->owed || delivery->only->late)
-			cluster_base_deliver(client, delivery->topic, value, delivery->only);
-		else
-			cluster_topic_sweep(client, delivery->topic);
-		cluster_value_drop(value);
-		free(delivery);
-	}
+	cluster_topic_sweep(&client->topics, topic);
 }
 
 static void
@@ -292,12 +259,19 @@ call_waiters(struct cluster_client *client, const struct cluster_error *error)
 	}
 }
 
-struct pending *
-cluster_base_find_pending(struct cluster_client *client, uint64_t id)
+/* The number of a call as its message has it: 1 to INT_MAX, again and again. */
+static int
+id_of(uint64_t number)
+{
+	return (int)(number % INT_MAX) + 1;
+}
+
+static struct pending *
+find_pending(struct cluster_client *client, int id)
 {
 	struct pending *pending = client->pending;
 
-	while (pending != NULL && pending->id != id)
+	while (pending != NULL && id_of(pending->number) != id)
 		pending = pending->next;
 	return pending;
 }
@@ -317,67 +291,33 @@ unlink_pending(struct cluster_client *client, struct pending *pending)
 		client->waiting_bytes -= pending->data->length;
 }
 
-void
-cluster_base_settle(struct cluster_client *client, struct pending *pending, bool success,
-                    const char *data, size_t length)
+/* A call is answered: call back, and forget it. */
+static void
+settle(struct cluster_client *client, struct pending *pending, const struct cluster_error *error,
+       const char *data, size_t length)
 {
-	char copy[ERROR_DATA_MAX];
-	struct cluster_error error = {NULL, NULL};
-
 	unlink_pending(client, pending);
-	if (!success)
-		error = cluster_error_decode(copy, data, length);
 	if (pending->callback != NULL)
-		check(client,
-		      pending->callback(client, success ? NULL : &error, success ? data : NULL,
-		                        success ? length : 0, pending->arg));
+		check(client, pending->callback(client, error, data, length, pending->arg));
 	cluster_value_drop(pending->data);
-	cluster_value_drop(pending->answer);
 	free(pending);
 }
 
-static void
-settle_with(struct cluster_client *client, struct pending *pending, const char *code,
-            const char *message)
+/* Of a call that has timed out nothing is left. */
+void
+cluster_base_on_answer(struct cluster_client *client, const struct packet *packet)
 {
-	char data[ERROR_DATA_MAX];
-	size_t length = cluster_error_encode(data, code, message);
+	struct pending *pending = find_pending(client, packet->id);
+	struct cluster_error error;
 
-	cluster_base_settle(client, pending, false, data, length);
-}
-
-static void
-fail_sent(struct cluster_client *client, const char *code, const char *message)
-{
-	struct pending *pending = client->pending;
-
-	while (pending != NULL) {
-		if (pending->data != NULL) {
-			pending = pending->next;
-			continue;
-		}
-		settle_with(client, pending, code, message);
-		pending = client->pending; /* the callback may have changed the list */
+	if (pending == NULL || pending->data != NULL)
+		return;
+	if (!packet->failed) {
+		settle(client, pending, NULL, packet->data, packet->length);
+		return;
 	}
-}
-
-/* Only the calls that were made before: a callback may make the next call, whose answer may
- * come at once. */
-static void
-settle_answered(struct cluster_client *client)
-{
-	struct pending *pending = client->pending;
-	uint64_t last = client->last_id;
-
-	while (pending != NULL) {
-		if (pending->answer == NULL || pending->id > last) {
-			pending = pending->next;
-			continue;
-		}
-		cluster_base_settle(client, pending, pending->success, pending->answer->data,
-		                    pending->answer->length);
-		pending = client->pending;
-	}
+	error = cluster_error_decode(packet->data, packet->length);
+	settle(client, pending, &error, NULL, 0);
 }
 
 static int
@@ -391,13 +331,10 @@ on_tick(struct messenger *messenger, void *arg)
 		cluster_base_free(client);
 		return 0;
 	}
-	run_deliveries(client);
-	if (!client->closed)
-		settle_answered(client);
+	if (client->leader != NULL)
+		cluster_leader_tick(client);
 	if (!client->closed && client->state == CLIENT_READY)
 		call_waiters(client, NULL);
-	if (!client->closed)
-		client->side->flush(client);
 	return cluster_base_result(client);
 }
 
@@ -415,30 +352,51 @@ cluster_base_tick(struct cluster_client *client)
 /* ---- ready, and ready again --------------------------------------------------------- */
 
 void
-cluster_base_retry(struct cluster_client *client, messenger_timer again)
+cluster_base_retry(struct cluster_client *client, struct retry *retry, messenger_timer again)
 {
 	int id;
 
-	if (client->retry != 0 || client->closed)
+	if (retry->timer != 0 || client->closed)
 		return;
-	id = messenger_set_timeout(client->messenger, client->delay, again, client);
-	client->retry = id > 0 ? id : 0;
-	client->delay = client->delay < CLUSTER_CLIENT_RETRY_MAX / 2 ? 2 * client->delay
-	                                                             : CLUSTER_CLIENT_RETRY_MAX;
+	id = messenger_set_timeout(client->messenger, retry->delay, again, client);
+	retry->timer = id > 0 ? id : 0;
+	retry->delay = retry->delay < CLUSTER_CLIENT_RETRY_MAX / 2 ? 2 * retry->delay
+	                                                           : CLUSTER_CLIENT_RETRY_MAX;
 }
 
+/* In the agent the real client is called inside of it, and may do anything. */
+static int
+say_published(struct cluster_client *client, const char *key, struct value *value)
+{
+	struct packet packet = {
+		.type = PACKET_PUBLISH, .name = key, .data = value->data, .length = value->length};
+	int result;
+
+	value->holders++;
+	result = cluster_follower_say(client, &packet);
+	cluster_value_drop(value);
+	return result;
+}
+
+/* Tell the leader what it does not know yet about a key. */
 static int
 say_topic(struct cluster_client *client, struct topic *topic)
 {
-	if (!topic->subscribed && cluster_topic_has_listeners(topic) &&
-	    client->side->subscribe(client, topic) == -1)
-		return -1;
-	if (topic->published == NULL || topic->said)
+	bool listens = has_listeners(topic);
+	struct packet packet = {.type = listens ? PACKET_SUBSCRIBE : PACKET_UNSUBSCRIBE,
+	                        .name = topic->key};
+
+	if (listens != topic->subscribed) {
+		topic->subscribed = listens;
+		if (cluster_follower_say(client, &packet) == -1) {
+			topic->subscribed = !listens;
+			return -1;
+		}
+	}
+	if (topic->published == NULL || topic->said || client->closed)
 		return 0;
-	if (client->side->publish(client, topic) == -1)
-		return -1;
-	topic->said = true;
-	return 0;
+	topic->said = say_published(client, topic->key, topic->published) == 0;
+	return topic->said ? 0 : -1;
 }
 
 static int
@@ -448,47 +406,66 @@ say_topics(struct cluster_client *client)
 	int result = 0;
 	size_t i;
 
-	for (i = 0; i < CLIENT_BUCKETS && result == 0; i++)
-		for (topic = client->topics[i]; topic != NULL && result == 0; topic = next) {
-			topic->busy++; /* a real client may do anything */
+	for (i = 0; i < TOPIC_BUCKETS && result == 0; i++)
+		for (topic = client->topics.buckets[i]; topic != NULL && result == 0;
+		     topic = next) {
+			topic->busy++;
 			result = client->closed ? 0 : say_topic(client, topic);
 			next = topic->next;
 			topic->busy--;
-			cluster_topic_sweep(client, topic);
+			cluster_topic_sweep(&client->topics, topic);
 		}
 	return result;
 }
 
 static struct pending *
-first_waiting(struct cluster_client *client)
+first_call(struct cluster_client *client, bool waiting)
 {
 	struct pending *pending = client->pending;
 
-	while (pending != NULL && pending->data == NULL)
+	while (pending != NULL && (pending->data != NULL) != waiting)
 		pending = pending->next;
 	return pending;
 }
 
+/* Send the calls that wait for ready. In the agent the real client is called inside of it: it
+ * may make a call itself, or close this client, which ends all calls. */
 static int
 say_calls(struct cluster_client *client)
 {
+	struct packet packet = {.type = PACKET_INVOKE};
 	struct pending *pending;
 	struct value *data;
-	int result = 0;
 
-	while (result == 0 && (pending = first_waiting(client)) != NULL) {
-		data = cluster_value_hold(pending->data);
-		result = client->side->invoke(client, pending, data->data, data->length);
-		if (result == 0 && !client->closed) {
-			client->waiting_bytes -= data->length;
-			cluster_value_drop(pending->data);
-			pending->data = NULL;
-			if (pending->callback == NULL) /* one-way: there will be no answer */
-				cluster_base_settle(client, pending, true, NULL, 0);
+	while ((pending = first_call(client, true)) != NULL) {
+		data = pending->data;
+		packet.id = pending->callback != NULL ? id_of(pending->number) : 0;
+		packet.name = pending->method->name;
+		packet.data = data->data;
+		packet.length = data->length;
+		pending->data = NULL; /* it is sent */
+		client->waiting_bytes -= data->length;
+		if (cluster_follower_say(client, &packet) == -1) {
+			pending->data = data;
+			client->waiting_bytes += data->length;
+			return -1;
 		}
 		cluster_value_drop(data);
+		if (!client->closed && packet.id == 0) /* there will be no answer */
+			settle(client, pending, NULL, NULL, 0);
 	}
-	return result;
+	return 0;
+}
+
+static int say_again(struct messenger *messenger, void *arg);
+
+/* Where the queue is full, what is left follows later. */
+static void
+say_all(struct cluster_client *client)
+{
+	client->catching_up = say_topics(client) == -1 || say_calls(client) == -1;
+	if (client->catching_up)
+		cluster_base_retry(client, &client->retry, say_again);
 }
 
 static int
@@ -497,9 +474,8 @@ say_again(struct messenger *messenger, void *arg)
 	struct cluster_client *client = arg;
 
 	(void)messenger;
-	client->retry = 0;
-	if (client->state == CLIENT_READY)
-		cluster_base_ready(client);
+	client->retry.timer = 0;
+	say_all(client);
 	return cluster_base_result(client);
 }
 
@@ -507,29 +483,33 @@ void
 cluster_base_ready(struct cluster_client *client)
 {
 	client->state = CLIENT_READY;
-	client->delay = CLUSTER_CLIENT_RETRY_MIN;
-	client->catching_up = say_topics(client) == -1 || say_calls(client) == -1;
-	if (client->catching_up) /* the queue is full: the rest follows later */
-		cluster_base_retry(client, say_again);
+	client->retry.delay = CLUSTER_CLIENT_RETRY_MIN;
+	say_all(client);
 	cluster_base_tick(client); /* it calls those who wait for ready */
 }
 
-void
-cluster_base_not_ready(struct cluster_client *client, const char *data, size_t length)
+/* Fail the calls that wait for ready, or those that are sent; not what a callback calls. */
+static void
+fail_calls(struct cluster_client *client, bool waiting, const struct cluster_error *error)
 {
-	char copy[ERROR_DATA_MAX];
-	struct cluster_error error = cluster_error_decode(copy, data, length);
-	uint64_t last = client->last_id;
+	uint64_t last = client->calls;
 	struct pending *pending;
 
-	client->state = CLIENT_FAILED;
-	call_waiters(client, &error);
-	while (!client->closed && (pending = first_waiting(client)) != NULL && pending->id <= last)
-		cluster_base_settle(client, pending, false, data, length);
+	while (!client->closed && (pending = first_call(client, waiting)) != NULL &&
+	       pending->number <= last)
+		settle(client, pending, error, NULL, 0);
 }
 
-static void
-clear_timer(struct cluster_client *client, int *timer)
+void
+cluster_base_not_ready(struct cluster_client *client, const struct cluster_error *error)
+{
+	client->state = CLIENT_FAILED;
+	call_waiters(client, error);
+	fail_calls(client, true, error);
+}
+
+void
+cluster_base_clear_timer(struct cluster_client *client, int *timer)
 {
 	if (*timer != 0)
 		messenger_clear_timeout(client->messenger, *timer);
@@ -539,17 +519,21 @@ clear_timer(struct cluster_client *client, int *timer)
 void
 cluster_base_lost(struct cluster_client *client)
 {
-	struct topic *topic;
+	static const struct cluster_error error = {
+		"SocketCloseError", "The leader is gone. The call may have been made, or not."};
+	struct topic *topic, *next;
 	size_t i;
 
 	client->state = CLIENT_STARTING;
 	client->catching_up = false;
-	clear_timer(client, &client->retry);
-	for (i = 0; i < CLIENT_BUCKETS; i++)
-		for (topic = client->topics[i]; topic != NULL; topic = topic->next)
+	cluster_base_clear_timer(client, &client->retry.timer);
+	for (i = 0; i < TOPIC_BUCKETS; i++)
+		for (topic = client->topics.buckets[i]; topic != NULL; topic = next) {
 			topic->subscribed = topic->said = false;
-	fail_sent(client, "SocketCloseError",
-	          "The leader is gone. The call may have been made, or not.");
+			next = topic->next;
+			cluster_topic_sweep(&client->topics, topic);
+		}
+	fail_calls(client, false, &error);
 }
 
 static bool
@@ -561,19 +545,12 @@ can_speak(const struct cluster_client *client)
 /* ---- subscribe, publish -------------------------------------------------------------- */
 
 static int
-refuse(int number)
-{
-	errno = number;
-	return -1;
-}
-
-static int
 check_key(const struct cluster_client *client, const char *key)
 {
 	if (client->closed)
-		return refuse(EPIPE);
+		return cluster_base_refuse(EPIPE);
 	if (key == NULL || key[0] == '\0' || strlen(key) > CLUSTER_CLIENT_KEY_MAX)
-		return refuse(EINVAL);
+		return cluster_base_refuse(EINVAL);
 	return 0;
 }
 
@@ -584,7 +561,7 @@ cluster_client_ready(struct cluster_client *client, cluster_ready_callback callb
 	struct waiter *waiter;
 
 	if (client->closed)
-		return refuse(EPIPE);
+		return cluster_base_refuse(EPIPE);
 	waiter = malloc(sizeof *waiter);
 	if (waiter == NULL)
 		return -1;
@@ -612,17 +589,17 @@ add_listener(struct topic *topic, cluster_listener call, void *arg)
 	return listener;
 }
 
-/* For the first listener of a key, subscribe at the leader or the real client. A further
- * listener is late if there is a value already: it is owed that value. */
+/* For the first listener of a key, subscribe at the leader; for a further one, ask for the
+ * last value. */
 static int
 begin_listening(struct cluster_client *client, struct topic *topic, struct listener *listener)
 {
+	struct packet packet = {.type = PACKET_SUBSCRIBE, .id = LATE, .name = topic->key};
+
 	if (!topic->subscribed)
-		return can_speak(client) ? client->side->subscribe(client, topic) : 0;
-	if (topic->value == NULL || !client->side->tells_late(client))
-		return 0;
+		return can_speak(client) ? say_topic(client, topic) : 0;
 	listener->late = true;
-	return cluster_base_queue_delivery(client, topic, topic->value, listener, true);
+	return cluster_follower_say(client, &packet);
 }
 
 int
@@ -636,10 +613,10 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 	if (check_key(client, key) == -1)
 		return -1;
 	if (call == NULL)
-		return refuse(EINVAL);
+		return cluster_base_refuse(EINVAL);
 	if (client->real->subscribe == NULL)
-		return refuse(ENOSYS);
-	topic = cluster_topic_make(client, key);
+		return cluster_base_refuse(ENOSYS);
+	topic = cluster_topic_make(&client->topics, key);
 	if (topic == NULL)
 		return -1;
 	topic->busy++;
@@ -649,7 +626,7 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 	if (result == -1 && listener != NULL)
 		listener->removed = true;
 	topic->busy--;
-	cluster_topic_sweep(client, topic);
+	cluster_topic_sweep(&client->topics, topic);
 	return result;
 }
 
@@ -675,19 +652,19 @@ cluster_client_unsubscribe(struct cluster_client *client, const char *key, clust
 
 	if (check_key(client, key) == -1)
 		return -1;
-	topic = cluster_topic_find(client, key);
+	topic = cluster_topic_find(&client->topics, key);
 	listener = topic != NULL ? find_listener(topic, call, arg) : NULL;
 	if (listener == NULL)
-		return refuse(ENOENT);
+		return cluster_base_refuse(ENOENT);
 	listener->removed = true;
 	for (listener = topic->listeners; call == NULL && listener != NULL;
 	     listener = listener->next)
 		listener->removed = true;
 	topic->busy++;
-	if (topic->subscribed && !cluster_topic_has_listeners(topic))
-		client->side->unsubscribe(client, topic);
+	if (can_speak(client) && say_topic(client, topic) == -1)
+		say_all(client);
 	topic->busy--;
-	cluster_topic_sweep(client, topic);
+	cluster_topic_sweep(&client->topics, topic);
 	return 0;
 }
 
@@ -702,11 +679,11 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 	if (check_key(client, key) == -1)
 		return -1;
 	if (client->real->publish == NULL)
-		return refuse(ENOSYS);
+		return cluster_base_refuse(ENOSYS);
 	if (length > CLUSTER_CLIENT_DATA_MAX)
-		return refuse(EMSGSIZE);
+		return cluster_base_refuse(EMSGSIZE);
 	value = cluster_value_new(data, length);
-	topic = value != NULL ? cluster_topic_make(client, key) : NULL;
+	topic = value != NULL ? cluster_topic_make(&client->topics, key) : NULL;
 	if (topic == NULL) {
 		cluster_value_drop(value);
 		return -1;
@@ -715,13 +692,14 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 	topic->published = value;
 	topic->busy++;
 	if (can_speak(client))
-		result = client->side->publish(client, topic);
+		result = say_published(client, key, value);
 	topic->said = can_speak(client);
 	if (result == -1)
 		topic->published = old;
+	/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): say_published has held the value */
 	cluster_value_drop(result == -1 ? value : old);
 	topic->busy--;
-	cluster_topic_sweep(client, topic);
+	cluster_topic_sweep(&client->topics, topic);
 	return result;
 }
 
@@ -738,7 +716,7 @@ watch_expiry(struct cluster_client *client)
 	int64_t left;
 	int id;
 
-	if (client->pending == NULL || client->expiry != 0 || !client->side->calls_expire)
+	if (client->pending == NULL || client->expiry != 0 || client->leader != NULL)
 		return;
 	left = client->pending->deadline - clutch_now();
 	id = messenger_set_timeout(client->messenger, left > 0 ? (int)left : 0, on_expiry, client);
@@ -751,66 +729,70 @@ on_expiry(struct messenger *messenger, void *arg)
 	struct cluster_client *client = arg;
 	int64_t now = clutch_now();
 	char message[64];
+	struct cluster_error error = {"ResponseTimeoutError", message};
 
 	(void)messenger;
 	client->expiry = 0;
 	snprintf(message, sizeof message, "The leader did not answer within %d ms.",
 	         client->options.response_timeout);
 	while (client->pending != NULL && client->pending->deadline <= now)
-		settle_with(client, client->pending, "ResponseTimeoutError", message);
+		settle(client, client->pending, &error, NULL, 0);
 	if (!client->closed)
 		watch_expiry(client);
 	return cluster_base_result(client);
 }
 
-/* Send the call now, or keep it until the client is ready. */
 static int
-say_or_keep(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
+add_call(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
 {
-	if (can_speak(client))
-		return client->side->invoke(client, pending, data, length);
-	if (client->waiting_bytes + length > CLUSTER_CLIENT_QUEUE_MAX)
-		return refuse(ENOBUFS);
+	if (client->waiting_bytes + length > CHANNEL_QUEUE_MAX)
+		return cluster_base_refuse(ENOBUFS);
 	pending->data = cluster_value_new(data, length);
 	if (pending->data == NULL)
 		return -1;
+	do /* numbers that begin anew must not meet one that waits */
+		pending->number = ++client->calls;
+	while (client->pending != NULL && client->calls - client->pending->number >= INT_MAX &&
+	       find_pending(client, id_of(client->calls)) != NULL);
+	pending->deadline = clutch_now() + client->options.response_timeout;
+	*client->last_pending = pending;
+	client->last_pending = &pending->next;
+	client->pending_count++;
 	client->waiting_bytes += length;
 	return 0;
 }
 
+/* Every call waits for ready: it is sent at once if the client is. */
 static int
 call(struct cluster_client *client, const struct pending *what, const void *data, size_t length)
 {
 	struct pending *pending;
 
 	if (client->closed)
-		return refuse(EPIPE);
+		return cluster_base_refuse(EPIPE);
 	if (what->method == NULL)
-		return refuse(ENOSYS);
+		return cluster_base_refuse(ENOSYS);
 	if (length > CLUSTER_CLIENT_DATA_MAX)
-		return refuse(EMSGSIZE);
+		return cluster_base_refuse(EMSGSIZE);
 	if (client->pending_count >= CLUSTER_CLIENT_CALLS_MAX)
-		return refuse(ENOBUFS);
+		return cluster_base_refuse(ENOBUFS);
 	pending = malloc(sizeof *pending);
 	if (pending == NULL)
 		return -1;
 	*pending = *what;
-	pending->id = ++client->last_id;
-	pending->deadline = clutch_now() + client->options.response_timeout;
-	*client->last_pending = pending;
-	client->last_pending = &pending->next;
-	client->pending_count++;
-	if (say_or_keep(client, pending, data, length) == -1) {
+	if (add_call(client, pending, data, length) == -1)
+		goto fail;
+	if (can_speak(client) && say_calls(client) == -1) {
 		unlink_pending(client, pending);
-		free(pending);
-		return -1;
+		goto fail;
 	}
-	if (client->closed) /* by the real client: the close has settled the call */
-		return 0;
-	if (pending->callback == NULL && pending->data == NULL)
-		cluster_base_settle(client, pending, true, NULL, 0);
-	watch_expiry(client);
+	if (!client->closed) /* by the real client */
+		watch_expiry(client);
 	return 0;
+fail:
+	cluster_value_drop(pending->data);
+	free(pending);
+	return -1;
 }
 
 int
@@ -821,7 +803,7 @@ cluster_client_invoke(struct cluster_client *client, const char *method, const v
 	                       .callback = callback,
 	                       .arg = arg};
 
-	return callback == NULL ? refuse(EINVAL) : call(client, &what, data, length);
+	return callback == NULL ? cluster_base_refuse(EINVAL) : call(client, &what, data, length);
 }
 
 int
@@ -835,21 +817,27 @@ cluster_client_invoke_oneway(struct cluster_client *client, const char *method, 
 
 /* ---- beginning and end ------------------------------------------------------------------ */
 
+/* The client of that name, or, without one, any client of the messenger; or NULL. */
+static struct cluster_client *
+find_client(const struct messenger *messenger, const char *name)
+{
+	struct cluster_client *client = clients;
+
+	while (client != NULL && (client->messenger != messenger ||
+	                          (name != NULL && strcmp(client->name, name) != 0)))
+		client = client->next;
+	return client;
+}
+
 /* egg: beforeClose(() => cluster.close(client)) */
 static int
 on_closing(struct messenger *messenger, void *arg)
 {
-	struct cluster_client *client = clients;
+	struct cluster_client *client;
 
 	(void)arg;
-	while (client != NULL) {
-		if (client->messenger != messenger) {
-			client = client->next;
-			continue;
-		}
+	while ((client = find_client(messenger, NULL)) != NULL)
 		cluster_client_close(client);
-		client = clients;
-	}
 	return 0;
 }
 
@@ -867,32 +855,33 @@ close_with(struct messenger *messenger)
 	return 0;
 }
 
-static void
-set_options(struct cluster_client *client, const struct cluster_client_options *options)
+/* D37: without the option no heartbeat is sent, and none is expected. */
+static int
+set_options(struct cluster_client *client, const struct cluster_client_options *options,
+            messenger_timer beat)
 {
 	if (options != NULL)
 		client->options = *options;
 	if (client->options.response_timeout <= 0)
 		client->options.response_timeout = 3000;
+	if (client->options.heartbeat_interval > 0)
+		client->heartbeat = messenger_set_interval(
+			client->messenger, client->options.heartbeat_interval, beat, client);
+	return client->heartbeat == -1 ? -1 : 0;
 }
 
 struct cluster_client *
 cluster_base_new(struct messenger *messenger, const char *name, const struct real_client *real,
-                 const struct cluster_client_options *options, const struct client_side *side)
+                 const struct cluster_client_options *options, messenger_timer beat)
 {
 	struct cluster_client *client;
 
+	errno = EINVAL;
 	if (name == NULL || name[0] == '\0' || strlen(name) > CLUSTER_CLIENT_NAME_MAX ||
-	    real == NULL) {
-		errno = EINVAL;
+	    real == NULL)
 		return NULL;
-	}
-	for (client = clients; client != NULL; client = client->next)
-		if (client->messenger == messenger && strcmp(client->name, name) == 0) {
-			errno = EEXIST;
-			return NULL;
-		}
-	if (close_with(messenger) == -1)
+	errno = EEXIST;
+	if (find_client(messenger, name) != NULL)
 		return NULL;
 	client = calloc(1, sizeof *client);
 	if (client == NULL)
@@ -901,28 +890,17 @@ cluster_base_new(struct messenger *messenger, const char *name, const struct rea
 	snprintf(client->action, sizeof client->action, "cluster-client:%s", name);
 	client->messenger = messenger;
 	client->real = real;
-	client->side = side;
-	client->delay = CLUSTER_CLIENT_RETRY_MIN;
+	client->topics.most = CLUSTER_CLIENT_KEYS_MAX;
+	client->retry.delay = CLUSTER_CLIENT_RETRY_MIN;
 	client->last_pending = &client->pending;
-	client->last_delivery = &client->deliveries;
-	client->connection.descriptor = -1;
-	client->connection.client = client;
-	set_options(client, options);
+	client->link.client = client;
+	if (close_with(messenger) == -1 || set_options(client, options, beat) == -1) {
+		free(client);
+		return NULL;
+	}
 	client->next = clients;
 	clients = client;
 	return client;
-}
-
-/* D37: without the option no heartbeat is sent, and none is expected. */
-int
-cluster_base_beat(struct cluster_client *client, messenger_timer beat)
-{
-	int interval = client->options.heartbeat_interval;
-
-	if (interval > 0)
-		client->heartbeat =
-			messenger_set_interval(client->messenger, interval, beat, client);
-	return client->heartbeat == -1 ? -1 : 0;
 }
 
 static void
@@ -946,15 +924,17 @@ cluster_client_close(struct cluster_client *client)
 		return;
 	client->closed = true;
 	unlist(client);
-	clear_timer(client, &client->tick);
+	cluster_base_clear_timer(client, &client->tick);
 	client->tick = TICK_HELD;
-	clear_timer(client, &client->retry);
-	clear_timer(client, &client->expiry);
-	clear_timer(client, &client->heartbeat);
+	cluster_base_clear_timer(client, &client->retry.timer);
+	cluster_base_clear_timer(client, &client->expiry);
+	cluster_base_clear_timer(client, &client->heartbeat);
 	while (client->pending != NULL)
-		settle_with(client, client->pending, error.code, error.message);
+		settle(client, client->pending, &error, NULL, 0);
 	call_waiters(client, &error);
-	client->side->close(client);
+	cluster_link_close(&client->link);
+	if (client->leader != NULL)
+		cluster_leader_close(client);
 	client->tick = 0;
 	cluster_base_tick(client); /* by then every function that uses the client has returned */
 }
@@ -962,23 +942,13 @@ cluster_client_close(struct cluster_client *client)
 void
 cluster_base_free(struct cluster_client *client)
 {
-	struct delivery *delivery;
-	struct topic *topic;
 	int saved = errno;
-	size_t i;
 
 	unlist(client);
-	while ((delivery = take_delivery(client)) != NULL) {
-		cluster_value_drop(delivery->value);
-		free(delivery);
-	}
-	for (i = 0; i < CLIENT_BUCKETS; i++)
-		while ((topic = client->topics[i]) != NULL) {
-			client->topics[i] = topic->next;
-			free_topic(topic);
-		}
-	client->side->free(client);
-	cluster_value_drop(client->start_error);
+	cluster_link_close(&client->link);
+	cluster_topic_clear(&client->topics);
+	if (client->leader != NULL)
+		cluster_leader_free(client);
 	free(client);
 	errno = saved;
 }

@@ -12,7 +12,9 @@
  * The agent holds the real client and its leader; each app worker holds a
  * follower. To its user either is a struct cluster_client with the same
  * functions. A follower makes a socketpair and sends one end to the agent, as the
- * handle of a message; from then on it and the leader talk without the master.
+ * handle of a message; from then on it and the leader talk without the master: each
+ * end is a messenger that is joined to the loop of its process (messenger_join).
+ * What the leader tells the agent itself goes over such a pair, too.
  *
  * Unless a function says otherwise: times are milliseconds; a pointer that you
  * pass is read during the call and stays yours; the arguments of a callback live
@@ -45,15 +47,10 @@ extern "C" {
 #define CLUSTER_CLIENT_KEY_MAX 1024
 #endif
 
-/* The longest value, argument or result, in bytes. */
+/* The longest value, argument or result, in bytes: MESSAGE_DATA_MAX at most. What waits
+ * at one end to be written is limited by CHANNEL_QUEUE_MAX. */
 #ifndef CLUSTER_CLIENT_DATA_MAX
-#define CLUSTER_CLIENT_DATA_MAX (1024 * 1024)
-#endif
-
-/* The bytes that may wait at one end of a connection to be written; beyond them
- * a follower's call fails, and a leader gives the follower up. */
-#ifndef CLUSTER_CLIENT_QUEUE_MAX
-#define CLUSTER_CLIENT_QUEUE_MAX (4 * 1024 * 1024)
+#define CLUSTER_CLIENT_DATA_MAX MESSAGE_DATA_MAX
 #endif
 
 /* The calls of one client that may be without an answer. */
@@ -69,6 +66,11 @@ extern "C" {
 /* The followers of one leader. */
 #ifndef CLUSTER_CLIENT_FOLLOWERS_MAX
 #define CLUSTER_CLIENT_FOLLOWERS_MAX (2 * CLUTCH_WORKERS_MAX)
+#endif
+
+/* Those of one process: if it opens more and more, there is room for the others. */
+#ifndef CLUSTER_CLIENT_PROCESS_MAX
+#define CLUSTER_CLIENT_PROCESS_MAX 16
 #endif
 
 /* The back-off, in ms: a failed start or connection is tried again after the first
@@ -141,7 +143,7 @@ struct real_client {
 /* Zero in a field means its default. The same on both sides. */
 struct cluster_client_options {
 	int response_timeout; /* of a follower's call; 3000 */
-	bool no_broadcast;    /* a value goes to one subscriber, chosen at random */
+	bool no_broadcast;    /* a value goes to one subscribed process, chosen at random */
 	/* The time between two heartbeats of a follower; a leader closes a connection
 	 * that was silent for three times as long. 0: no heartbeats; a death is seen as
 	 * an end of file. */
@@ -154,6 +156,7 @@ struct cluster_client_options {
  * made before its leader: it waits. When the process begins to
  * leave, its clients are closed (messenger_before_close). NULL with errno: EINVAL
  * (the name is empty or too long), EEXIST (this process has one of that name), ENOMEM.
+ * (Where a connection cannot be made, for want of descriptors, it is tried again.)
  * egg: agent.cluster(clientClass).create(), app.cluster(clientClass).create()
  */
 struct cluster_client *cluster_client_leader(struct messenger *agent, const char *name,
@@ -182,7 +185,7 @@ int cluster_client_ready(struct cluster_client *client, cluster_ready_callback c
 
 /*
  * Call the listener for each value of the key, and, if there is one already, for
- * the last one (not in a leader with no_broadcast). The same listener and arg may be
+ * the last one (not with no_broadcast, where a value is for one alone). The same listener and arg may be
  * added again. Before the client is ready, and while the leader is dead, the subscription
  * waits; it is repeated after each new start, and then the listener hears the last value
  * again.
@@ -229,11 +232,16 @@ int cluster_client_invoke_oneway(struct cluster_client *client, const char *meth
  *            called again later. Not after it was ready.
  *   emit     a value of a key, for all its subscribers; nobody: it is dropped.
  *            ENOENT (nobody), EMSGSIZE, ENOMEM, ENOBUFS (too much in one turn
- *            for the leader's own listeners).
- *   reply    answer a call. EMSGSIZE, ENOMEM: it is still to be answered.
+ *            for the agent's own listeners: nobody has got it).
+ *   reply    answer a call. EMSGSIZE; of the agent's own also ENOMEM, ENOBUFS (too much in
+ *            one turn): it is still to be answered.
  *   fail     answer it with an error; long texts are cut.
- * A call may be answered after its follower, or the client, is gone. A follower that
- * does not read what it is sent is given up, with one line in the log.
+ * A call may be answered after its follower, or the client, is gone.
+ *
+ * A follower that does not read what it is sent costs the agent no time, and at most
+ * CHANNEL_QUEUE_MAX bytes: with the first packet that finds no room the leader closes its
+ * connection, with one line in the log (of such lines there are at most 32 in a minute).
+ * A follower that lives connects again, and hears the last values.
  */
 void cluster_client_started(struct cluster_client *client, const struct cluster_error *error);
 int cluster_client_emit(struct cluster_client *client, const char *key, const void *data,
@@ -252,124 +260,94 @@ int cluster_client_fail(struct cluster_call *call, const char *code, const char 
 #ifdef CLUSTER_CLIENT_PRIVATE
 
 /* The linker shows these names to the application, which has its own of such words:
- * hence cluster_connection_, cluster_topic_, cluster_value_, and cluster_base_ for what
+ * hence cluster_link_, cluster_topic_, cluster_value_, and cluster_base_ for what
  * both sides have. */
 
 /*
- * connection.c: one packet, one connection.
+ * link.c: one packet, one end of a connection.
  *
- * A packet: egg's header of 24 bytes, in network byte order, and what it announces.
+ * A packet is a message (messenger.h). Its action is egg's name; the id of a call stands
+ * in receiverPid. The data is the name that the packet is about (a key or a method) and
+ * a 0, if there is one, and then the value, argument or result.
  *
- *	 0   1   2       4                               12
- *	+---+---+-------+-------------------------------+
- *	|ver|r/r|   0   |          request id           |   r/r: 0 request, 1 response
- *	+---+---+-------+---------------+---------------+
- *	|  timeout, ms  | object length |  data length  |
- *	+---------------+---------------+---------------+
- *	 12              16              20              24
- *	| connection object: flat JSON  | data          |   with the lengths above
- *	+-------------------------------+---------------+
+ *	follower                              id      name     data            leader
+ *	    | register_channel                -       -        PID TIMEOUT ----> |
+ *	    | <---- register_channel_res      -       -        [error]           |
+ *	    | subscribe                       -       key      - --------------> |
+ *	    | <---- subscribe_result          -       key      value             |
+ *	    | unSubscribe                     -       key      - --------------> |
+ *	    | publish                         -       key      value ----------> |
+ *	    | invoke                          call    method   argument -------> |  0: one-way
+ *	    | <---- invoke_result             call    -        result or error   |
+ *	    | heartbeat                       -       -        - --------------> |
  *
- *	follower                                        leader
- *	    | register_channel channelName pid ----------> |
- *	    | <-------------- register_channel_res success |  once it is ready
- *	    | subscribe key -----------------------------> |
- *	    | <--------------- subscribe_result key [data] |  again and again
- *	    | unSubscribe key ---------------------------> |
- *	    | publish key [data] ------------------------> |
- *	    | invoke method oneway [data] ---------------> |
- *	    | <--------------- invoke_result success [data]|  unless it is one-way
- *	    | heartbeat ---------------------------------> |
- *	    | <------------------------------ heartbeat_res|
- *
- * Without success the data is {"code":"...","message":"..."}.
- * egg: cluster-client/lib/protocol/packet.js, lib/connection.js
+ * PID TIMEOUT is the text "4711 3000". `to` has no meaning between two ends. Here it says
+ * that the data is an error (PACKET_FAILED: a code, a 0 and a text), or that a name and
+ * its data are too long for one message (PACKET_NAMED_BEFORE): then a message `name`,
+ * whose data is the name, came before. A `subscribe` with the id 1 is for one more listener
+ * of a key: the answer to it, with that id, is for such listeners alone.
+ * egg: cluster-client/lib/protocol/, lib/connection.js
  */
-enum packet_offset {
-	PACKET_VERSION = 0,
-	PACKET_KIND = 1,
-	PACKET_RESERVED = 2,
-	PACKET_ID = 4,
-	PACKET_TIMEOUT = 12,
-	PACKET_OBJECT_LENGTH = 16,
-	PACKET_DATA_LENGTH = 20,
-	PACKET_HEADER = 24,
-
-	/* every byte of a key may be written as \u0000 */
-	PACKET_OBJECT_MAX = 6 * CLUSTER_CLIENT_KEY_MAX + 128
-};
+#define PACKET_FAILED ROLE_PARENT
+#define PACKET_NAMED_BEFORE ROLE_MASTER
 
 enum packet_type {
-	PACKET_REGISTER_CHANNEL,
-	PACKET_REGISTER_CHANNEL_RES,
-	PACKET_SUBSCRIBE,
-	PACKET_UNSUBSCRIBE,
 	PACKET_SUBSCRIBE_RESULT,
-	PACKET_PUBLISH,
 	PACKET_INVOKE,
 	PACKET_INVOKE_RESULT,
+	PACKET_PUBLISH,
+	PACKET_SUBSCRIBE,
+	PACKET_UNSUBSCRIBE,
+	PACKET_REGISTER_CHANNEL,
+	PACKET_REGISTER_CHANNEL_RES,
 	PACKET_HEARTBEAT,
-	PACKET_HEARTBEAT_RES,
+	PACKET_NAME,
 	PACKET_TYPES
 };
 
 struct packet {
 	enum packet_type type;
-	uint64_t id;      /* a response has its request's */
-	uint32_t timeout; /* of a request, for its response */
-	const char *name; /* the channel, key or method, as the type has it; or NULL */
-	long pid;         /* register_channel: whose; only for the log */
-	bool oneway, success;
+	int id;
+	const char *name;
 	const char *data;
 	size_t length;
+	bool failed;
 };
 
-/* One end. Its owner makes it and frees it; the connection ends only in a turn
- * of the loop of its own, so that nobody who sends loses it on the way. */
-struct connection {
-	struct messenger *messenger;
-	int descriptor; /* -1: closed */
-	short events;   /* that are watched */
-	bool reading;   /* what is sent now leaves when all is read */
-	char *in;       /* an incomplete packet */
-	size_t in_length, in_size;
-	char *out; /* to be written: from start to end */
-	size_t out_start, out_end, out_size;
-	const char *doom; /* why it shall end, or NULL */
+/* One end: a messenger that is joined to the process's. */
+struct cluster_link {
+	struct messenger *messenger; /* NULL: closed */
+	struct cluster_client *client;
+	char *name; /* that came before its packet */
 
 	/* Each packet; a result is what is wrong with it, or NULL. */
-	const char *(*heard)(struct connection *connection, const struct packet *packet);
-	/* It has ended: is closed, unwatched, and may be freed. `why` is what the
-	 * other end did wrong, NULL if it is just gone. */
-	void (*gone)(struct connection *connection, const char *why);
-	struct cluster_client *client;
+	const char *(*heard)(struct cluster_link *link, const struct packet *packet);
+	/* It has ended, and is closed. `why` is what the other end did wrong, NULL if it
+	 * is just gone. */
+	void (*ended)(struct cluster_link *link, const char *why);
 };
 
 /*
- * open gives a connection, which is all zero but for heard, gone and client, a
- * descriptor; on failure that stays the caller's. errno: fcntl(2)'s, ENOMEM.
- * close frees what it holds; once more is nothing. send queues a packet; at_once:
- * and writes it, otherwise flush does. ENOBUFS, ENOMEM: nothing was queued. What
- * is sent to a dead end is lost: it shows at the next read. doom: let it end.
+ * open gives a link that is all zero but for client, heard and ended a descriptor, which
+ * becomes the link's or is closed. errno: EBADF, ENOMEM. close writes what the socket
+ * takes; once more is nothing. send queues a packet, which `composed` may already be;
+ * errno: ENOBUFS, ENOMEM. What is sent to an end that is gone is lost. compose: the
+ * message is valid until the next one in this process.
  */
-int cluster_connection_open(struct connection *connection, struct messenger *messenger,
-                            int descriptor);
-void cluster_connection_close(struct connection *connection);
-int cluster_connection_send(struct connection *connection, const struct packet *packet,
-                            bool at_once);
-void cluster_connection_flush(struct connection *connection);
-void cluster_connection_doom(struct connection *connection, const char *why);
-size_t cluster_connection_pending(const struct connection *connection);
+int cluster_link_open(struct cluster_link *link, int descriptor);
+void cluster_link_close(struct cluster_link *link);
+int cluster_link_send(struct cluster_link *link, const struct packet *packet,
+                      const struct message *composed);
+struct message cluster_link_compose(const struct packet *packet);
 
-/* An error as data, ERROR_DATA_MAX bytes at most: long texts are cut. Returns the
- * length. And back, by a copy of that size in which the texts then stand; what
- * cannot be read is an error, too. */
-#define ERROR_DATA_MAX 2048
+/* An error as data, CLUSTER_ERROR_MAX bytes at most: long texts are cut. Returns the
+ * length. And back: the texts stand in the data, behind which there is a 0. */
+#define CLUSTER_ERROR_MAX 2048
 size_t cluster_error_encode(char *data, const char *code, const char *message);
-struct cluster_error cluster_error_decode(char *copy, const char *data, size_t length);
+struct cluster_error cluster_error_decode(const char *data, size_t length);
 
 /*
- * client.c: what both sides are to their user.
+ * client.c: what a client is to its user, in the agent and in an app.
  * egg: cluster-client/lib/wrapper/base.js
  */
 
@@ -384,44 +362,44 @@ struct listener {
 	cluster_listener call;
 	void *arg;
 	bool removed;
-	bool late; /* it is owed the last value */
+	bool late; /* it has asked for the last value */
 };
 
-/* All about one key; it goes when nothing is left. */
+/* All about one key, in a client or in a leader; it goes when nothing is left. */
 struct topic {
 	struct topic *next; /* in the bucket */
 	uint32_t hash;
-	int busy; /* somebody stands in it */
+	int busy;        /* somebody stands in it */
+	bool subscribed; /* a client's: the leader knows; a leader's: the real client knows */
+	/* a client's */
 	struct listener *listeners;
-	struct value *value;     /* the last one */
-	struct value *published; /* by this process */
-	bool subscribed;         /* leader: upstream; follower: the leader knows */
-	bool said;               /* `published` has been */
-	struct follower **followers;
-	size_t follower_count, follower_size;
+
+	struct value *published;
+	bool said; /* `published` has been */
+
+	/* a leader's */
+	struct value *value;         /* the last one */
+	struct follower **followers; /* the agent's own is the first */
+	size_t follower_count;
 	char key[];
+};
+
+enum { TOPIC_BUCKETS = 256 };
+
+struct topics {
+	struct topic *buckets[TOPIC_BUCKETS];
+	size_t count, most;
 };
 
 /* A call of this process, until it has its answer. */
 struct pending {
 	struct pending *next;
-	uint64_t id;
+	uint64_t number; /* the n-th call */
 	const struct real_method *method;
 	cluster_callback callback; /* NULL: one-way */
 	void *arg;
 	int64_t deadline;
-	struct value *data;   /* it waits for ready */
-	struct value *answer; /* it waits for the end of the turn */
-	bool success;
-};
-
-/* A value on its way to listeners of this process. */
-struct delivery {
-	struct delivery *next;
-	struct topic *topic;
-	struct value *value;
-	struct listener *only; /* NULL: all of them */
-	bool owed;             /* only while that one is late */
+	struct value *data; /* it waits for ready */
 };
 
 struct waiter {
@@ -436,93 +414,64 @@ enum client_state {
 	CLIENT_FAILED /* it is tried again later */
 };
 
-/* The side's own functions. subscribe and publish: -1 with errno. */
-struct client_side {
-	int (*subscribe)(struct cluster_client *client, struct topic *topic);
-	void (*unsubscribe)(struct cluster_client *client, struct topic *topic);
-	int (*publish)(struct cluster_client *client, struct topic *topic);
-	int (*invoke)(struct cluster_client *client, struct pending *pending, const void *data,
-	              size_t length);
-	void (*flush)(struct cluster_client *client);
-	void (*close)(struct cluster_client *client);
-	void (*free)(struct cluster_client *client);
-	bool (*tells_late)(const struct cluster_client *client); /* the last value */
-	bool calls_expire;
-	size_t keys_max;
+/* Trying again, by a timer, after a delay that grows. */
+struct retry {
+	int timer; /* 0: none */
+	int delay;
 };
-
-enum { CLIENT_BUCKETS = 256 };
 
 struct cluster_client {
 	struct cluster_client *next; /* of this process */
-	const struct client_side *side;
-	struct messenger *messenger;
+	struct messenger *messenger; /* of the process's role */
 	const struct real_client *real;
 	struct cluster_client_options options;
 	enum client_state state;
 	bool closed, catching_up;
 	int result; /* of the callbacks of this turn */
-	struct topic *topics[CLIENT_BUCKETS];
-	size_t topic_count;
+	struct topics topics;
 	struct pending *pending, **last_pending;
 	size_t pending_count, waiting_bytes;
-	uint64_t last_id;
-	struct delivery *deliveries, **last_delivery;
-	size_t delivery_bytes;
+	uint64_t calls; /* ever */
 	struct waiter *waiters;
-	int tick, expiry, retry, heartbeat; /* timers; 0: none; tick: -1, not to be set */
-	int delay;                          /* before the next retry */
-
-	/* a follower's */
-	struct connection connection;
-	uint64_t registration; /* the id of its register_channel */
-
-	/* a leader's */
-	struct follower *followers;
-	size_t follower_count;
-	struct cluster_call *calls;
-	size_t orphans;            /* calls that no follower waits for */
-	struct value *start_error; /* as data; NULL: it is ready */
-	uint64_t random;
+	int tick, expiry, heartbeat; /* timers; 0: none; tick: -1, not to be set */
+	struct retry retry;
+	struct cluster_link link; /* to the leader */
+	bool registering;         /* an answer is to come */
+	struct leader *leader;    /* the agent's; NULL in a follower */
 
 	char name[CLUSTER_CLIENT_NAME_MAX + 1];
 	char action[CLUSTER_CLIENT_NAME_MAX + 32]; /* of the message with the handle */
 };
 
-/* A client of that side, listed and without a connection; free undoes it. */
+/* A client, listed and without a connection, with `beat` in each heartbeat interval, if there
+ * is one; free undoes it. */
 struct cluster_client *cluster_base_new(struct messenger *messenger, const char *name,
                                         const struct real_client *real,
                                         const struct cluster_client_options *options,
-                                        const struct client_side *side);
+                                        messenger_timer beat);
 void cluster_base_free(struct cluster_client *client);
 
 /* ready: subscribe, publish and call all that waits. not_ready: those who wait hear
- * this error. lost: what was sent fails, all the rest is to be said again. retry: try
- * again, by a timer with this callback, after a delay that grows. */
+ * this error. lost: what was sent fails, all the rest is to be said again. retry: call
+ * `again` after the delay, unless that is set already. */
 void cluster_base_ready(struct cluster_client *client);
-void cluster_base_not_ready(struct cluster_client *client, const char *data, size_t length);
+void cluster_base_not_ready(struct cluster_client *client, const struct cluster_error *error);
 void cluster_base_lost(struct cluster_client *client);
-void cluster_base_retry(struct cluster_client *client, messenger_timer again);
+void cluster_base_retry(struct cluster_client *client, struct retry *retry, messenger_timer again);
+void cluster_base_clear_timer(struct cluster_client *client, int *timer);
 
-/* At the end of this turn, call who is owed something, and flush. */
+/* At the end of this turn, call who is owed something, and remove who is gone. */
 void cluster_base_tick(struct cluster_client *client);
 
-/* A value for a listener, or all, of this process: now, or in cluster_base_tick. ENOMEM. */
-void cluster_base_deliver(struct cluster_client *client, struct topic *topic, struct value *value,
-                          struct listener *only);
-int cluster_base_queue_delivery(struct cluster_client *client, struct topic *topic,
-                                struct value *value, struct listener *only, bool owed);
+/* What the leader says: a value, and the answer to a call. */
+void cluster_base_on_value(struct cluster_client *client, const struct packet *packet);
+void cluster_base_on_answer(struct cluster_client *client, const struct packet *packet);
 
-/* A call is answered: call back, and forget it. */
-void cluster_base_settle(struct cluster_client *client, struct pending *pending, bool success,
-                         const char *data, size_t length);
-struct pending *cluster_base_find_pending(struct cluster_client *client, uint64_t id);
+/* Set errno, and return -1. */
+int cluster_base_refuse(int number);
 
 /* What the callbacks of this turn returned, for the loop; it begins anew. */
 int cluster_base_result(struct cluster_client *client);
-
-/* Every options.heartbeat_interval, if there is one. -1: ENOMEM, EINVAL. */
-int cluster_base_beat(struct cluster_client *client, messenger_timer beat);
 
 /* One line on stderr: who did what, and what is done about it. */
 void cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
@@ -532,16 +481,32 @@ const struct real_method *cluster_base_find_method(const struct real_client *rea
                                                    const char *name);
 
 /* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. sweep frees
- * it if nothing is left. */
-struct topic *cluster_topic_find(struct cluster_client *client, const char *key);
-struct topic *cluster_topic_make(struct cluster_client *client, const char *key);
-void cluster_topic_sweep(struct cluster_client *client, struct topic *topic);
-bool cluster_topic_has_listeners(const struct topic *topic);
+ * it if nothing is left. clear frees all of a table. */
+struct topic *cluster_topic_find(struct topics *topics, const char *key);
+struct topic *cluster_topic_make(struct topics *topics, const char *key);
+void cluster_topic_sweep(struct topics *topics, struct topic *topic);
+void cluster_topic_clear(struct topics *topics);
 
 /* A copy with one holder, or NULL: ENOMEM. drop: NULL is ignored. */
 struct value *cluster_value_new(const void *data, size_t length);
-struct value *cluster_value_hold(struct value *value);
 void cluster_value_drop(struct value *value);
+
+/*
+ * follower.c: the way to the leader. connect makes a link and registers, again and again.
+ */
+int cluster_follower_connect(struct messenger *messenger, void *client);
+int cluster_follower_say(struct cluster_client *client, const struct packet *packet);
+
+/*
+ * leader.c. adopt: a new follower with this end, which becomes its own or is closed; `own`
+ * is the agent's. hear: a packet of the agent's own; -1: ENOMEM. tick: tell how the start went, and remove
+ * the followers whose links are closed.
+ */
+int cluster_leader_hear(struct cluster_client *client, const struct packet *packet);
+void cluster_leader_adopt(struct cluster_client *client, int descriptor, bool own);
+void cluster_leader_tick(struct cluster_client *client);
+void cluster_leader_close(struct cluster_client *client);
+void cluster_leader_free(struct cluster_client *client);
 
 #endif /* CLUSTER_CLIENT_PRIVATE */
 

@@ -1,10 +1,12 @@
 /*
- * The leader: the client in the agent, with the real client and all connections.
+ * The leader: the real client, and which follower has asked for which key. The agent's own
+ * client is one of the followers.
  *
  * egg: cluster-client/lib/leader.js, lib/server.js
  *
  * A key with many subscribers has one subscription at the real client. A follower that
- * breaks the protocol loses its connection; the others notice nothing.
+ * breaks the protocol, or does not read what it is sent, loses its connection; the others
+ * notice nothing.
  */
 #define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"
@@ -17,16 +19,24 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* The most calls that the real client has not answered, and whose followers are gone. */
-#define ORPHANS_MAX (16 * CLUSTER_CLIENT_CALLS_MAX)
+/* The most calls that the real client has not answered: followers may be gone, and their
+ * calls are not. */
+#define LEADER_CALLS_MAX (64 * CLUSTER_CLIENT_CALLS_MAX)
+
+/* The most followers that have not said yet to which process they belong. */
+#define STRANGERS_MAX 64
+
+/* The most lines in a minute about followers. */
+#define LINES_MAX 32
 
 struct follower {
-	struct connection connection; /* first: a pointer to one is a pointer to the other */
+	struct cluster_link link; /* first: a pointer to one is a pointer to the other */
 	struct follower *next;
-	long pid;              /* as the follower says; only for the log */
-	bool registered;       /* it may send requests */
-	bool waiting;          /* for the real client to be ready */
-	uint64_t registration; /* the id of its request */
+	bool own;        /* the agent's */
+	long pid;        /* as the follower says; 0: a stranger */
+	int timeout;     /* of its calls; 0: none */
+	bool waiting;    /* for the real client to be ready */
+	bool registered; /* it may send requests */
 	size_t keys, calls;
 	int64_t heard_at;
 };
@@ -34,56 +44,74 @@ struct follower {
 struct cluster_call {
 	struct cluster_call *next, **link;
 	struct cluster_client *client; /* NULL: closed */
-	struct follower *follower;     /* NULL: the leader's own, or gone */
-	bool own;
-	uint64_t id;
-	uint32_t timeout;
+	struct follower *follower;     /* NULL: gone */
+	int id;
 	int64_t since;
 };
 
-static struct follower *
-follower_of(struct connection *connection)
-{
-	return (struct follower *)(void *)connection;
-}
+struct leader {
+	enum client_state state; /* of the real client */
+	struct retry retry;
+	bool told; /* how its start went; with no error: it is ready */
+	char start_error[CLUSTER_ERROR_MAX];
+	size_t start_error_length;
+	struct topics topics;
+	struct follower *followers, *own; /* own: the agent's, or NULL */
+	size_t follower_count;
+	struct cluster_call *calls;
+	size_t call_count;
+	unsigned random;     /* rand_r(3)'s */
+	int lines;           /* about followers, since */
+	int64_t lines_since; /* this minute began */
+};
 
+/* Bad followers may come again and again: in a minute they get so many lines and no more. */
 static void
 complain(const struct follower *follower, const char *what, const char *then)
 {
+	struct leader *leader = follower->link.client->leader;
+	int64_t now = clutch_now();
 	char who[32] = "a follower";
 
+	if (now - leader->lines_since >= 60000) {
+		leader->lines_since = now;
+		leader->lines = 0;
+	}
 	if (follower->pid > 0)
 		snprintf(who, sizeof who, "follower %ld", follower->pid);
-	cluster_base_log(follower->connection.client, who, what, then);
+	if (++leader->lines <= LINES_MAX)
+		cluster_base_log(follower->link.client, who, what,
+		                 leader->lines < LINES_MAX ? then : "no more lines for a minute");
 }
 
-/* A follower that does not take the packet gets no further one: its connection ends. */
+/* The follower itself is removed in a later turn: the caller may stand in its topics. */
 static void
-tell(struct follower *follower, struct packet packet, bool at_once)
+give_up(struct follower *follower, const char *why)
 {
-	if (cluster_connection_send(&follower->connection, &packet, at_once) == -1)
-		cluster_connection_doom(&follower->connection,
-		                        errno == ENOBUFS
-		                                ? "does not read what it is sent"
-		                                : "was to be sent more than there is memory for");
+	if (why != NULL)
+		complain(follower, why, "its connection is closed");
+	cluster_link_close(&follower->link);
+	cluster_base_tick(follower->link.client);
+}
+
+/* A follower that does not take the packet gets no further one. */
+static void
+tell(struct follower *follower, const struct packet *packet, const struct message *composed)
+{
+	if (cluster_link_send(&follower->link, packet, composed) == -1)
+		give_up(follower, errno == ENOBUFS
+		                          ? "does not read what it is sent"
+		                          : "was to be sent more than there is memory for");
 }
 
 /* ---- subscriptions --------------------------------------------------------------- */
-
-/* For the first subscriber. egg: _doSubscribe. A real client may emit inside of it. */
-static void
-subscribe_upstream(struct cluster_client *client, struct topic *topic)
-{
-	topic->subscribed = true;
-	client->real->subscribe(client, topic->key, client->real->arg);
-}
 
 /* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
  * client may close its leader here; after that it is not called for the other keys. */
 static void
 unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
 {
-	if (!topic->subscribed || topic->follower_count > 0 || cluster_topic_has_listeners(topic))
+	if (!topic->subscribed || topic->follower_count > 0)
 		return;
 	topic->subscribed = false;
 	cluster_value_drop(topic->value);
@@ -105,17 +133,19 @@ find_follower(const struct topic *topic, const struct follower *follower)
 static bool
 add_follower(struct topic *topic, struct follower *follower)
 {
-	size_t size = topic->follower_size > 0 ? 2 * topic->follower_size : 4;
-	struct follower **grown;
+	size_t count = topic->follower_count;
+	struct follower **grown = topic->followers;
 
-	if (topic->follower_count == topic->follower_size) {
-		grown = realloc(topic->followers, size * sizeof(struct follower *));
-		if (grown == NULL)
-			return false;
-		topic->followers = grown;
-		topic->follower_size = size;
-	}
+	if ((count & (count - 1)) == 0) /* the room is the next power of two */
+		grown = realloc(grown, (count > 0 ? 2 * count : 1) * sizeof(struct follower *));
+	if (grown == NULL)
+		return false;
+	topic->followers = grown;
 	topic->followers[topic->follower_count++] = follower;
+	if (follower->own) {
+		topic->followers[count] = topic->followers[0];
+		topic->followers[0] = follower;
+	}
 	follower->keys++;
 	return true;
 }
@@ -134,163 +164,117 @@ remove_follower(struct cluster_client *client, struct topic *topic, struct follo
 	topic->busy--;
 }
 
-static void
-tell_value(struct follower *follower, const struct topic *topic)
-{
-	tell(follower,
-	     (struct packet){.type = PACKET_SUBSCRIBE_RESULT,
-	                     .id = ++follower->connection.client->last_id,
-	                     .name = topic->key,
-	                     .data = topic->value->data,
-	                     .length = topic->value->length},
-	     false);
-}
-
 static const char *
-on_subscribe(struct cluster_client *client, struct follower *follower, const char *key)
+on_subscribe(struct cluster_client *client, struct follower *follower, const struct packet *packet)
 {
+	static const char no_memory[] = "subscribed to more than there is memory for";
+	struct topics *topics = &client->leader->topics;
+	struct packet last = {.type = PACKET_SUBSCRIBE_RESULT, .id = packet->id};
+	const char *why = NULL;
 	struct topic *topic;
 
 	if (client->real->subscribe == NULL)
 		return "subscribed, which is not offered";
 	if (follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
 		return "subscribed to too many keys";
-	topic = cluster_topic_make(client, key);
+	topic = cluster_topic_make(topics, packet->name);
 	if (topic == NULL)
-		return "subscribed to more than there is memory for";
+		return no_memory;
 	topic->busy++;
 	if (find_follower(topic, follower) == topic->follower_count &&
-	    !add_follower(topic, follower)) {
-		topic->busy--;
-		cluster_topic_sweep(client, topic);
-		return "subscribed to more than there is memory for";
+	    !add_follower(topic, follower))
+		why = no_memory;
+	else if (!topic->subscribed) { /* egg: _doSubscribe; a value may come inside of it */
+		topic->subscribed = true;
+		client->real->subscribe(client, topic->key, client->real->arg);
+	} else if (topic->value != NULL) {
+		last.name = topic->key;
+		last.data = topic->value->data;
+		last.length = topic->value->length;
+		tell(follower, &last, NULL);
 	}
-	if (!topic->subscribed)
-		subscribe_upstream(client, topic);
-	else if (topic->value != NULL && !client->options.no_broadcast)
-		tell_value(follower, topic);
 	topic->busy--;
-	cluster_topic_sweep(client, topic);
-	cluster_base_tick(client);
+	cluster_topic_sweep(topics, topic);
+	return why;
+}
+
+static const char *
+on_unsubscribe(struct cluster_client *client, struct follower *follower, const char *key)
+{
+	struct topic *topic = cluster_topic_find(&client->leader->topics, key);
+
+	if (topic != NULL) {
+		remove_follower(client, topic, follower);
+		cluster_topic_sweep(&client->leader->topics, topic);
+	}
 	return NULL;
 }
 
-static void
-on_unsubscribe(struct cluster_client *client, struct follower *follower, const char *key)
-{
-	struct topic *topic = cluster_topic_find(client, key);
-
-	if (topic == NULL)
-		return;
-	remove_follower(client, topic, follower);
-	cluster_topic_sweep(client, topic);
-}
-
-/* xorshift64*: uniform enough for a choice among a few. */
-static size_t
-random_below(struct cluster_client *client, size_t count)
-{
-	uint64_t x = client->random;
-
-	x ^= x >> 12;
-	x ^= x << 25;
-	x ^= x >> 27;
-	client->random = x;
-	return (size_t)((x * 2685821657736338717U) >> 32) % count;
-}
-
-/* Without broadcast: one of the followers, or of the leader's own listeners. */
+/* Tell `count` followers from the n-th on. The message is composed once. The agent's own
+ * client is the first of all: if it has no room, nobody has got the value, and the real client
+ * hears of it. */
 static int
-emit_to_one(struct cluster_client *client, struct topic *topic)
+emit(const struct topic *topic, size_t n, size_t count, const struct packet *packet)
 {
-	struct listener *listener;
-	size_t count = topic->follower_count, chosen;
+	struct message message = cluster_link_compose(packet);
+	struct follower *follower;
 
-	for (listener = topic->listeners; listener != NULL; listener = listener->next)
-		count += !listener->removed;
-	if (count == 0)
-		return 0;
-	chosen = random_below(client, count);
-	if (chosen < topic->follower_count) {
-		tell_value(topic->followers[chosen], topic);
-		return 0;
+	for (; count-- > 0; n++) {
+		follower = topic->followers[n];
+		if (!follower->own)
+			tell(follower, packet, &message);
+		else if (cluster_link_send(&follower->link, packet, &message) == -1)
+			return -1;
 	}
-	chosen -= topic->follower_count;
-	for (listener = topic->listeners; listener != NULL; listener = listener->next)
-		if (!listener->removed && chosen-- == 0)
-			break;
-	return cluster_base_queue_delivery(client, topic, topic->value, listener, false);
-}
-
-static int
-emit_to_all(struct cluster_client *client, struct topic *topic)
-{
-	size_t i;
-
-	if (cluster_topic_has_listeners(topic) &&
-	    cluster_base_queue_delivery(client, topic, topic->value, NULL, false) == -1)
-		return -1;
-	for (i = 0; i < topic->follower_count; i++)
-		tell_value(topic->followers[i], topic);
 	return 0;
 }
 
 int
 cluster_client_emit(struct cluster_client *client, const char *key, const void *data, size_t length)
 {
-	struct topic *topic = client->closed ? NULL : cluster_topic_find(client, key);
-	struct value *value, *old;
-	int result;
+	struct packet packet = {PACKET_SUBSCRIBE_RESULT, 0, key, data, length, false};
+	struct topic *topic = NULL;
+	struct value *value;
 
-	if (topic == NULL || !topic->subscribed) {
-		errno = ENOENT;
-		return -1;
-	}
-	if (length > CLUSTER_CLIENT_DATA_MAX) {
-		errno = EMSGSIZE;
-		return -1;
-	}
-	if (client->delivery_bytes + length > CLUSTER_CLIENT_QUEUE_MAX) {
-		errno = ENOBUFS;
-		return -1;
-	}
+	if (client->leader != NULL && !client->closed)
+		topic = cluster_topic_find(&client->leader->topics, key);
+	if (topic == NULL || !topic->subscribed)
+		return cluster_base_refuse(ENOENT);
+	if (length > CLUSTER_CLIENT_DATA_MAX)
+		return cluster_base_refuse(EMSGSIZE);
+	if (client->options.no_broadcast) /* no value is kept for those that come later */
+		return emit(topic, (size_t)rand_r(&client->leader->random) % topic->follower_count,
+		            1, &packet);
 	value = cluster_value_new(data, length);
-	if (value == NULL)
+	if (value == NULL || emit(topic, 0, topic->follower_count, &packet) == -1) {
+		cluster_value_drop(value);
 		return -1;
-	old = topic->value;
+	}
+	cluster_value_drop(topic->value);
 	topic->value = value;
-	result = client->options.no_broadcast ? emit_to_one(client, topic)
-	                                      : emit_to_all(client, topic);
-	if (result == -1)
-		topic->value = old;
-	cluster_value_drop(result == -1 ? value : old);
-	cluster_base_tick(client);
-	return result;
+	return 0;
 }
 
 /* ---- calls ------------------------------------------------------------------------- */
 
 static struct cluster_call *
-new_call(struct cluster_client *client, struct follower *follower, uint64_t id, uint32_t timeout)
+new_call(struct cluster_client *client, struct follower *follower, int id)
 {
-	struct cluster_call *call = calloc(1, sizeof *call);
+	struct leader *leader = client->leader;
+	struct cluster_call *call;
 
+	if (follower->calls >= CLUSTER_CLIENT_CALLS_MAX || leader->call_count >= LEADER_CALLS_MAX)
+		return NULL;
+	call = malloc(sizeof *call);
 	if (call == NULL)
 		return NULL;
-	call->client = client;
-	call->follower = follower;
-	call->own = follower == NULL;
-	call->id = id;
-	call->timeout = timeout;
-	call->since = clutch_now();
-	call->link = &client->calls;
-	call->next = client->calls;
+	*call = (struct cluster_call){leader->calls, &leader->calls, client, follower, id,
+	                              clutch_now()};
 	if (call->next != NULL)
 		call->next->link = &call->next;
-	client->calls = call;
-	client->orphans += call->own;
-	if (follower != NULL)
-		follower->calls++;
+	leader->calls = call;
+	leader->call_count++;
+	follower->calls++;
 	return call;
 }
 
@@ -299,9 +283,8 @@ free_call(struct cluster_call *call)
 {
 	if (call->follower != NULL)
 		call->follower->calls--;
-	else if (call->client != NULL)
-		call->client->orphans--;
 	if (call->client != NULL) {
+		call->client->leader->call_count--;
 		*call->link = call->next;
 		if (call->next != NULL)
 			call->next->link = call->link;
@@ -309,50 +292,25 @@ free_call(struct cluster_call *call)
 	free(call);
 }
 
-static void
-tell_answer(struct follower *follower, uint64_t id, bool success, const void *data, size_t length)
-{
-	tell(follower,
-	     (struct packet){.type = PACKET_INVOKE_RESULT,
-	                     .id = id,
-	                     .success = success,
-	                     .data = data,
-	                     .length = length},
-	     true);
-}
-
-/* egg: "no response if processing timeout, just record error" */
-static bool
-is_too_late(const struct cluster_call *call)
-{
-	return call->timeout > 0 && clutch_now() - call->since > (int64_t)call->timeout;
-}
-
 static int
-answer(struct cluster_call *call, bool success, const void *data, size_t length)
+answer(struct cluster_call *call, bool failed, const void *data, size_t length)
 {
-	struct pending *pending;
+	struct packet packet = {PACKET_INVOKE_RESULT, 0, NULL, data, length, failed};
+	struct follower *follower = call != NULL ? call->follower : NULL;
 
 	if (call == NULL) /* one-way */
 		return 0;
-	if (length > CLUSTER_CLIENT_DATA_MAX) {
-		errno = EMSGSIZE;
+	if (length > CLUSTER_CLIENT_DATA_MAX)
+		return cluster_base_refuse(EMSGSIZE);
+	packet.id = call->id;
+	/* egg: "no response if processing timeout, just record error" */
+	if (follower != NULL && follower->timeout > 0 &&
+	    clutch_now() - call->since > follower->timeout) {
+		complain(follower, "waited longer than its timeout", "its call is not answered");
+	} else if (follower != NULL && !follower->own) {
+		tell(follower, &packet, NULL);
+	} else if (follower != NULL && cluster_link_send(&follower->link, &packet, NULL) == -1) {
 		return -1;
-	}
-	if (call->own && call->client != NULL) {
-		pending = cluster_base_find_pending(call->client, call->id);
-		if (pending != NULL) { /* its callback is called in a later turn */
-			pending->answer = cluster_value_new(data, length);
-			if (pending->answer == NULL)
-				return -1;
-			pending->success = success;
-			cluster_base_tick(call->client);
-		}
-	} else if (call->follower != NULL && is_too_late(call)) {
-		complain(call->follower, "waited longer than its timeout",
-		         "its call is not answered");
-	} else if (call->follower != NULL) {
-		tell_answer(call->follower, call->id, success, data, length);
 	}
 	free_call(call);
 	return 0;
@@ -361,36 +319,33 @@ answer(struct cluster_call *call, bool success, const void *data, size_t length)
 int
 cluster_client_reply(struct cluster_call *call, const void *data, size_t length)
 {
-	return answer(call, true, data, length);
+	return answer(call, false, data, length);
 }
 
 int
 cluster_client_fail(struct cluster_call *call, const char *code, const char *message)
 {
-	char data[ERROR_DATA_MAX];
+	char data[CLUSTER_ERROR_MAX];
 
-	return answer(call, false, data, cluster_error_encode(data, code, message));
+	return answer(call, true, data, cluster_error_encode(data, code, message));
 }
 
 static const char *
 on_invoke(struct cluster_client *client, struct follower *follower, const struct packet *packet)
 {
 	const struct real_method *method = cluster_base_find_method(client->real, packet->name);
+	struct packet refusal = {.type = PACKET_INVOKE_RESULT, .id = packet->id, .failed = true};
 	struct cluster_call *call = NULL;
-	char data[ERROR_DATA_MAX];
+	char data[CLUSTER_ERROR_MAX];
 
 	if (method == NULL) /* D33 */
 		return "called a method that is not listed";
-	if (!packet->oneway) {
-		if (follower->calls < CLUSTER_CLIENT_CALLS_MAX && client->orphans < ORPHANS_MAX)
-			call = new_call(client, follower, packet->id, packet->timeout);
-		if (call == NULL) {
-			tell_answer(
-				follower, packet->id, false, data,
-				cluster_error_encode(data, "ClusterCallLimitError",
-			                             "Too many calls wait for the real client."));
-			return NULL;
-		}
+	if (packet->id != 0 && (call = new_call(client, follower, packet->id)) == NULL) {
+		refusal.data = data;
+		refusal.length = cluster_error_encode(data, "ClusterCallLimitError",
+		                                      "Too many calls wait for the real client.");
+		tell(follower, &refusal, NULL);
+		return NULL;
 	}
 	method->invoke(client, call, packet->data, packet->length, client->real->arg);
 	return NULL;
@@ -398,129 +353,176 @@ on_invoke(struct cluster_client *client, struct follower *follower, const struct
 
 /* ---- registration ------------------------------------------------------------------- */
 
+/* When the real client is ready, or has failed to start. */
 static void
-answer_registration(struct follower *follower, const struct value *error)
+answer_registration(struct follower *follower)
 {
-	follower->waiting = false;
-	follower->registered = error == NULL;
-	tell(follower,
-	     (struct packet){.type = PACKET_REGISTER_CHANNEL_RES,
-	                     .id = follower->registration,
-	                     .success = error == NULL,
-	                     .data = error != NULL ? error->data : NULL,
-	                     .length = error != NULL ? error->length : 0},
-	     true);
+	const struct leader *leader = follower->link.client->leader;
+	struct packet packet = {.type = PACKET_REGISTER_CHANNEL_RES,
+	                        .failed = leader->state == CLIENT_FAILED,
+	                        .data = leader->start_error,
+	                        .length = leader->start_error_length};
+
+	follower->waiting = leader->state == CLIENT_STARTING;
+	follower->registered = leader->state == CLIENT_READY;
+	if (!follower->waiting)
+		tell(follower, &packet, NULL);
+}
+
+/* How many followers have this pid? It is their word, which tells a process that is faulty
+ * from the others, and not one that lies. */
+static int
+count_of(const struct leader *leader, long pid)
+{
+	const struct follower *follower;
+	int count = 0;
+
+	for (follower = leader->followers; follower != NULL; follower = follower->next)
+		count += follower->pid == pid;
+	return count;
 }
 
 static const char *
 on_register(struct cluster_client *client, struct follower *follower, const struct packet *packet)
 {
+	struct leader *leader = client->leader;
+	long pid;
+
 	if (follower->registered || follower->waiting)
 		return "registered twice";
-	if (strcmp(packet->name, client->name) != 0)
-		return "registered at another client's channel";
-	follower->pid = packet->pid;
-	follower->registration = packet->id;
-	follower->waiting = true;
-	if (client->state == CLIENT_READY)
-		answer_registration(follower, NULL);
-	else if (client->state == CLIENT_FAILED)
-		answer_registration(follower, client->start_error);
+	if (sscanf(packet->data, "%ld %d", &pid, &follower->timeout) != 2 || pid <= 0)
+		return "registered without a pid and a timeout";
+	follower->pid = pid;
+	if (count_of(leader, pid) > CLUSTER_CLIENT_PROCESS_MAX)
+		return "is one too many of its process";
+	answer_registration(follower);
 	return NULL;
 }
 
 /* egg: _handleRequest */
 static const char *
-heard(struct connection *connection, const struct packet *packet)
+heard(struct cluster_link *link, const struct packet *packet)
 {
-	struct follower *follower = follower_of(connection);
-	struct cluster_client *client = connection->client;
+	struct follower *follower = (struct follower *)(void *)link;
+	struct cluster_client *client = link->client;
 
-	follower->heard_at = clutch_now();
+	if (client->options.heartbeat_interval > 0)
+		follower->heard_at = clutch_now();
 	if (packet->type == PACKET_REGISTER_CHANNEL)
 		return on_register(client, follower, packet);
 	if (!follower->registered)
 		return "spoke before it was registered";
-	switch (packet->type) {
-	case PACKET_SUBSCRIBE:
-		return on_subscribe(client, follower, packet->name);
-	case PACKET_UNSUBSCRIBE:
-		on_unsubscribe(client, follower, packet->name);
-		return NULL;
-	case PACKET_PUBLISH:
-		if (client->real->publish == NULL)
-			return "published, which is not offered";
+	if (packet->type == PACKET_SUBSCRIBE)
+		return on_subscribe(client, follower, packet);
+	if (packet->type == PACKET_UNSUBSCRIBE)
+		return on_unsubscribe(client, follower, packet->name);
+	if (packet->type == PACKET_INVOKE)
+		return on_invoke(client, follower, packet);
+	if (packet->type == PACKET_PUBLISH && client->real->publish == NULL)
+		return "published, which is not offered";
+	if (packet->type == PACKET_PUBLISH)
 		client->real->publish(client, packet->name, packet->data, packet->length,
 		                      client->real->arg);
-		return NULL;
-	case PACKET_INVOKE:
-		return on_invoke(client, follower, packet);
-	case PACKET_HEARTBEAT:
-		tell(follower,
-		     (struct packet){
-			     .type = PACKET_HEARTBEAT_RES, .id = packet->id, .success = true},
-		     true);
-		return NULL;
-	case PACKET_REGISTER_CHANNEL:
-	case PACKET_REGISTER_CHANNEL_RES:
-	case PACKET_SUBSCRIBE_RESULT:
-	case PACKET_INVOKE_RESULT:
-	case PACKET_HEARTBEAT_RES:
-	case PACKET_TYPES:
-		break;
-	}
-	return "gave an answer that nobody asked for";
+	else if (packet->type != PACKET_HEARTBEAT)
+		return "gave an answer that nobody asked for";
+	return NULL;
+}
+
+int
+cluster_leader_hear(struct cluster_client *client, const struct packet *packet)
+{
+	struct follower *own = client->leader->own;
+
+	if (own == NULL || heard(&own->link, packet) == NULL)
+		return 0;
+	return cluster_base_refuse(ENOMEM); /* it has broken no other rule */
 }
 
 static void
-orphan_calls(struct cluster_client *client, const struct follower *follower)
+ended(struct cluster_link *link, const char *why)
+{
+	give_up((struct follower *)(void *)link, why);
+}
+
+static void
+orphan_calls(struct leader *leader, const struct follower *follower)
 {
 	struct cluster_call *call;
 
-	for (call = client->calls; call != NULL; call = call->next)
-		if (call->follower == follower) {
+	for (call = leader->calls; call != NULL && follower->calls > 0; call = call->next)
+		if (call->follower == follower)
 			call->follower = NULL;
-			client->orphans++;
-		}
 }
 
-/* A follower's end: remove all that belongs to it. */
+/* Remove all that belongs to a follower. */
 static void
-gone(struct connection *connection, const char *why)
+forget(struct cluster_client *client, struct follower *follower)
 {
-	struct follower *follower = follower_of(connection), **link;
-	struct cluster_client *client = connection->client;
+	struct leader *leader = client->leader;
 	struct topic *topic, *next;
 	size_t i;
 
-	if (why != NULL)
-		complain(follower, why, "its connection is closed");
-	for (link = &client->followers; *link != follower;)
-		link = &(*link)->next;
-	*link = follower->next;
-	client->follower_count--;
-	orphan_calls(client, follower);
-	for (i = 0; i < CLIENT_BUCKETS && follower->keys > 0; i++)
-		for (topic = client->topics[i]; topic != NULL; topic = next) {
+	orphan_calls(leader, follower);
+	for (i = 0; i < TOPIC_BUCKETS && follower->keys > 0; i++)
+		for (topic = leader->topics.buckets[i]; topic != NULL; topic = next) {
 			topic->busy++;
 			remove_follower(client, topic, follower);
 			next = topic->next;
 			topic->busy--;
-			cluster_topic_sweep(client, topic);
+			cluster_topic_sweep(&leader->topics, topic);
 		}
+	leader->follower_count--;
+	if (leader->own == follower)
+		leader->own = NULL;
 	free(follower);
 }
 
-/* A copy of the handle, if it is a stream socket as a follower sends it; otherwise -1. */
-static int
-take_socket(int handle)
+/* A follower that has not said to which process it belongs says so at once, if it is honest:
+ * of too many strangers the oldest one goes. */
+static void
+make_room(struct leader *leader)
 {
-	socklen_t size = sizeof(int);
-	int type;
+	struct follower *follower, *oldest = NULL;
 
-	if (getsockopt(handle, SOL_SOCKET, SO_TYPE, &type, &size) == -1 || type != SOCK_STREAM)
-		return -1;
-	return fcntl(handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	if (count_of(leader, 0) < STRANGERS_MAX)
+		return;
+	for (follower = leader->followers; follower != NULL; follower = follower->next)
+		if (follower->pid == 0 && follower->link.messenger != NULL)
+			oldest = follower; /* new ones stand in front */
+	if (oldest != NULL)
+		give_up(oldest, "has not registered, and there are too many such");
+}
+
+void
+cluster_leader_adopt(struct cluster_client *client, int descriptor, bool own)
+{
+	struct leader *leader = client->leader;
+	struct follower *follower = calloc(1, sizeof *follower);
+
+	if (follower == NULL) {
+		close(descriptor);
+		return;
+	}
+	follower->link.client = client;
+	follower->link.heard = heard;
+	follower->link.ended = ended;
+	follower->own = own;
+	follower->heard_at = clutch_now();
+	make_room(leader);
+	if (leader->follower_count >= CLUSTER_CLIENT_FOLLOWERS_MAX) {
+		complain(follower, "is one too many", "its connection is closed");
+		close(descriptor);
+		descriptor = -1;
+	}
+	if (descriptor == -1 || cluster_link_open(&follower->link, descriptor) == -1) {
+		free(follower);
+		return;
+	}
+	follower->next = leader->followers;
+	leader->followers = follower;
+	leader->follower_count++;
+	if (own)
+		leader->own = follower;
 }
 
 /* egg: _handleConnection. The message's handle is closed after this function: if we keep no
@@ -529,34 +531,13 @@ static int
 on_connection(struct messenger *agent, const struct message *message, void *arg)
 {
 	struct cluster_client *client = arg;
-	struct follower *follower;
-	int descriptor;
+	int descriptor = -1;
 
-	if (client->closed || message->handle == -1)
-		return 0;
-	if (client->follower_count >= CLUSTER_CLIENT_FOLLOWERS_MAX) {
-		cluster_base_log(client, "a follower", "is one too many",
-		                 "its connection is closed");
-		return 0;
-	}
-	follower = calloc(1, sizeof *follower);
-	descriptor = follower != NULL ? take_socket(message->handle) : -1;
-	if (descriptor == -1) {
-		free(follower);
-		return 0;
-	}
-	follower->connection.heard = heard;
-	follower->connection.gone = gone;
-	follower->connection.client = client;
-	follower->heard_at = clutch_now();
-	if (cluster_connection_open(&follower->connection, agent, descriptor) == -1) {
-		close(descriptor);
-		free(follower);
-		return 0;
-	}
-	follower->next = client->followers;
-	client->followers = follower;
-	client->follower_count++;
+	(void)agent;
+	if (!client->closed && message->handle != -1)
+		descriptor = fcntl(message->handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	if (descriptor != -1)
+		cluster_leader_adopt(client, descriptor, false);
 	return 0;
 }
 
@@ -569,10 +550,9 @@ check_heartbeats(struct messenger *agent, void *arg)
 	struct follower *follower;
 
 	(void)agent;
-	for (follower = client->followers; follower != NULL; follower = follower->next)
-		if (follower->heard_at < oldest)
-			cluster_connection_doom(&follower->connection,
-			                        "was silent for three heartbeats");
+	for (follower = client->leader->followers; follower != NULL; follower = follower->next)
+		if (!follower->own && follower->heard_at < oldest)
+			give_up(follower, "was silent for three heartbeats");
 	return 0;
 }
 
@@ -585,8 +565,8 @@ start(struct messenger *agent, void *arg)
 	struct cluster_client *client = arg;
 
 	(void)agent;
-	client->retry = 0;
-	client->state = CLIENT_STARTING;
+	client->leader->retry.timer = 0;
+	client->leader->state = CLIENT_STARTING;
 	if (client->real->ready != NULL)
 		client->real->ready(client, client->real->arg);
 	else
@@ -594,178 +574,114 @@ start(struct messenger *agent, void *arg)
 	return cluster_base_result(client);
 }
 
-static void
-answer_registrations(struct cluster_client *client)
-{
-	struct follower *follower;
-
-	for (follower = client->followers; follower != NULL; follower = follower->next)
-		if (follower->waiting)
-			answer_registration(follower, client->start_error);
-}
-
 /* The real client has said how its start went. This is a later turn, and no function of the
  * real client is active, so calls that waited may call it now. */
-static int
-tell_started(struct messenger *agent, void *arg)
+static void
+tell_started(struct cluster_client *client)
 {
-	struct cluster_client *client = arg;
+	struct leader *leader = client->leader;
+	struct follower *follower;
 
-	(void)agent;
-	client->retry = 0;
-	answer_registrations(client);
-	if (client->start_error == NULL) {
-		cluster_base_ready(client);
-	} else {
-		cluster_base_not_ready(client, client->start_error->data,
-		                       client->start_error->length);
-		cluster_base_retry(client, start);
+	leader->told = false;
+	leader->state = leader->start_error_length == 0 ? CLIENT_READY : CLIENT_FAILED;
+	for (follower = leader->followers; follower != NULL; follower = follower->next)
+		if (follower->waiting)
+			answer_registration(follower);
+	if (leader->state == CLIENT_FAILED)
+		cluster_base_retry(client, &leader->retry, start);
+}
+
+void
+cluster_leader_tick(struct cluster_client *client)
+{
+	struct follower **link = &client->leader->followers, *follower;
+
+	if (client->leader->told)
+		tell_started(client);
+	while ((follower = *link) != NULL) {
+		if (follower->link.messenger == NULL) {
+			*link = follower->next;
+			forget(client, follower);
+		} else {
+			link = &follower->next;
+		}
 	}
-	return cluster_base_result(client);
 }
 
 void
 cluster_client_started(struct cluster_client *client, const struct cluster_error *error)
 {
-	char data[ERROR_DATA_MAX];
-	int id;
+	struct leader *leader = client->leader;
 
-	if (client->closed || client->state != CLIENT_STARTING || client->retry != 0)
+	if (client->closed || leader == NULL || leader->state != CLIENT_STARTING || leader->told)
 		return;
-	cluster_value_drop(client->start_error);
-	client->start_error = NULL;
+	leader->told = true;
+	leader->start_error_length = 0;
 	if (error != NULL) {
 		cluster_base_log(client, "the real client", "did not start", error->message);
-		client->start_error = cluster_value_new(
-			data, cluster_error_encode(data, error->code, error->message));
-		if (client->start_error == NULL) {
-			cluster_base_retry(client, start);
-			return;
-		}
+		leader->start_error_length =
+			cluster_error_encode(leader->start_error, error->code, error->message);
 	}
-	id = messenger_set_timeout(client->messenger, 0, tell_started, client);
-	if (id == -1)
-		cluster_base_retry(client, start);
-	else
-		client->retry = id;
+	cluster_base_tick(client);
 }
 
-/* ---- the leader's side of the client ------------------------------------------------------ */
+/* ---- beginning and end --------------------------------------------------------------------- */
 
-static int
-subscribe(struct cluster_client *client, struct topic *topic)
+void
+cluster_leader_close(struct cluster_client *client)
 {
-	subscribe_upstream(client, topic);
-	return 0;
-}
-
-static int
-publish(struct cluster_client *client, struct topic *topic)
-{
-	struct value *value = cluster_value_hold(topic->published);
-
-	client->real->publish(client, topic->key, value->data, value->length, client->real->arg);
-	cluster_value_drop(value);
-	return 0;
-}
-
-static int
-invoke(struct cluster_client *client, struct pending *pending, const void *data, size_t length)
-{
-	const struct real_method *method = pending->method;
-	struct value *copy = cluster_value_new(data, length);
-	struct cluster_call *call = NULL;
-
-	if (copy != NULL && pending->callback != NULL)
-		call = new_call(client, NULL, pending->id, 0);
-	if (copy == NULL || (call == NULL && pending->callback != NULL)) {
-		cluster_value_drop(copy);
-		return -1;
-	}
-	method->invoke(client, call, copy->data, copy->length, client->real->arg);
-	cluster_value_drop(copy);
-	return 0;
-}
-
-/* Write at the end of the turn what this turn has queued for the followers. */
-static void
-flush(struct cluster_client *client)
-{
-	struct follower *follower;
-
-	for (follower = client->followers; follower != NULL; follower = follower->next)
-		if (cluster_connection_pending(&follower->connection) > 0)
-			cluster_connection_flush(&follower->connection);
-}
-
-static void
-close_leader(struct cluster_client *client)
-{
+	struct leader *leader = client->leader;
 	struct cluster_call *call;
 	struct follower *follower;
 
+	cluster_base_clear_timer(client, &leader->retry.timer);
 	messenger_remove_listener(client->messenger, client->action, on_connection, client);
-	flush(client);
-	for (follower = client->followers; follower != NULL; follower = follower->next)
-		cluster_connection_close(&follower->connection);
-	for (call = client->calls; call != NULL; call = call->next) {
+	for (follower = leader->followers; follower != NULL; follower = follower->next)
+		cluster_link_close(&follower->link);
+	for (call = leader->calls; call != NULL; call = call->next) {
 		call->client = NULL; /* an answer will have no receiver */
 		call->follower = NULL;
 	}
-	client->calls = NULL;
+	leader->calls = NULL;
 	if (client->real->close != NULL)
 		client->real->close(client, client->real->arg);
 }
 
-static void
-free_leader(struct cluster_client *client)
+void
+cluster_leader_free(struct cluster_client *client)
 {
+	struct leader *leader = client->leader;
 	struct follower *follower;
 
-	while ((follower = client->followers) != NULL) {
-		client->followers = follower->next;
-		cluster_connection_close(&follower->connection);
+	while ((follower = leader->followers) != NULL) {
+		leader->followers = follower->next;
 		free(follower);
 	}
+	cluster_topic_clear(&leader->topics);
+	free(leader);
 }
-
-/* egg: "else if (this._subData.has(key) && isBroadcast)" */
-static bool
-tells_late(const struct cluster_client *client)
-{
-	return !client->options.no_broadcast;
-}
-
-static const struct client_side leader_side = {.subscribe = subscribe,
-                                               .unsubscribe = unsubscribe_upstream,
-                                               .publish = publish,
-                                               .invoke = invoke,
-                                               .flush = flush,
-                                               .close = close_leader,
-                                               .free = free_leader,
-                                               .tells_late = tells_late,
-                                               .calls_expire = false,
-                                               .keys_max = SIZE_MAX};
 
 struct cluster_client *
 cluster_client_leader(struct messenger *agent, const char *name, const struct real_client *real,
                       const struct cluster_client_options *options)
 {
-	struct cluster_client *client = cluster_base_new(agent, name, real, options, &leader_side);
+	struct cluster_client *client =
+		cluster_base_new(agent, name, real, options, check_heartbeats);
+	struct leader *leader;
 
 	if (client == NULL)
 		return NULL;
-	client->random = (uint64_t)getpid() * 2654435761U ^ (uint64_t)clutch_now();
-	client->random |= 1;
-	if (messenger_on(agent, client->action, on_connection, client) == -1) {
+	leader = client->leader = calloc(1, sizeof *leader);
+	if (leader == NULL || messenger_on(agent, client->action, on_connection, client) == -1) {
+		cluster_base_clear_timer(client, &client->heartbeat);
 		cluster_base_free(client);
 		return NULL;
 	}
-	if (cluster_base_beat(client, check_heartbeats) == -1) {
-		messenger_remove_listener(agent, client->action, on_connection, client);
-		cluster_base_free(client);
-		return NULL;
-	}
+	leader->topics.most = SIZE_MAX;
+	leader->retry.delay = CLUSTER_CLIENT_RETRY_MIN;
+	leader->lines_since = clutch_now();
+	leader->random = (unsigned)getpid() * 2654435761U ^ (unsigned)clutch_now();
+	cluster_follower_connect(agent, client);
 	start(agent, client);
 	return client;
 }

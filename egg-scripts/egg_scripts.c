@@ -149,6 +149,13 @@ print_help(const char *name)
 	printf("\n  %-20s\n  %-20s\n", "--help, -h, help", "--version");
 }
 
+static void
+print_version(const struct options *options)
+{
+	printf("%s%s%s (clutch %s)\n", options->name, options->version != NULL ? " " : "",
+	       options->version != NULL ? options->version : "", clutch_version());
+}
+
 /* ---- the command line ------------------------------------------------------ */
 
 /* One line about a wrong word. Returns EXIT_USAGE. */
@@ -380,7 +387,7 @@ egg_scripts(int argc, char *const argv[], const struct options *options)
 		return 0;
 	}
 	if (asks_for(argv, "--version")) {
-		printf("%s (clutch %s)\n", command.options.name, CLUTCH_VERSION);
+		print_version(&command.options);
 		return 0;
 	}
 	result = parse(&command, argv, &chosen);

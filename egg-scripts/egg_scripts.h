@@ -28,11 +28,6 @@
 extern "C" {
 #endif
 
-/* What --version says. */
-#ifndef CLUTCH_VERSION
-#define CLUTCH_VERSION "1.0.0"
-#endif
-
 /* How many logs of older runs a daemon keeps, of its stdout and of its stderr. */
 #ifndef EGG_SCRIPTS_OLD_LOGS
 #define EGG_SCRIPTS_OLD_LOGS 10
@@ -42,7 +37,8 @@ extern "C" {
  * Do what the command line says, and return the exit status for main: call it in place of
  * start_cluster. The options are the program's own defaults; the command line overrides
  * them. argv must stay as it is; the options need not. Every line that it prints begins
- * with options->name, or else with argv[0]'s last part.
+ * with options->name, or else with argv[0]'s last part. --version prints that name,
+ * options->version, and the version of clutch.
  *
  *	start      run the cluster: in the foreground, or with --daemon in the
  *	           background. Without a command it runs in the foreground without a

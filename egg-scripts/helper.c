@@ -22,6 +22,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifndef PATH_MAX /* Hurd has no limit */
+#define PATH_MAX 4096
+#endif
+
 /* The end of a lock makes no event that a process can wait for: look this often, in ms. */
 #define LOOK_AGAIN 10
 

@@ -23,6 +23,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef NAME_MAX
+#define NAME_MAX 255
+#endif
+
 #define TAIL 4096 /* bytes of the daemon's stderr that are shown */
 
 /* ---- folders ---------------------------------------------------------------- */

@@ -4,6 +4,9 @@
  *
  * egg: egg-scripts/lib/cmd/start.js
  */
+#if defined _POSIX_C_SOURCE && !defined _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* for SA_RESTART, which FreeBSD hides otherwise */
+#endif
 #include "scripts.h"
 
 #include <errno.h>

@@ -38,14 +38,19 @@
  *	a cluster away   it does not hear            it hears when it is back
  *	each app hears   once, or not                at least once: a repeat has the same id
  *	order            each sender's               the stream's, the same in all clusters;
- *	                                             each sender's, repeats aside, unless
- *	                                             Redis refuses one and takes the next
+ *	                                             each sender's, repeats aside
  *	own apps         at once, by the agent       through Redis, like all others
+ *
+ * Messages travel in batches: those that an agent publishes in one turn of its loop, and
+ * those that a process sends while Redis takes the last ones.
  *
  * A cluster has joined from its agent's first connection on: Redis knows its name,
  * and keeps for it the messages that are sent from then on, up to BRIDGE_STREAM_MAX. When
  * Redis is restarted without appendonly, its messages are lost, and the clusters join
  * again by themselves. Redis 5 or newer.
+ *
+ * A bridge of clutch's first version, which sent each message alone, is heard, and hears
+ * nothing: the logs of both sides say so.
  */
 #ifndef BRIDGE_H
 #define BRIDGE_H
@@ -80,15 +85,19 @@ extern "C" {
 #define BRIDGE_WAITING_BYTES (4 * 1024 * 1024)
 #endif
 
-/* The most messages that the agent takes from the stream at once. It takes more when the
+/* The most batches that the agent takes from the stream at once. It takes more when the
  * apps have heard them. */
 #ifndef BRIDGE_BATCH
-#define BRIDGE_BATCH 32
+#define BRIDGE_BATCH 128
 #endif
 
-/* About how many messages of a channel's stream Redis keeps. */
+/* About how many batches of a channel's stream Redis keeps, and the most bytes of a batch
+ * that is not one message. */
 #ifndef BRIDGE_STREAM_MAX
 #define BRIDGE_STREAM_MAX 10000
+#endif
+#ifndef BRIDGE_ENTRY_MAX
+#define BRIDGE_ENTRY_MAX (16 * 1024)
 #endif
 
 /* How long a process that leaves waits for Redis to take its messages, in ms. */
@@ -104,9 +113,10 @@ struct bridge_options {
 	const char *url;     /* of Redis, as in redis.h; redis://127.0.0.1 */
 	const char *channel; /* where clusters meet; "bridge" */
 	const char *cluster; /* this one's name, no other's; the host's */
-	/* For Redis to answer; REDIS_TIMEOUT. An app that does not acknowledge holds up its
-	 * cluster's reliable messages for at most twice this time. Then the others go on, and
-	 * messages for that app wait in its channel. */
+	/* For Redis to answer; REDIS_TIMEOUT. An app that is ready and does not acknowledge,
+	 * or has not started its end, holds up its cluster's reliable messages for at most
+	 * twice this time. Then the others go on, and messages for that app wait in its
+	 * channel. */
 	int timeout;
 };
 

@@ -3,218 +3,178 @@
  */
 #include "resp.h"
 
-#include <stdio.h>
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- bytes to replies ------------------------------------------------------ */
 
-/* The decimal number of a line, from `at` to `end`, and nothing else. */
+/* The decimal number of a line, from `at` to its \r at `end`, and nothing else. */
 static bool
 read_integer(const char *at, const char *end, int64_t *integer)
 {
-	bool negative = at < end && *at == '-';
-	int64_t value = 0; /* it is negative: there is one more of these */
-	int digit;
+	const char *digits = at + (*at == '-' || *at == '+');
+	char *stop;
 
-	at += at < end && (*at == '-' || *at == '+');
-	if (at == end)
+	if (*digits < '0' || *digits > '9') /* strtoll skips the end of a line */
 		return false;
-	for (; at < end; at++) {
-		digit = *at - '0';
-		if (digit < 0 || digit > 9 || value < (INT64_MIN + digit) / 10)
-			return false;
-		value = 10 * value - digit;
-	}
-	if (!negative && value == INT64_MIN)
-		return false;
-	*integer = negative ? value : -value;
-	return true;
+	errno = 0;
+	*integer = strtoll(at, &stop, 10);
+	return stop == end && errno == 0;
 }
 
 static enum resp
-broken(const char **why, const char *reason)
+broken(struct resp_parser *resp, const char *why)
 {
-	*why = reason;
+	resp->why = why;
 	return RESP_BROKEN;
 }
 
-/* The end (its \r) of the line that begins at scan->at. */
+/* The line at resp->at, from its first byte to its \r. */
 static enum resp
-find_line(struct resp_scan *scan, const char *bytes, size_t length, const char **end,
-          const char **why)
+take_line(struct resp_parser *resp, const char *bytes, size_t length, const char **end)
 {
-	const char *begin = bytes + scan->at;
-	size_t here = length - scan->at;
-	const char *found = memchr(begin + scan->searched, '\n', here - scan->searched);
+	const char *begin = bytes + resp->at;
+	size_t here = length - resp->at;
+	const char *found = memchr(begin, '\n', here);
 
 	if (here > 0 && memchr("+-:$*", *begin, 5) == NULL)
-		return broken(why, "a reply that is not RESP2");
+		return broken(resp, "a reply that is not RESP2");
 	if ((found != NULL ? (size_t)(found - begin) : here) > REDIS_LINE_MAX)
-		return broken(why, "a line longer than REDIS_LINE_MAX");
-	scan->searched = here;
+		return broken(resp, "a line longer than REDIS_LINE_MAX");
 	if (found == NULL)
 		return RESP_TORN;
 	*end = found - 1;
 	if (**end != '\r' || memchr(begin, '\r', (size_t)(found - begin)) != *end)
-		return broken(why, "a line that does not end with CR LF");
+		return broken(resp, "a line that does not end with CR LF");
+	resp->at += (size_t)(found - begin) + 1;
 	return RESP_WHOLE;
 }
 
 static enum resp
-scan_string(struct resp_scan *scan, const char *bytes, size_t length, size_t text, int64_t size,
-            const char **why)
+take_string(struct resp_parser *resp, const char *bytes, size_t length, struct redis_reply *reply)
 {
-	size_t end;
+	size_t end = resp->at + (size_t)reply->integer;
 
-	if (size < -1 || size > REDIS_REPLY_MAX)
-		return broken(why, "a string longer than REDIS_REPLY_MAX, or of negative length");
-	if (size == -1) {
-		scan->at = text;
-		return RESP_WHOLE;
-	}
-	end = text + (size_t)size;
+	if (reply->integer < 0 || reply->integer > REDIS_REPLY_MAX)
+		return broken(resp, "a string longer than REDIS_REPLY_MAX, or of negative length");
 	if (length < end + 2)
 		return RESP_TORN;
 	if (bytes[end] != '\r' || bytes[end + 1] != '\n')
-		return broken(why, "a string that does not end with CR LF");
-	scan->at = end + 2;
+		return broken(resp, "a string that does not end with CR LF");
+	*reply = (struct redis_reply){
+		.type = REDIS_STRING, .text = bytes + resp->at, .length = (size_t)reply->integer};
+	resp->at = end + 2;
 	return RESP_WHOLE;
 }
 
+/* Reserve the elements of an array. */
 static enum resp
-scan_array(struct resp_scan *scan, int64_t count, const char **why)
+take_array(struct resp_parser *resp, struct redis_reply *reply, int depth)
 {
-	if (count < -1 || count > REDIS_ELEMENTS_MAX)
-		return broken(why,
+	int64_t count = reply->integer;
+
+	if (count < 0 || count > REDIS_ELEMENTS_MAX)
+		return broken(resp,
 		              "an array longer than REDIS_ELEMENTS_MAX, or of negative length");
-	if (count <= 0)
-		return RESP_WHOLE;
-	if (scan->depth == REDIS_DEPTH_MAX)
-		return broken(why, "arrays nested deeper than REDIS_DEPTH_MAX");
-	scan->left[scan->depth++] = count;
-	return RESP_WHOLE;
+	if (count > 0 && depth == REDIS_DEPTH_MAX)
+		return broken(resp, "arrays nested deeper than REDIS_DEPTH_MAX");
+	if (resp->used + (size_t)count > REDIS_ELEMENTS_MAX)
+		return broken(resp, "more elements than REDIS_ELEMENTS_MAX");
+	*reply = (struct redis_reply){.type = REDIS_ARRAY,
+	                              .text = "",
+	                              .element = resp->elements + resp->used,
+	                              .count = (size_t)count};
+	resp->used += (size_t)count;
+	return resp->used > resp->size ? RESP_TORN : RESP_WHOLE;
 }
 
-/* One element; of an array, its head. */
+/* One reply. The depth of the recursion is bounded. */
 static enum resp
-scan_element(struct resp_scan *scan, const char *bytes, size_t length, const char **why)
+take_reply(struct resp_parser *resp, char *bytes, size_t length, struct redis_reply *reply,
+           int depth)
 {
-	const char *line = bytes + scan->at, *end;
-	enum resp result = find_line(scan, bytes, length, &end, why);
-	int64_t number = 0;
-	size_t next;
+	const char *line = bytes + resp->at, *end;
+	enum resp result = take_line(resp, bytes, length, &end);
+	struct redis_reply *element;
 
 	if (result != RESP_WHOLE)
 		return result;
-	next = (size_t)(end - bytes) + 2;
-	if (*line != '+' && *line != '-' && !read_integer(line + 1, end, &number))
-		return broken(why, "a number that is none");
+	*reply = (struct redis_reply){.type = *line == '-' ? REDIS_ERROR : REDIS_STATUS,
+	                              .text = line + 1,
+	                              .length = (size_t)(end - line) - 1};
+	if (*line == '+' || *line == '-')
+		return RESP_WHOLE;
+	*reply = (struct redis_reply){.type = REDIS_INTEGER, .text = ""};
+	if (!read_integer(line + 1, end, &reply->integer))
+		return broken(resp, "a number that is none");
+	if (*line == ':')
+		return RESP_WHOLE;
+	if (reply->integer == -1) {
+		*reply = (struct redis_reply){.type = REDIS_NIL, .text = ""};
+		return RESP_WHOLE;
+	}
 	if (*line == '$')
-		result = scan_string(scan, bytes, length, next, number, why);
-	else
-		scan->at = next;
-	if (*line == '*')
-		result = scan_array(scan, number, why);
-	scan->searched = 0;
-	if (result == RESP_WHOLE && ++scan->elements > REDIS_ELEMENTS_MAX)
-		return broken(why, "more elements than REDIS_ELEMENTS_MAX");
+		return take_string(resp, bytes, length, reply);
+	result = take_array(resp, reply, depth);
+	element = resp->elements + resp->used - reply->count;
+	for (; result == RESP_WHOLE && element < reply->element + reply->count; element++)
+		result = take_reply(resp, bytes, length, element, depth + 1);
 	return result;
 }
 
 enum resp
-resp_scan(struct resp_scan *scan, const char *bytes, size_t length, const char **why)
+resp_parse(struct resp_parser *resp, char *bytes, size_t length)
 {
 	enum resp result;
-	int depth;
-
-	do {
-		depth = scan->depth;
-		result = scan_element(scan, bytes, length, why);
-		if (result == RESP_BROKEN)
-			return result;
-		if (scan->at > REDIS_REPLY_MAX || (result == RESP_TORN && length > REDIS_REPLY_MAX))
-			return broken(why, "a reply longer than REDIS_REPLY_MAX");
-		if (result == RESP_TORN)
-			return result;
-		if (scan->depth > depth)
-			continue; /* what was an array's head has elements now */
-		while (scan->depth > 0 && --scan->left[scan->depth - 1] == 0)
-			scan->depth--;
-	} while (scan->depth > 0);
-	return RESP_WHOLE;
-}
-
-/* Build the element at *at into `reply`, and what is in it from *free_elements on; both
- * move. It was scanned: nothing can be wrong, and the depth is bounded. */
-static void
-build(char **at, struct redis_reply *reply, struct redis_reply **free_elements)
-{
-	char type = **at, *line = *at + 1, *end = line;
-	struct redis_reply *elements;
 	size_t i;
 
-	while (*end != '\r')
-		end++;
-	*at = end + 2;
-	*reply = (struct redis_reply){.type = type == '-' ? REDIS_ERROR : REDIS_STATUS,
-	                              .text = line,
-	                              .length = (size_t)(end - line)};
-	if (type == '+' || type == '-') {
-		*end = '\0';
-		return;
-	}
-	*reply = (struct redis_reply){.type = REDIS_INTEGER, .text = ""};
-	read_integer(line, end, &reply->integer);
-	if (type == ':')
-		return;
-	if (reply->integer < 0) {
-		reply->type = REDIS_NIL;
-	} else if (type == '$') {
-		reply->type = REDIS_STRING;
-		reply->text = *at;
-		reply->length = (size_t)reply->integer;
-		*at += reply->length + 2;
-		(*at)[-2] = '\0';
-	} else {
-		elements = *free_elements;
-		reply->type = REDIS_ARRAY;
-		reply->element = elements;
-		reply->count = (size_t)reply->integer;
-		*free_elements += reply->count;
-		for (i = 0; i < reply->count; i++)
-			build(at, &elements[i], free_elements);
-	}
-	reply->integer = 0;
-}
-
-void
-resp_build(char *bytes, struct redis_reply *elements)
-{
-	struct redis_reply *rest = elements + 1;
-
-	build(&bytes, elements, &rest);
+	resp->at = 0;
+	resp->used = 1;
+	result = resp->size == 0 ? RESP_TORN : take_reply(resp, bytes, length, resp->elements, 0);
+	if (result == RESP_TORN ? length > REDIS_REPLY_MAX : resp->at > REDIS_REPLY_MAX)
+		return broken(resp, "a reply longer than REDIS_REPLY_MAX");
+	for (i = 0; result == RESP_WHOLE && i < resp->used; i++)
+		if (resp->elements[i].text[0] != '\0' || resp->elements[i].length > 0)
+			bytes[resp->elements[i].text - bytes +
+			      (ptrdiff_t)resp->elements[i].length] = '\0';
+	return result;
 }
 
 /* ---- words to bytes -------------------------------------------------------- */
 
+/* "*3" or "$5", and the end of the line: its length; the bytes too, unless they are NULL. */
+static size_t
+put_head(char *bytes, char kind, size_t number)
+{
+	char line[24], *first = line + sizeof line;
+	size_t length;
+
+	*--first = '\n';
+	*--first = '\r';
+	do
+		*--first = (char)('0' + number % 10);
+	while ((number /= 10) > 0);
+	*--first = kind;
+	length = (size_t)(line + sizeof line - first);
+	if (bytes != NULL)
+		memcpy(bytes, first, length);
+	return length;
+}
+
 size_t
 resp_command(char *bytes, size_t argc, const char *const argv[], const size_t lengths[])
 {
-	size_t i, length, size;
-	char head[32];
+	size_t i, length, size = put_head(bytes, '*', argc);
 
-	size = (size_t)snprintf(head, sizeof head, "*%zu\r\n", argc);
-	if (bytes != NULL)
-		memcpy(bytes, head, size);
 	for (i = 0; i < argc; i++) {
 		length = lengths != NULL ? lengths[i] : strlen(argv[i]);
-		snprintf(head, sizeof head, "$%zu\r\n", length);
+		size += put_head(bytes != NULL ? bytes + size : NULL, '$', length);
 		if (bytes != NULL) {
-			memcpy(bytes + size, head, strlen(head));
-			memcpy(bytes + size + strlen(head), argv[i], length);
-			memcpy(bytes + size + strlen(head) + length, "\r\n", 2);
+			memcpy(bytes + size, argv[i], length);
+			memcpy(bytes + size + length, "\r\n", 2);
 		}
-		size += strlen(head) + length + 2;
+		size += length + 2;
 	}
 	return size;
 }

@@ -6,9 +6,8 @@
  *	-ERR no\r\n         an error           $-1\r\n  *-1\r\n   nil
  *	:42\r\n             an integer         *2\r\n ... ...     an array of two
  *
- * Replies come in pieces. resp_scan goes over what is here once, checks it, and
- * counts the elements; when a reply is whole, resp_build makes the tree, in memory
- * for that many, of texts that stand where they were read.
+ * A reply comes in pieces, and is parsed from its beginning when another piece is there: a
+ * string is passed over by its length, so that this costs little.
  */
 #ifndef RESP_H
 #define RESP_H
@@ -17,22 +16,18 @@
 
 enum resp { RESP_WHOLE, RESP_TORN, RESP_BROKEN };
 
-/* How far a reply has been scanned; all zero is its beginning. */
-struct resp_scan {
-	size_t at;                     /* the bytes that are done */
-	size_t searched;               /* of the line behind them: its end is not in these */
-	size_t elements;               /* so far */
-	int depth;                     /* the arrays that are open, */
-	int64_t left[REDIS_DEPTH_MAX]; /* and what each still misses */
+struct resp_parser {
+	struct redis_reply *elements; /* room for these; the first is the reply */
+	size_t size;
+	size_t used;     /* RESP_WHOLE: so many are in it; of RESP_TORN this many are known */
+	size_t at;       /* RESP_WHOLE: it has so many bytes */
+	const char *why; /* RESP_BROKEN: it is no reply */
 };
 
-/* Go on with a reply that begins at bytes[0]. RESP_WHOLE: it has scan->at bytes.
- * RESP_TORN: more must come. RESP_BROKEN: it is none, and *why says it. */
-enum resp resp_scan(struct resp_scan *scan, const char *bytes, size_t length, const char **why);
-
-/* Build a whole reply from its bytes, in as many elements as resp_scan counted; the
- * first is the reply. The bytes change: a 0 ends each text. */
-void resp_build(char *bytes, struct redis_reply *elements);
+/* Parse the reply that begins at bytes[0]. RESP_TORN: more bytes must come, unless there are
+ * more elements in it than room: then more room must. The texts of a whole reply stand where
+ * they were read, and a 0 ends each: parse it once. */
+enum resp resp_parse(struct resp_parser *resp, char *bytes, size_t length);
 
 /* The bytes of a command, and how many they are; with NULL only that. */
 size_t resp_command(char *bytes, size_t argc, const char *const argv[], const size_t lengths[]);

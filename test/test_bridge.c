@@ -5,7 +5,7 @@
 #include "redis_server.h"
 
 #include "../redis/bridge.h"
-#include "../redis/redis.h"
+#include "../redis/resp.h"
 
 #include <sched.h>
 
@@ -51,6 +51,13 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 		report(messenger, "took %d, %s", i - 1, i > many ? "all" : strerror(errno));
 		return 0;
 	}
+	if (strcmp(message->action, "test-burst") == 0) {
+		for (i = 1, many = atoi(message->data); i <= many; i++) {
+			snprintf(data, sizeof data, "%d", i);
+			bridge_publish(bridge, NULL, "burst", data);
+		}
+		return 0;
+	}
 	cr_assert(sscanf(message->data, "%63s %63s %63s", to, action, data) >= 2);
 	result = (strcmp(message->action, "test-send") == 0 ? bridge_send : bridge_publish)(
 		bridge, strcmp(to, "*") == 0 ? NULL : to, action, data[0] != '\0' ? data : NULL);
@@ -58,18 +65,17 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-/* Say "EPOCH CLUSTER" to the agent past the bridge, as if it were a reliable message. */
+/* Send the agent a batch past the bridge, as if it came from that cluster. */
 static int
 on_forge(struct messenger *messenger, const struct message *message, void *arg)
 {
-	char data[256], cluster[32];
-	long long epoch;
+	char text[128], data[256];
 
 	(void)arg;
-	cr_assert(sscanf(message->data, "%lld %31s", &epoch, cluster) == 2);
-	snprintf(data, sizeof data,
-	         "[%20lld,%20ld,{\"id\":\"x\",\"from\":\"%s\",\"to\":\"\",\"action\":\"forged\"}]",
-	         epoch, (long)messenger_pid(messenger), cluster);
+	snprintf(text, sizeof text,
+	         "{\"id\":\"x\",\"from\":\"%s\",\"to\":\"\",\"action\":\"forged\"}", message->data);
+	snprintf(data, sizeof data, "[1,%ld,[%zu,%s]]", (long)messenger_pid(messenger),
+	         strlen(text), text);
 	return messenger_send_to_agent(messenger, "bridge-send:bridge", data);
 }
 
@@ -83,6 +89,7 @@ start_end(struct messenger *messenger, void *arg)
 	messenger_on(messenger, "test-send", on_order, NULL);
 	messenger_on(messenger, "test-publish", on_order, NULL);
 	messenger_on(messenger, "test-forge", on_forge, NULL);
+	messenger_on(messenger, "test-burst", on_order, NULL);
 	return messenger_on(messenger, "test-many", on_order, NULL);
 }
 
@@ -522,15 +529,18 @@ Test(bridge, redis_killed_and_restarted)
 		1);
 	wait_heard(a, "APP#1", "lost 2 from A"); /* own apps need no Redis */
 	wait_heard(a, "APP#1", "lost 3 from A");
+	order(a, "APP#1", "test-burst", "10");
+	wait_heard(a, "APP#1", "burst 10 from A");
 	cr_assert_eq(cluster_count(a, 0, "heard many"), 0);
 	mark = cluster_mark(a);
 	server_start(&server, "--appendonly", "yes", "--appendfsync", "always", NULL);
 	wait_heard(b, "APP#1", "many 50 from A");
 	wait_heard(a, "APP#1", "many 50 from A");
-	cluster_wait(a, mark, "[bridge] bridge: 2 messages were lost");
+	cluster_wait(a, mark, "[bridge] bridge: 12 messages were lost");
 	until_settled(a);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 50);
 	cr_assert_eq(cluster_count(b, 0, "heard lost"), 0);
+	cr_assert_eq(cluster_count(b, 0, "heard burst"), 0);
 	part(a, b);
 }
 
@@ -778,6 +788,166 @@ Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
 	waitpid(host[1], NULL, 0);
 }
 
+/* ---- a Redis that says strange things ---------------------------------------------------------- */
+
+static const char entry[] =
+	"*1\r\n*2\r\n$20\r\nclutch:bridge:stream\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nm\r\n"
+	"$55\r\n[50,{\"id\":\"x-1\",\"from\":\"B\",\"to\":\"\",\"action\":\"strange\"}]\r\n";
+static const char no_entries[] = "*1\r\n*2\r\n$20\r\nclutch:bridge:stream\r\n*0\r\n";
+
+/* What it says to one command, and each time something else. */
+static struct strange {
+	const char *command;
+	const char *replies[8]; /* the last one again and again; NULL: none any more */
+	size_t next;
+} stranges[] = {
+	{"PING", {"+PONG\r\n"}, 0},
+	{"SUBSCRIBE", {"*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n"}, 0},
+	{"XGROUP", {":7\r\n", "+OK\r\n"}, 0},
+	{"XREADGROUP",
+         {"+OK\r\n", ":1\r\n", "*2\r\n:1\r\n:2\r\n", "*1\r\n*2\r\n:1\r\n:2\r\n", entry, no_entries,
+          NULL},
+         0},
+	{"XACK", {"+OK\r\n", ":1\r\n"}, 0},
+	{"XADD", {"*0\r\n", "$3\r\n1-2\r\n"}, 0},
+	{"PUBLISH", {"+OK\r\n", ":1\r\n"}, 0},
+};
+
+static void
+answer_strangely(int connection, const char *command)
+{
+	struct strange *strange = stranges;
+	const char *reply;
+
+	while (strcmp(strange->command, command) != 0)
+		strange++;
+	reply = strange->replies[strange->next];
+	if (reply != NULL && strange->next < 7 &&
+	    (strange->replies[strange->next + 1] != NULL || strcmp(command, "XREADGROUP") == 0))
+		strange->next++;
+	if (reply != NULL)
+		send(connection, reply, strlen(reply), MSG_NOSIGNAL);
+}
+
+/* Hear whole commands, which look like replies: an array of strings. */
+static void
+serve_strangely(int connection)
+{
+	static struct redis_reply elements[256];
+	struct resp_parser parser = {.elements = elements, .size = 256};
+	static char bytes[65536];
+	ssize_t length = recv(connection, bytes, sizeof bytes, 0);
+	char *at = bytes;
+
+	for (; length > 0 && resp_parse(&parser, at, (size_t)length) == RESP_WHOLE;
+	     at += parser.at, length -= (ssize_t)parser.at)
+		answer_strangely(connection, elements[1].text);
+}
+
+/* A process that does so for all connections; gone with the test. */
+static pid_t
+start_strange(void)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct pollfd set[16] = {{.events = POLLIN}};
+	nfds_t count = 1, i;
+	pid_t pid;
+
+	snprintf(address.sun_path, sizeof address.sun_path, "%s/redis", test_folder());
+	snprintf(server.url, sizeof server.url, "unix://%s", address.sun_path);
+	set[0].fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	cr_assert(bind(set[0].fd, (struct sockaddr *)&address, sizeof address) == 0);
+	cr_assert(listen(set[0].fd, 8) == 0);
+	pid = fork();
+	cr_assert(pid != -1);
+	if (pid != 0) {
+		close(set[0].fd);
+		return pid;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;) {
+		poll(set, count, -1);
+		for (i = 1; i < count; i++)
+			if (set[i].revents != 0)
+				serve_strangely(set[i].fd);
+		if (set[0].revents != 0 && count < 16)
+			set[count++] = (struct pollfd){accept(set[0].fd, NULL, NULL), POLLIN, 0};
+	}
+}
+
+/* Each reply of an unexpected kind is one line, and asked for again. */
+Test(bridge, replies_of_an_unexpected_kind_are_asked_for_again)
+{
+	static const char unexpected[] = "the reply is of an unexpected kind";
+	pid_t strange = start_strange();
+	struct cluster *a = start("A", 1);
+
+	cluster_wait(a, 0, "this cluster cannot join: %s", unexpected);
+	order(a, "APP#1", "test-send", "* one 1");
+	cluster_wait(a, 0, "Redis does not give messages: %s", unexpected);
+	wait_heard(a, "APP#1", "strange nothing from B");
+	cluster_wait(a, 0, "Redis does not hear what was delivered: %s", unexpected);
+	cluster_wait(a, 0, "Redis does not take messages: %s", unexpected);
+	cluster_wait(a, 0, "AGENT#1 saw bridge-send:bridge");
+	cluster_wait(a, 0, ":APP#1 saw bridge-done:bridge");
+	order(a, "APP#1", "test-publish", "* two 2");
+	cluster_wait(a, 0, "messages are being lost: %s", unexpected);
+	cluster_stop(a);
+	kill(strange, SIGKILL);
+	waitpid(strange, NULL, 0);
+}
+
+/* ---- bridges of two versions --------------------------------------------------------------------- */
+
+/* An older bridge publishes messages without a batch around them, and adds them so to the
+ * stream. They are heard, and a line says that this is one way only. */
+Test(bridge, an_older_bridge_is_heard_and_the_log_says_so)
+{
+	struct cluster *a;
+	int i;
+
+	meet(&a, 1, NULL, 0);
+	for (i = 0; i < 2; i++)
+		administrate("return "
+		             "redis.call('publish','clutch:bridge','{\"id\":\"x-1\",\"from\":\"B\","
+		             "\"to\":\"\",\"action\":\"old\",\"data\":1}')");
+	administrate("redis.call('xadd','clutch:bridge:stream','*','m','{\"id\":\"x-2\","
+	             "\"from\":\"B\",\"to\":\"A\",\"action\":\"old\",\"data\":2}') return 1");
+	wait_heard(a, "APP#1", "old 2 from B");
+	wait_heard(a, "APP#1", "old 1 from B");
+	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard old 1"), 2);
+	cr_assert_eq(cluster_count(a, 0,
+	                           "[bridge] bridge: a cluster with an older bridge is here; "
+	                           "it does not hear this one"),
+	             1);
+	part(a, NULL);
+}
+
+/* ---- what Redis sees ------------------------------------------------------------------------------- */
+
+/* Messages of one turn leave in one PUBLISH, in their order; a message for one cluster by its
+ * name goes to that cluster alone. */
+Test(bridge, messages_of_one_turn_are_one_command)
+{
+	static const char calls[] =
+		"local s = redis.call('info','commandstats') "
+		"return tonumber(string.match(s, 'cmdstat_publish:calls=(%d+)') or 0)";
+	struct cluster *a, *b;
+	int64_t before;
+
+	meet(&a, 1, &b, 1);
+	before = administrate(calls);
+	order(a, "APP#1", "test-burst", "100");
+	wait_heard(b, "APP#1", "burst 100 from A");
+	wait_heard(a, "APP#1", "burst 100 from A");
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard burst"), 100);
+	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard burst"), 100);
+	cr_assert_leq(administrate(calls) - before, 10);
+	cr_assert_eq(administrate("return redis.call('pubsub','numsub','clutch:bridge\"B\"')[2]"),
+	             1);
+	part(a, b);
+}
+
 /* ---- others who write there --------------------------------------------------------------------- */
 
 /* What is no message costs a line, and nothing else. */
@@ -804,19 +974,16 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	part(a, NULL);
 }
 
-/* A message of an epoch that is over comes again in the next one: it is let go, so that
- * it does not overtake. And nobody speaks for another cluster. */
-Test(bridge, what_an_app_sends_in_another_epoch_or_name_is_let_go)
+/* Nobody speaks for another cluster. */
+Test(bridge, what_an_app_sends_in_another_name_is_let_go)
 {
 	struct cluster *a;
 
 	meet(&a, 1, NULL, 0);
-	order(a, "APP#1", "test-forge", "1 A");
-	order(a, "APP#1", "test-send", "* one 1");
-	wait_heard(a, "APP#1", "one 1 from A");
-	cr_assert_eq(cluster_count(a, 0, "[bridge]"), 0);
-	order(a, "APP#1", "test-forge", "1 B");
+	order(a, "APP#1", "test-forge", "B");
 	cluster_wait(a, 0, "[bridge] bridge: an app has sent what is no message; it is not sent");
+	order(a, "APP#1", "test-forge", "A");
+	wait_heard(a, "APP#1", "forged nothing from A");
 	order(a, "APP#1", "test-send", "* two 2");
 	wait_heard(a, "APP#1", "two 2 from A");
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);

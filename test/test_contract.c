@@ -9,64 +9,19 @@
 #include <criterion/criterion.h>
 
 #include <dirent.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
+#include "compile.h"
 #include "harness.h"
 
-enum { LINE = 512, NAME = 128, NAMES_MOST = 4096 };
+enum { NAME = 128, NAMES_MOST = 4096 };
 
 TestSuite(contract, .timeout = 240);
 
 /* ---- compilers --------------------------------------------------------------- */
-
-static const char *
-environment(const char *name, const char *otherwise)
-{
-	const char *value = getenv(name);
-
-	return value != NULL ? value : otherwise;
-}
-
-/* A shell command; where it fails, what it has printed is printed, too. */
-static bool
-run(const char *format, ...)
-{
-	char command[4 * LINE], line[LINE], text[8 * LINE];
-	va_list arguments;
-	FILE *log;
-	int status;
-
-	va_start(arguments, format);
-	vsnprintf(command, sizeof command, format, arguments);
-	va_end(arguments);
-	snprintf(text, sizeof text, "{ %s; } >%s/log 2>&1 </dev/null", command, test_folder());
-	status = system(text);
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
-		return true;
-	snprintf(text, sizeof text, "%s/log", test_folder());
-	log = fopen(text, "r");
-	cr_assert_not_null(log);
-	fprintf(stderr, "$ %s\n", command);
-	while (fgets(line, sizeof line, log) != NULL)
-		fputs(line, stderr);
-	fclose(log);
-	return false;
-}
-
-static bool
-is_there(const char *command)
-{
-	char text[LINE];
-
-	snprintf(text, sizeof text, "command -v %s >/dev/null 2>&1", command);
-	return system(text) == 0;
-}
 
 /* Of a list that ends with NULL those that are there; the last one only if no other is. */
 static const char *const *
@@ -85,24 +40,6 @@ those_there(const char *const *names)
 
 static const char *const c_compilers[] = {"gcc", "clang", "cc", NULL};
 static const char *const cc_compilers[] = {"g++", "clang++", "c++", NULL};
-
-/* Write a source file into the test's folder; its path lives until the next call. */
-static const char *
-write_source(const char *name, const char *format, ...)
-{
-	static char path[LINE];
-	va_list arguments;
-	FILE *file;
-
-	snprintf(path, sizeof path, "%s/%s", test_folder(), name);
-	file = fopen(path, "w");
-	cr_assert_not_null(file);
-	va_start(arguments, format);
-	vfprintf(file, format, arguments);
-	va_end(arguments);
-	cr_assert_eq(fclose(file), 0);
-	return path;
-}
 
 /* The source compiles without a warning, with each C compiler. */
 static void
@@ -315,6 +252,17 @@ Test(contract, each_macro_of_part_one_has_a_prefix)
 	cr_assert_gt(count, 10);
 }
 
+/* The three numbers are those of the text, and of the library. */
+Test(contract, the_version_is_one)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, "%d.%d.%d", CLUTCH_VERSION_MAJOR, CLUTCH_VERSION_MINOR,
+	         CLUTCH_VERSION_PATCH);
+	cr_expect_str_eq(text, CLUTCH_VERSION);
+	cr_expect_str_eq(text, clutch_version());
+}
+
 /* ---- curses --------------------------------------------------------------------- */
 
 /* What <curses.h> declares, and how: of the names that a messenger might like to have. */
@@ -412,16 +360,6 @@ Test(contract, the_channel_needs_sendmessage_c_alone)
 
 /* ---- C++ ------------------------------------------------------------------------ */
 
-static void
-skip_without_cplusplus(const char *compiler)
-{
-	if (run("printf 'int main() { return 0; }' | %s -x c++ -c -o %s/probe.o -", compiler,
-	        test_folder()))
-		return;
-	fprintf(stderr, "%s compiles no C++: skipped\n", compiler);
-	cr_skip_test("no C++ compiler");
-}
-
 Test(contract, the_headers_compile_as_cplusplus)
 {
 	static const char *const standards[] = {"c++98", "c++11", "c++17", "c++20"};
@@ -445,26 +383,6 @@ Test(contract, the_headers_compile_as_cplusplus)
 			              *compiler, standards[i], test_folder(), path),
 			          "%s", *compiler);
 		}
-}
-
-/* The C++ compiler that goes with $CC: gcc's is g++, clang-14's clang++-14. */
-static const char *
-cplusplus(void)
-{
-	static const char *const pairs[][2] = {{"clang", "clang++"}, {"gcc", "g++"}, {"cc", "c++"}};
-	static char name[LINE];
-	const char *cc = environment("CC", "cc"), *found;
-	size_t i;
-
-	for (i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
-		found = strstr(cc, pairs[i][0]);
-		if (found == NULL)
-			continue;
-		snprintf(name, sizeof name, "%.*s%s%s", (int)(found - cc), cc, pairs[i][1],
-		         found + strlen(pairs[i][0]));
-		return name;
-	}
-	return "c++";
 }
 
 Test(contract, a_program_in_cplusplus_runs_a_cluster)

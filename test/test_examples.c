@@ -528,6 +528,11 @@ Test(examples, registry_without_stdin_stdout_or_stderr)
 	run_without_each(&(struct example){.name = "registry", .processes = 4}, -1);
 }
 
+Test(examples, api_client_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "api_client", .processes = 4}, -1);
+}
+
 Test(examples, stdio_without_stdin_stdout_or_stderr)
 {
 	run_without_each(

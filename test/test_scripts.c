@@ -90,6 +90,9 @@ Test(scripts, help_and_version)
 	command("help", 0, "usage: egg [start | stop | status | reload]");
 	command("start --workers=2 -h", 0, "usage: egg [start | stop | status | reload]");
 	cr_assert_str_eq(command("--version", 0, ""), "egg (clutch " CLUTCH_VERSION ")\n");
+	program.version = "2.1";
+	cr_assert_str_eq(command("start --version", 0, ""),
+	                 "egg 2.1 (clutch " CLUTCH_VERSION ")\n");
 }
 
 Test(scripts, without_home_a_pid_file_must_be_given)

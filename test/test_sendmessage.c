@@ -54,6 +54,7 @@ struct shape {
 	int full;     /* EAGAIN after so many calls; 0: never */
 	int calls;    /* that moved something */
 	int last;     /* errno of the last call that failed */
+	bool strips;  /* the handle that comes is lost, without MSG_CTRUNC */
 	bool watched; /* not one of Criterion's own descriptors */
 };
 
@@ -158,9 +159,11 @@ recvmsg(int descriptor, struct msghdr *header, int flags)
 		copy.msg_iov = part;
 		copy.msg_iovlen = shorten(part, header, shape->most);
 	}
+	if (shape->strips)
+		copy.msg_controllen = 0;
 	result = real(descriptor, &copy, flags);
 	header->msg_controllen = copy.msg_controllen;
-	header->msg_flags = copy.msg_flags;
+	header->msg_flags = shape->strips ? 0 : copy.msg_flags;
 	return shaped_result(shape, result);
 }
 
@@ -2074,6 +2077,39 @@ Test(handles, that_find_no_room_at_the_receiver_are_lost_alone)
 	close(ear);
 	close(ends[0]);
 	close(ends[1]);
+}
+
+/* The same on a BSD, where the first read fails, and the second brings the bytes alone. */
+Test(handles, that_find_no_room_on_a_bsd_are_lost_alone)
+{
+	static const int errors[] = {EMSGSIZE, EMFILE};
+	struct channel near, far;
+	struct message message;
+	struct shape *shape;
+	size_t i;
+
+	for (i = 0; i < sizeof errors / sizeof errors[0]; i++) {
+		open_channels(&near, &far);
+		send_handle(&near, "lost", STDIN_FILENO);
+		cr_assert(channel_flush(&near) == PEER_ALIVE);
+		shape = shape_reads(&far);
+		shape->error = errors[i];
+		shape->errors = 1;
+		shape->strips = true;
+		cr_assert(channel_read(&far) == PEER_ALIVE && channel_next(&far, &message) == 0);
+		message = next_message(&far);
+		cr_assert_str_eq(message.action, "lost");
+		cr_assert(message.handle == -1 && far.handles_lost == 1);
+		shape->strips = false;
+		send_handle(&near, "kept", STDIN_FILENO);
+		cr_assert(channel_flush(&near) == PEER_ALIVE);
+		message = next_message(&far);
+		cr_assert_str_eq(message.action, "kept");
+		cr_assert(same_file(message.handle, STDIN_FILENO));
+		close(message.handle);
+		channel_close(&near);
+		channel_close(&far);
+	}
 }
 
 /* ---- handles of a hostile peer ------------------------------------------- */

@@ -142,13 +142,28 @@ watch_helper(int index)
 	}
 }
 
-/* All send to the parent: it is never long without a message. */
+static bool
+is_one_stopped(void)
+{
+	int i;
+
+	for (i = 1; i < shared->record_count && i < RECORDS; i++)
+		if (soak.victims[i].continue_at != 0 && !soak.victims[i].dead)
+			return true;
+	return false;
+}
+
+/* All send to the parent: it is never long without a message. A stopped process holds up all
+ * that feed it, as it should: the time while there is one does not count. */
 static void
 watch_silence(void)
 {
 	int64_t now = clutch_now();
 	long long heard = me->counts.delivered;
 
+	if (is_one_stopped())
+		soak.heard_at += now - soak.looked_at;
+	soak.looked_at = now;
 	if (heard != soak.heard || !soak.is_storm) {
 		soak.heard = heard;
 		soak.heard_at = now;

@@ -236,9 +236,10 @@ struct soak {
 	bool master_killed;
 	int status; /* of the master, when it has ended */
 	int port;
-	int64_t started_at, heard_at, killed_at; /* killed_at: an app worker, the last one */
-	long rss;                                /* of the master, the greatest so far, in KiB */
-	long long heard;                         /* by the parent, at heard_at */
+	int64_t started_at, heard_at, looked_at,
+		killed_at; /* killed_at: an app worker, the last one */
+	long rss;          /* of the master, the greatest so far, in KiB */
+	long long heard;   /* by the parent, at heard_at */
 	struct victim victims[RECORDS];
 	int64_t helpers_over[HELPERS]; /* when it ended; -1: it was overdue, and killed */
 	bool helpers_counted[HELPERS];
