@@ -22,6 +22,9 @@
 #	make bench              how fast clutch is, beside bare sockets
 #	make bench-ipc          the four ways of examples/ipc, beside each other
 #	make bench-bridge       what the bridge between clusters costs
+#	make traces             record the traces of draw/traces/ anew
+#	make traces-check       do the processes still do what these traces show?
+#	make figures            draw the figures from them
 #	make lab LAB=1          a copy of the tree that is broken in one place, to be mended;
 #	                        CHECK=1: is it mended? See labs/README.md
 #	make labs-check         each lab, or LAB=1, is what its page says; SHORT=1: as in CI
@@ -101,6 +104,10 @@ $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/i
 $(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+$(BUILD)/draw/%: $(BUILD)/draw/%.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
@@ -193,6 +200,19 @@ $(BUILD)/%.o: %.c
 # examples/run itself, which stops both clusters.
 run: all
 	@BUILD=$(BUILD) exec sh examples/run
+
+# ---- traces and figures ----------------------------------------------------
+
+# The traces that are committed, recorded anew; and the figures in the documents, drawn from
+# them. traces-check runs each once more, and compares what each process did.
+traces: $(BUILD)/draw/runs
+	@BUILD=$(BUILD) sh draw/traces/record $(RUN)
+
+figures:
+	@sh draw/figures/make
+
+traces-check: $(BUILD)/draw/runs
+	@BUILD=$(BUILD) sh draw/traces/check $(RUN)
 
 # ---- test ------------------------------------------------------------------
 
@@ -317,7 +337,7 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 
 # The most lines of code, as cloc counts them. .clang-tidy says how long and how deep a
 # function may be.
-SIZE_MAX        = 3915
+SIZE_MAX        = 3985
 SENDMESSAGE_MAX = 550
 size:
 	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)
@@ -390,5 +410,5 @@ labs-check:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run test criterion redis-server check sanitize valgrind static portable portable-short warnings objects size \
+.PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind static portable portable-short warnings objects size \
 	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge lab labs-check clean

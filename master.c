@@ -214,6 +214,7 @@ static void
 signal_process(const struct process *process, int number)
 {
 	if (is_alive(process)) {
+		clutch_trace("signals", &process->channel, NULL, "signal", number);
 		kill(-process->worker_id, number);
 		kill(process->worker_id, number);
 	}
@@ -724,6 +725,8 @@ become_child(struct master *master, const struct process *process, int descripto
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
 	messenger = messenger_open(descriptor, role);
+	clutch_trace_init(role, slot);
+	clutch_trace("starts", NULL, NULL, "parent", (long)getppid());
 	if (messenger == NULL ||
 	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
 	                          set_number("CFORK_WORKER_COUNT", options->workers) == -1))) {
@@ -764,6 +767,7 @@ fork_process(struct master *master, struct process *process, struct slot *slot)
 	pid_t pid = -1;
 	sigset_t mask;
 
+	clutch_trace("forks", process != NULL ? &process->channel : NULL, NULL, "", 0);
 	if (process != NULL && channel_pair(pair) == 0 &&
 	    channel_attach(&process->channel, pair[0]) == 0)
 		pid = fork_blocked(&mask);
@@ -809,6 +813,7 @@ new_worker(struct master *master, int slot)
 	}
 	master->worker_count++;
 	channel_init(&worker->channel, CHANNEL_QUEUE_MAX);
+	worker->channel.process = worker;
 	worker->role = ROLE_APP;
 	worker->slot = slot;
 	worker->disable_refork = true;
@@ -1206,6 +1211,7 @@ on_disconnect(struct master *master, struct process *process)
 	bool again = process->state == STATE_DISCONNECTED; /* what waited could not be written */
 	bool graceful = process->role == ROLE_APP && process->killed_for == NULL && !again;
 
+	clutch_trace("ends", &process->channel, NULL, "", 0);
 	channel_flush(&process->channel);
 	if (!graceful || channel_pending(&process->channel) == 0)
 		channel_close(&process->channel);
@@ -1225,6 +1231,7 @@ on_disconnect(struct master *master, struct process *process)
 	expect(master, process, DEADLINE_DISCONNECTED);
 	if (process->role == ROLE_AGENT) { /* D24: what is sent from now on is the next one's */
 		channel_init(&process->channel, CHANNEL_QUEUE_MAX);
+		process->channel.process = process;
 		return;
 	}
 	log_info("%s disconnect", process_name(process));
@@ -1342,8 +1349,9 @@ hear(struct master *master, struct process *process)
 
 /* How a process died: "code: 1, signal: null" (D19). */
 static void
-describe_death(struct slot *slot, const siginfo_t *info, const char *killed_for)
+describe_death(struct slot *slot, const siginfo_t *info, const struct process *process)
 {
+	const char *killed_for = process->killed_for;
 	bool exited = info->si_code == CLD_EXITED;
 	char number[16];
 	const char *name = info->si_status == SIGKILL   ? "SIGKILL"
@@ -1354,6 +1362,7 @@ describe_death(struct slot *slot, const siginfo_t *info, const char *killed_for)
 	snprintf(slot->last_death, sizeof slot->last_death, "code: %s, signal: %s%s%s",
 	         exited ? number : "null", exited ? "null" : name, killed_for != NULL ? ", " : "",
 	         killed_for != NULL ? killed_for : "");
+	clutch_trace("dies", &process->channel, NULL, slot->last_death, 0);
 }
 
 /* What a process has started must not outlive it: its group gets SIGTERM, and SIGKILL at
@@ -1440,6 +1449,7 @@ reap_corpses(struct master *master)
 			continue;
 		}
 		waitpid(corpse->pid, NULL, 0);
+		clutch_trace("reaps", NULL, NULL, "pid", (long)corpse->pid);
 		await(master, master->now); /* it may have been the last one */
 		*link = corpse->next;
 		free(corpse);
@@ -1469,7 +1479,7 @@ on_process_exit(struct master *master, struct process *process, const siginfo_t 
 		channel_close(channel);
 	describe_death(process->role == ROLE_AGENT ? &master->agent_slot
 	                                           : &master->slots[process->slot],
-	               info, process->killed_for);
+	               info, process);
 	process->state = STATE_DEAD;
 	if (info->si_pid != 0)
 		bury(master, process);
@@ -1690,6 +1700,8 @@ take(int number)
 {
 	bool came = got[number] != 0;
 
+	if (came)
+		clutch_trace("is signaled", NULL, NULL, "signal", number);
 	got[number] = 0;
 	return came;
 }
@@ -1984,7 +1996,9 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	master.agent.role = ROLE_AGENT;
 	channel_init(&master.parent.channel, 0);
 	channel_init(&master.agent.channel, 0); /* what is sent before it is forked waits (D24) */
-	clutch_trace_init();
+	master.parent.channel.process = &master.parent;
+	master.agent.channel.process = &master.agent;
+	clutch_trace_init(ROLE_MASTER, 0);
 	fflush(stdout); /* or each child would print it again */
 	fflush(stderr);
 	if (parse_options(&master, given) == 0 &&

@@ -9,12 +9,14 @@
 #include "messenger.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 /* How long an exit waits until what was sent is written out, in ms. */
@@ -44,6 +46,14 @@ static void send_to_agent_worker(struct master_messenger *messenger, struct mess
 static bool process_send(struct master_messenger *messenger, struct process *process,
                          struct message *data);
 
+/* The message has no receiver. */
+static void
+reach_nobody(struct master_messenger *messenger, const struct message *data)
+{
+	clutch_trace("reaches nobody", NULL, data, "", 0);
+	messenger->undeliverable += data->from != ROLE_MASTER;
+}
+
 /* egg's debug('%s -> %s, data: %j', data.from, data.to, data) */
 static void
 debug(const struct message *data, enum role claimed)
@@ -52,16 +62,14 @@ debug(const struct message *data, enum role claimed)
 	                   : claimed == ROLE_NONE  ? "by default"
 	                                           : "by its to";
 
-	clutch_trace(ROLE_MASTER, "routes", data, "%s -> %s, %s", clutch_role_name(data->from),
-	             clutch_role_name(data->to), rule);
+	clutch_trace("routes", NULL, data, rule, 0);
 }
 
 void
 master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                          struct message *msg)
 {
-	clutch_trace(ROLE_MASTER, "receives", msg, "from %s:%ld", clutch_role_name(sender->role),
-	             (long)sender->worker_id);
+	clutch_trace("receives", &sender->channel, msg, "", 0);
 	msg->from = sender->role; /* :60 */
 	messenger->sender = sender;
 	master_messenger_send(messenger, msg); /* :61 */
@@ -126,7 +134,7 @@ master_messenger_send(struct master_messenger *messenger, struct message *data)
 		send_to_agent_worker(messenger, data); /* :127 */
 		return;
 	}
-	messenger->undeliverable += data->from != ROLE_MASTER; /* D26 */
+	reach_nobody(messenger, data); /* D26 */
 }
 /* NOLINTEND(readability-function-size) */
 
@@ -145,7 +153,7 @@ send_to_parent(struct master_messenger *messenger, struct message *data)
 
 	if (parent == NULL ||                       /* :145 has_parent */
 	    !process_send(messenger, parent, data)) /* :148 */
-		messenger->undeliverable += data->from != ROLE_MASTER;
+		reach_nobody(messenger, data);
 }
 
 /* message to app workers */
@@ -171,7 +179,7 @@ send_to_app_worker(struct master_messenger *messenger, struct message *data)
 		receivers += process_send(messenger, worker, data); /* :166 */
 	}
 	if (receivers == 0)
-		messenger->undeliverable += data->from != ROLE_MASTER;
+		reach_nobody(messenger, data);
 }
 
 /* message to the agent worker */
@@ -186,7 +194,7 @@ send_to_agent_worker(struct master_messenger *messenger, struct message *data)
 	/* a message with the dead agent's pid was not meant for the next one */
 	if (agent == NULL || (agent->channel.descriptor == -1 && data->receiver_pid != 0) ||
 	    !process_send(messenger, agent, data)) /* :176 */
-		messenger->undeliverable += data->from != ROLE_MASTER;
+		reach_nobody(messenger, data);
 }
 
 /* ---- the master's side: backpressure ------------------------------------- */
@@ -231,6 +239,7 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 			return false;
 	memset(sender->waits_for, 0, sizeof sender->waits_for);
 	sender->waits = false;
+	clutch_trace("goes on", &sender->channel, NULL, "", 0);
 	return true;
 }
 
@@ -245,8 +254,6 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 	int64_t deadline = 0;
 	int result;
 
-	clutch_trace(ROLE_MASTER, "sends", data, "to %s:%ld", clutch_role_name(process->role),
-	             (long)process->worker_id);
 	while ((result = sendmessage(&process->channel, data)) == -1) {
 		if ((errno == EMFILE || errno == ENOBUFS) && data->handle != -1) {
 			data->handle = -1; /* the message is worth more than its handle */
@@ -260,11 +267,15 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 			break;
 		}
 	}
+	clutch_trace(result == 0 ? "sends" : "drops", &process->channel, data, "", 0);
 	data->handle = handle; /* the next receiver may have more luck */
 	process->dropped += result == -1 && errno == ENOBUFS;
 	/* A queue that has a limit has no process at its end to drain it. */
 	if (result == 0 && messenger->sender != NULL && process->channel.limit == 0 &&
 	    process_is_above(process, CHANNEL_HIGH_WATER)) {
+		if ((messenger->sender->waits_for[bit / 8] >> bit % 8 & 1) == 0)
+			clutch_trace("waits", &messenger->sender->channel, NULL,
+			             clutch_role_name(process->role), process->slot);
 		messenger->sender->waits = true;
 		messenger->sender->waits_for[bit / 8] |= (unsigned char)(1 << bit % 8);
 	}
@@ -279,7 +290,9 @@ clutch_version(void)
 	return CLUTCH_VERSION;
 }
 
-bool clutch_trace_on;
+/* All messengers of the process, and the one of its role. */
+static struct messenger *messengers;
+static struct messenger *own;
 
 const char *
 clutch_role_name(enum role role)
@@ -323,30 +336,80 @@ clutch_print_line(int descriptor, const char *format, ...)
 	va_end(arguments);
 }
 
-void
-clutch_trace_init(void)
-{
-	const char *wanted = getenv("CLUTCH_TRACE");
+/* This process, and, in a process that is no master, its master. */
+static struct process self, its_master = {.role = ROLE_MASTER};
+static unsigned long trace_lost;
 
-	clutch_trace_on = wanted != NULL && strcmp(wanted, "1") == 0;
+#define TRACE_FORMAT                                                                               \
+	"trace\t%lld\t%s:%d:%ld\t%lu\t%s\t%s:%d:%ld\t%ld\t%zu\t%s>%s:%ld\t%s %ld\t%s\t%ld\t"
+#define NAME(process) clutch_role_name((process)->role), (process)->slot, (long)(process)->worker_id
+
+/* Append the beginning of a text, 256 bytes. Control characters are escaped: no text can imitate a field,
+ * or a line. */
+static char *
+trace_text(char *end, const char *text, long length)
+{
+	for (length = length < LOG_LINE / 4 ? length : LOG_LINE / 4; length > 0; length--, text++)
+		if ((unsigned char)*text < ' ' || *text == '\\' || *text == 127)
+			end += sprintf(end, "\\x%02x", (unsigned char)*text);
+		else
+			*end++ = *text;
+	return end;
+}
+
+/* One write(2) for each event, to a file that is opened for it, so that a traced process has
+ * the same descriptors as any other. A line that cannot be written is counted, and the next
+ * one says how many were lost before it; until then the process waits no more. */
+static void
+trace_event(const char *event, const struct channel *channel, const struct message *message,
+            const char *detail, long value)
+{
+	static const struct message none = {.action = "", .handle = -1};
+	const char *path = getenv("CLUTCH_TRACE"), *only = getenv("CLUTCH_TRACE_ACTION"), *action;
+	struct pollfd file = {.fd = STDERR_FILENO, .events = POLLOUT};
+	bool to_file = path != NULL && strcmp(path, "1") != 0;
+	char line[2 * LOG_LINE + 512], *end = line;
+	int saved = errno, patience = trace_lost > 0 ? 0 : LOG_PATIENCE;
+	long length = message == NULL || !message->data ? -1 : (long)message->data_length;
+	struct timespec now;
+
+	channel = channel != NULL ? channel : &self.channel;
+	message = message != NULL ? message : &none;
+	action = message->action != NULL ? message->action : "";
+	if (only != NULL && *only && strcmp(only, action) != 0)
+		return;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	end += sprintf(end, TRACE_FORMAT, now.tv_sec * 1000000LL + now.tv_nsec / 1000, NAME(&self),
+	               trace_lost, event, NAME(channel->process != NULL ? channel->process : &self),
+	               (long)(strchr("sw", *event) ? channel->messages_out : channel->messages_in),
+	               channel_pending(channel), clutch_role_name(message->from),
+	               clutch_role_name(message->to), (long)message->receiver_pid, detail, value,
+	               message->handle != -1 ? "handle" : "-", length);
+	end = trace_text(end, action, (long)strlen(action));
+	*end++ = '\t';
+	end = trace_text(end, message->data, length);
+	*end++ = '\n';
+	if (to_file)
+		file.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+	if (file.fd == -1 && trace_lost == 0)
+		clutch_print_line(STDERR_FILENO, "cannot write %s: %s", path, strerror(errno));
+	trace_lost++;
+	if (poll(&file, 1, patience) == 1 &&
+	    write(file.fd, line, (size_t)(end - line)) == end - line)
+		trace_lost = 0;
+	if (to_file)
+		close(file.fd);
+	errno = saved;
 }
 
 void
-clutch_trace_step(enum role role, const char *step, const struct message *message,
-                  const char *format, ...)
+clutch_trace_init(enum role role, int slot)
 {
-	bool short_data = message->data != NULL && message->data_length <= 128;
-	bool has_action = message->action != NULL && message->action[0] != '\0';
-	va_list arguments;
-	char more[128];
+	const char *wanted = getenv("CLUTCH_TRACE");
 
-	va_start(arguments, format);
-	vsnprintf(more, sizeof more, format, arguments);
-	va_end(arguments);
-	clutch_print_line(STDERR_FILENO, "trace %s:%ld %s %.64s %.*s: %s", clutch_role_name(role),
-	                  (long)getpid(), step, has_action ? message->action : "-",
-	                  short_data ? (int)message->data_length : 1,
-	                  short_data ? message->data : "-", more);
+	clutch_tracer = wanted && *wanted && strcmp(wanted, "0") != 0 ? trace_event : NULL;
+	trace_lost = getpid() == self.worker_id ? trace_lost : 0; /* a child has lost none */
+	self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
 }
 
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
@@ -384,10 +447,6 @@ struct closer {
  * this process may read meanwhile. */
 static bool in_listener;
 
-/* All messengers of the process, and the one of its role. */
-static struct messenger *messengers;
-static struct messenger *own;
-
 static void end_channel(struct messenger *messenger);
 
 struct messenger *
@@ -395,10 +454,11 @@ messenger_open(int descriptor, enum role role)
 {
 	struct messenger *messenger = calloc(1, sizeof *messenger);
 
-	clutch_trace_init();
 	if (messenger == NULL)
 		return NULL;
+	clutch_trace_init(own != NULL ? own->role : role, own != NULL ? own->slot : 0);
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
+	messenger->channel.process = own == NULL ? &its_master : NULL;
 	messenger->role = role;
 	messenger->pid = getpid();
 	messenger->slot = -1;
@@ -490,8 +550,7 @@ messenger_send_message(struct messenger *messenger, const struct message *messag
 		return clutch_fail(EPIPE);
 	if (sendmessage(&messenger->channel, &plain) == -1)
 		return -1;
-	clutch_trace(messenger->role, "sends", message, "to %s, receiverPid %ld",
-	             clutch_role_name(message->to), (long)message->receiver_pid);
+	clutch_trace("sends", &messenger->channel, message, "", 0);
 	return 0;
 }
 
@@ -661,6 +720,8 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 static void
 check(struct messenger *messenger, int result, const char *where)
 {
+	if (result != 0)
+		clutch_trace("fails", NULL, NULL, where, result);
 	if (result != 0 && messenger->on_uncaught != NULL)
 		messenger->on_uncaught(messenger, result, where);
 	else if (result != 0)
@@ -686,7 +747,7 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 		if (listener->once)
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
-		clutch_trace(messenger->role, "delivers", message, "to listener %zu", called);
+		clutch_trace("delivers", &messenger->channel, message, "listener", (long)called);
 		check(loop, listener->call(messenger, message, listener->arg), "listener");
 	}
 	return called;
@@ -720,6 +781,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	bool by_master = message->from == ROLE_MASTER && messenger->loop == NULL;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
+	clutch_trace("hears", &messenger->channel, message, "", 0);
 	if (by_master && strcmp(message->action, "clutch-barrier") == 0) {
 		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
@@ -732,8 +794,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
 	if (length == 0 || emit(messenger, count, message->action, length, message) == 0)
-		clutch_trace(messenger->role, "receives", message,
-		             "without a listener for its action");
+		clutch_trace("ignores", &messenger->channel, message, "", 0);
 	in_listener = false;
 	sweep(messenger);
 	if (message->handle != -1)
@@ -1000,6 +1061,7 @@ hear(struct messenger *messenger)
 	messenger->has_unread = found == 1; /* paused: there may be more */
 	if (peer == PEER_ALIVE && found != -1)
 		return;
+	clutch_trace("ends", &messenger->channel, NULL, "", 0);
 	end_channel(messenger);
 	error = peer == PEER_BROKEN || found == -1 ? EPROTO : 0;
 	if (loop == NULL)

@@ -587,6 +587,7 @@ struct channel {
 
 	uint64_t written; /* bytes, ever */
 	uint64_t bytes_in, messages_in, messages_out, handles_lost;
+	const struct process *process; /* at the other end, for a trace, or NULL */
 };
 
 /* channel_init makes a channel without a process at the other end; channel_attach
@@ -681,14 +682,16 @@ int clutch_set_flags(int descriptor);
 /* clutch_print_line; returns whether the line was written. */
 bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
 
-/* A line on stderr for each step of a message, if CLUTCH_TRACE was "1" when
- * clutch_trace_init was called. A macro, so that nothing is prepared for a line that is
- * not printed. */
-#define clutch_trace(...) (clutch_trace_on ? clutch_trace_step(__VA_ARGS__) : (void)0)
-extern bool clutch_trace_on;
-void clutch_trace_init(void);
-void clutch_trace_step(enum role role, const char *step, const struct message *message,
-                       const char *format, ...) CLUTCH_PRINTF(4, 5);
+/*
+ * The trace (docs/trace.md): a line for each event, if CLUTCH_TRACE said so when
+ * clutch_trace_init was called, which also says which process this one is. A macro, so that
+ * nothing is prepared for a line that is not printed. Channel and message may be NULL. An
+ * event whose name begins with s or w goes out over the channel, any other comes in.
+ */
+#define clutch_trace(...) (clutch_tracer != NULL ? clutch_tracer(__VA_ARGS__) : (void)0)
+extern void (*clutch_tracer)(const char *event, const struct channel *channel,
+                             const struct message *message, const char *detail, long value);
+void clutch_trace_init(enum role role, int slot);
 const char *clutch_role_name(enum role role);
 
 /*

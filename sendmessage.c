@@ -57,6 +57,9 @@ static struct {
 	unsigned char bytes[FRAME_MAX + CHANNEL_READ_SIZE];
 } buffer;
 
+void (*clutch_tracer)(const char *event, const struct channel *channel,
+                      const struct message *message, const char *detail, long value);
+
 /* Not every system has these: 0 is no flag, and ENOBUFS is a shortage, too. */
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
@@ -429,6 +432,7 @@ channel_flush(struct channel *channel)
 		count = write_once(channel, &tried);
 		if (count >= 0) {
 			write_advance(channel, (size_t)count);
+			clutch_trace("writes", channel, NULL, "bytes", count);
 			writable = (size_t)count == tried; /* else the socket is full */
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			writable = false;
@@ -663,6 +667,7 @@ channel_read(struct channel *channel)
 		return PEER_GONE;
 	channel->bytes_in += (uint64_t)count;
 	buffer.end += (size_t)count;
+	clutch_trace("reads", channel, NULL, "bytes", count);
 	if (keep_handle(channel, &header))
 		return PEER_ALIVE;
 	buffer.reader = NULL; /* nothing of this read is heard */

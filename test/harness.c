@@ -886,7 +886,6 @@ static void
 start_into(struct cluster *cluster, const struct options *options, int pipe)
 {
 	int saved[2] = {fcntl(1, F_DUPFD, 10), fcntl(2, F_DUPFD, 10)};
-	bool traces = clutch_trace_on;
 
 	cr_assert(saved[0] != -1 && saved[1] != -1);
 	fflush(NULL);
@@ -897,7 +896,7 @@ start_into(struct cluster *cluster, const struct options *options, int pipe)
 	dup2(saved[1], 2);
 	close(saved[0]);
 	close(saved[1]);
-	clutch_trace_on = traces; /* the test itself does not trace */
+	clutch_tracer = NULL; /* the test itself does not trace */
 	cr_assert(cluster->parent != NULL, "fork_cluster: %s", strerror(errno));
 }
 

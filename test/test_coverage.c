@@ -142,40 +142,9 @@ print_long(int descriptor)
 	clutch_print_line(descriptor, "%2000d", 1);
 }
 
-static void
-trace_long(int descriptor)
-{
-	static const char data[200] = {'"', 'x'};
-	struct message message = {"a", ROLE_NONE, ROLE_NONE, 0, data, sizeof data, -1, NULL};
-	int saved = dup(STDERR_FILENO);
-
-	cr_assert_geq(dup2(descriptor, STDERR_FILENO), 0);
-	clutch_trace_step((enum role)9, "routes", &message, "to %d", 1);
-	cr_assert_geq(dup2(saved, STDERR_FILENO), 0);
-	close(saved);
-}
-
 Test(coverage, a_long_line_is_cut)
 {
 	cr_assert_eq(strlen(printed(print_long)), 1024);
-}
-
-Test(coverage, the_trace_leaves_out_long_data_and_knows_no_ninth_role)
-{
-	const char *line = printed(trace_long);
-
-	cr_assert_eq(strncmp(line, "trace ?:", 8), 0, "%s", line);
-	cr_assert_not_null(strstr(line, " routes a -: to 1\n"), "%s", line);
-}
-
-Test(coverage, a_trace_of_0_is_none)
-{
-	setenv("CLUTCH_TRACE", "0", 1);
-	clutch_trace_init();
-	cr_assert_not(clutch_trace_on);
-	setenv("CLUTCH_TRACE", "1", 1);
-	clutch_trace_init();
-	cr_assert(clutch_trace_on);
 }
 
 /* ---- listeners ------------------------------------------------------------- */

@@ -1,0 +1,185 @@
+/*
+ * The runs that the figures show: an agent, two apps, and a parent that makes something
+ * happen and ends the cluster.
+ *
+ *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|uncaught|kill|reload|shutdown|pressure
+ */
+#include "../messenger.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { FLOOD = 18, PIECE = 200 * 1024, DEADLINE = 20000 };
+
+static const char *run;
+static pid_t master;
+static bool failed;
+
+static bool
+is(const char *name)
+{
+	return strcmp(run, name) == 0;
+}
+
+/* ---- the agent and the apps ------------------------------------------------ */
+
+static int
+on_order(struct messenger *agent, const struct message *message, void *arg)
+{
+	static char piece[PIECE + 1];
+	int i;
+
+	(void)arg;
+	if (!is("pressure"))
+		return messenger_send_to_app(agent, "order", message->data);
+	memset(piece, '1', PIECE);
+	for (i = 0; i < FLOOD; i++)
+		if (messenger_send_to_app(agent, "order", piece) == -1)
+			return -1;
+	return messenger_send_to_app(agent, "last", NULL);
+}
+
+static int
+agent(struct messenger *agent, void *arg)
+{
+	return messenger_on(agent, "take", on_order, arg);
+}
+
+/* In the run "uncaught" an app throws. In the run "pressure" it takes its time. */
+static int
+hear_order(struct messenger *app, const struct message *message, void *arg)
+{
+	struct timespec while_ms = {.tv_nsec = 10 * 1000 * 1000};
+
+	(void)message, (void)arg;
+	if (messenger_slot(app) == 0 && is("pressure"))
+		nanosleep(&while_ms, NULL);
+	return messenger_slot(app) == 0 && is("uncaught") ? 1 : 0;
+}
+
+static int
+hear_last(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return messenger_slot(app) == 0 ? messenger_send(app, "done", NULL, ROLE_PARENT) : 0;
+}
+
+/* Its pid, for the parent, who kills it; or that it is there, instead of another. */
+static int
+say(struct messenger *app, const struct message *message, void *arg)
+{
+	char pid[16];
+
+	(void)arg;
+	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(app));
+	return messenger_send(app, strcmp(message->action, "who") == 0 ? "me" : "here", pid,
+	                      ROLE_PARENT);
+}
+
+static int
+app(struct messenger *app, void *arg)
+{
+	if (messenger_on(app, "order", hear_order, arg) == -1 ||
+	    messenger_on(app, "last", hear_last, arg) == -1 ||
+	    (is("kill") && messenger_on(app, "who", say, arg) == -1))
+		return -1;
+	return is("kill") || is("uncaught") || is("reload")
+	               ? messenger_on(app, "egg-ready", say, arg)
+	               : 0;
+}
+
+/* ---- the parent ---------------------------------------------------------------- */
+
+static int
+stop(struct messenger *parent, void *arg)
+{
+	(void)parent, (void)arg;
+	return kill(master, SIGTERM);
+}
+
+/* What is on its way arrives first. */
+static int
+stop_soon(struct messenger *parent)
+{
+	return messenger_set_timeout(parent, 60, stop, NULL) == -1;
+}
+
+static int
+on_ready(struct messenger *parent, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	if (is("message") || is("uncaught") || is("pressure"))
+		messenger_send_to_agent(parent, "take", "{\"id\":7}");
+	if (is("reload"))
+		messenger_send(parent, "reload-worker", NULL, ROLE_MASTER);
+	if (is("kill"))
+		messenger_send_to_app(parent, "who", NULL);
+	return is("start") || is("message") || is("shutdown") ? stop_soon(parent) : 0;
+}
+
+static int
+on_done(struct messenger *parent, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return stop_soon(parent);
+}
+
+/* The first app to answer is killed. */
+static int
+on_me(struct messenger *parent, const struct message *message, void *arg)
+{
+	(void)parent, (void)arg;
+	return kill((pid_t)strtol(message->data, NULL, 10), SIGKILL);
+}
+
+/* Two are there at first; one is replaced, or, by a reload, both are. */
+static int
+on_here(struct messenger *parent, const struct message *message, void *arg)
+{
+	static int here;
+
+	(void)message, (void)arg;
+	return ++here == (is("reload") ? 4 : 3) ? stop_soon(parent) : 0;
+}
+
+static int
+on_deadline(struct messenger *parent, void *arg)
+{
+	(void)parent, (void)arg;
+	clutch_print_line(STDERR_FILENO, "runs: %s is not done after %d ms", run, DEADLINE);
+	failed = true;
+	return kill(master, SIGKILL);
+}
+
+int
+main(int count, char **argument)
+{
+	struct messenger *parent;
+	int status = 0;
+
+	if (count != 2) {
+		clutch_print_line(STDERR_FILENO, "usage: runs start|message|uncaught|kill|reload|"
+		                                 "shutdown|pressure");
+		return 2;
+	}
+	run = argument[1];
+	parent = fork_cluster(&(struct options){.agent = agent, .app = app, .workers = 2}, &master);
+	if (parent == NULL || messenger_on(parent, "egg-ready", on_ready, NULL) == -1 ||
+	    messenger_on(parent, "done", on_done, NULL) == -1 ||
+	    messenger_once(parent, "me", on_me, NULL) == -1 ||
+	    messenger_on(parent, "here", on_here, NULL) == -1 ||
+	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
+		clutch_print_line(STDERR_FILENO, "runs: %s", strerror(errno));
+		return 1;
+	}
+	while (waitpid(master, &status, WNOHANG) == 0)
+		messenger_step(parent, 50);
+	messenger_close(parent);
+	return failed || status != 0;
+}

@@ -1,0 +1,166 @@
+/*
+ * draw/: what a trace shows is drawn, by any awk with the same bytes; the committed figures
+ * are those of the committed traces, and these are what the processes still do.
+ */
+#include "harness.h"
+
+#include <criterion/criterion.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+TestSuite(draw, .timeout = 120);
+
+/* Run a shell command in which %s is the test's folder. Returns its exit status; what it has
+ * printed is in `output`. */
+static char output[256 * 1024];
+
+static int
+shell(const char *command)
+{
+	char text[2048];
+	size_t length;
+	FILE *pipe;
+
+	snprintf(text, sizeof text, "T='%s'; { %s; } 2>&1", test_folder(), command);
+	pipe = popen(text, "r");
+	cr_assert_not_null(pipe);
+	length = fread(output, 1, sizeof output - 1, pipe);
+	output[length] = '\0';
+	return WEXITSTATUS(pclose(pipe));
+}
+
+/* A line of a trace; \t stands between its fields. */
+static void
+write_trace(const char *lines)
+{
+	char path[512];
+	FILE *file;
+
+	snprintf(path, sizeof path, "%s/trace", test_folder());
+	file = fopen(path, "w");
+	cr_assert_not_null(file);
+	fputs(lines, file);
+	fclose(file);
+}
+
+static void
+check_figures(const char *awk)
+{
+	char command[512];
+
+	snprintf(command, sizeof command,
+	         "command -v %s >/dev/null || { echo skipped: there is no %s; exit 0; }; "
+	         "FIGURES=$T AWK='%s' sh draw/figures/make >/dev/null && "
+	         "diff -r -x make $T draw/figures",
+	         awk, awk, awk);
+	cr_assert_eq(shell(command), 0, "%s: %.2000s", awk, output);
+	if (strncmp(output, "skipped", 7) == 0)
+		cr_log_warn("%s", output);
+}
+
+Test(draw, the_figures_are_those_of_the_traces)
+{
+	check_figures("awk");
+}
+
+Test(draw, mawk_draws_the_same)
+{
+	check_figures("mawk");
+}
+
+Test(draw, gawk_draws_the_same)
+{
+	check_figures("gawk");
+}
+
+Test(draw, busybox_draws_the_same)
+{
+	check_figures("busybox awk");
+}
+
+Test(draw, the_processes_do_what_the_traces_show)
+{
+	cr_assert_eq(shell("make -s BUILD=$BUILD traces-check"), 0, "%s", output);
+	cr_assert_eq(shell("cut -f5 draw/traces/pressure.trace | grep -cx -e waits -e 'goes on'"),
+	             0);
+	cr_assert_geq(atoi(output), 2, "the agent waits, and goes on");
+}
+
+Test(draw, the_check_sees_another_trace)
+{
+	cr_assert_eq(shell("sed 's/take/give/' draw/traces/message.trace >$T/trace && "
+	                   "awk -f draw/own.awk $T/trace $T/trace | sort >$T/new; "
+	                   "awk -f draw/own.awk draw/traces/message.trace "
+	                   "draw/traces/message.trace | sort | cmp - $T/new"),
+	             1);
+}
+
+Test(draw, a_run_is_traced_and_drawn_in_one_step)
+{
+	cr_assert_eq(shell("draw/run -k $T/trace -a ping $BUILD/examples/ping 2>/dev/null"), 0);
+	cr_assert_not_null(strstr(output, "master"), "%s", output);
+	cr_assert_not_null(strstr(output, " ping "), "%s", output);
+	cr_assert_null(strstr(output, "fork"), "%s", output);
+	cr_assert_eq(shell("draw/draw $T/trace"), 0);
+	cr_assert_not_null(strstr(output, "fork"), "%s", output);
+}
+
+Test(draw, a_text_is_as_wide_as_wanted)
+{
+	char *line, *text = output;
+	size_t longest = 0;
+
+	cr_assert_eq(shell("draw/draw draw/traces/reload.trace"), 0);
+	while ((line = strsep(&text, "\n")) != NULL)
+		longest = strlen(line) > longest ? strlen(line) : longest;
+	cr_assert_leq(longest, 80);
+	cr_assert_eq(shell("draw/draw -w 160 draw/traces/reload.trace"), 0);
+	for (text = output, longest = 0; (line = strsep(&text, "\n")) != NULL;)
+		longest = strlen(line) > longest ? strlen(line) : longest;
+	cr_assert_leq(longest, 160);
+	cr_assert_gt(longest, 120);
+}
+
+Test(draw, can_be_limited)
+{
+	cr_assert_eq(shell("draw/draw -p 'master agent' draw/traces/message.trace"), 0);
+	cr_assert_not_null(strstr(output, "agent-start"), "%s", output);
+	cr_assert_null(strstr(output, "listening"), "%s", output);
+	cr_assert_eq(shell("draw/draw -t 50,100000 draw/traces/message.trace"), 0);
+	cr_assert_null(strstr(output, "fork"), "%s", output);
+	cr_assert_not_null(strstr(output, "SIGTERM"), "%s", output);
+}
+
+/* Text is text, also in an SVG, and a message without a listener is not an order. */
+Test(draw, what_is_sent_cannot_spoil_a_picture)
+{
+	write_trace("trace\t1000\tmaster:0:1\t0\tsends\tapp:0:2\t1\t9\tagent>app:0\t "
+	            "0\t-\t9\t<a>\t\"<&>\"\n"
+	            "trace\t3000\tapp:0:2\t4\thears\tmaster:0:0\t1\t0\tagent>app:0\t "
+	            "0\t-\t9\t<a>\t\"<&>\"\n");
+	cr_assert_eq(shell("draw/draw -f svg -n 'a & b' $T/trace"), 0);
+	cr_assert_not_null(strstr(output, ">&lt;a&gt;"), "%s", output);
+	cr_assert_not_null(strstr(output, ">a &amp; b<"), "%s", output);
+	cr_assert_null(strstr(output, "<a>"), "%s", output);
+	cr_assert_not_null(strstr(output, ">4 lines are lost<"), "%s", output);
+	cr_assert_eq(shell("draw/draw -f timeline $T/trace"), 0);
+	cr_assert_not_null(strstr(output, "the thickest is 9 bytes"), "%s", output);
+}
+
+Test(draw, says_what_is_wrong_with_its_arguments)
+{
+	cr_assert_eq(shell("draw/draw $T/none"), 1);
+	cr_assert_not_null(strstr(output, "cannot be read"), "%s", output);
+	write_trace("no trace\n");
+	cr_assert_eq(shell("draw/draw $T/trace"), 1);
+	cr_assert_not_null(strstr(output, "no line of a trace"), "%s", output);
+	cr_assert_eq(shell("draw/draw -f png draw/traces/kill.trace"), 2);
+	cr_assert_not_null(strstr(output, "give text, svg or timeline"), "%s", output);
+	cr_assert_eq(shell("draw/draw -w x draw/traces/kill.trace"), 2);
+	cr_assert_eq(shell("draw/draw -t soon draw/traces/kill.trace"), 2);
+	cr_assert_eq(shell("draw/draw"), 2);
+	cr_assert_eq(shell("draw/run"), 2);
+}
