@@ -557,24 +557,27 @@ lend_buffer(struct channel *channel)
 }
 
 /* Copy the handles that recvmsg(2) has brought, and return how many they are. A hostile sender
- * may send as many as a control message has room for. macOS leaves cmsg_len as it was where it
- * has cut the message. */
+ * may send as many as a control message has room for. Credentials, if somebody has asked for
+ * them at this socket, stand before them. macOS leaves cmsg_len as it was where it has cut the
+ * message. */
 static size_t
 handles_of(struct msghdr *header, int handles[sizeof(union control) / sizeof(int)])
 {
+	const unsigned char *end = (unsigned char *)header->msg_control + header->msg_controllen;
 	struct cmsghdr *control = CMSG_FIRSTHDR(header);
-	size_t length, begin;
+	size_t begin, length, count = 0;
 
-	if (control == NULL || control->cmsg_type != SCM_RIGHTS)
-		return 0;
-	begin = (size_t)(CMSG_DATA(control) - (unsigned char *)control);
-	length = control->cmsg_len;
-	if (length > header->msg_controllen)
-		length = header->msg_controllen;
-	if (length < begin)
-		return 0;
-	memcpy(handles, CMSG_DATA(control), length - begin);
-	return (length - begin) / sizeof(int);
+	for (; control != NULL; control = CMSG_NXTHDR(header, control)) {
+		begin = (size_t)(CMSG_DATA(control) - (unsigned char *)control);
+		length = control->cmsg_len;
+		if (length > (size_t)(end - (unsigned char *)control))
+			length = (size_t)(end - (unsigned char *)control);
+		if (control->cmsg_type != SCM_RIGHTS || length < begin)
+			continue;
+		memcpy(handles + count, CMSG_DATA(control), length - begin);
+		count += (length - begin) / sizeof(int);
+	}
+	return count;
 }
 
 /* Keep the descriptor that recvmsg(2) has brought, if there is one, until its frame is
