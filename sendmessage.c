@@ -61,6 +61,9 @@ static struct {
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
+#ifndef MSG_DONTWAIT
+#define MSG_DONTWAIT 0
+#endif
 #ifndef ETOOMANYREFS
 #define ETOOMANYREFS ENOBUFS
 #endif
@@ -356,7 +359,9 @@ handle_is_next(const struct channel *channel)
 }
 
 /* Write once, but not past the next handle, which travels with the first byte of its
- * frame. Returns what sendmsg(2) does, and stores how many bytes it tried. */
+ * frame. Returns what sendmsg(2) does, and stores how many bytes it tried. The socket is
+ * non-blocking, unless another process that has this end, too, has changed that: so each call
+ * says MSG_DONTWAIT. */
 static ssize_t
 write_once(struct channel *channel, size_t *tried)
 {
@@ -375,10 +380,10 @@ write_once(struct channel *channel, size_t *tried)
 	if (channel->waiting_count > with_handle)
 		*tried = (size_t)(channel->waiting[with_handle].position - channel->written);
 	if (!with_handle) /* the cheaper call */
-		return send(channel->descriptor, bytes, *tried, MSG_NOSIGNAL);
+		return send(channel->descriptor, bytes, *tried, MSG_NOSIGNAL | MSG_DONTWAIT);
 	part.iov_len = *tried;
 	memcpy(CMSG_DATA(&control.header), &channel->waiting[0].descriptor, sizeof(int));
-	return sendmsg(channel->descriptor, &header, MSG_NOSIGNAL);
+	return sendmsg(channel->descriptor, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 static void
@@ -652,7 +657,7 @@ channel_read(struct channel *channel)
 	if (part.iov_len > CHANNEL_READ_SIZE)
 		part.iov_len = CHANNEL_READ_SIZE;
 	do
-		count = recvmsg(channel->descriptor, &header, 0);
+		count = recvmsg(channel->descriptor, &header, MSG_DONTWAIT);
 	while (count == -1 && errno == EINTR);
 	if (count == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return PEER_ALIVE;

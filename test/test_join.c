@@ -10,6 +10,7 @@
 #include <criterion/criterion.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -547,4 +548,22 @@ Test(join, wrong_arguments_change_nothing)
 	expect_turn("one:a ");
 	close_link(&one);
 	close_link(&two);
+}
+
+/* ---- two ends of one pair ---------------------------------------------------------------- */
+
+/* Whoever made the pair may still have this end, too, and the flags of a file are shared. */
+Test(join, an_end_that_somebody_made_blocking_blocks_nobody)
+{
+	struct link link;
+	int copy;
+
+	open_link(&link, "link");
+	copy = dup(link.messenger->channel.descriptor);
+	cr_assert_eq(messenger_join(link.messenger, loop, on_end, &link), 0);
+	cr_assert_eq(fcntl(copy, F_SETFL, 0), 0);
+	fill(&link);
+	turn();
+	close(copy);
+	close_link(&link);
 }
