@@ -380,9 +380,9 @@ struct closer {
 	void *arg;
 };
 
-/* A message is being delivered: the message stands in the read buffer, so that no loop of
- * this process may read meanwhile. */
-static bool in_listener;
+/* The messenger that delivers a message, or NULL: the message stands in the read buffer, so
+ * that no loop of this process may read meanwhile. */
+static const struct messenger *delivering;
 
 /* All messengers of the process, and the one of its role. */
 static struct messenger *messengers;
@@ -626,7 +626,7 @@ sweep(struct messenger *messenger)
 	struct listener *list = messenger->listeners;
 	size_t from, to = 0;
 
-	if (in_listener || !messenger->unswept)
+	if (delivering == messenger || !messenger->unswept)
 		return;
 	for (from = 0; from < messenger->listener_count; from++)
 		if (list[from].removed)
@@ -724,9 +724,8 @@ deliver(struct messenger *messenger, const struct message *message)
 		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
-	sweep(messenger); /* what a listener of another messenger has removed */
 	count = messenger->listener_count;
-	in_listener = true;
+	delivering = messenger;
 	if (by_master && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
@@ -734,7 +733,7 @@ deliver(struct messenger *messenger, const struct message *message)
 	if (length == 0 || emit(messenger, count, message->action, length, message) == 0)
 		clutch_trace(messenger->role, "receives", message,
 		             "without a listener for its action");
-	in_listener = false;
+	delivering = NULL;
 	sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);
@@ -1098,7 +1097,7 @@ turn(struct messenger *messenger, size_t least, int timeout)
 	struct messenger *at = NULL;
 	int due;
 
-	if (messenger->stepping || messenger->loop != NULL || in_listener)
+	if (messenger->stepping || messenger->loop != NULL || delivering != NULL)
 		return clutch_fail(EBUSY);
 	while ((at = next_turned(messenger, at)) != NULL)
 		channel_flush(&at->channel);
@@ -1301,7 +1300,7 @@ messenger_disown(void)
 	struct messenger *messenger;
 
 	own = NULL;
-	in_listener = false;
+	delivering = NULL;
 	for (messenger = messengers; messenger != NULL; messenger = messenger->next)
 		channel_close(&messenger->channel);
 	clutch_wake_close();

@@ -550,6 +550,45 @@ Test(join, wrong_arguments_change_nothing)
 	close_link(&two);
 }
 
+/* ---- what one messenger's callback does to another one --------------------------------- */
+
+static int
+on_nothing(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message, (void)arg;
+	return 0;
+}
+
+/* Wait for an answer of the other messenger, and give up. */
+static int
+on_request(struct messenger *messenger, const struct message *message, void *arg)
+{
+	struct link *other = arg;
+
+	(void)messenger, (void)message;
+	cr_assert_eq(messenger_on(other->messenger, "answer", on_nothing, NULL), 0);
+	cr_assert_eq(messenger_remove_listener(other->messenger, "answer", on_nothing, NULL), 0);
+	return 0;
+}
+
+Test(join, listeners_that_another_ones_listener_removes_are_gone)
+{
+	struct link one, two;
+	size_t before;
+	int i;
+
+	join(&one, "one");
+	join(&two, "two");
+	before = two.messenger->listener_count;
+	cr_assert_eq(messenger_on(one.messenger, "request", on_request, &two), 0);
+	for (i = 0; i < 100; i++)
+		say(&one, "request");
+	turn();
+	cr_expect_eq(two.messenger->listener_count, before);
+	close_link(&one);
+	close_link(&two);
+}
+
 /* ---- two ends of one pair ---------------------------------------------------------------- */
 
 /* Whoever made the pair may still have this end, too, and the flags of a file are shared. */
