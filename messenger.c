@@ -713,6 +713,15 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 	}
 }
 
+/* What messenger_pause tells a master. At the other end of a joined messenger there may be a
+ * process that pauses; this one is no master, and its listeners hear nothing of that. */
+static bool
+is_about_a_pause(const struct message *message)
+{
+	return message->to == ROLE_MASTER && (strcmp(message->action, "clutch-pause") == 0 ||
+	                                      strcmp(message->action, "clutch-resume") == 0);
+}
+
 /* egg: _onMessage */
 static void
 deliver(struct messenger *messenger, const struct message *message)
@@ -724,7 +733,7 @@ deliver(struct messenger *messenger, const struct message *message)
 		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
-	count = messenger->listener_count;
+	count = is_about_a_pause(message) ? 0 : messenger->listener_count;
 	delivering = messenger;
 	if (by_master && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);

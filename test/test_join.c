@@ -591,6 +591,24 @@ Test(join, listeners_that_another_ones_listener_removes_are_gone)
 
 /* ---- two ends of one pair ---------------------------------------------------------------- */
 
+/* What a pause tells the master is for no other process. */
+Test(join, a_pause_of_the_other_end_is_no_message)
+{
+	struct messenger *other;
+	struct link link;
+
+	join(&link, "link");
+	other = messenger_open(dup(link.other.descriptor), ROLE_APP);
+	cr_assert_not_null(other);
+	cr_assert_eq(messenger_pause(other), 0);
+	cr_assert_eq(messenger_resume(other), 0);
+	cr_assert_eq(messenger_send(other, "after", NULL, ROLE_NONE), 0);
+	cr_assert_eq(messenger_step(other, 0), 1);
+	expect_turn("link:after ");
+	messenger_close(other);
+	close_link(&link);
+}
+
 /* Whoever made the pair may still have this end, too, and the flags of a file are shared. */
 Test(join, an_end_that_somebody_made_blocking_blocks_nobody)
 {
