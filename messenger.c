@@ -389,6 +389,7 @@ static struct messenger *messengers;
 static struct messenger *own;
 
 static void end_channel(struct messenger *messenger);
+static int on_joined(struct messenger *loop, int descriptor, short revents, void *arg);
 
 struct messenger *
 messenger_open(int descriptor, enum role role)
@@ -1028,21 +1029,27 @@ serve(struct messenger *messenger, short revents)
 	hear(messenger);
 }
 
-/* What poll(2) waits for at the channels. */
+/* What poll(2) waits for at a channel. */
+static void
+prepare_entry(const struct messenger *messenger, struct pollfd *entry)
+{
+	entry->fd = messenger->channel.descriptor;
+	entry->events = messenger->paused ? 0 : POLLIN;
+	if (channel_pending(&messenger->channel) > 0)
+		entry->events |= POLLOUT;
+	entry->revents = 0;
+}
+
+/* At all channels. There may be thousands: none is looked up. */
 static void
 prepare(const struct messenger *loop)
 {
-	const struct messenger *at = NULL;
-	struct pollfd *entry;
+	size_t i;
 
-	while ((at = next_turned(loop, at)) != NULL) {
-		entry = entry_of(at);
-		entry->fd = at->channel.descriptor;
-		entry->events = at->paused ? 0 : POLLIN;
-		if (channel_pending(&at->channel) > 0)
-			entry->events |= POLLOUT;
-		entry->revents = 0;
-	}
+	prepare_entry(loop, &loop->set[0]);
+	for (i = 0; i < loop->watch_count; i++)
+		if (loop->watches[i].call == on_joined)
+			prepare_entry(loop->watches[i].arg, &loop->set[i + 1]);
 }
 
 size_t

@@ -14,7 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MANY = 200 };
@@ -548,6 +550,54 @@ Test(join, wrong_arguments_change_nothing)
 	expect_turn("one:a ");
 	close_link(&one);
 	close_link(&two);
+}
+
+/* ---- many ------------------------------------------------------------------------------- */
+
+/* Microseconds of processor time. */
+static int64_t
+processor_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* A turn costs what poll(2) costs for as many, and not a search for each. All are one socket
+ * with many descriptors, which nobody writes to. */
+Test(join, a_turn_of_thousands_costs_little_more_than_their_poll)
+{
+	enum { THOUSANDS = 2000, TURNS = 50 };
+	struct rlimit limit;
+	struct messenger *joined;
+	struct pollfd set[THOUSANDS + 1];
+	int64_t begin, polls, turns;
+	int i, ends[2];
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = THOUSANDS + 100;
+	if (setrlimit(RLIMIT_NOFILE, &limit) == -1)
+		cr_skip("the limit of descriptors is too low");
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+	for (i = 0; i < THOUSANDS; i++) {
+		joined = messenger_open(dup(ends[0]), ROLE_PARENT);
+		cr_assert_not_null(joined);
+		cr_assert_eq(messenger_join(joined, loop, NULL, NULL), 0);
+	}
+	cr_assert_eq(messenger_descriptors(loop, set, THOUSANDS + 1), THOUSANDS + 1);
+	begin = processor_time();
+	for (i = 0; i < TURNS; i++)
+		cr_assert_eq(poll(set, THOUSANDS + 1, 0), 0);
+	polls = processor_time() - begin;
+	begin = processor_time();
+	for (i = 0; i < TURNS; i++)
+		turn();
+	turns = processor_time() - begin;
+	cr_expect_lt(turns, 10 * polls, "%lld us, and the polls alone %lld us", (long long)turns,
+	             (long long)polls);
+	close(ends[0]);
+	close(ends[1]);
 }
 
 /* ---- what one messenger's callback does to another one --------------------------------- */
