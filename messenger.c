@@ -389,6 +389,7 @@ static struct messenger *messengers;
 static struct messenger *own;
 
 static void end_channel(struct messenger *messenger);
+static void tell_pause(struct messenger *messenger);
 static int on_joined(struct messenger *loop, int descriptor, short revents, void *arg);
 
 struct messenger *
@@ -1115,8 +1116,10 @@ turn(struct messenger *messenger, size_t least, int timeout)
 
 	if (messenger->stepping || messenger->loop != NULL || delivering != NULL)
 		return clutch_fail(EBUSY);
-	while ((at = next_turned(messenger, at)) != NULL)
+	while ((at = next_turned(messenger, at)) != NULL) {
 		channel_flush(&at->channel);
+		tell_pause(at);
+	}
 	if (channel_pending(&messenger->channel) < least)
 		return 1;
 	due = messenger_timeout(messenger);
@@ -1208,23 +1211,35 @@ messenger_join(struct messenger *messenger, struct messenger *loop, messenger_en
 
 /* ---- pausing ------------------------------------------------------------- */
 
+/* Tell the other end, if it does not know. Where the queue is full the next turn does that, or
+ * a process that pauses again and again would fill its memory. */
+static void
+tell_pause(struct messenger *messenger)
+{
+	bool paused = messenger->paused;
+
+	if (paused == messenger->told_paused ||
+	    channel_pending(&messenger->channel) >= CHANNEL_QUEUE_MAX)
+		return;
+	messenger->told_paused = paused;
+	messenger_tell(messenger, ROLE_MASTER, paused ? "clutch-pause" : "clutch-resume", NULL);
+}
+
 int
 messenger_pause(struct messenger *messenger)
 {
 	if (messenger->channel.descriptor == -1)
 		return clutch_fail(EPIPE);
-	if (!messenger->paused)
-		messenger_tell(messenger, ROLE_MASTER, "clutch-pause", NULL);
 	messenger->paused = true;
+	tell_pause(messenger);
 	return 0;
 }
 
 int
 messenger_resume(struct messenger *messenger)
 {
-	if (messenger->paused)
-		messenger_tell(messenger, ROLE_MASTER, "clutch-resume", NULL);
 	messenger->paused = false;
+	tell_pause(messenger);
 	return 0;
 }
 

@@ -639,6 +639,30 @@ Test(join, listeners_that_another_ones_listener_removes_are_gone)
 	close_link(&two);
 }
 
+/* Pauses do not pass the limit, either, and the last one is told when there is room. */
+Test(join, pauses_at_an_end_that_does_not_read_have_a_limit)
+{
+	char last[MESSAGE_ACTION_MAX + 1] = "";
+	const char *action;
+	struct link link;
+	int i;
+
+	join(&link, "link");
+	fill(&link);
+	for (i = 0; i < 10000; i++) {
+		cr_assert_eq(messenger_resume(link.messenger), 0);
+		cr_assert_eq(messenger_pause(link.messenger), 0);
+	}
+	cr_expect_leq(channel_pending(&link.messenger->channel), CHANNEL_QUEUE_MAX + 64);
+	do {
+		turn();
+		while (*(action = heard(&link)) != '\0')
+			snprintf(last, sizeof last, "%s", action);
+	} while (channel_pending(&link.messenger->channel) > 0);
+	cr_expect_str_eq(last, "clutch-pause");
+	close_link(&link);
+}
+
 /* ---- two ends of one pair ---------------------------------------------------------------- */
 
 /* What a pause tells the master is for no other process. */
