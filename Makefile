@@ -22,6 +22,9 @@
 #	make bench              how fast clutch is, beside bare sockets
 #	make bench-ipc          the four ways of examples/ipc, beside each other
 #	make bench-bridge       what the bridge between clusters costs
+#	make lab LAB=1          a copy of the tree that is broken in one place, to be mended;
+#	                        CHECK=1: is it mended? See labs/README.md
+#	make labs-check         each lab, or LAB=1, is what its page says; SHORT=1: as in CI
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -38,7 +41,7 @@ TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 # All sources of this project, for the checks.
 SOURCES      = $(filter-out $(TEST_SOURCES) build/%,$(wildcard *.c */*.c */*/*.c))
 TEST_SOURCES = $(wildcard test/*.c test/soak/*.c)
-HEADERS      = $(wildcard *.h */*.h */*/*.h)
+HEADERS      = $(filter-out build/%,$(wildcard *.h */*.h */*/*.h))
 
 # ---- how it is compiled ----------------------------------------------------
 
@@ -98,6 +101,11 @@ $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/i
 $(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+# The programs of the labs.
+$(BUILD)/labs/%/lab: $(BUILD)/labs/%/lab.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
@@ -371,8 +379,16 @@ $(BUILD)/bench/ipc: $(BUILD)/bench/ipc.o $(BUILD)/examples/ipc/rsmq.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# ---- what a student breaks ---------------------------------------------------
+
+lab:
+	@sh labs/lab '$(LAB)' $(if $(CHECK),check)
+
+labs-check:
+	+@sh labs/check $(if $(SHORT),short) $(LAB)
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run test criterion redis-server check sanitize valgrind static portable portable-short warnings objects size \
-	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge clean
+	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge lab labs-check clean

@@ -411,31 +411,33 @@ list_end(void)
 static struct redis *subscriber;
 static char letters[LETTERS_MAX]; /* of the messages, a ring */
 static size_t published, received;
-static bool listens;
 
 static int
 on_message(struct redis *from, const struct redis_reply *message, void *arg)
 {
 	(void)from, (void)arg;
 	errno = ENOBUFS;
-	if (message->type != REDIS_ARRAY || published - received == LETTERS_MAX)
+	if (published - received == LETTERS_MAX)
 		fail("subscribe");
-	if (redis_is(&message->element[0], "subscribe"))
-		listens = true;
-	else
-		letters[published++ % LETTERS_MAX] = message->element[2].text[0];
+	letters[published++ % LETTERS_MAX] = message->element[2].text[0];
 	return 0;
 }
 
 static void
 publish_begin(bool child)
 {
+	static const char *channels[2];
+
 	list_begin(child);
-	subscriber = open_redis();
-	if (redis_subscribe(subscriber, queues[self], on_message, NULL) == -1)
+	channels[0] = queues[self];
+	subscriber = redis_open(NULL, url,
+	                        &(struct redis_options){.timeout = PATIENCE,
+	                                                .channels = channels,
+	                                                .on_message = on_message});
+	if (subscriber == NULL)
 		fail(url);
-	while (!listens)
-		redis_step(subscriber, -1);
+	while (redis_step(subscriber, -1) == 0)
+		;
 }
 
 /* Again, if the other process does not listen yet. */
@@ -461,7 +463,6 @@ publish_end(void)
 {
 	redis_close(subscriber);
 	redis_close(redis);
-	listens = false;
 }
 
 /* ---- a round ------------------------------------------------------------- */

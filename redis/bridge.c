@@ -58,8 +58,8 @@
 /* An entry's id in a stream: two numbers of 64 bits, a dash, and the '\0'. */
 #define STREAM_ID_MAX 48
 
-/* The messages between app and agent. */
-enum action { HELLO, READY, PUBLISH, SEND, DONE, MESSAGE, HEARD, ACTIONS };
+/* The messages between app and agent; and egg-pids, which tells both of the apps. */
+enum action { HELLO, READY, PUBLISH, SEND, DONE, MESSAGE, HEARD, PIDS, ACTIONS };
 
 /* A reliable message that may not have reached Redis. */
 struct outgoing {
@@ -68,17 +68,24 @@ struct outgoing {
 	char text[];
 };
 
-/* The batch begins at text[HEAD_MAX]. Its last bracket is not counted, but always there. */
+/* The batch begins at text[HEAD_MAX], and is always whole. */
 struct batch {
 	size_t length, count;
 	char text[MESSAGE_DATA_MAX];
 };
 
-/* What is to be read: a batch, and what stood before it. */
+/* What is to be read: a batch or one message, and what stood before it. */
 struct reading {
 	const char *at, *end;
 	uint64_t number;
 	pid_t pid;
+};
+
+/* A message between app and agent, and its listener. */
+struct hearing {
+	struct bridge *bridge;
+	int (*hear)(struct bridge *bridge, struct reading *reading);
+	char action[BRIDGE_NAME_MAX + 32];
 };
 
 struct listener {
@@ -93,41 +100,41 @@ struct listener {
 struct flight {
 	struct bridge *bridge;
 	size_t count;    /* published: its messages */
-	pid_t sender;    /* reliable: the process, */
+	pid_t sender;    /* reliable: the process (0: published), */
 	uint64_t number; /* and its number for the batch */
 };
 
 struct bridge {
 	struct messenger *messenger;
 	char channel[BRIDGE_NAME_MAX + 1], cluster[BRIDGE_NAME_MAX + 1];
-	char action[ACTIONS][BRIDGE_NAME_MAX + 32];
+	struct hearing hearing[ACTIONS];
 	int timeout; /* for Redis to answer */
 	int timer;   /* for `retry`; 0: none */
 	int64_t timer_due;
 
 	/* both: what this process sends */
-	char token[17]; /* its ids begin with it */
 	uint64_t count;
 	struct outgoing *first, **last;
 	size_t waiting, waiting_bytes;
 	uint64_t number; /* of the last batch, and how many of its messages are not done */
 	size_t sent;
-	int64_t epoch; /* 0: nothing may be sent */
+	uint64_t epoch; /* 0: nothing may be sent */
+	char token[17]; /* its ids begin with it */
 
 	/* app: what it hears */
 	bool silent; /* the agent has not been told of this app */
 	struct listener *listeners;
 	size_t listener_count;
-	char *data; /* of the message that is being delivered */
 
 	/* agent: to Redis */
 	struct redis *commands, *ear, *reader;
+	const char *channels[3]; /* of the ear: key, own_key */
 	char key[BRIDGE_NAME_MAX + 16], own_key[2 * BRIDGE_NAME_MAX + 24];
 	char stream[BRIDGE_NAME_MAX + 24];
 	struct batch published;       /* in this turn, */
 	char to[BRIDGE_NAME_MAX + 1]; /* for this cluster */
 	bool flushing;                /* at the end of this turn */
-	int64_t last_epoch;
+	uint64_t last_epoch;
 	size_t lost; /* published messages, since the last line about them */
 	char last_line[400], last_of_redis[400];
 
@@ -235,8 +242,7 @@ struct envelope {
 	size_t length;
 	char id[BRIDGE_NAME_MAX + 1], from[BRIDGE_NAME_MAX + 1], to[BRIDGE_NAME_MAX + 1];
 	char action[BRIDGE_NAME_MAX + 1];
-	const char *data; /* NULL: none */
-	size_t data_length;
+	struct bridge_message heard; /* the same for a listener; its data has no '\0' yet */
 };
 
 static char *
@@ -303,8 +309,8 @@ read_envelope(struct envelope *envelope, const char *text, size_t length)
 
 	envelope->text = text;
 	envelope->length = length;
-	envelope->data = NULL;
-	envelope->data_length = 0;
+	envelope->heard = (struct bridge_message){
+		.id = envelope->id, .from = envelope->from, .action = envelope->action};
 	if (length > BRIDGE_DATA_MAX + ENVELOPE_MAX ||
 	    !take_name(&at, end, "{\"id\":\"", envelope->id) ||
 	    !take_name(&at, end, ",\"from\":\"", envelope->from) ||
@@ -315,8 +321,8 @@ read_envelope(struct envelope *envelope, const char *text, size_t length)
 		return true;
 	if ((size_t)(end - at) < sizeof data || memcmp(at, data, sizeof data - 1) != 0)
 		return false;
-	envelope->data = at + sizeof data - 1;
-	envelope->data_length = (size_t)(end - envelope->data);
+	envelope->heard.data = at + sizeof data - 1;
+	envelope->heard.data_length = (size_t)(end - envelope->heard.data);
 	return true;
 }
 
@@ -329,8 +335,9 @@ is_for_us(const struct bridge *bridge, const struct envelope *envelope)
 static void
 clear_batch(struct batch *batch)
 {
-	batch->length = batch->count = 0;
-	memcpy(batch->text + HEAD_MAX, "[]", 3);
+	batch->count = 0;
+	batch->length = strlen("[]");
+	put(batch->text + HEAD_MAX, "[]");
 }
 
 /* How many bytes fit in a batch. */
@@ -344,15 +351,13 @@ room_in(const struct batch *batch)
 static bool
 add_to_batch(struct batch *batch, const char *text, size_t length)
 {
-	char *at = batch->text + HEAD_MAX + batch->length;
+	char *at = batch->text + HEAD_MAX + batch->length - 1;
 
 	if (room_in(batch) < length)
 		return false;
-	at = put(put_number(put(at, batch->count == 0 ? "[" : ","), length), ",");
+	at = put(put_number(put(at, batch->count++ > 0 ? "," : ""), length), ",");
 	memcpy(at, text, length);
-	memcpy(at + length, "]", 2);
-	batch->length = (size_t)(at + length - batch->text) - HEAD_MAX;
-	batch->count++;
+	batch->length = (size_t)(put(at + length, "]") - batch->text) - HEAD_MAX;
 	return true;
 }
 
@@ -364,30 +369,31 @@ with_head(struct batch *batch, uint64_t number, pid_t pid)
 	int length =
 		snprintf(head, sizeof head, "[%llu,%ld,", (unsigned long long)number, (long)pid);
 
-	put(strchr(begin + batch->length, ']'), "]]");
+	put(begin + batch->length, "]");
 	return memcpy(begin - length, head, (size_t)length);
 }
 
-/* The batch in a message [number,pid,batch], or nothing. */
+/* What is in a message: [number,pid,batch], a number, or the text of a message. */
 static struct reading
 read_head(const struct message *message)
 {
 	const char *text = message->data != NULL ? message->data : "";
-	struct reading reading = {.at = "", .end = ""};
-	char *at = NULL;
+	struct reading reading = {.at = text, .end = text + message->data_length};
+	char *at;
 
-	if (text[0] == '[')
-		reading.number = strtoull(text + 1, &at, 10);
-	if (at != NULL && at[0] == ',')
-		reading.pid = (pid_t)strtol(at + 1, &at, 10);
-	if (at == NULL || at[0] != ',' || at[1] != '[')
+	reading.number = strtoull(text + (text[0] == '['), &at, 10);
+	if (text[0] != '[' || at[0] != ',')
 		return reading;
-	reading.at = at + 1;
-	reading.end = text + message->data_length - 1;
+	reading.pid = (pid_t)strtol(at + 1, &at, 10);
+	if (at[0] == ',' && at[1] == '[') {
+		reading.at = at + 1;
+		reading.end--;
+	}
 	return reading;
 }
 
-/* Read the next message of a batch, or what an older bridge sends: one message. 1; 0: that was the last; -1: this is no batch. */
+/* Read the next message of a batch, or what an older bridge sends: one message. 1; 0: that
+ * was the last; -1: this is no batch. */
 static int
 next_in_batch(struct reading *reading, struct envelope *envelope)
 {
@@ -413,8 +419,8 @@ next_in_batch(struct reading *reading, struct envelope *envelope)
 
 static struct batch scratch;
 
-static void agent_publish(struct bridge *bridge, const char *text, size_t length);
-static void agent_send(struct bridge *bridge, struct reading *reading);
+static int agent_publish(struct bridge *bridge, struct reading *sent);
+static int agent_send(struct bridge *bridge, struct reading *sent);
 
 /* Send the agent (which may be this process) the messages that wait, as many as fit in a
  * batch, unless a batch is not done. */
@@ -435,10 +441,10 @@ send_batch(struct bridge *bridge)
 	       scratch.length + outgoing->size < BRIDGE_ENTRY_MAX);
 	bridge->number++;
 	bridge->sent = scratch.count;
-	reading.end = reading.at + scratch.length + 1;
+	reading.end = reading.at + scratch.length;
 	if (messenger_role(bridge->messenger) == ROLE_AGENT) {
 		agent_send(bridge, &reading);
-	} else if (messenger_send_to_agent(bridge->messenger, bridge->action[SEND],
+	} else if (messenger_send_to_agent(bridge->messenger, bridge->hearing[SEND].action,
 	                                   with_head(&scratch, reading.number, reading.pid)) ==
 	           -1) {
 		bridge->sent = 0;
@@ -447,13 +453,13 @@ send_batch(struct bridge *bridge)
 }
 
 /* Redis has the batch. */
-static void
-finish(struct bridge *bridge, uint64_t number)
+static int
+finish(struct bridge *bridge, struct reading *batch)
 {
 	struct outgoing *done;
 
-	if (number != bridge->number)
-		return; /* it has been sent again since */
+	if (batch->number != bridge->number)
+		return 0; /* it has been sent again since */
 	for (; bridge->sent > 0 && (done = bridge->first) != NULL; bridge->sent--) {
 		bridge->first = done->next;
 		bridge->waiting--;
@@ -463,6 +469,7 @@ finish(struct bridge *bridge, uint64_t number)
 	if (bridge->first == NULL)
 		bridge->last = &bridge->first;
 	send_batch(bridge);
+	return 0;
 }
 
 /* Check the arguments of bridge_publish and bridge_send. */
@@ -478,15 +485,14 @@ int
 bridge_publish(struct bridge *bridge, const char *cluster, const char *action, const char *data)
 {
 	static char text[BRIDGE_DATA_MAX + ENVELOPE_MAX];
-	size_t length;
+	struct reading reading = {.at = text};
 
 	if (check(cluster, action, data) == -1)
 		return -1;
-	length = put_message(bridge, text, cluster, action, data);
-	if (messenger_role(bridge->messenger) == ROLE_APP)
-		return messenger_send_to_agent(bridge->messenger, bridge->action[PUBLISH], text);
-	agent_publish(bridge, text, length);
-	return 0;
+	reading.end = text + put_message(bridge, text, cluster, action, data);
+	if (messenger_role(bridge->messenger) == ROLE_AGENT)
+		return agent_publish(bridge, &reading);
+	return messenger_send_to_agent(bridge->messenger, bridge->hearing[PUBLISH].action, text);
 }
 
 int
@@ -520,12 +526,15 @@ bridge_waiting(const struct bridge *bridge)
 }
 
 /* A new epoch: all messages that are not done are sent again. */
-static void
-begin_epoch(struct bridge *bridge, int64_t epoch)
+static int
+begin_epoch(struct bridge *bridge, struct reading *epoch)
 {
-	bridge->epoch = epoch;
+	if (epoch->number == 0 || epoch->number == bridge->epoch)
+		return 0;
+	bridge->epoch = epoch->number;
 	bridge->sent = 0;
 	send_batch(bridge);
+	return 0;
 }
 
 /* ---- app -------------------- */
@@ -539,39 +548,11 @@ say_hello(struct bridge *bridge)
 
 	messenger_opids(bridge->messenger, &count);
 	put_number(pid, (uint64_t)messenger_pid(bridge->messenger));
-	bridge->silent = count > 0 && messenger_send_to_agent(bridge->messenger,
-	                                                      bridge->action[HELLO], pid) == -1;
+	bridge->silent =
+		count > 0 && messenger_send_to_agent(bridge->messenger,
+	                                             bridge->hearing[HELLO].action, pid) == -1;
 	if (bridge->silent)
 		look_again(bridge, SOON);
-}
-
-static int
-on_egg_pids_in_app(struct messenger *app, const struct message *message, void *arg)
-{
-	(void)app, (void)message;
-	say_hello(arg);
-	return 0;
-}
-
-static int
-on_ready(struct messenger *app, const struct message *message, void *arg)
-{
-	struct bridge *bridge = arg;
-	int64_t epoch = message->data != NULL ? strtoll(message->data, NULL, 10) : 0;
-
-	(void)app;
-	if (epoch > 0 && epoch != bridge->epoch)
-		begin_epoch(bridge, epoch);
-	return 0;
-}
-
-static int
-on_done(struct messenger *app, const struct message *message, void *arg)
-{
-	(void)app;
-	if (message->data != NULL)
-		finish(arg, strtoull(message->data, NULL, 10));
-	return 0;
 }
 
 /* Call the listeners, and return the first result that is not 0. */
@@ -596,31 +577,28 @@ call_listeners(struct bridge *bridge, const struct bridge_message *message)
 /* Only the agent sends this, and it has checked the batch. After an uncaught exception the
  * app leaves, and hears nothing more. */
 static int
-on_message(struct messenger *app, const struct message *message, void *arg)
+deliver(struct bridge *bridge, struct reading *reading)
 {
-	struct bridge *bridge = arg;
-	struct bridge_message heard;
-	struct reading reading = read_head(message);
+	static char data[BRIDGE_DATA_MAX + ENVELOPE_MAX]; /* of the message that is delivered */
 	struct envelope envelope;
+	struct bridge_message *heard = &envelope.heard;
 	int result = 0;
 
-	while (result == 0 && next_in_batch(&reading, &envelope) == 1) {
-		heard = (struct bridge_message){.id = envelope.id,
-		                                .from = envelope.from,
-		                                .action = envelope.action,
-		                                .data_length = envelope.data_length};
-		if (envelope.data != NULL) {
-			heard.data = memcpy(bridge->data, envelope.data, envelope.data_length);
-			bridge->data[envelope.data_length] = '\0';
+	while (result == 0 && next_in_batch(reading, &envelope) == 1) {
+		if (!is_for_us(bridge, &envelope))
+			continue;
+		if (heard->data != NULL) {
+			heard->data = memcpy(data, heard->data, heard->data_length);
+			data[heard->data_length] = '\0';
 		}
-		if (is_for_us(bridge, &envelope))
-			result = call_listeners(bridge, &heard);
+		result = call_listeners(bridge, heard);
 	}
-	if (reading.number == 0 || result != 0)
+	if (reading->number == 0 || result != 0)
 		return result;
 	clear_batch(&scratch);
-	messenger_send_to_agent(app, bridge->action[HEARD],
-	                        with_head(&scratch, reading.number, messenger_pid(app)));
+	messenger_send_to_agent(
+		bridge->messenger, bridge->hearing[HEARD].action,
+		with_head(&scratch, reading->number, messenger_pid(bridge->messenger)));
 	return 0; /* if this fails, the agent goes on without the answer */
 }
 
@@ -628,16 +606,16 @@ int
 bridge_on(struct bridge *bridge, const char *action, bridge_listener call, void *arg)
 {
 	struct listener **last = &bridge->listeners, *listener;
-	size_t size = action != NULL ? strlen(action) + 1 : 1;
+	const char *name = action != NULL ? action : "";
 
 	if (call == NULL || (action != NULL && !is_name(action)) ||
 	    messenger_role(bridge->messenger) != ROLE_APP)
 		return fail(EINVAL);
-	listener = malloc(sizeof *listener + size);
+	listener = malloc(sizeof *listener + strlen(name) + 1);
 	if (listener == NULL)
 		return -1;
 	*listener = (struct listener){NULL, call, arg, ++bridge->listener_count};
-	memcpy(listener->action, action != NULL ? action : "", size);
+	put(listener->action, name);
 	while (*last != NULL && (action != NULL || (*last)->action[0] == '\0'))
 		last = &(*last)->next;
 	listener->next = *last;
@@ -658,47 +636,61 @@ lose(struct bridge *bridge, size_t count, const char *why)
 	look_again(bridge, LATER);
 }
 
+/* Take no reliable message until the next epoch. */
 static void
-count_losses(struct bridge *bridge)
+refuse(struct bridge *bridge, int milliseconds)
 {
-	if (!redis_ready(bridge->commands))
-		return;
-	if (bridge->lost > 1)
-		say(bridge, "%zu messages were lost", bridge->lost);
-	bridge->lost = 0;
+	bridge->epoch = 0;
+	look_again(bridge, milliseconds);
 }
 
+/* Redis has answered a batch. */
 static int
-on_published(struct redis *redis, const struct redis_reply *reply, void *arg)
+on_landed(struct redis *redis, const struct redis_reply *reply, void *arg)
 {
-	struct flight *flight = arg;
+	struct flight flight = *(struct flight *)arg;
+	struct bridge *bridge = flight.bridge;
+	char number[24];
 
 	(void)redis;
-	if (reply->type != REDIS_INTEGER)
-		lose(flight->bridge, flight->count, reason(reply));
-	free(flight);
+	free(arg);
+	put_number(number, flight.number);
+	if (flight.sender == 0) {
+		if (reply->type != REDIS_INTEGER)
+			lose(bridge, flight.count, reason(reply));
+	} else if (reply->type != REDIS_STRING) {
+		if (reply->type != REDIS_NO_REPLY)
+			say(bridge, "Redis does not take messages: %s", reason(reply));
+		refuse(bridge, LATER);
+	} else if (flight.sender == messenger_pid(bridge->messenger)) {
+		finish(bridge, &(struct reading){.number = flight.number});
+	} else if (messenger_send_to(bridge->messenger, flight.sender, bridge->hearing[DONE].action,
+	                             number) == -1) {
+		refuse(bridge, SOON); /* the app will send it again */
+	}
 	return 0;
 }
 
-static void
-publish_batch(struct bridge *bridge)
+/* Send Redis a batch, which the last word is. */
+static int
+launch(struct flight what, const char *const words[], size_t count, size_t length)
 {
-	const struct batch *batch = &bridge->published;
+	size_t lengths[8], i;
 	struct flight *flight = malloc(sizeof *flight);
-	char key[sizeof bridge->own_key];
-	const char *const argv[] = {"PUBLISH", key, batch->text + HEAD_MAX};
-	size_t lengths[] = {strlen("PUBLISH"), 0, batch->length + 1};
+	int saved;
 
-	lengths[1] = (size_t)snprintf(key, sizeof key, bridge->to[0] != '\0' ? "%s\"%s\"" : "%s",
-	                              bridge->key, bridge->to);
-	if (flight != NULL) {
-		*flight = (struct flight){.bridge = bridge, .count = batch->count};
-		if (redis_command_argv(bridge->commands, on_published, flight, 3, argv, lengths) ==
-		    0)
-			return;
-	}
-	lose(bridge, batch->count, strerror(errno));
+	if (flight == NULL)
+		return -1;
+	*flight = what;
+	for (i = 0; i < count - 1; i++)
+		lengths[i] = strlen(words[i]);
+	lengths[i] = length;
+	if (redis_command_argv(what.bridge->commands, on_landed, flight, count, words, lengths) ==
+	    0)
+		return 0;
+	saved = errno;
 	free(flight);
+	return fail(saved);
 }
 
 /* The end of a turn. The apps of this cluster hear its messages at once, without Redis. */
@@ -707,54 +699,48 @@ flush_published(struct messenger *agent, void *arg)
 {
 	struct bridge *bridge = arg;
 	struct batch *batch = &bridge->published;
-	bool ours = strcmp(bridge->to, bridge->cluster) == 0;
+	bool to_all = bridge->to[0] == '\0', ours = strcmp(bridge->to, bridge->cluster) == 0;
+	char key[sizeof bridge->own_key];
+	const char *const words[] = {"PUBLISH", key, batch->text + HEAD_MAX};
 
 	bridge->flushing = false;
 	if (batch->count == 0)
 		return 0;
-	if (!ours && redis_ready(bridge->commands))
-		publish_batch(bridge);
-	else if (!ours)
+	snprintf(key, sizeof key, to_all ? "%s" : "%s\"%s\"", bridge->key, bridge->to);
+	if (!ours && !redis_ready(bridge->commands))
 		lose(bridge, batch->count, "there is no connection to Redis");
-	if ((ours || bridge->to[0] == '\0') &&
-	    messenger_send_to_app(agent, bridge->action[MESSAGE], with_head(batch, 0, 0)) == -1)
+	else if (!ours && launch((struct flight){.bridge = bridge, .count = batch->count}, words, 3,
+	                         batch->length) == -1)
+		lose(bridge, batch->count, strerror(errno));
+	if ((ours || to_all) && messenger_send_to_app(agent, bridge->hearing[MESSAGE].action,
+	                                              with_head(batch, 0, 0)) == -1)
 		lose(bridge, batch->count, strerror(errno));
 	clear_batch(batch);
 	return 0;
 }
 
 /* A batch is for one destination, so that the messages of a sender keep their order. */
-static void
-agent_publish(struct bridge *bridge, const char *text, size_t length)
+static int
+agent_publish(struct bridge *bridge, struct reading *sent)
 {
+	size_t length = (size_t)(sent->end - sent->at);
 	struct envelope envelope;
 
-	if (!read_envelope(&envelope, text, length) ||
+	if (!read_envelope(&envelope, sent->at, length) ||
 	    strcmp(envelope.from, bridge->cluster) != 0) {
 		say(bridge, "an app has sent what is no message; it is not published");
-		return;
+		return 0;
 	}
-	if (strcmp(envelope.to, bridge->to) != 0)
+	if (strcmp(envelope.to, bridge->to) != 0 || room_in(&bridge->published) < length)
 		flush_published(bridge->messenger, bridge);
 	put(bridge->to, envelope.to);
-	if (!add_to_batch(&bridge->published, text, length)) {
-		flush_published(bridge->messenger, bridge);
-		add_to_batch(&bridge->published, text, length);
-	}
+	add_to_batch(&bridge->published, sent->at, length);
 	/* Timers come last in a turn of the loop. Without memory for one, nothing waits. */
 	if (!bridge->flushing)
 		bridge->flushing =
 			messenger_set_timeout(bridge->messenger, 0, flush_published, bridge) != -1;
 	if (!bridge->flushing)
 		flush_published(bridge->messenger, bridge);
-}
-
-static int
-on_publish(struct messenger *agent, const struct message *message, void *arg)
-{
-	(void)agent;
-	if (message->data != NULL)
-		agent_publish(arg, message->data, message->data_length);
 	return 0;
 }
 
@@ -791,14 +777,12 @@ on_heard_published(struct redis *redis, const struct redis_reply *reply, void *a
 
 	(void)redis;
 	clear_batch(&scratch);
-	if (!redis_is(&reply->element[0], "message") ||
-	    (next_in_batch(&reading, &envelope) == 1 &&
-	     strcmp(envelope.from, bridge->cluster) == 0))
+	if (next_in_batch(&reading, &envelope) == 1 && strcmp(envelope.from, bridge->cluster) == 0)
 		return 0;
 	if (hear(bridge, text) == -1)
 		lose(bridge, 1, "what somebody has published is no message");
 	else if (scratch.count > 0 &&
-	         messenger_send_to_app(bridge->messenger, bridge->action[MESSAGE],
+	         messenger_send_to_app(bridge->messenger, bridge->hearing[MESSAGE].action,
 	                               with_head(&scratch, 0, 0)) == -1)
 		lose(bridge, scratch.count, strerror(errno));
 	return 0;
@@ -806,112 +790,51 @@ on_heard_published(struct redis *redis, const struct redis_reply *reply, void *a
 
 /* ---- agent: reliable messages to the stream -------------------- */
 
-/* Take no reliable message until the next epoch. */
-static void
-refuse(struct bridge *bridge, int milliseconds)
-{
-	bridge->epoch = 0;
-	look_again(bridge, milliseconds);
-}
-
-/* Begin a new epoch, if Redis is there and this cluster has joined (so that it will hear its
- * own messages). All senders then begin with their first message that is not done. */
+/* If Redis is there, count what was lost. If this cluster has joined, too (so that it will
+ * hear its own messages), begin a new epoch, unless one goes on: all senders then begin with
+ * their first message that is not done. */
 static void
 announce(struct bridge *bridge)
 {
-	int64_t now = clutch_now();
+	uint64_t now = (uint64_t)clutch_now();
 	char data[24];
 
-	if (bridge->epoch != 0 || !bridge->joined || !redis_ready(bridge->commands))
+	if (!redis_ready(bridge->commands))
+		return;
+	if (bridge->lost > 1)
+		say(bridge, "%zu messages were lost", bridge->lost);
+	bridge->lost = 0;
+	if (bridge->epoch != 0 || !bridge->joined)
 		return;
 	bridge->last_epoch = now > bridge->last_epoch ? now : bridge->last_epoch + 1;
-	put_number(data, (uint64_t)bridge->last_epoch);
-	if (messenger_send_to_app(bridge->messenger, bridge->action[READY], data) == -1)
+	put_number(data, bridge->last_epoch);
+	if (messenger_send_to_app(bridge->messenger, bridge->hearing[READY].action, data) == -1)
 		look_again(bridge, SOON);
 	else
-		begin_epoch(bridge, bridge->last_epoch);
-}
-
-static int
-on_added(struct redis *redis, const struct redis_reply *reply, void *arg)
-{
-	struct flight flight = *(struct flight *)arg;
-	struct bridge *bridge = flight.bridge;
-	char number[24];
-
-	(void)redis;
-	free(arg);
-	put_number(number, flight.number);
-	if (reply->type != REDIS_STRING) {
-		if (reply->type != REDIS_NO_REPLY)
-			say(bridge, "Redis does not take messages: %s", reason(reply));
-		refuse(bridge, LATER);
-	} else if (flight.sender == messenger_pid(bridge->messenger)) {
-		finish(bridge, flight.number);
-	} else if (messenger_send_to(bridge->messenger, flight.sender, bridge->action[DONE],
-	                             number) == -1) {
-		refuse(bridge, SOON); /* the app will send it again */
-	}
-	return 0;
-}
-
-/* Add an entry of this length to the stream. */
-static int
-add(struct bridge *bridge, const struct reading *sent, const char *text, size_t length)
-{
-	char most[24];
-	size_t digits = (size_t)(put_number(most, BRIDGE_STREAM_MAX) - most);
-	const char *const argv[] = {"XADD", bridge->stream, "MAXLEN", "~", most, "*", "m", text};
-	const size_t lengths[] = {4, strlen(bridge->stream), 6, 1, digits, 1, 1, length};
-	struct flight *flight = malloc(sizeof *flight);
-
-	if (flight == NULL)
-		return -1;
-	*flight = (struct flight){bridge, 0, sent->pid, sent->number};
-	if (redis_command_argv(bridge->commands, on_added, flight, 8, argv, lengths) == 0)
-		return 0;
-	free(flight);
-	return -1;
+		begin_epoch(bridge, &(struct reading){.number = bridge->last_epoch});
 }
 
 /* If it cannot be sent now, its sender will send it again. */
-static void
+static int
 agent_send(struct bridge *bridge, struct reading *sent)
 {
-	const char *text = sent->at;
+	const size_t length = (size_t)(sent->end - sent->at);
 	struct envelope envelope;
+	char most[24];
+	const char *const words[] = {"XADD", bridge->stream, "MAXLEN", "~", most, "*",
+	                             "m",    sent->at};
 	int found;
 
+	put_number(most, BRIDGE_STREAM_MAX);
 	while ((found = next_in_batch(sent, &envelope)) == 1 &&
 	       strcmp(envelope.from, bridge->cluster) == 0)
 		;
-	if (found != 0)
+	if (found != 0 || sent->pid <= 0)
 		say(bridge, "an app has sent what is no message; it is not sent");
 	else if (bridge->epoch != 0 && (!redis_ready(bridge->commands) ||
-	                                add(bridge, sent, text, (size_t)(sent->end - text)) == -1))
+	                                launch((struct flight){bridge, 0, sent->pid, sent->number},
+	                                       words, 8, length) == -1))
 		refuse(bridge, SOON);
-}
-
-static int
-on_send(struct messenger *agent, const struct message *message, void *arg)
-{
-	struct reading reading = read_head(message);
-
-	(void)agent;
-	if (reading.pid > 0)
-		agent_send(arg, &reading);
-	return 0;
-}
-
-static int
-on_commands_change(struct redis *redis, bool ready, void *arg)
-{
-	struct bridge *bridge = arg;
-
-	(void)redis, (void)ready; /* announce checks it */
-	bridge->epoch = 0;
-	count_losses(bridge);
-	announce(bridge);
 	return 0;
 }
 
@@ -973,7 +896,7 @@ ask_apps(struct bridge *bridge)
 	size_t count;
 	const pid_t *apps = messenger_opids(bridge->messenger, &count);
 
-	if (messenger_send_to_app(bridge->messenger, bridge->action[MESSAGE],
+	if (messenger_send_to_app(bridge->messenger, bridge->hearing[MESSAGE].action,
 	                          with_head(&scratch, bridge->mark + 1, 0)) == -1) {
 		end_batch(bridge, false);
 		return;
@@ -1116,52 +1039,46 @@ join(struct bridge *bridge)
 		look_again(bridge, SOON);
 }
 
-/* Messages that were sent to the apps and not acknowledged are read again. */
+/* A connection is made, or lost. With the reader's, messages that were sent to the apps and
+ * not acknowledged are read again. */
 static int
-on_reader_change(struct redis *redis, bool ready, void *arg)
+on_change(struct redis *redis, bool ready, void *arg)
 {
 	struct bridge *bridge = arg;
 
-	(void)redis;
-	bridge->joined = bridge->reading = bridge->refused = false;
-	bridge->again = true;
-	bridge->id_count = 0;
-	if (ready)
-		join(bridge);
+	if (redis == bridge->commands) {
+		bridge->epoch = 0;
+		announce(bridge);
+	} else if (redis == bridge->reader) {
+		bridge->joined = bridge->reading = bridge->refused = false;
+		bridge->again = true;
+		bridge->id_count = 0;
+		if (ready)
+			join(bridge);
+	}
 	return 0;
 }
 
 /* ---- agent: its apps -------------------- */
 
-/* The app at this place has answered the mark, or is gone. */
-static void
-owes_no_more(struct bridge *bridge, size_t place)
+/* The apps are others than before. */
+static int
+look_at_apps(struct bridge *bridge, struct reading *reading)
 {
-	bridge->owing[place] = bridge->owing[--bridge->owing_count];
-}
-
-static bool
-is_listening(const struct bridge *bridge, pid_t pid)
-{
-	size_t i, count;
+	size_t i = bridge->owing_count, at, count;
 	const pid_t *pids = messenger_opids(bridge->messenger, &count);
 
-	for (i = 0; i < count; i++)
-		if (pids[i] == pid)
-			return true;
-	return false;
-}
-
-static int
-on_egg_pids_in_agent(struct messenger *agent, const struct message *message, void *arg)
-{
-	struct bridge *bridge = arg;
-	size_t i = bridge->owing_count;
-
-	(void)agent, (void)message;
-	while (i-- > 0)
-		if (!is_listening(bridge, bridge->owing[i]))
-			owes_no_more(bridge, i);
+	(void)reading;
+	if (messenger_role(bridge->messenger) == ROLE_APP) {
+		say_hello(bridge);
+		return 0;
+	}
+	while (i-- > 0) {
+		for (at = 0; at < count && pids[at] != bridge->owing[i]; at++)
+			;
+		if (at == count)
+			bridge->owing[i] = bridge->owing[--bridge->owing_count];
+	}
 	end_mark(bridge);
 	read_stream(bridge);
 	return 0;
@@ -1169,31 +1086,27 @@ on_egg_pids_in_agent(struct messenger *agent, const struct message *message, voi
 
 /* An app is there, or has found that this agent is new: tell it the epoch. */
 static int
-on_hello(struct messenger *agent, const struct message *message, void *arg)
+welcome(struct bridge *bridge, struct reading *app)
 {
-	pid_t pid = message->data != NULL ? (pid_t)strtol(message->data, NULL, 10) : 0;
-	struct bridge *bridge = arg;
+	pid_t pid = (pid_t)app->number;
 	char data[24];
 
-	put_number(data, (uint64_t)bridge->epoch);
+	put_number(data, bridge->epoch);
 	if (pid > 0 && bridge->epoch != 0 &&
-	    messenger_send_to(agent, pid, bridge->action[READY], data) == -1)
+	    messenger_send_to(bridge->messenger, pid, bridge->hearing[READY].action, data) == -1)
 		refuse(bridge, SOON);
 	return 0;
 }
 
 /* An app has heard all up to a mark: [mark,pid,[]]. */
 static int
-on_heard(struct messenger *agent, const struct message *message, void *arg)
+take_answer(struct bridge *bridge, struct reading *answer)
 {
-	struct reading answer = read_head(message);
-	struct bridge *bridge = arg;
 	size_t i = bridge->owing_count;
 
-	(void)agent;
-	while (answer.number == bridge->mark && i-- > 0)
-		if (bridge->owing[i] == answer.pid) {
-			owes_no_more(bridge, i);
+	while (answer->number == bridge->mark && i-- > 0)
+		if (bridge->owing[i] == answer->pid) {
+			bridge->owing[i] = bridge->owing[--bridge->owing_count];
 			bridge->heard = true;
 			end_mark(bridge);
 			break;
@@ -1234,7 +1147,6 @@ retry(struct messenger *messenger, void *arg)
 		return 0;
 	}
 	bridge->refused = false;
-	count_losses(bridge);
 	announce(bridge);
 	if (redis_ready(bridge->reader) && !bridge->joined && redis_pending(bridge->reader) == 0)
 		join(bridge);
@@ -1262,51 +1174,72 @@ on_leave(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* The messages between app and agent, and the role that listens to each. */
-static const struct hearing {
-	const char *name;
-	enum role role;
-	messenger_listener listener;
-} hearings[ACTIONS] = {
-	[HELLO] = {"hello", ROLE_AGENT, on_hello},
-	[READY] = {"ready", ROLE_APP, on_ready},
-	[PUBLISH] = {"publish", ROLE_AGENT, on_publish},
-	[SEND] = {"send", ROLE_AGENT, on_send},
-	[DONE] = {"done", ROLE_APP, on_done},
-	[MESSAGE] = {"message", ROLE_APP, on_message},
-	[HEARD] = {"heard", ROLE_AGENT, on_heard},
-};
+static int
+on_action(struct messenger *messenger, const struct message *message, void *arg)
+{
+	const struct hearing *hearing = arg;
+	struct reading reading = read_head(message);
 
+	(void)messenger;
+	return hearing->hear(hearing->bridge, &reading);
+}
+
+/* The messages between app and agent, and the role that listens to each; ROLE_NONE: both. */
 static int
 listen_to_all(struct bridge *bridge)
 {
+	static const struct {
+		const char *name;
+		enum role role;
+		int (*hear)(struct bridge *bridge, struct reading *reading);
+	} all[ACTIONS] = {
+		[HELLO] = {"bridge-hello:", ROLE_AGENT, welcome},
+		[READY] = {"bridge-ready:", ROLE_APP, begin_epoch},
+		[PUBLISH] = {"bridge-publish:", ROLE_AGENT, agent_publish},
+		[SEND] = {"bridge-send:", ROLE_AGENT, agent_send},
+		[DONE] = {"bridge-done:", ROLE_APP, finish},
+		[MESSAGE] = {"bridge-message:", ROLE_APP, deliver},
+		[HEARD] = {"bridge-heard:", ROLE_AGENT, take_answer},
+		[PIDS] = {"egg-pids", ROLE_NONE, look_at_apps},
+	};
 	enum role role = messenger_role(bridge->messenger);
+	struct hearing *hearing = bridge->hearing;
 	size_t i;
 
-	for (i = 0; i < ACTIONS; i++)
-		if (hearings[i].role == role && messenger_on(bridge->messenger, bridge->action[i],
-		                                             hearings[i].listener, bridge) == -1)
+	for (i = 0; i < ACTIONS; i++, hearing++) {
+		hearing->bridge = bridge;
+		hearing->hear = all[i].hear;
+		snprintf(hearing->action, sizeof hearing->action, "%s%s", all[i].name,
+		         i == PIDS ? "" : bridge->channel);
+		if ((all[i].role == role || all[i].role == ROLE_NONE) &&
+		    messenger_on(bridge->messenger, hearing->action, on_action, hearing) == -1)
 			return -1;
-	return messenger_on(bridge->messenger, "egg-pids",
-	                    role == ROLE_APP ? on_egg_pids_in_app : on_egg_pids_in_agent, bridge);
+	}
+	return 0;
 }
 
 static int
 open_connections(struct bridge *bridge, const char *url)
 {
-	struct redis_options options = {
-		.timeout = bridge->timeout, .drops = true, .log = on_line, .arg = bridge};
+	struct redis_options options = {.timeout = bridge->timeout,
+	                                .drops = true,
+	                                .on_change = on_change,
+	                                .on_message = on_heard_published,
+	                                .log = on_line,
+	                                .arg = bridge};
 
-	bridge->ear = redis_open(bridge->messenger, url, &options);
-	options.on_change = on_commands_change;
+	snprintf(bridge->key, sizeof bridge->key, "clutch:%s", bridge->channel);
+	snprintf(bridge->own_key, sizeof bridge->own_key, "%s\"%s\"", bridge->key, bridge->cluster);
+	snprintf(bridge->stream, sizeof bridge->stream, "%s:stream", bridge->key);
+	bridge->channels[0] = bridge->key;
+	bridge->channels[1] = bridge->own_key;
 	bridge->commands = redis_open(bridge->messenger, url, &options);
-	options.on_change = on_reader_change;
+	options.channels = bridge->channels;
+	bridge->ear = redis_open(bridge->messenger, url, &options);
+	options.channels = NULL;
 	options.timeout = 2 * bridge->timeout; /* Redis waits for a message during half of it */
 	bridge->reader = redis_open(bridge->messenger, url, &options);
-	if (bridge->ear == NULL || bridge->commands == NULL || bridge->reader == NULL ||
-	    redis_subscribe(bridge->ear, bridge->key, on_heard_published, bridge) == -1)
-		return -1;
-	return redis_subscribe(bridge->ear, bridge->own_key, on_heard_published, bridge);
+	return bridge->commands != NULL && bridge->reader != NULL && bridge->ear != NULL ? 0 : -1;
 }
 
 /* Undo a start that has failed. */
@@ -1317,14 +1250,11 @@ give_up(struct bridge *bridge)
 	size_t i;
 
 	for (i = 0; i < ACTIONS; i++)
-		messenger_remove_listener(bridge->messenger, bridge->action[i],
-		                          hearings[i].listener, bridge);
-	messenger_remove_listener(bridge->messenger, "egg-pids", on_egg_pids_in_app, bridge);
-	messenger_remove_listener(bridge->messenger, "egg-pids", on_egg_pids_in_agent, bridge);
+		messenger_remove_listener(bridge->messenger, bridge->hearing[i].action, on_action,
+		                          &bridge->hearing[i]);
 	redis_close(bridge->ear);
 	redis_close(bridge->commands);
 	redis_close(bridge->reader);
-	free(bridge->data);
 	free(bridge);
 	errno = saved;
 }
@@ -1345,22 +1275,6 @@ make_token(char token[17])
 	if (file != -1)
 		close(file);
 	snprintf(token, 17, "%016llx", (unsigned long long)number);
-}
-
-static void
-name_all(struct bridge *bridge, const char *channel, const char *cluster)
-{
-	size_t i;
-
-	put(bridge->channel, channel);
-	put(bridge->cluster, cluster);
-	for (i = 0; i < ACTIONS; i++)
-		snprintf(bridge->action[i], sizeof bridge->action[i], "bridge-%s:%s",
-		         hearings[i].name, channel);
-	snprintf(bridge->key, sizeof bridge->key, "clutch:%s", channel);
-	snprintf(bridge->own_key, sizeof bridge->own_key, "clutch:%s\"%s\"", channel, cluster);
-	snprintf(bridge->stream, sizeof bridge->stream, "clutch:%s:stream", channel);
-	make_token(bridge->token);
 }
 
 struct bridge *
@@ -1385,11 +1299,13 @@ bridge_start(struct messenger *messenger, const struct bridge_options *options)
 	bridge->last = &bridge->first;
 	bridge->timeout = options->timeout > 0 ? options->timeout : REDIS_TIMEOUT;
 	bridge->ask = BRIDGE_BATCH;
-	name_all(bridge, channel, cluster);
 	bridge->mark = (uint64_t)clutch_now() << 16; /* no mark of the agent before is larger */
-	bridge->data = malloc(BRIDGE_DATA_MAX + ENVELOPE_MAX);
-	if (bridge->data == NULL || (role == ROLE_AGENT && open_connections(bridge, url) == -1) ||
-	    listen_to_all(bridge) == -1 ||
+	put(bridge->channel, channel);
+	put(bridge->cluster, cluster);
+	make_token(bridge->token);
+	clear_batch(&bridge->published);
+	if (listen_to_all(bridge) == -1 ||
+	    (role == ROLE_AGENT && open_connections(bridge, url) == -1) ||
 	    messenger_before_close(messenger, on_leave, bridge) == -1) {
 		give_up(bridge);
 		return NULL;

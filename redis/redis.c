@@ -3,7 +3,7 @@
  *
  *	          deadline                 connected               all said yes
  *	WAITING ------------> CONNECTING ------------> GREETING ----------------> READY
- *	   ^                      |                AUTH, SELECT, PING               |
+ *	   ^                      |         AUTH, SELECT, PING, SUBSCRIBE           |
  *	   |                      |                       |                         |
  *	   `----------------------+-----------------------+-------------------------'
  *	                       anything goes wrong: lose()
@@ -11,7 +11,6 @@
 #include "redis.h"
 #include "resp.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -53,18 +52,12 @@ struct command {
 	int64_t deadline;
 };
 
-struct subscription {
-	struct subscription *next;
-	redis_callback callback;
-	void *arg;
-	char channel[];
-};
-
 struct redis {
 	struct messenger *messenger; /* or NULL */
 	struct redis_options options;
 	char *url; /* cut into its parts, of which each may be NULL */
-	char *host, *port, *path, *user, *password, *database;
+	const char *host, *port, *path, *database;
+	const char *auth[2]; /* user and password, or only a password */
 	char name[128];
 
 	enum state state;
@@ -76,13 +69,12 @@ struct redis {
 	size_t tries;      /* to connect, ever: they choose the next address */
 	bool complained;   /* the log knows that there is no connection */
 	char refusal[128]; /* the last refusal of Redis */
-	int greetings;     /* GREETING: the replies that have not come yet */
+	size_t greetings;  /* GREETING: the replies that have not come yet, */
+	size_t channels;   /* and how many of them are those of SUBSCRIBE, the last ones */
 
 	struct buffer out;
-	uint64_t written;         /* the bytes that left `out`, ever */
-	struct command *commands; /* a ring */
-	size_t first, count, size;
-	struct subscription *subscriptions;
+	uint64_t written;       /* the bytes that left `out`, ever */
+	struct buffer commands; /* struct command, in their order */
 
 	struct buffer in;
 	struct resp_parser resp; /* the reply that is being heard */
@@ -103,58 +95,51 @@ buffered(const struct buffer *buffer)
 	return buffer->end - buffer->start;
 }
 
-/* Make room behind the end. */
-static int
+/* Make room behind the end, and return the end; NULL: no memory. A quarter stays free, so
+ * that not each call moves the bytes. */
+static void *
 reserve(struct buffer *buffer, size_t more)
 {
 	size_t length = buffered(buffer), size = buffer->size > 0 ? buffer->size : 1024;
 	char *grown;
 
 	if (buffer->size - buffer->end >= more)
-		return 0;
-	if (buffer->start > 0) {
-		memmove(buffer->bytes, buffer->bytes + buffer->start, length);
-		buffer->start = 0;
-		buffer->end = length;
-	}
-	while (size - length < more)
+		return buffer->bytes + buffer->end;
+	while (size - length < more || length > size / 4 * 3)
 		size *= 2;
-	if (size == buffer->size)
-		return 0;
-	grown = realloc(buffer->bytes, size);
+	if (buffer->start > 0)
+		memmove(buffer->bytes, buffer->bytes + buffer->start, length);
+	buffer->start = 0;
+	buffer->end = length;
+	grown = size > buffer->size ? realloc(buffer->bytes, size) : buffer->bytes;
 	if (grown == NULL)
-		return -1;
+		return NULL;
 	buffer->bytes = grown;
 	buffer->size = size;
-	return 0;
+	return grown + length;
 }
 
-/* Forget the bytes, and free a buffer that has become large. */
-static void
-empty(struct buffer *buffer)
-{
-	if (buffer->size > 4 * READ_SIZE) {
-		free(buffer->bytes);
-		*buffer = (struct buffer){0};
-	}
-	buffer->start = buffer->end = 0;
-}
-
+/* Forget the first bytes, and free a buffer that has become large when it is empty. */
 static void
 consume(struct buffer *buffer, size_t length)
 {
 	buffer->start += length;
-	if (buffer->start == buffer->end)
-		empty(buffer);
+	if (buffer->start < buffer->end)
+		return;
+	buffer->start = buffer->end = 0;
+	if (buffer->size > 4 * READ_SIZE) {
+		free(buffer->bytes);
+		*buffer = (struct buffer){0};
+	}
 }
 
 /* One line of the log. It may hold text of Redis, so control characters are replaced. */
 static void
-complain(const struct redis *redis, const char *what, const char *why)
+complain(const struct redis *redis, const char *what, const char *why, const char *end)
 {
 	char line[512], *at;
 
-	snprintf(line, sizeof line, "[redis] %s: %s%s", redis->name, what, why);
+	snprintf(line, sizeof line, "[redis] %s: %s%s%s", redis->name, what, why, end);
 	for (at = line; *at != '\0'; at++)
 		if ((unsigned char)*at < ' ' || *at == 127)
 			*at = '?';
@@ -162,6 +147,14 @@ complain(const struct redis *redis, const char *what, const char *why)
 		redis->options.log(line, redis->options.arg);
 	else
 		clutch_print_line(STDERR_FILENO, "%s", line);
+}
+
+/* Keep the result of a callback, if it is the first that is not 0. */
+static void
+keep_result(struct redis *redis, int result)
+{
+	if (redis->result == 0)
+		redis->result = result;
 }
 
 bool
@@ -180,7 +173,7 @@ redis_ready(const struct redis *redis)
 size_t
 redis_pending(const struct redis *redis)
 {
-	return redis->count;
+	return buffered(&redis->commands) / sizeof(struct command);
 }
 
 const char *
@@ -197,7 +190,7 @@ decode(char *text)
 {
 	char digits[3] = "", *to = text;
 
-	for (; text != NULL && *text != '\0'; *to++ = *text++) {
+	for (; *text != '\0'; *to++ = *text++) {
 		if (*text != '%')
 			continue;
 		if (strspn(text + 1, "0123456789abcdefABCDEF") < 2 ||
@@ -207,8 +200,7 @@ decode(char *text)
 		text += 2;
 		*text = (char)strtol(digits, NULL, 16);
 	}
-	if (text != NULL)
-		*to = '\0';
+	*to = '\0';
 	return true;
 }
 
@@ -238,33 +230,38 @@ static char *
 parse_user(struct redis *redis, char *at)
 {
 	size_t length = strcspn(at, "@/");
+	char *password;
 
 	if (at[length] != '@')
 		return at;
 	at[length] = '\0';
-	redis->password = cut(at, ':');
-	redis->user = *at != '\0' ? at : NULL;
-	if (redis->password == NULL || *redis->password == '\0' || !decode(redis->user) ||
-	    !decode(redis->password))
+	password = cut(at, ':');
+	if (password == NULL || *password == '\0' || !decode(at) || !decode(password))
 		return NULL;
+	redis->auth[0] = *at != '\0' ? at : password;
+	redis->auth[1] = *at != '\0' ? password : NULL;
 	return at + length + 1;
 }
 
 /* host[:port][/database] */
 static bool
-parse_host(struct redis *redis, char *at)
+parse_host(struct redis *redis, char *host)
 {
-	bool is_ipv6 = *at == '[';
+	bool is_ipv6 = *host == '[';
+	char *at;
 
-	redis->database = cut(at, '/');
-	redis->host = at + is_ipv6;
-	at = is_ipv6 ? cut(at, ']') : at;
+	redis->database = cut(host, '/');
+	host += is_ipv6;
+	at = is_ipv6 ? cut(host, ']') : host;
 	if (at == NULL || (is_ipv6 && *at != ':' && *at != '\0'))
 		return false;
+	redis->host = host;
 	redis->port = cut(at, ':');
+	if (redis->port == NULL || *redis->port == '\0')
+		redis->port = "6379";
 	snprintf(redis->name, sizeof redis->name, is_ipv6 ? "redis://[%s]:%s" : "redis://%s:%s",
-	         redis->host, redis->port != NULL ? redis->port : "6379");
-	return *redis->host != '\0' && decode(redis->host) && is_number(redis->port, 65535);
+	         host, redis->port);
+	return *host != '\0' && decode(host) && is_number(redis->port, 65535);
 }
 
 /* /path[?db=database] */
@@ -295,8 +292,6 @@ parse_url(struct redis *redis)
 	if (at == NULL || !(is_tcp ? parse_host : parse_path)(redis, at) ||
 	    !is_number(redis->database, 999999))
 		return false;
-	if (redis->port != NULL && *redis->port == '\0')
-		redis->port = NULL;
 	if (redis->database != NULL && *redis->database == '\0')
 		redis->database = NULL;
 	return true;
@@ -304,44 +299,39 @@ parse_url(struct redis *redis)
 
 /* ---- commands that wait ---------------------------------------------------- */
 
+/* The n-th command without a reply, from 0; NULL: there are not so many. */
 static struct command *
-head(const struct redis *redis)
+command_at(const struct redis *redis, size_t n)
 {
-	return redis->count > 0 ? &redis->commands[redis->first] : NULL;
+	void *first = redis->commands.bytes;
+
+	if (n >= redis_pending(redis))
+		return NULL;
+	return (struct command *)first + redis->commands.start / sizeof(struct command) + n;
 }
 
 /* Has the first command been written? */
 static bool
 was_written(const struct redis *redis)
 {
-	return redis->count > 0 && head(redis)->end <= redis->written;
-}
+	const struct command *first = command_at(redis, 0);
 
-static void
-call(struct redis *redis, redis_callback callback, void *arg, const struct redis_reply *reply)
-{
-	int result;
-
-	if (callback == NULL)
-		return;
-	result = callback(redis, reply, arg);
-	if (redis->result == 0)
-		redis->result = result;
+	return first != NULL && first->end <= redis->written;
 }
 
 /* The first command gets its only reply. Bytes of it that are not written never will be. */
 static void
 answer(struct redis *redis, const struct redis_reply *reply)
 {
-	struct command command = *head(redis);
+	struct command command = *command_at(redis, 0);
 
-	redis->first = (redis->first + 1) % redis->size;
-	redis->count--;
+	consume(&redis->commands, sizeof command);
 	if (command.end > redis->written) {
 		consume(&redis->out, (size_t)(command.end - redis->written));
 		redis->written = command.end;
 	}
-	call(redis, command.callback, command.arg, reply);
+	if (command.callback != NULL)
+		keep_result(redis, command.callback(redis, reply, command.arg));
 }
 
 /* The first `count` commands get the same reply. */
@@ -354,28 +344,6 @@ answer_all(struct redis *redis, size_t count, enum redis_type type, const char *
 		answer(redis, &reply);
 }
 
-/* A place behind the last command; NULL: no memory. */
-static struct command *
-new_command(struct redis *redis)
-{
-	size_t i, size = redis->size > 0 ? 2 * redis->size : 16;
-	struct command *grown;
-
-	if (redis->commands == NULL || redis->count == redis->size) {
-		grown = malloc(size * sizeof *grown);
-		if (grown == NULL)
-			return NULL;
-		for (i = 0; redis->commands != NULL && i < redis->count; i++)
-			grown[i] = redis->commands[(redis->first + i) % redis->size];
-		free(redis->commands);
-		redis->commands = grown;
-		redis->first = 0;
-		redis->size = size;
-	}
-	assert(redis->size > redis->count);
-	return &redis->commands[(redis->first + redis->count++) % redis->size];
-}
-
 /* Tell the messenger which events and which time this connection waits for. */
 static void attend(struct redis *redis);
 
@@ -383,28 +351,27 @@ static int
 queue(struct redis *redis, redis_callback callback, void *arg, size_t argc,
       const char *const argv[], const size_t lengths[])
 {
-	size_t size = resp_command(NULL, argc, argv, lengths);
-	uint64_t begin = redis->written + buffered(&redis->out);
+	size_t size = resp_command(NULL, argc, argv, lengths), before = buffered(&redis->out);
+	uint64_t begin = redis->written + before;
 	struct command *command;
+	char *bytes;
 
-	if (redis->closed) {
-		errno = EPIPE;
+	if (redis->closed || size > REDIS_QUEUE_MAX) {
+		errno = redis->closed ? EPIPE : EMSGSIZE;
 		return -1;
 	}
-	if (size > REDIS_QUEUE_MAX) {
-		errno = EMSGSIZE;
-		return -1;
-	}
-	if (buffered(&redis->out) + size > REDIS_QUEUE_MAX || redis->count == REDIS_PENDING_MAX) {
+	if (before + size > REDIS_QUEUE_MAX || redis_pending(redis) == REDIS_PENDING_MAX) {
 		errno = ENOBUFS;
 		return -1;
 	}
-	command = reserve(&redis->out, size) == 0 ? new_command(redis) : NULL;
+	bytes = reserve(&redis->out, size);
+	command = bytes != NULL ? reserve(&redis->commands, sizeof *command) : NULL;
 	if (command == NULL)
 		return -1;
 	*command = (struct command){callback, arg, begin, begin + size,
 	                            clutch_now() + redis->options.timeout};
-	redis->out.end += resp_command(redis->out.bytes + redis->out.end, argc, argv, lengths);
+	redis->commands.end += sizeof *command;
+	redis->out.end += resp_command(bytes, argc, argv, lengths);
 	if (!redis->turning)
 		attend(redis);
 	return 0;
@@ -414,10 +381,9 @@ int
 redis_command_argv(struct redis *redis, redis_callback callback, void *arg, size_t argc,
                    const char *const argv[], const size_t lengths[])
 {
-	if (argc == 0 || redis->subscriptions != NULL) {
-		errno = EINVAL;
+	errno = EINVAL;
+	if (argc == 0 || redis->options.channels != NULL)
 		return -1;
-	}
 	return queue(redis, callback, arg, argc, argv, lengths);
 }
 
@@ -435,60 +401,16 @@ redis_command(struct redis *redis, redis_callback callback, void *arg, const cha
 	return redis_command_argv(redis, callback, arg, word == NULL ? argc : 0, argv, NULL);
 }
 
-/* ---- subscriptions --------------------------------------------------------- */
-
-static int
-queue_subscribe(struct redis *redis, const struct subscription *subscription)
-{
-	return queue(redis, NULL, NULL, 2,
-	             (const char *const[]){"SUBSCRIBE", subscription->channel}, NULL);
-}
-
-int
-redis_subscribe(struct redis *redis, const char *channel, redis_callback callback, void *arg)
-{
-	size_t size = strlen(channel) + 1;
-	struct subscription *subscription;
-
-	if (callback == NULL || (redis->subscriptions == NULL && redis->count > 0)) {
-		errno = EINVAL;
-		return -1;
-	}
-	subscription = malloc(sizeof *subscription + size);
-	if (subscription == NULL)
-		return -1;
-	*subscription = (struct subscription){redis->subscriptions, callback, arg};
-	memcpy(subscription->channel, channel, size);
-	if (redis->state == READY && queue_subscribe(redis, subscription) == -1) {
-		free(subscription);
-		return -1;
-	}
-	redis->subscriptions = subscription;
-	return 0;
-}
-
-/* Redis has subscribed this connection to a channel, or has a message of it. */
-static void
-hear_channel(struct redis *redis, const struct redis_reply *reply)
-{
-	const struct subscription *subscription = redis->subscriptions;
-
-	for (; subscription != NULL; subscription = subscription->next)
-		if (redis_is(&reply->element[1], subscription->channel))
-			call(redis, subscription->callback, subscription->arg, reply);
-}
-
 /* ---- the connection: lost --------------------------------------------------- */
 
 static void
 disconnect(struct redis *redis)
 {
-	if (redis->descriptor == -1)
-		return;
 	if (redis->watched != 0)
 		messenger_unwatch(redis->messenger, redis->descriptor);
 	redis->watched = 0;
-	close(redis->descriptor);
+	if (redis->descriptor != -1)
+		close(redis->descriptor);
 	redis->descriptor = -1;
 }
 
@@ -509,56 +431,42 @@ next_try(struct redis *redis)
 	return time + redis->wait - (int64_t)(random % (uint64_t)(redis->wait / 2 + 1));
 }
 
-/* How many commands have been written, at least their first byte? */
-static size_t
-count_written(const struct redis *redis)
-{
-	size_t i = 0;
-
-	while (i < redis->count &&
-	       redis->commands[(redis->first + i) % redis->size].begin < redis->written)
-		i++;
-	return i;
-}
-
 static void
 change(struct redis *redis, bool ready)
 {
-	int result;
-
-	if (redis->options.on_change == NULL)
-		return;
-	result = redis->options.on_change(redis, ready, redis->options.arg);
-	if (redis->result == 0)
-		redis->result = result;
+	if (redis->options.on_change != NULL)
+		keep_result(redis, redis->options.on_change(redis, ready, redis->options.arg));
 }
 
-/* The connection, or the try to make one, has ended. Commands that were written hear so;
- * the others wait for the next connection. The log has one line for each change. */
+/* The connection, or the try to make one, has ended. Commands that were written, at least
+ * their first byte, hear so; the others wait for the next connection. The log has one line
+ * for each change. */
 static void
 lose(struct redis *redis, const char *why)
 {
-	bool was_ready = redis->state == READY, all;
+	bool was_ready = redis->state == READY;
+	const struct command *command;
+	size_t ended = 0;
 	char text[160];
 
 	disconnect(redis);
 	redis->deadline = next_try(redis);
 	redis->state = WAITING;
-	empty(&redis->in);
-	snprintf(text, sizeof text, "%s: %s; trying again", was_ready ? "lost" : "cannot connect",
-	         why);
+	consume(&redis->in, buffered(&redis->in));
 	if (!redis->complained)
-		complain(redis, text, "");
+		complain(redis, was_ready ? "lost: " : "cannot connect: ", why, "; trying again");
 	redis->complained = true;
 	snprintf(text, sizeof text, "connection lost: %s", why);
-	all = redis->options.drops || redis->subscriptions != NULL;
-	answer_all(redis, all ? redis->count : count_written(redis), REDIS_NO_REPLY, text);
+	while ((command = command_at(redis, ended)) != NULL &&
+	       (redis->options.drops || command->begin < redis->written))
+		ended++;
+	answer_all(redis, ended, REDIS_NO_REPLY, text);
 	if (was_ready)
 		change(redis, false);
 }
 
-/* Redis refuses the greeting or a subscription. Commands that wait hear it, too, because
- * the next try will be refused as well; unless Redis is only loading its data. */
+/* Redis refuses the greeting. Commands that wait hear it, too, because the next try will be
+ * refused as well; unless Redis is only loading its data. */
 static void
 refuse(struct redis *redis, const struct redis_reply *reply)
 {
@@ -570,144 +478,118 @@ refuse(struct redis *redis, const struct redis_reply *reply)
 		return;
 	}
 	if (strcmp(text, redis->refusal) != 0)
-		complain(redis, "refused (is its URL right?): ", text);
+		complain(redis, "refused (is its URL right?): ", text, "");
 	memcpy(redis->refusal, text, sizeof text);
 	redis->complained = true;
 	lose(redis, text);
-	answer_all(redis, redis->count, REDIS_ERROR, text);
+	answer_all(redis, redis_pending(redis), REDIS_ERROR, text);
 }
 
 /* ---- the connection: made ---------------------------------------------------- */
 
-/* The commands that a connection begins with, in one write: a new socket has room. */
+/* Add a command to the greeting, which ends at the first word that is NULL. */
+static bool
+add_greeting(struct redis *redis, const char *name, const char *first, const char *second)
+{
+	const char *const argv[] = {name, first, second};
+	size_t argc = first == NULL ? 1 : second == NULL ? 2 : 3;
+	char *bytes = reserve(&redis->in, resp_command(NULL, argc, argv, NULL));
+
+	if (bytes == NULL)
+		return false;
+	redis->in.end += resp_command(bytes, argc, argv, NULL);
+	redis->greetings++;
+	return true;
+}
+
+/* The commands that a connection begins with, in one write: a new socket has room. They
+ * stand in `in`, because nothing has been read yet. */
 static int
 greet(struct redis *redis)
 {
-	const char *const auth[] = {"AUTH", redis->password}, *const ping[] = {"PING"};
-	const char *const auth_user[] = {"AUTH", redis->user, redis->password};
-	const char *const select[] = {"SELECT", redis->database};
-	const struct {
-		bool wanted;
-		size_t argc;
-		const char *const *argv;
-	} all[] = {{redis->password != NULL && redis->user == NULL, 2, auth},
-	           {redis->password != NULL && redis->user != NULL, 3, auth_user},
-	           {redis->database != NULL, 2, select},
-	           {true, 1, ping}};
-	struct buffer *out = &redis->in; /* nothing has been read yet */
+	const char *const *channel = redis->options.channels;
+	size_t length;
 	ssize_t written;
-	size_t i;
 
-	redis->greetings = 0;
-	for (i = 0; i < sizeof all / sizeof all[0]; i++) {
-		if (!all[i].wanted)
-			continue;
-		if (reserve(out, resp_command(NULL, all[i].argc, all[i].argv, NULL)) == -1)
+	redis->greetings = redis->channels = 0;
+	if ((redis->auth[0] != NULL &&
+	     !add_greeting(redis, "AUTH", redis->auth[0], redis->auth[1])) ||
+	    (redis->database != NULL && !add_greeting(redis, "SELECT", redis->database, NULL)) ||
+	    !add_greeting(redis, "PING", NULL, NULL))
+		return -1;
+	for (; channel != NULL && channel[redis->channels] != NULL; redis->channels++)
+		if (!add_greeting(redis, "SUBSCRIBE", channel[redis->channels], NULL))
 			return -1;
-		out->end += resp_command(out->bytes + out->end, all[i].argc, all[i].argv, NULL);
-		redis->greetings++;
-	}
-	written = send(redis->descriptor, out->bytes, out->end, MSG_NOSIGNAL);
-	if (written >= 0 && (size_t)written < out->end)
-		errno = ENOBUFS;
-	i = out->end;
-	empty(out);
-	return written == (ssize_t)i ? 0 : -1;
+	length = buffered(&redis->in);
+	errno = ENOBUFS;
+	written = send(redis->descriptor, redis->in.bytes, length, MSG_NOSIGNAL);
+	consume(&redis->in, length);
+	return written == (ssize_t)length ? 0 : -1;
 }
 
 /* The time of the commands that waited begins with the connection: the time without one is
  * not counted. */
 static void
-restart_clocks(struct redis *redis)
-{
-	int64_t deadline = clutch_now() + redis->options.timeout;
-	size_t i;
-
-	for (i = 0; i < redis->count; i++)
-		redis->commands[(redis->first + i) % redis->size].deadline = deadline;
-}
-
-static void
 become_ready(struct redis *redis)
 {
-	const struct subscription *subscription = redis->subscriptions;
+	struct command *command;
+	size_t i;
 
-	for (; subscription != NULL; subscription = subscription->next)
-		if (queue_subscribe(redis, subscription) == -1) {
-			lose(redis, strerror(errno));
-			return;
-		}
-	restart_clocks(redis);
 	redis->state = READY;
 	redis->since = clutch_now();
+	for (i = 0; (command = command_at(redis, i)) != NULL; i++)
+		command->deadline = redis->since + redis->options.timeout;
 	if (redis->complained)
-		complain(redis, "connected again", "");
+		complain(redis, "connected again", "", "");
 	redis->complained = false;
 	redis->refusal[0] = '\0';
 	change(redis, true);
 }
 
-/* A socket that is being connected; -1 with errno. */
+/* Open a socket that is being connected; -1 with errno, and lose() closes it. */
 static int
-open_socket(const struct sockaddr *address, socklen_t length)
+open_socket(struct redis *redis, const struct addrinfo *to)
 {
-	int saved, on = 1, descriptor = socket(address->sa_family, SOCK_STREAM, 0);
+	int on = 1, descriptor = socket(to->ai_family, SOCK_STREAM, 0);
 
-	if (descriptor == -1)
+	redis->descriptor = descriptor;
+	if (descriptor == -1 || fcntl(descriptor, F_SETFL, O_NONBLOCK) == -1 ||
+	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == -1)
 		return -1;
-	if (address->sa_family != AF_UNIX)
+	if (to->ai_family != AF_UNIX)
 		setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-	if (fcntl(descriptor, F_SETFL, O_NONBLOCK) == 0 &&
-	    fcntl(descriptor, F_SETFD, FD_CLOEXEC) == 0 &&
-	    (connect(descriptor, address, length) == 0 || errno == EINPROGRESS || errno == EINTR))
-		return descriptor;
-	saved = errno;
-	close(descriptor);
-	errno = saved;
-	return -1;
-}
-
-static int
-open_unix(const struct redis *redis)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-	memcpy(address.sun_path, redis->path, strlen(redis->path));
-	return open_socket((struct sockaddr *)&address, sizeof address);
+	if (connect(descriptor, to->ai_addr, to->ai_addrlen) == 0)
+		return 0;
+	return errno == EINPROGRESS || errno == EINTR ? 0 : -1;
 }
 
 /* The addresses of the name are tried in turn, one at each try. */
-static int
-open_tcp(struct redis *redis, const char **why)
-{
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found, *address;
-	const char *port = redis->port != NULL ? redis->port : "6379";
-	int result = getaddrinfo(redis->host, port, &hints, &found), saved;
-	size_t turn;
-
-	if (result != 0) {
-		*why = gai_strerror(result);
-		return -1;
-	}
-	address = found;
-	for (turn = redis->tries++ % 64; turn > 0; turn--)
-		address = address->ai_next != NULL ? address->ai_next : found;
-	result = open_socket(address->ai_addr, address->ai_addrlen);
-	saved = errno;
-	freeaddrinfo(found);
-	if (result == -1)
-		*why = strerror(saved);
-	return result;
-}
-
 static void
 begin_connecting(struct redis *redis)
 {
-	const char *why = NULL;
+	struct sockaddr_un path = {.sun_family = AF_UNIX};
+	struct addrinfo local = {.ai_family = AF_UNIX,
+	                         .ai_addr = (struct sockaddr *)&path,
+	                         .ai_addrlen = sizeof path};
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL, *to;
+	size_t skipped = redis->tries++ % 64;
+	int error = 0;
 
-	redis->descriptor = redis->path != NULL ? open_unix(redis) : open_tcp(redis, &why);
-	if (redis->descriptor == -1) {
-		lose(redis, why != NULL ? why : strerror(errno));
+	if (redis->path != NULL)
+		memcpy(path.sun_path, redis->path, strlen(redis->path));
+	else
+		error = getaddrinfo(redis->host, redis->port, &hints, &found);
+	if (error != 0) {
+		lose(redis, gai_strerror(error));
+		return;
+	}
+	for (to = found; found != NULL && skipped > 0; skipped--)
+		to = to->ai_next != NULL ? to->ai_next : found;
+	error = open_socket(redis, found != NULL ? to : &local) == -1 ? errno : 0;
+	if (found != NULL)
+		freeaddrinfo(found);
+	if (error != 0) {
+		lose(redis, strerror(error));
 		return;
 	}
 	redis->state = CONNECTING;
@@ -720,9 +602,8 @@ finish_connecting(struct redis *redis)
 	socklen_t length = sizeof(int);
 	int error = 0;
 
-	if (getsockopt(redis->descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == -1)
-		error = errno;
-	if (error == 0 && greet(redis) == -1)
+	if (getsockopt(redis->descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == -1 ||
+	    (error == 0 && greet(redis) == -1))
 		error = errno;
 	if (error != 0)
 		lose(redis, strerror(error));
@@ -735,38 +616,24 @@ finish_connecting(struct redis *redis)
 static void
 hear_greeting(struct redis *redis, const struct redis_reply *reply)
 {
-	if (reply->type != REDIS_STATUS)
+	bool subscribes = redis->greetings <= redis->channels;
+
+	if (reply->type == REDIS_ERROR || (!subscribes && reply->type != REDIS_STATUS))
 		refuse(redis, reply);
+	else if (subscribes && (reply->count != 3 || !redis_is(reply->element, "subscribe")))
+		lose(redis, "a reply that no subscriber expects");
 	else if (--redis->greetings == 0)
 		become_ready(redis);
-}
-
-/* Redis has subscribed this connection to a channel, has a message of it, or answers PING. */
-static void
-hear_subscribed(struct redis *redis, const struct redis_reply *reply)
-{
-	static const struct redis_reply done = {.type = REDIS_NIL, .text = ""};
-	bool is_message = reply->count == 3 && redis_is(&reply->element[0], "message");
-
-	if (reply->type == REDIS_ERROR) {
-		refuse(redis, reply);
-	} else if (!is_message && (reply->count < 2 || !was_written(redis))) {
-		lose(redis, "a reply that no subscriber expects");
-	} else {
-		if (!is_message)
-			answer(redis, &done); /* SUBSCRIBE and PING have no callbacks */
-		if (reply->count == 3)
-			hear_channel(redis, reply);
-	}
 }
 
 static void
 hear(struct redis *redis, const struct redis_reply *reply)
 {
-	if (redis->state == GREETING)
+	if (redis->options.channels != NULL && reply->count == 3 &&
+	    redis_is(reply->element, "message"))
+		keep_result(redis, redis->options.on_message(redis, reply, redis->options.arg));
+	else if (redis->state == GREETING)
 		hear_greeting(redis, reply);
-	else if (redis->subscriptions != NULL)
-		hear_subscribed(redis, reply);
 	else if (!was_written(redis))
 		lose(redis, "a reply to no command");
 	else
@@ -803,15 +670,11 @@ next_reply(struct redis *redis)
 static void
 receive(struct redis *redis)
 {
-	ssize_t length;
-	size_t used;
+	char *end = reserve(&redis->in, READ_SIZE);
+	ssize_t length = -1;
 
-	if (reserve(&redis->in, READ_SIZE) == -1) {
-		lose(redis, strerror(errno));
-		return;
-	}
-	length = recv(redis->descriptor, redis->in.bytes + redis->in.end,
-	              redis->in.size - redis->in.end, 0);
+	if (end != NULL)
+		length = recv(redis->descriptor, end, redis->in.size - redis->in.end, 0);
 	if (length == -1 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
 	if (length <= 0) {
@@ -821,10 +684,9 @@ receive(struct redis *redis)
 	redis->heard = clutch_now();
 	redis->in.end += (size_t)length;
 	while (redis->descriptor != -1 && next_reply(redis)) {
-		used = redis->resp.at;
 		hear(redis, redis->resp.elements);
 		if (redis->descriptor != -1)
-			consume(&redis->in, used);
+			consume(&redis->in, redis->resp.at);
 	}
 	if (redis->resp.size > READ_SIZE / sizeof *redis->resp.elements) {
 		free(redis->resp.elements);
@@ -849,34 +711,47 @@ transmit(struct redis *redis)
 	consume(&redis->out, (size_t)length);
 }
 
+/* The time of the next turn, if no event comes before. */
+static int64_t
+due(const struct redis *redis)
+{
+	const struct command *first = command_at(redis, 0);
+
+	if (redis->state == READY)
+		return first != NULL ? first->deadline
+		                     : redis->heard + 3 * (int64_t)redis->options.timeout;
+	return first != NULL && first->deadline < redis->deadline ? first->deadline
+	                                                          : redis->deadline;
+}
+
 /* Fail what has not been answered in time. */
 static void
 watch_clock(struct redis *redis)
 {
-	const struct command *first = head(redis);
+	const struct command *first = command_at(redis, 0);
 	int64_t time = clutch_now();
 	char text[64];
 
-	snprintf(text, sizeof text, "no reply within %d ms", redis->options.timeout);
+	if (due(redis) > time)
+		return;
 	if (redis->state == READY && first == NULL) {
-		if (redis->heard + 3 * (int64_t)redis->options.timeout <= time)
-			queue(redis, NULL, NULL, 1, (const char *const[]){"PING"}, NULL);
+		queue(redis, NULL, NULL, 1, (const char *const[]){"PING"}, NULL);
 		return;
 	}
-	if ((redis->state == READY && first->deadline <= time) ||
-	    ((redis->state == CONNECTING || redis->state == GREETING) && redis->deadline <= time))
+	snprintf(text, sizeof text, "no reply within %d ms", redis->options.timeout);
+	if (redis->state == READY || (redis->state != WAITING && redis->deadline <= time))
 		lose(redis, text);
-	if (redis->state == READY)
-		return;
 	snprintf(text, sizeof text, "no connection within %d ms", redis->options.timeout);
-	while ((first = head(redis)) != NULL && first->deadline <= time)
+	while ((first = command_at(redis, 0)) != NULL && first->deadline <= time)
 		answer_all(redis, 1, REDIS_NO_REPLY, text);
 }
 
-/* One turn, after poll(2). */
-static void
+/* One turn, after poll(2). It returns the result of the callbacks since the last one. */
+static int
 turn(struct redis *redis, short revents)
 {
+	int result;
+
 	redis->turning = true;
 	if (redis->state == WAITING && redis->deadline <= clutch_now())
 		begin_connecting(redis);
@@ -888,14 +763,7 @@ turn(struct redis *redis, short revents)
 	watch_clock(redis);
 	redis->turning = false;
 	attend(redis);
-}
-
-/* The result of the callbacks since the last call. */
-static int
-take_result(struct redis *redis)
-{
-	int result = redis->result;
-
+	result = redis->result;
 	redis->result = 0;
 	return result;
 }
@@ -905,60 +773,36 @@ take_result(struct redis *redis)
 int
 redis_descriptor(const struct redis *redis, short *events)
 {
-	bool writes = redis->state == READY && buffered(&redis->out) > 0;
-
-	if (redis->state == CONNECTING)
-		*events = POLLOUT;
-	else
-		*events = writes ? POLLIN | POLLOUT : POLLIN;
+	*events = redis->state == CONNECTING ? POLLOUT : POLLIN;
+	if (redis->state == READY && buffered(&redis->out) > 0)
+		*events = POLLIN | POLLOUT;
 	return redis->descriptor;
-}
-
-/* The time of the next turn, if no event comes before. */
-static int64_t
-due(const struct redis *redis)
-{
-	const struct command *first = head(redis);
-
-	if (redis->state == READY)
-		return first != NULL ? first->deadline
-		                     : redis->heard + 3 * (int64_t)redis->options.timeout;
-	return first != NULL && first->deadline < redis->deadline ? first->deadline
-	                                                          : redis->deadline;
-}
-
-static int
-milliseconds_until(int64_t time)
-{
-	int64_t left = time - clutch_now();
-
-	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
 int
 redis_timeout(const struct redis *redis)
 {
-	return milliseconds_until(due(redis));
+	int64_t left = due(redis) - clutch_now();
+
+	return left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 }
 
 int
 redis_step(struct redis *redis, int timeout)
 {
 	struct pollfd set = {.revents = 0};
-	int left = redis_timeout(redis), found;
+	int left = redis_timeout(redis);
 
-	if (redis->turning) {
-		errno = EBUSY;
+	errno = EBUSY;
+	if (redis->turning)
 		return -1;
-	}
 	set.fd = redis_descriptor(redis, &set.events);
-	found = poll(&set, set.fd != -1, timeout < 0 || left < timeout ? left : timeout);
-	if (found == -1 && errno != EINTR)
-		return -1;
-	if (found == -1)
+	if (poll(&set, 1, timeout < 0 || left < timeout ? left : timeout) == -1) {
+		if (errno != EINTR)
+			return -1;
 		set.revents = 0;
-	turn(redis, set.revents);
-	if (take_result(redis) == 0)
+	}
+	if (turn(redis, set.revents) == 0)
 		return redis->state == READY;
 	errno = ECANCELED;
 	return -1;
@@ -966,52 +810,11 @@ redis_step(struct redis *redis, int timeout)
 
 /* ---- in a messenger's loop ------------------------------------------------------ */
 
-static int on_event(struct messenger *messenger, int descriptor, short revents, void *arg);
-static int on_timer(struct messenger *messenger, void *arg);
-
-/* There is always a timer, and it never comes too late. It may come too early, and then it
- * only looks at the clock: so not each command has to set another one. */
-static void
-attend_clock(struct redis *redis, int64_t time)
-{
-	int id;
-
-	if (redis->timer != 0 && redis->timer_due <= time)
-		return;
-	id = messenger_set_timeout(redis->messenger, milliseconds_until(time), on_timer, redis);
-	if (id == -1)
-		return; /* no memory: the present timer will come */
-	if (redis->timer != 0)
-		messenger_clear_timeout(redis->messenger, redis->timer);
-	redis->timer = id;
-	redis->timer_due = time;
-}
-
-static void
-attend(struct redis *redis)
-{
-	short events;
-
-	if (redis->messenger == NULL)
-		return;
-	if (redis_descriptor(redis, &events) != -1 && events != redis->watched) {
-		if (messenger_watch(redis->messenger, redis->descriptor, events, on_event, redis) ==
-		    -1)
-			lose(redis, strerror(errno)); /* never in redis_command: it is watched */
-		else
-			redis->watched = events;
-	}
-	attend_clock(redis, due(redis));
-}
-
 static int
 on_event(struct messenger *messenger, int descriptor, short revents, void *arg)
 {
-	struct redis *redis = arg;
-
 	(void)messenger, (void)descriptor;
-	turn(redis, revents);
-	return take_result(redis);
+	return turn(arg, revents);
 }
 
 /* The timer that called us has left its place free, so this one needs no memory. It comes
@@ -1023,30 +826,38 @@ on_timer(struct messenger *messenger, void *arg)
 
 	redis->timer = messenger_set_timeout(messenger, REDIS_RETRY_MIN, on_timer, redis);
 	redis->timer_due = clutch_now() + REDIS_RETRY_MIN;
-	turn(redis, 0);
-	return take_result(redis);
+	return turn(redis, 0);
+}
+
+/* There is always a timer, and it never comes too late. It may come too early, and then it
+ * only looks at the clock: so not each command has to set another one. */
+static void
+attend(struct redis *redis)
+{
+	short events;
+	int id;
+
+	if (redis->messenger == NULL)
+		return;
+	if (redis_descriptor(redis, &events) != -1 && events != redis->watched) {
+		if (messenger_watch(redis->messenger, redis->descriptor, events, on_event, redis) ==
+		    0)
+			redis->watched = events;
+		else
+			lose(redis, strerror(errno)); /* never in redis_command: it is watched */
+	}
+	if (redis->timer != 0 && redis->timer_due <= due(redis))
+		return;
+	id = messenger_set_timeout(redis->messenger, redis_timeout(redis), on_timer, redis);
+	if (id == -1)
+		return; /* no memory: the present timer will come */
+	if (redis->timer != 0)
+		messenger_clear_timeout(redis->messenger, redis->timer);
+	redis->timer = id;
+	redis->timer_due = due(redis);
 }
 
 /* ---- open and close --------------------------------------------------------------- */
-
-static void
-free_redis(struct redis *redis)
-{
-	struct subscription *subscription;
-	int saved = errno;
-
-	while ((subscription = redis->subscriptions) != NULL) {
-		redis->subscriptions = subscription->next;
-		free(subscription);
-	}
-	free(redis->url);
-	free(redis->out.bytes);
-	free(redis->in.bytes);
-	free(redis->commands);
-	free(redis->resp.elements);
-	free(redis);
-	errno = saved;
-}
 
 struct redis *
 redis_open(struct messenger *messenger, const char *url, const struct redis_options *options)
@@ -1055,33 +866,37 @@ redis_open(struct messenger *messenger, const char *url, const struct redis_opti
 
 	if (redis == NULL)
 		return NULL;
-	redis->url = malloc(strlen(url) + 1);
+	redis->descriptor = -1;
+	redis->url = strdup(url);
 	if (redis->url == NULL)
-		goto fail;
-	memcpy(redis->url, url, strlen(url) + 1);
-	errno = EINVAL;
-	if (!parse_url(redis))
 		goto fail;
 	if (options != NULL)
 		redis->options = *options;
+	errno = EINVAL;
+	if (!parse_url(redis) ||
+	    (redis->options.channels != NULL && redis->options.on_message == NULL))
+		goto fail;
+	if (redis->options.channels != NULL)
+		redis->options.drops = true; /* its only command is a PING */
 	if (redis->options.timeout <= 0)
 		redis->options.timeout = REDIS_TIMEOUT;
 	if (redis->options.retry_max <= 0)
 		redis->options.retry_max = REDIS_RETRY_MAX;
-	redis->descriptor = -1;
 	redis->deadline = clutch_now();
 	redis->messenger = messenger;
 	attend(redis);
 	if (messenger == NULL || redis->timer != 0)
 		return redis;
 fail:
-	free_redis(redis);
+	redis_close(redis);
 	return NULL;
 }
 
 void
 redis_close(struct redis *redis)
 {
+	int saved = errno;
+
 	if (redis == NULL)
 		return;
 	disconnect(redis);
@@ -1090,6 +905,12 @@ redis_close(struct redis *redis)
 	redis->messenger = NULL;
 	redis->turning = redis->closed = true;
 	redis->state = WAITING;
-	answer_all(redis, redis->count, REDIS_NO_REPLY, "closed");
-	free_redis(redis);
+	answer_all(redis, redis_pending(redis), REDIS_NO_REPLY, "closed");
+	free(redis->url);
+	free(redis->out.bytes);
+	free(redis->in.bytes);
+	free(redis->commands.bytes);
+	free(redis->resp.elements);
+	free(redis);
+	errno = saved;
 }

@@ -136,10 +136,17 @@ struct redis_options {
 	/* The connection is ready (authenticated, its database selected), or it is lost
 	 * and the commands that were written have heard so. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
+	/* Subscribe to these channels (NULL behind the last), now and each time the connection
+	 * is made again; they stay yours, and in place until redis_close. The connection is for
+	 * them alone, and is ready when it listens to all of them; what was published before is
+	 * lost. Each message is an array of three: "message", the channel, the text. Non-zero:
+	 * as above. */
+	const char *const *channels;
+	redis_callback on_message;
 	/* One line, without its line end: the connection was lost, cannot be made, is
 	 * refused, is back. Not each try: only changes. NULL: to stderr. */
 	void (*log)(const char *line, void *arg);
-	void *arg; /* handed to both */
+	void *arg; /* handed to all of them */
 };
 
 /*
@@ -153,8 +160,8 @@ struct redis_options {
  * address: a name is looked up at each try to connect, and getaddrinfo(3) waits
  * for its answer.
  *
- * NULL with errno: EINVAL (the URL), ENOMEM. The messenger must outlive it.
- * redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY, and
+ * NULL with errno: EINVAL (the URL; channels without on_message), ENOMEM. The messenger
+ * must outlive it. redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY, and
  * what was not written is not written. Commands that these callbacks queue are refused
  * (EPIPE). Do not close a connection inside a callback of its own. NULL is ignored.
  */
@@ -176,15 +183,6 @@ int
 redis_command(struct redis *redis, redis_callback callback, void *arg, const char *word, ...);
 int redis_command_argv(struct redis *redis, redis_callback callback, void *arg, size_t argc,
                        const char *const argv[], const size_t lengths[]);
-
-/*
- * Subscribe to a channel, now and each time the connection is made again; from
- * then on this connection is for subscriptions alone. The callback hears what Redis
- * says, an array of three: "subscribe", the channel, a number, whenever it begins to
- * listen (what was published before is lost); and "message", the channel, the text.
- * errno: EINVAL (no callback, or commands wait), ENOMEM.
- */
-int redis_subscribe(struct redis *redis, const char *channel, redis_callback callback, void *arg);
 
 /* Is the connection ready? How many commands have heard no reply yet? */
 bool redis_ready(const struct redis *redis);

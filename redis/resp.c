@@ -3,31 +3,24 @@
  */
 #include "resp.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- bytes to replies ------------------------------------------------------ */
 
-/* The decimal number of a line, from `at` to `end`, and nothing else. */
+/* The decimal number of a line, from `at` to its \r at `end`, and nothing else. */
 static bool
 read_integer(const char *at, const char *end, int64_t *integer)
 {
-	bool negative = at < end && *at == '-';
-	int64_t value = 0; /* it is negative: there is one more of these */
-	int digit;
+	const char *digits = at + (*at == '-' || *at == '+');
+	char *stop;
 
-	at += at < end && (*at == '-' || *at == '+');
-	if (at == end)
+	if (*digits < '0' || *digits > '9') /* strtoll skips the end of a line */
 		return false;
-	for (; at < end; at++) {
-		digit = *at - '0';
-		if (digit < 0 || digit > 9 || value < (INT64_MIN + digit) / 10)
-			return false;
-		value = 10 * value - digit;
-	}
-	if (!negative && value == INT64_MIN)
-		return false;
-	*integer = negative ? value : -value;
-	return true;
+	errno = 0;
+	*integer = strtoll(at, &stop, 10);
+	return stop == end && errno == 0;
 }
 
 static enum resp

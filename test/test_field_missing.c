@@ -25,7 +25,7 @@ TestSuite(missing, .timeout = 60);
 
 /* ---- system calls that the tests intercept ------------------------------------ */
 
-static volatile sig_atomic_t raise_before_poll;
+static volatile sig_atomic_t raise_before_poll, raise_when_idle;
 static int accepts_to_fail;
 
 int __real_poll(struct pollfd *set, nfds_t count, int timeout);
@@ -41,6 +41,11 @@ __wrap_poll(struct pollfd *set, nfds_t count, int timeout)
 
 	if (number != 0 && timeout != 0) {
 		raise_before_poll = 0;
+		raise(number);
+	}
+	number = raise_when_idle;
+	if (number != 0 && timeout == -1) {
+		raise_when_idle = 0;
 		raise(number);
 	}
 	return __real_poll(set, count, timeout);
@@ -314,6 +319,25 @@ Test(missing, a_SIGTERM_just_before_the_poll_is_not_slept_over)
 	cluster_turn(c);
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 0, signal: null");
 	cluster_stop(c);
+}
+
+/* In the master alone: its children forget this again. */
+static void
+raises_when_idle(enum role role, void *arg)
+{
+	(void)arg;
+	raise_when_idle = role == ROLE_MASTER ? SIGTERM : 0;
+}
+
+/* master.c, on_caught: the handler wakes the loop, the self-pipe trick. In env "local" an
+ * idle master has no deadline that would wake it. */
+Test(missing, a_SIGTERM_just_before_an_idle_master_polls_is_not_slept_over)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.in_child = raises_when_idle, .workers = 1, .env = "local"});
+
+	cluster_wait(c, 0, "[master] master is killed by signal SIGTERM, closing");
+	cluster_ended(c, 0);
 }
 
 static int

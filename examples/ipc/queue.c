@@ -278,17 +278,19 @@ show_rsmq(void)
 static bool listening, heard;
 
 static int
-on_channel(struct redis *redis, const struct redis_reply *reply, void *arg)
+on_change(struct redis *redis, bool ready, void *arg)
 {
 	(void)redis, (void)arg;
-	if (reply->type == REDIS_ARRAY && reply->count == 3) {
-		if (redis_is(&reply->element[0], "subscribe"))
-			listening = true;
-		if (redis_is(&reply->element[0], "message"))
-			heard = true;
-		if (heard)
-			printf("subscriber hears      %s\n", reply->element[2].text);
-	}
+	listening = ready;
+	return 0;
+}
+
+static int
+on_message(struct redis *redis, const struct redis_reply *message, void *arg)
+{
+	(void)redis, (void)arg;
+	heard = true;
+	printf("subscriber hears      %s\n", message->element[2].text);
 	return 0;
 }
 
@@ -333,12 +335,13 @@ wait_for(struct redis *subscriber, const bool *is_so)
 static void
 show_publish(void)
 {
-	struct redis *redis = queue_open_redis(url, NULL);
-	struct redis *subscriber = queue_open_redis(url, NULL);
+	const char *const channels[] = {channel, NULL};
+	const struct redis_options options = {
+		.on_change = on_change, .channels = channels, .on_message = on_message};
+	struct redis *redis = queue_open_redis(url, NULL), *subscriber;
 
 	publish(redis, "\"good morning\"");
-	if (redis_subscribe(subscriber, channel, on_channel, NULL) == -1)
-		queue_fail_by_errno("subscribe");
+	subscriber = queue_open_redis(url, &options);
 	wait_for(subscriber, &listening);
 	printf("subscriber            listens from now on\n");
 	publish(redis, "\"good evening\"");
