@@ -340,11 +340,14 @@ clear_batch(struct batch *batch)
 	put(batch->text + HEAD_MAX, "[]");
 }
 
-/* How many bytes fit in a batch. */
+/* How long the next message in a batch may be. Its own length, before it, may go a few bytes
+ * past this: the room behind the batch is for that, too. */
 static size_t
 room_in(const struct batch *batch)
 {
-	return sizeof batch->text - 2 * HEAD_MAX - batch->length;
+	size_t most = sizeof batch->text - 2 * HEAD_MAX;
+
+	return batch->length < most ? most - batch->length : 0;
 }
 
 /* Add a message to a batch; false: the batch is full. */
