@@ -1111,6 +1111,26 @@ Test(bridge, a_batch_is_filled_to_its_last_byte)
 	free(data);
 }
 
+/* Each is a batch of its own, and all of them end with the turn. */
+Test(bridge, messages_for_many_clusters_are_one_timer)
+{
+	struct messenger *agent;
+	struct bridge *end;
+	size_t before;
+	int i, ends[2];
+
+	cr_assert(channel_pair(ends) == 0);
+	agent = messenger_open(ends[0], ROLE_AGENT);
+	end = bridge_start(agent,
+	                   &(struct bridge_options){.cluster = "A", .url = "redis://127.0.0.1:1"});
+	cr_assert_not_null(end);
+	cr_assert_eq(bridge_publish(end, "B", "one", NULL), 0);
+	before = agent->timer_count;
+	for (i = 0; i < 100; i++)
+		cr_assert_eq(bridge_publish(end, i % 2 == 0 ? "C" : "B", "one", NULL), 0);
+	cr_expect_leq(agent->timer_count, before + 1, "%zu timers", agent->timer_count);
+}
+
 Test(bridge, a_bad_url_is_a_failed_start)
 {
 	struct cluster *c =
