@@ -1240,8 +1240,8 @@ Test(cluster_client, with_heartbeats_those_that_wait_for_a_start_are_not_cut)
 	struct cluster *c;
 	size_t mark;
 
-	options.heartbeat_interval = 100 * time_scale();
-	options.response_timeout = 1000 * time_scale();
+	options.heartbeat_interval = 500 * time_scale();
+	options.response_timeout = 2500 * time_scale(); /* which is longer than four of them */
 	start_by_order = true;
 	c = start(1);
 	did(c, "APP#1", "call echo one");
