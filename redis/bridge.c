@@ -674,7 +674,7 @@ on_landed(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* Send Redis a batch, which the last word is. */
+/* Send a batch to Redis: it is the last word of the command, and of this length. */
 static int
 launch(struct flight what, const char *const words[], size_t count, size_t length)
 {
@@ -1073,7 +1073,7 @@ on_change(struct redis *redis, bool ready, void *arg)
 
 /* ---- agent: its apps -------------------- */
 
-/* The apps are others than before. */
+/* The list of apps has changed, and an app's agent may be a new one. */
 static int
 look_at_apps(struct bridge *bridge, struct reading *reading)
 {

@@ -487,7 +487,7 @@ refuse(struct redis *redis, const struct redis_reply *reply)
 
 /* ---- the connection: made ---------------------------------------------------- */
 
-/* Add a command to the greeting, which ends at the first word that is NULL. */
+/* Add a command of one, two or three words to the greeting; the others are NULL. */
 static bool
 add_greeting(struct redis *redis, const char *name, const char *first, const char *second)
 {

@@ -161,9 +161,10 @@ struct redis_options {
  * for its answer.
  *
  * NULL with errno: EINVAL (the URL; channels without on_message), ENOMEM. The messenger
- * must outlive it. redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY, and
- * what was not written is not written. Commands that these callbacks queue are refused
- * (EPIPE). Do not close a connection inside a callback of its own. NULL is ignored.
+ * must outlive it. redis_close closes and frees; each command without a reply hears
+ * REDIS_NO_REPLY, and what was not written is not written. Commands that these callbacks
+ * queue are refused (EPIPE). Do not close a connection inside a callback of its own. NULL
+ * is ignored.
  */
 struct redis *redis_open(struct messenger *messenger, const char *url,
                          const struct redis_options *options);
