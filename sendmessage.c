@@ -67,12 +67,6 @@ void (*clutch_tracer)(const char *event, const struct channel *channel,
 #ifndef MSG_DONTWAIT
 #define MSG_DONTWAIT 0
 #endif
-/* A descriptor of the sender's process, if somebody has asked for that at this socket. */
-#if !defined SCM_PIDFD && defined __linux__
-#define SCM_PIDFD 4
-#elif !defined SCM_PIDFD
-#define SCM_PIDFD SCM_RIGHTS
-#endif
 #ifndef ETOOMANYREFS
 #define ETOOMANYREFS ENOBUFS
 #endif
@@ -573,8 +567,8 @@ lend_buffer(struct channel *channel)
 
 /* Copy the handles that recvmsg(2) has brought, and return how many they are. A hostile sender
  * may send as many as a control message has room for. Credentials, if somebody has asked for
- * them at this socket, stand before them; the descriptor of a process counts as a handle that
- * no frame asked for. macOS leaves cmsg_len as it was where it has cut the message. */
+ * them at this socket, stand before them. macOS leaves cmsg_len as it was where it has cut the
+ * message. */
 static size_t
 handles_of(struct msghdr *header, int handles[sizeof(union control) / sizeof(int)])
 {
@@ -587,8 +581,7 @@ handles_of(struct msghdr *header, int handles[sizeof(union control) / sizeof(int
 		length = control->cmsg_len;
 		if (length > (size_t)(end - (unsigned char *)control))
 			length = (size_t)(end - (unsigned char *)control);
-		if ((control->cmsg_type != SCM_RIGHTS && control->cmsg_type != SCM_PIDFD) ||
-		    length < begin)
+		if (control->cmsg_type != SCM_RIGHTS || length < begin)
 			continue;
 		memcpy(handles + count, CMSG_DATA(control), length - begin);
 		count += (length - begin) / sizeof(int);

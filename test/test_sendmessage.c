@@ -2208,29 +2208,6 @@ Test(handles, come_behind_credentials)
 	cr_assert(open_descriptors() == before, "a leak");
 }
 
-#ifndef SO_PASSPIDFD
-#define SO_PASSPIDFD 76
-#endif
-
-/* Linux: whoever made the pair may have asked for one with each read. */
-Test(handles, of_processes_do_not_leak)
-{
-	int far, ends[2], before, yes = 1;
-	struct channel channel;
-
-	cr_assert(pipe(ends) == 0);
-	before = open_descriptors();
-	far = open_channel(&channel, 0);
-	if (setsockopt(channel.descriptor, SOL_SOCKET, SO_PASSPIDFD, &yes, sizeof yes) == -1)
-		cr_skip("this system has no such option");
-	raw_write_handles(far, plain, sizeof plain - 1, ends, 1);
-	raw_write_handles(far, plain, sizeof plain - 1, ends, 1);
-	cr_assert(found_out(&channel));
-	channel_close(&channel);
-	close(far);
-	cr_assert(open_descriptors() == before, "a leak");
-}
-
 Test(handles, flagged_but_not_sent_are_refused)
 {
 	struct message message;
