@@ -443,11 +443,13 @@ struct closer {
 	void *arg;
 };
 
-/* A message is being delivered: the message stands in the read buffer, so that no loop of
- * this process may read meanwhile. */
-static bool in_listener;
+/* The messenger that delivers a message, or NULL: the message stands in the read buffer, so
+ * that no loop of this process may read meanwhile. */
+static const struct messenger *delivering;
 
 static void end_channel(struct messenger *messenger);
+static void tell_pause(struct messenger *messenger);
+static int on_joined(struct messenger *loop, int descriptor, short revents, void *arg);
 
 struct messenger *
 messenger_open(int descriptor, enum role role)
@@ -685,7 +687,7 @@ sweep(struct messenger *messenger)
 	struct listener *list = messenger->listeners;
 	size_t from, to = 0;
 
-	if (in_listener || !messenger->unswept)
+	if (delivering == messenger || !messenger->unswept)
 		return;
 	for (from = 0; from < messenger->listener_count; from++)
 		if (list[from].removed)
@@ -774,6 +776,15 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 	}
 }
 
+/* What messenger_pause tells a master. At the other end of a joined messenger there may be a
+ * process that pauses; this one is no master, and its listeners hear nothing of that. */
+static bool
+is_about_a_pause(const struct message *message)
+{
+	return message->to == ROLE_MASTER && (strcmp(message->action, "clutch-pause") == 0 ||
+	                                      strcmp(message->action, "clutch-resume") == 0);
+}
+
 /* egg: _onMessage */
 static void
 deliver(struct messenger *messenger, const struct message *message)
@@ -786,16 +797,15 @@ deliver(struct messenger *messenger, const struct message *message)
 		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */
 		return;
 	}
-	sweep(messenger); /* what a listener of another messenger has removed */
-	count = messenger->listener_count;
-	in_listener = true;
+	count = is_about_a_pause(message) ? 0 : messenger->listener_count;
+	delivering = messenger;
 	if (by_master && strcmp(message->action, "egg-pids") == 0)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
 	if (length == 0 || emit(messenger, count, message->action, length, message) == 0)
 		clutch_trace("ignores", &messenger->channel, message, "", 0);
-	in_listener = false;
+	delivering = NULL;
 	sweep(messenger);
 	if (message->handle != -1)
 		close(message->handle);
@@ -1082,21 +1092,27 @@ serve(struct messenger *messenger, short revents)
 	hear(messenger);
 }
 
-/* What poll(2) waits for at the channels. */
+/* What poll(2) waits for at a channel. */
+static void
+prepare_entry(const struct messenger *messenger, struct pollfd *entry)
+{
+	entry->fd = messenger->channel.descriptor;
+	entry->events = messenger->paused ? 0 : POLLIN;
+	if (channel_pending(&messenger->channel) > 0)
+		entry->events |= POLLOUT;
+	entry->revents = 0;
+}
+
+/* At all channels. There may be thousands: none is looked up. */
 static void
 prepare(const struct messenger *loop)
 {
-	const struct messenger *at = NULL;
-	struct pollfd *entry;
+	size_t i;
 
-	while ((at = next_turned(loop, at)) != NULL) {
-		entry = entry_of(at);
-		entry->fd = at->channel.descriptor;
-		entry->events = at->paused ? 0 : POLLIN;
-		if (channel_pending(&at->channel) > 0)
-			entry->events |= POLLOUT;
-		entry->revents = 0;
-	}
+	prepare_entry(loop, &loop->set[0]);
+	for (i = 0; i < loop->watch_count; i++)
+		if (loop->watches[i].call == on_joined)
+			prepare_entry(loop->watches[i].arg, &loop->set[i + 1]);
 }
 
 size_t
@@ -1160,10 +1176,12 @@ turn(struct messenger *messenger, size_t least, int timeout)
 	struct messenger *at = NULL;
 	int due;
 
-	if (messenger->stepping || messenger->loop != NULL || in_listener)
+	if (messenger->stepping || messenger->loop != NULL || delivering != NULL)
 		return clutch_fail(EBUSY);
-	while ((at = next_turned(messenger, at)) != NULL)
+	while ((at = next_turned(messenger, at)) != NULL) {
 		channel_flush(&at->channel);
+		tell_pause(at);
+	}
 	if (channel_pending(&messenger->channel) < least)
 		return 1;
 	due = messenger_timeout(messenger);
@@ -1255,23 +1273,35 @@ messenger_join(struct messenger *messenger, struct messenger *loop, messenger_en
 
 /* ---- pausing ------------------------------------------------------------- */
 
+/* Tell the other end, if it does not know. Where the queue is full the next turn does that, or
+ * a process that pauses again and again would fill its memory. */
+static void
+tell_pause(struct messenger *messenger)
+{
+	bool paused = messenger->paused;
+
+	if (paused == messenger->told_paused ||
+	    channel_pending(&messenger->channel) >= CHANNEL_QUEUE_MAX)
+		return;
+	messenger->told_paused = paused;
+	messenger_tell(messenger, ROLE_MASTER, paused ? "clutch-pause" : "clutch-resume", NULL);
+}
+
 int
 messenger_pause(struct messenger *messenger)
 {
 	if (messenger->channel.descriptor == -1)
 		return clutch_fail(EPIPE);
-	if (!messenger->paused)
-		messenger_tell(messenger, ROLE_MASTER, "clutch-pause", NULL);
 	messenger->paused = true;
+	tell_pause(messenger);
 	return 0;
 }
 
 int
 messenger_resume(struct messenger *messenger)
 {
-	if (messenger->paused)
-		messenger_tell(messenger, ROLE_MASTER, "clutch-resume", NULL);
 	messenger->paused = false;
+	tell_pause(messenger);
 	return 0;
 }
 
@@ -1363,7 +1393,7 @@ messenger_disown(void)
 	struct messenger *messenger;
 
 	own = NULL;
-	in_listener = false;
+	delivering = NULL;
 	for (messenger = messengers; messenger != NULL; messenger = messenger->next)
 		channel_close(&messenger->channel);
 	clutch_wake_close();

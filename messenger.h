@@ -829,7 +829,7 @@ struct messenger {
 	size_t listener_count;
 	bool hears_every; /* a listener of every message was added */
 	bool unswept;     /* there are removed listeners in the list */
-	bool paused, has_unread;
+	bool paused, told_paused, has_unread;
 
 	struct watch *watches;
 	struct pollfd *set; /* the channel, then one for each watch */

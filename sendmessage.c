@@ -64,6 +64,9 @@ void (*clutch_tracer)(const char *event, const struct channel *channel,
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
+#ifndef MSG_DONTWAIT
+#define MSG_DONTWAIT 0
+#endif
 #ifndef ETOOMANYREFS
 #define ETOOMANYREFS ENOBUFS
 #endif
@@ -359,7 +362,9 @@ handle_is_next(const struct channel *channel)
 }
 
 /* Write once, but not past the next handle, which travels with the first byte of its
- * frame. Returns what sendmsg(2) does, and stores how many bytes it tried. */
+ * frame. Returns what sendmsg(2) does, and stores how many bytes it tried. The socket is
+ * non-blocking, unless another process that has this end, too, has changed that: so each call
+ * says MSG_DONTWAIT. */
 static ssize_t
 write_once(struct channel *channel, size_t *tried)
 {
@@ -378,10 +383,10 @@ write_once(struct channel *channel, size_t *tried)
 	if (channel->waiting_count > with_handle)
 		*tried = (size_t)(channel->waiting[with_handle].position - channel->written);
 	if (!with_handle) /* the cheaper call */
-		return send(channel->descriptor, bytes, *tried, MSG_NOSIGNAL);
+		return send(channel->descriptor, bytes, *tried, MSG_NOSIGNAL | MSG_DONTWAIT);
 	part.iov_len = *tried;
 	memcpy(CMSG_DATA(&control.header), &channel->waiting[0].descriptor, sizeof(int));
-	return sendmsg(channel->descriptor, &header, MSG_NOSIGNAL);
+	return sendmsg(channel->descriptor, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 static void
@@ -561,24 +566,27 @@ lend_buffer(struct channel *channel)
 }
 
 /* Copy the handles that recvmsg(2) has brought, and return how many they are. A hostile sender
- * may send as many as a control message has room for. macOS leaves cmsg_len as it was where it
- * has cut the message. */
+ * may send as many as a control message has room for. Credentials, if somebody has asked for
+ * them at this socket, stand before them. macOS leaves cmsg_len as it was where it has cut the
+ * message. */
 static size_t
 handles_of(struct msghdr *header, int handles[sizeof(union control) / sizeof(int)])
 {
+	const unsigned char *end = (unsigned char *)header->msg_control + header->msg_controllen;
 	struct cmsghdr *control = CMSG_FIRSTHDR(header);
-	size_t length, begin;
+	size_t begin, length, count = 0;
 
-	if (control == NULL || control->cmsg_type != SCM_RIGHTS)
-		return 0;
-	begin = (size_t)(CMSG_DATA(control) - (unsigned char *)control);
-	length = control->cmsg_len;
-	if (length > header->msg_controllen)
-		length = header->msg_controllen;
-	if (length < begin)
-		return 0;
-	memcpy(handles, CMSG_DATA(control), length - begin);
-	return (length - begin) / sizeof(int);
+	for (; control != NULL; control = CMSG_NXTHDR(header, control)) {
+		begin = (size_t)(CMSG_DATA(control) - (unsigned char *)control);
+		length = control->cmsg_len;
+		if (length > (size_t)(end - (unsigned char *)control))
+			length = (size_t)(end - (unsigned char *)control);
+		if (control->cmsg_type != SCM_RIGHTS || length < begin)
+			continue;
+		memcpy(handles + count, CMSG_DATA(control), length - begin);
+		count += (length - begin) / sizeof(int);
+	}
+	return count;
 }
 
 /* Keep the descriptor that recvmsg(2) has brought, if there is one, until its frame is
@@ -653,7 +661,7 @@ channel_read(struct channel *channel)
 	if (part.iov_len > CHANNEL_READ_SIZE)
 		part.iov_len = CHANNEL_READ_SIZE;
 	do
-		count = recvmsg(channel->descriptor, &header, 0);
+		count = recvmsg(channel->descriptor, &header, MSG_DONTWAIT);
 	while (count == -1 && errno == EINTR);
 	if (count == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return PEER_ALIVE;

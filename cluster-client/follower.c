@@ -58,8 +58,7 @@ beat(struct messenger *messenger, void *arg)
 	struct cluster_client *client = arg;
 
 	(void)messenger;
-	if (client->state == CLIENT_READY)
-		cluster_follower_say(client, &(struct packet){.type = PACKET_HEARTBEAT});
+	cluster_follower_say(client, &(struct packet){.type = PACKET_HEARTBEAT});
 	return 0;
 }
 

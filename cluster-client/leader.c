@@ -410,6 +410,8 @@ heard(struct cluster_link *link, const struct packet *packet)
 		follower->heard_at = clutch_now();
 	if (packet->type == PACKET_REGISTER_CHANNEL)
 		return on_register(client, follower, packet);
+	if (packet->type == PACKET_HEARTBEAT) /* also of one that waits for a start */
+		return NULL;
 	if (!follower->registered)
 		return "spoke before it was registered";
 	if (packet->type == PACKET_SUBSCRIBE)
@@ -423,7 +425,7 @@ heard(struct cluster_link *link, const struct packet *packet)
 	if (packet->type == PACKET_PUBLISH)
 		client->real->publish(client, packet->name, packet->data, packet->length,
 		                      client->real->arg);
-	else if (packet->type != PACKET_HEARTBEAT)
+	else
 		return "gave an answer that nobody asked for";
 	return NULL;
 }

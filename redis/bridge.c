@@ -340,11 +340,14 @@ clear_batch(struct batch *batch)
 	put(batch->text + HEAD_MAX, "[]");
 }
 
-/* How many bytes fit in a batch. */
+/* How long the next message in a batch may be. Its own length, before it, may go a few bytes
+ * past this: the room behind the batch is for that, too. */
 static size_t
 room_in(const struct batch *batch)
 {
-	return sizeof batch->text - 2 * HEAD_MAX - batch->length;
+	size_t most = sizeof batch->text - 2 * HEAD_MAX;
+
+	return batch->length < most ? most - batch->length : 0;
 }
 
 /* Add a message to a batch; false: the batch is full. */
@@ -693,29 +696,38 @@ launch(struct flight what, const char *const words[], size_t count, size_t lengt
 	return fail(saved);
 }
 
-/* The end of a turn. The apps of this cluster hear its messages at once, without Redis. */
-static int
-flush_published(struct messenger *agent, void *arg)
+/* The apps of this cluster hear its messages at once, without Redis. */
+static void
+flush_published(struct bridge *bridge)
 {
-	struct bridge *bridge = arg;
 	struct batch *batch = &bridge->published;
 	bool to_all = bridge->to[0] == '\0', ours = strcmp(bridge->to, bridge->cluster) == 0;
 	char key[sizeof bridge->own_key];
 	const char *const words[] = {"PUBLISH", key, batch->text + HEAD_MAX};
 
-	bridge->flushing = false;
 	if (batch->count == 0)
-		return 0;
+		return;
 	snprintf(key, sizeof key, to_all ? "%s" : "%s\"%s\"", bridge->key, bridge->to);
 	if (!ours && !redis_ready(bridge->commands))
 		lose(bridge, batch->count, "there is no connection to Redis");
 	else if (!ours && launch((struct flight){.bridge = bridge, .count = batch->count}, words, 3,
 	                         batch->length) == -1)
 		lose(bridge, batch->count, strerror(errno));
-	if ((ours || to_all) && messenger_send_to_app(agent, bridge->hearing[MESSAGE].action,
-	                                              with_head(batch, 0, 0)) == -1)
+	if ((ours || to_all) &&
+	    messenger_send_to_app(bridge->messenger, bridge->hearing[MESSAGE].action,
+	                          with_head(batch, 0, 0)) == -1)
 		lose(bridge, batch->count, strerror(errno));
 	clear_batch(batch);
+}
+
+static int
+on_turn_end(struct messenger *agent, void *arg)
+{
+	struct bridge *bridge = arg;
+
+	(void)agent;
+	bridge->flushing = false;
+	flush_published(bridge);
 	return 0;
 }
 
@@ -732,15 +744,15 @@ agent_publish(struct bridge *bridge, struct reading *sent)
 		return 0;
 	}
 	if (strcmp(envelope.to, bridge->to) != 0 || room_in(&bridge->published) < length)
-		flush_published(bridge->messenger, bridge);
+		flush_published(bridge);
 	put(bridge->to, envelope.to);
 	add_to_batch(&bridge->published, sent->at, length);
 	/* Timers come last in a turn of the loop. Without memory for one, nothing waits. */
 	if (!bridge->flushing)
 		bridge->flushing =
-			messenger_set_timeout(bridge->messenger, 0, flush_published, bridge) != -1;
+			messenger_set_timeout(bridge->messenger, 0, on_turn_end, bridge) != -1;
 	if (!bridge->flushing)
-		flush_published(bridge->messenger, bridge);
+		flush_published(bridge);
 	return 0;
 }
 
@@ -1163,7 +1175,7 @@ on_leave(struct messenger *messenger, void *arg)
 	struct bridge *bridge = arg;
 
 	if (bridge->commands != NULL)
-		flush_published(messenger, bridge);
+		flush_published(bridge);
 	while ((bridge->waiting > 0 ||
 	        (bridge->commands != NULL && redis_pending(bridge->commands) > 0)) &&
 	       (left = deadline - clutch_now()) > 0)

@@ -1046,6 +1046,91 @@ Test(bridge, names_and_data_are_checked)
 	free(large);
 }
 
+/* Messages of `size` bytes and the agent's own text; returns how many bytes they are there. */
+static size_t
+publish_one(struct bridge *end, char *data, size_t size)
+{
+	static int number;
+	int text;
+
+	memset(data, '1', size);
+	data[size] = '\0';
+	cr_assert_eq(bridge_publish(end, NULL, "full", data), 0);
+	text = snprintf(NULL, 0, "\"%016d-%d\"%s%s%s%s", 0, ++number, "{\"id\":,\"from\":\"A\"",
+	                ",\"to\":\"\"", ",\"action\":\"full\"", ",\"data\":}");
+	return (size_t)(text + snprintf(NULL, 0, ",%zu,", (size_t)text + size)) + size;
+}
+
+/* How many messages the apps were sent. */
+static size_t
+count_published(struct messenger *agent, struct channel *apps)
+{
+	struct message message;
+	uint64_t before;
+	size_t count = 0;
+	const char *at;
+
+	cr_assert_neq(messenger_step(agent, 0), -1); /* a batch ends at the end of its turn */
+	do {
+		before = apps->bytes_in;
+		cr_assert_neq(messenger_step(agent, 0), -1);
+		cr_assert_eq(channel_read(apps), PEER_ALIVE);
+		while (channel_next(apps, &message) == 1)
+			for (at = message.data; (at = strstr(at, "{\"id\":")) != NULL; at++)
+				count++;
+	} while (channel_pending(&agent->channel) > 0 || apps->bytes_in > before);
+	return count;
+}
+
+/* The last message of a batch may leave a few bytes, or none, for the next one. */
+Test(bridge, a_batch_is_filled_to_its_last_byte)
+{
+	char *data = malloc(BRIDGE_DATA_MAX + 1);
+	size_t used, sent, spare;
+	struct messenger *agent;
+	struct channel apps;
+	struct bridge *end;
+	int ends[2];
+
+	cr_assert(channel_pair(ends) == 0);
+	agent = messenger_open(ends[0], ROLE_AGENT);
+	channel_init(&apps, 0);
+	cr_assert_eq(channel_attach(&apps, ends[1]), 0);
+	end = bridge_start(agent,
+	                   &(struct bridge_options){.cluster = "A", .url = "redis://127.0.0.1:1"});
+	cr_assert_not_null(end);
+	for (spare = 0; spare < 160; spare++) {
+		for (used = sent = 0; used + spare + BRIDGE_DATA_MAX < MESSAGE_DATA_MAX; sent++)
+			used += publish_one(end, data, BRIDGE_DATA_MAX - 5000);
+		used += publish_one(end, data, MESSAGE_DATA_MAX - used - spare - 90);
+		publish_one(end, data, 1);
+		publish_one(end, data, BRIDGE_DATA_MAX);
+		cr_assert_eq(count_published(agent, &apps), sent + 3, "%zu bytes from the end",
+		             spare);
+	}
+	free(data);
+}
+
+/* Each is a batch of its own, and all of them end with the turn. */
+Test(bridge, messages_for_many_clusters_are_one_timer)
+{
+	struct messenger *agent;
+	struct bridge *end;
+	size_t before;
+	int i, ends[2];
+
+	cr_assert(channel_pair(ends) == 0);
+	agent = messenger_open(ends[0], ROLE_AGENT);
+	end = bridge_start(agent,
+	                   &(struct bridge_options){.cluster = "A", .url = "redis://127.0.0.1:1"});
+	cr_assert_not_null(end);
+	cr_assert_eq(bridge_publish(end, "B", "one", NULL), 0);
+	before = agent->timer_count;
+	for (i = 0; i < 100; i++)
+		cr_assert_eq(bridge_publish(end, i % 2 == 0 ? "C" : "B", "one", NULL), 0);
+	cr_expect_leq(agent->timer_count, before + 1, "%zu timers", agent->timer_count);
+}
+
 Test(bridge, a_bad_url_is_a_failed_start)
 {
 	struct cluster *c =

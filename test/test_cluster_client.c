@@ -1234,6 +1234,31 @@ Test(cluster_client, with_heartbeats_only_the_silent_one_is_cut)
 	cluster_stop(c);
 }
 
+/* Its start takes longer than three heartbeats, and fails, and the followers wait. */
+Test(cluster_client, with_heartbeats_those_that_wait_for_a_start_are_not_cut)
+{
+	struct cluster *c;
+	size_t mark;
+
+	options.heartbeat_interval = 500 * time_scale();
+	options.response_timeout = 2500 * time_scale(); /* which is longer than four of them */
+	start_by_order = true;
+	c = start(1);
+	did(c, "APP#1", "call echo one");
+	cluster_wait(c, 0, ":APP#1 error one ResponseTimeoutError");
+	cr_expect_eq(cluster_count(c, 0, "was silent"), 0);
+	did(c, "AGENT#1", "started-not");
+	mark = cluster_mark(c);
+	did(c, "APP#1", "call echo two");
+	cluster_wait(c, mark, ":APP#1 error two ");
+	cluster_wait(c, mark, "upstream start 2");
+	did(c, "AGENT#1", "started");
+	ready(c, "APP#1");
+	cr_expect_eq(cluster_count(c, 0, "was silent"), 0);
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 connection "), 1);
+	cluster_stop(c);
+}
+
 /* ---- hostile -------------------------------------------------------------------------------------- */
 
 /* D33: a method that is not listed; D34: an announced length. And all else. */

@@ -10,10 +10,13 @@
 #include <criterion/criterion.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MANY = 200 };
@@ -547,4 +550,151 @@ Test(join, wrong_arguments_change_nothing)
 	expect_turn("one:a ");
 	close_link(&one);
 	close_link(&two);
+}
+
+/* ---- many ------------------------------------------------------------------------------- */
+
+/* Microseconds of processor time. */
+static int64_t
+processor_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* A turn costs what poll(2) costs for as many, and not a search for each. All are one socket
+ * with many descriptors, which nobody writes to. */
+Test(join, a_turn_of_thousands_costs_little_more_than_their_poll)
+{
+	enum { THOUSANDS = 2000, TURNS = 50 };
+	struct rlimit limit;
+	struct messenger *joined;
+	struct pollfd set[THOUSANDS + 1];
+	int64_t begin, polls, turns;
+	int i, ends[2];
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = THOUSANDS + 100;
+	if (setrlimit(RLIMIT_NOFILE, &limit) == -1)
+		cr_skip("the limit of descriptors is too low");
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+	for (i = 0; i < THOUSANDS; i++) {
+		joined = messenger_open(dup(ends[0]), ROLE_PARENT);
+		cr_assert_not_null(joined);
+		cr_assert_eq(messenger_join(joined, loop, NULL, NULL), 0);
+	}
+	cr_assert_eq(messenger_descriptors(loop, set, THOUSANDS + 1), THOUSANDS + 1);
+	begin = processor_time();
+	for (i = 0; i < TURNS; i++)
+		cr_assert_eq(poll(set, THOUSANDS + 1, 0), 0);
+	polls = processor_time() - begin;
+	begin = processor_time();
+	for (i = 0; i < TURNS; i++)
+		turn();
+	turns = processor_time() - begin;
+	cr_expect_lt(turns, 6 * polls, "%lld us, and the polls alone %lld us", (long long)turns,
+	             (long long)polls);
+	close(ends[0]);
+	close(ends[1]);
+}
+
+/* ---- what one messenger's callback does to another one --------------------------------- */
+
+static int
+on_nothing(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message, (void)arg;
+	return 0;
+}
+
+/* Wait for an answer of the other messenger, and give up. */
+static int
+on_request(struct messenger *messenger, const struct message *message, void *arg)
+{
+	struct link *other = arg;
+
+	(void)messenger, (void)message;
+	cr_assert_eq(messenger_on(other->messenger, "answer", on_nothing, NULL), 0);
+	cr_assert_eq(messenger_remove_listener(other->messenger, "answer", on_nothing, NULL), 0);
+	return 0;
+}
+
+Test(join, listeners_that_another_ones_listener_removes_are_gone)
+{
+	struct link one, two;
+	size_t before;
+	int i;
+
+	join(&one, "one");
+	join(&two, "two");
+	before = two.messenger->listener_count;
+	cr_assert_eq(messenger_on(one.messenger, "request", on_request, &two), 0);
+	for (i = 0; i < 100; i++)
+		say(&one, "request");
+	turn();
+	cr_expect_eq(two.messenger->listener_count, before);
+	close_link(&one);
+	close_link(&two);
+}
+
+/* Pauses do not pass the limit, either, and the last one is told when there is room. */
+Test(join, pauses_at_an_end_that_does_not_read_have_a_limit)
+{
+	char last[MESSAGE_ACTION_MAX + 1] = "";
+	const char *action;
+	struct link link;
+	int i;
+
+	join(&link, "link");
+	fill(&link);
+	for (i = 0; i < 10000; i++) {
+		cr_assert_eq(messenger_resume(link.messenger), 0);
+		cr_assert_eq(messenger_pause(link.messenger), 0);
+	}
+	cr_expect_leq(channel_pending(&link.messenger->channel), CHANNEL_QUEUE_MAX + 64);
+	do {
+		turn();
+		while (*(action = heard(&link)) != '\0')
+			snprintf(last, sizeof last, "%s", action);
+	} while (channel_pending(&link.messenger->channel) > 0);
+	cr_expect_str_eq(last, "clutch-pause");
+	close_link(&link);
+}
+
+/* ---- two ends of one pair ---------------------------------------------------------------- */
+
+/* What a pause tells the master is for no other process. */
+Test(join, a_pause_of_the_other_end_is_no_message)
+{
+	struct messenger *other;
+	struct link link;
+
+	join(&link, "link");
+	other = messenger_open(dup(link.other.descriptor), ROLE_APP);
+	cr_assert_not_null(other);
+	cr_assert_eq(messenger_pause(other), 0);
+	cr_assert_eq(messenger_resume(other), 0);
+	cr_assert_eq(messenger_send(other, "after", NULL, ROLE_NONE), 0);
+	cr_assert_eq(messenger_step(other, 0), 1);
+	expect_turn("link:after ");
+	messenger_close(other);
+	close_link(&link);
+}
+
+/* Whoever made the pair may still have this end, too, and the flags of a file are shared. */
+Test(join, an_end_that_somebody_made_blocking_blocks_nobody)
+{
+	struct link link;
+	int copy;
+
+	open_link(&link, "link");
+	copy = dup(link.messenger->channel.descriptor);
+	cr_assert_eq(messenger_join(link.messenger, loop, on_end, &link), 0);
+	cr_assert_eq(fcntl(copy, F_SETFL, 0), 0);
+	fill(&link);
+	turn();
+	close(copy);
+	close_link(&link);
 }

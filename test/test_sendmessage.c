@@ -2186,6 +2186,28 @@ Test(handles, of_a_hostile_peer_are_refused_and_do_not_leak)
 		close(ends[i]);
 }
 
+/* The maker of a pair may have asked for credentials at both ends: then those come first. */
+Test(handles, come_behind_credentials)
+{
+	int far, ends[2], before, yes = 1;
+	struct channel channel;
+	struct message message;
+
+	cr_assert(pipe(ends) == 0);
+	before = open_descriptors();
+	far = open_channel(&channel, 0);
+	cr_assert(setsockopt(channel.descriptor, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes) == 0);
+	raw_write_handles(far, flagged, sizeof flagged - 1, ends, 1);
+	message = next_message(&channel);
+	cr_assert(same_file(message.handle, ends[0]));
+	close(message.handle);
+	raw_write_handles(far, piece, 1, ends, 3);
+	cr_assert(found_out(&channel), "three handles that no frame asked for");
+	channel_close(&channel);
+	close(far);
+	cr_assert(open_descriptors() == before, "a leak");
+}
+
 Test(handles, flagged_but_not_sent_are_refused)
 {
 	struct message message;
