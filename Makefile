@@ -410,5 +410,6 @@ labs-check:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind static portable portable-short warnings objects size \
-	tidy format-check soak fuzz coverage bench bench-ipc bench-bridge lab labs-check clean
+.PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind \
+	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
+	bench bench-ipc bench-bridge lab labs-check clean
