@@ -32,6 +32,9 @@
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
 # limits in CPPFLAGS (see messenger.h):  make CPPFLAGS=-DMESSAGE_DATA_MAX=4096
+#
+# Copyright (c) 2026 the clutch authors
+# SPDX-License-Identifier: MIT
 
 # ---- the sources -----------------------------------------------------------
 

@@ -5,6 +5,9 @@
  *
  * The agent ends in two cases only: SIGTERM, exit 0; and the end of its channel,
  * exit 110 (its master must have died). What it fails at meanwhile is logged.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"

@@ -14,6 +14,9 @@
  *
  * waitid says which process is alive; the channel over which a message came says which
  * process sent it. No message can claim either (D5).
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #if defined _POSIX_C_SOURCE && !defined _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* for SIGXFSZ, which FreeBSD hides otherwise */

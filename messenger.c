@@ -4,6 +4,9 @@
  * egg: egg-cluster/lib/utils/messenger.js (the master's side), to be read beside
  * this file: the numbers in the margin are its lines; egg/lib/core/messenger/ipc.js
  * (the child's side), and the loop that Node gives for free.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"

@@ -18,6 +18,9 @@
  * handler, nor from two threads.
  *
  * "egg:" names the JavaScript that a function mirrors.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef MESSENGER_H
 #define MESSENGER_H

@@ -25,6 +25,9 @@
  * channel reads first, its own channel keeps it meanwhile. When its writer dies, the
  * rest never comes: the torn frame is dropped with the channel, and half a message is
  * never heard.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"

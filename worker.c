@@ -12,6 +12,9 @@
  *	an uncaught error, or  its channel is closed, so  its connections finish   1
  *	messenger_graceful_    that the master forks a
  *	exit                   replacement
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_PRIVATE
 #include "messenger.h"

@@ -6,6 +6,9 @@
  *
  * In each round every contestant of a case runs once, one after the other, so
  * that whatever else the machine does meets all of them; the table has medians.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

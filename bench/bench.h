@@ -5,6 +5,9 @@
  * A contestant is a function that runs one round and returns its figures; the
  * floors are in floors.c, clutch is in clutch.c, cluster-client in client.c, and
  * start.c measures the program tree.c, which is a cluster or a floor of its own.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef BENCH_H
 #define BENCH_H

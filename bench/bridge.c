@@ -9,6 +9,9 @@
  *	         nothing but write(2) and read(2) of PUBLISH, or of XADD and XREADGROUP, XACK
  *
  * Floor and bridge take turns; the table has the medians of all rounds.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../redis/bridge.h"
 

@@ -7,6 +7,9 @@
  * fanout-stream: it does not wait for each value. At most CHUNKS chunks of values are on
  * their way, as much as the master's high mark lets wait: so nobody falls behind. (The
  * master's broadcast makes senders wait by itself.)
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "bench.h"
 

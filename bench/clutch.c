@@ -12,6 +12,9 @@
  * number in that stream, and padding:  "d0000000000042xxxxx". Neighbours stand in
  * different buffers: who reads as a vector what he has just written as a byte waits
  * for his own store, and that takes as long as a message.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "bench.h"
 

@@ -5,6 +5,9 @@
  *	sender --socketpair--> relay --socketpair--> receiver(s)
  *
  * Their descriptors block: the kernel schedules them, and no loop has to.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

@@ -15,6 +15,9 @@
  * In each round every way runs once; the table has the rounds' medians.
  * For the trips both processes are on one processor: otherwise the figure is that
  * of waking up another one.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifdef __linux__
 #ifndef _GNU_SOURCE

@@ -2,6 +2,9 @@
  * How soon a tree of processes is ready, how soon a killed one is replaced, and
  * how much memory they take. The tree is a program of its own (tree.c), linked
  * statically against musl where that is possible: so small systems run it.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

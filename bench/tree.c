@@ -4,6 +4,9 @@
  * the same: it forks one process and, when that has said one byte, the others;
  * when all have, each app is told so by one byte, and says since when it knows;
  * it forks again one that dies.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "tree.h"
 #include "../messenger.h"

@@ -1,6 +1,9 @@
 /*
  * What tree.c says of each app worker that was told that it is ready: who, and
  * since when. Pid 0: all are ready for the first time.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef TREE_H
 #define TREE_H

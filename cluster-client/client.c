@@ -4,6 +4,9 @@
  * is ready again, subscriptions and publications are repeated.
  *
  * egg: cluster-client/lib/wrapper/base.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"

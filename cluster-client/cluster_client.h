@@ -25,6 +25,9 @@
  * 0 at data[length].
  *
  * "egg:" names the JavaScript of npm cluster-client that a function mirrors.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef CLUSTER_CLIENT_H
 #define CLUSTER_CLIENT_H
@@ -113,7 +116,8 @@ typedef int (*cluster_callback)(struct cluster_client *client, const struct clus
  * A real client, which is egg's class: its functions. They are called in the
  * agent only, but the apps' followers are given the same description: they know
  * from it what can be called. It must live as long as the client. `client` is the leader;
- * arg is the one below. A function that is NULL is not offered.
+ * arg is the one below. A function that is NULL is not offered. None but close may turn
+ * the loop (messenger_step), or close the client.
  */
 struct real_method {
 	const char *name; /* NULL ends the list */

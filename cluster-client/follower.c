@@ -14,6 +14,9 @@
  *	    |            no leader yet        start failed,         |
  *	    |                 |               ask again             |
  *	    +----- wait ------+---------- end of file --------------+
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"

@@ -7,6 +7,9 @@
  * A key with many subscribers has one subscription at the real client. A follower that
  * breaks the protocol, or does not read what it is sent, loses its connection; the others
  * notice nothing.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"

@@ -6,6 +6,9 @@
  * The end is a messenger that is joined to the process's loop: framing, queues, partial reads
  * and the end of file are the core's. Whatever comes is checked before it is used: the other
  * end may be anybody.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUSTER_CLIENT_PRIVATE
 #include "cluster_client.h"

@@ -3,6 +3,9 @@
  * happen and ends the cluster.
  *
  *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|uncaught|kill|reload|shutdown|pressure
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../messenger.h"
 

@@ -9,6 +9,9 @@
  *	minute         ||||||                      the minute is wrong: to the next minute
  *
  * All zones that are in use today differ from UTC by whole quarters of an hour.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "cron.h"
 

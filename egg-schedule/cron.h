@@ -3,6 +3,9 @@
  * Nothing here knows of jobs or messages.
  *
  * egg: npm cron-parser 2.18, npm humanize-ms 1.2
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef CRON_H
 #define CRON_H

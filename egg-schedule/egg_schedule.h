@@ -30,6 +30,9 @@
  * (schedule_later).
  *
  * egg: npm egg-schedule
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EGG_SCHEDULE_H
 #define EGG_SCHEDULE_H

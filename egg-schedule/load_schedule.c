@@ -3,6 +3,9 @@
  * the messages about runs, and log.
  *
  * egg: egg-schedule/lib/load_schedule.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "schedule.h"
 

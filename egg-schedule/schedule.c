@@ -9,6 +9,9 @@
  *	                            has a cron: the agent looks at the wall clock each minute
  *
  * egg: egg-schedule/agent.js, lib/schedule.js, lib/strategy/{base,timer,worker,all}.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "schedule.h"
 

@@ -1,6 +1,9 @@
 /*
  * What the files of egg-schedule share: the jobs, the messages about their runs, and
  * the log.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef SCHEDULE_H
 #define SCHEDULE_H

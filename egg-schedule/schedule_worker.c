@@ -7,6 +7,9 @@
  *	                                                  +--> schedule_done
  *
  * egg: egg-schedule/app.js, egg-schedule/lib/schedule_worker.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "schedule.h"
 

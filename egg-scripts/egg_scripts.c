@@ -2,6 +2,9 @@
  * The command line. One table holds all options; --help is made from it, too.
  *
  * egg: egg-scripts/lib/command.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "scripts.h"
 

@@ -18,6 +18,9 @@
  * its lock, as POSIX has it: an application leaves that file alone.
  *
  * egg: npm egg-scripts
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EGG_SCRIPTS_H
 #define EGG_SCRIPTS_H

@@ -9,6 +9,9 @@
  * that is a stranger's by now, decides nothing (D30).
  *
  * egg: egg-scripts/lib/helper.js, which reads the list of all processes
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "scripts.h"
 

@@ -8,6 +8,9 @@
  * copytruncate) needs no signal, and leaves no hole.
  *
  * egg: egg-scripts/lib/cmd/start.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "scripts.h"
 

@@ -4,6 +4,9 @@
  *
  * The launcher is the unit's main process, and the master tells it over the channel when
  * all workers are ready. So the launcher alone speaks to systemd (NotifyAccess=main).
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "scripts.h"
 

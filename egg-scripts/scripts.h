@@ -1,6 +1,9 @@
 /*
  * What the files of egg-scripts share: the parsed command line, and a cluster as another
  * process sees it.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef SCRIPTS_H
 #define SCRIPTS_H

@@ -3,6 +3,9 @@
  * master's end, with --daemon for egg-ready or the master's end, whichever comes first.
  *
  * egg: egg-scripts/lib/cmd/start.js
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #if defined _POSIX_C_SOURCE && !defined _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* for SA_RESTART, which FreeBSD hides otherwise */

@@ -2,6 +2,9 @@
  * The commands for a cluster that runs: stop, status, reload.
  *
  * egg: egg-scripts/lib/cmd/stop.js; cluster-reload
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "scripts.h"
 

@@ -1,6 +1,9 @@
 /*
  * agent -> all apps: at egg-ready the agent sends action1, and each of three app
  * workers prints the message. Ctrl-C stops the cluster.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../messenger.h"
 

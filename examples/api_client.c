@@ -12,6 +12,9 @@
  * what happens, and ends by itself.
  *
  * egg: APIClientBase of npm cluster-client
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../cluster-client/cluster_client.h"
 

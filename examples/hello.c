@@ -4,6 +4,9 @@
  *	build/examples/hello             then: curl http://127.0.0.1:7001/
  *	build/examples/hello start --daemon --port=8080 --workers=2
  *	build/examples/hello --help
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../egg-scripts/egg_scripts.h"
 #include "../messenger.h"

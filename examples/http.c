@@ -24,6 +24,9 @@
  * An answer that comes later, a text for a stream, a time limit and the end of the process
  * change the state of a connection, and leave the rest to the loop: run_later. So no list is
  * walked while a handler runs, because a handler may change the list.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "http.h"
 #include "http_head.h"

@@ -5,6 +5,9 @@
  * blocks, and it has a limit for everything that a client can make it keep or wait for.
  * When its process leaves, it closes idle connections and answers requests that have
  * begun. The client is in http_client.h.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EXAMPLES_HTTP_H
 #define EXAMPLES_HTTP_H

@@ -7,6 +7,9 @@
  *	connect --> the request is written --> head --> body: all of it, or line by line
  *	                                                 |
  *	      the listener hears the answer, or why there is none, and all is freed
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "http_client.h"
 #include "http_head.h"

@@ -2,6 +2,9 @@
  * An HTTP client for the examples, on top of messenger_watch and messenger_set_timeout. It
  * fetches a page, or listens to a stream. It never blocks, and it has a limit for
  * everything that a server can make it keep or wait for.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EXAMPLES_HTTP_CLIENT_H
 #define EXAMPLES_HTTP_CLIENT_H

@@ -1,5 +1,8 @@
 /*
  * The head of an HTTP message: its lines, and the few fields that matter here.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "http_head.h"
 

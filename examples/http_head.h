@@ -1,6 +1,9 @@
 /*
  * The head of an HTTP message, which is parsed line by line as it arrives: the part that
  * the server and the client share. Programs include http.h or http_client.h.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EXAMPLES_HTTP_HEAD_H
 #define EXAMPLES_HTTP_HEAD_H

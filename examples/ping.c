@@ -4,6 +4,9 @@
  *
  *	parent -- ping --> master -- ping --> app
  *	parent <-- pong -- master <-- pong -- app
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../messenger.h"
 

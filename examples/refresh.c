@@ -32,6 +32,9 @@
  * status, reload, stop. --help lists all commands and options.
  *
  * egg: the example of its documentation's chapter on cluster and IPC
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../egg-schedule/egg_schedule.h"
 #include "../egg-scripts/egg_scripts.h"

@@ -14,6 +14,9 @@
  * survives. It prints what happens, and ends by itself.
  *
  * egg: the RegistryClient of its documentation's chapter on cluster-client
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../cluster-client/cluster_client.h"
 

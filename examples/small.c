@@ -10,6 +10,9 @@
  *	build/examples/small orphan     the master is killed: its children stay
  *
  * kill -9 ends a stopped process, or an orphan.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include <poll.h>
 #include <signal.h>

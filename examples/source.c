@@ -16,6 +16,9 @@
  * changes is not announced, and a client that relies on /push alone misses it.
  * --ready=3: when the source can answer, it writes a line to descriptor 3, which the
  * process that started it has opened (readiness notification: see examples/run).
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../messenger.h"
 #include "http.h"

@@ -11,6 +11,9 @@
 #
 # The GNU variables: prefix, exec_prefix, libdir, includedir, datarootdir, mandir, DESTDIR,
 # INSTALL, INSTALL_DATA, INSTALL_PROGRAM. Give the same CPPFLAGS to make and to make install.
+#
+# Copyright (c) 2026 the clutch authors
+# SPDX-License-Identifier: MIT
 
 prefix       = /usr/local
 exec_prefix  = $(prefix)

@@ -26,6 +26,9 @@
  * one before it is done, so that the order is kept. When Redis does not take a message, the
  * agent takes no other until Redis is back. Then it announces a new epoch, and every sender
  * begins again with the first message that is not done.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "bridge.h"
 #include "redis.h"

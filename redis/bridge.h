@@ -51,6 +51,9 @@
  *
  * A bridge of clutch's first version, which sent each message alone, is heard, and hears
  * nothing: the logs of both sides say so.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef BRIDGE_H
 #define BRIDGE_H

@@ -7,6 +7,9 @@
  *	   |                      |                       |                         |
  *	   `----------------------+-----------------------+-------------------------'
  *	                       anything goes wrong: lose()
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "redis.h"
 #include "resp.h"

@@ -26,6 +26,9 @@
  *
  * As in messenger.h: times are milliseconds; an int result is 0, or -1 with errno
  * set and nothing changed; what you pass is read during the call and stays yours.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef REDIS_H
 #define REDIS_H

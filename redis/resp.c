@@ -1,5 +1,8 @@
 /*
  * RESP2: see resp.h.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "resp.h"
 

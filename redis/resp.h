@@ -8,6 +8,9 @@
  *
  * A reply comes in pieces, and is parsed from its beginning when another piece is there: a
  * string is passed over by its length, so that this costs little.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef RESP_H
 #define RESP_H

@@ -17,6 +17,9 @@
  * What the caller and its cluster print, and what they say, is one text. A test waits
  * for words in it. A test that fails prints the text, and none of its processes outlives
  * it (see test_leash in harness.h).
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef CALLER_H
 #define CALLER_H

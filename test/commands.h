@@ -8,6 +8,9 @@
  * A line is words for egg_scripts with the roles of this file, whose cluster is called
  * egg, or it is a program (hello, the example server). HOME is the test's folder, so the
  * default pid file and the default logs are there.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef COMMANDS_H
 #define COMMANDS_H

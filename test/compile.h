@@ -3,6 +3,9 @@
  *
  * $CC, $CFLAGS and $LDFLAGS are what $BUILD/libclutch.a was built with. What is missing on
  * this machine is skipped with a line.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef COMPILE_H
 #define COMPILE_H

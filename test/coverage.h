@@ -1,6 +1,9 @@
 /*
  * For test/coverage alone, included before each file: a process of clutch ends with
  * _exit(2), which runs no exit handler, so gcov's counts are written first.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef COVERAGE_H
 #define COVERAGE_H

@@ -1,5 +1,8 @@
 /*
  * System calls that fail on order: faults.h says what there is.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "faults.h"
 

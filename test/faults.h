@@ -8,6 +8,9 @@
  * from the program's own disassembly, so none can be forgotten; which of them are
  * reached, by whom and when, is counted in memory that all processes share; and a
  * plan says which of them is to fail, how, and when.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef FAULTS_H
 #define FAULTS_H

@@ -16,6 +16,9 @@
  * first act that is a master: it forwards every message to one of two receivers,
  * or both. In the second it is a child: its listeners hear every message and send
  * it back. Beside each, the model reads the same stream, in the plainest way.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "messenger.h"
 

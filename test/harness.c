@@ -6,6 +6,9 @@
  * is by now. So the record is what was read from it, end-of-file is "nobody is
  * left", and to end a cluster is to kill the holders. That is the guardian's
  * task: a process beside the test, which wakes up when the test is gone.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

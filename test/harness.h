@@ -31,6 +31,9 @@
  *
  * A test that fails prints the record. However a test ends,
  * none of its processes outlives it, nor does its folder.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef HARNESS_H
 #define HARNESS_H

@@ -1,6 +1,9 @@
 /*
  * For make sanitize alone, included before each file: a process of clutch ends with
  * _exit(2), which runs no exit handler, so LeakSanitizer looks for leaks first.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef LEAKS_H
 #define LEAKS_H

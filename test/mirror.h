@@ -3,6 +3,9 @@
  * functions that are mirrored, and each branch (if, else, for, while) of the whole file.
  * A line without an exception is cited once; one with an exception is cited nowhere, and
  * the exception says why.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef MIRROR_H
 #define MIRROR_H

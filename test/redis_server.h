@@ -8,6 +8,9 @@
  *	server_start(&server, "--requirepass", "secret", NULL);
  *	... server.url ...
  *	server_end(&server, SIGTERM);
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef REDIS_SERVER_H
 #define REDIS_SERVER_H

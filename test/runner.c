@@ -1,6 +1,9 @@
 /*
  * What a test program's runner is told. (Criterion executes the program again
  * for each test; the process that does so is the runner.)
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include <criterion/criterion.h>
 

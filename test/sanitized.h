@@ -1,6 +1,9 @@
 /*
  * Is this built with AddressSanitizer? Its allocator keeps what is freed, so that the
  * memory of a process says nothing. gcc and clang each say it in a way of their own.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef SANITIZED_H
 #define SANITIZED_H

@@ -1,6 +1,9 @@
 /*
  * The bridge: two and three clusters that meet in one Redis; and what becomes of a
  * message when a cluster, an agent or Redis is not there.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "redis_server.h"
 

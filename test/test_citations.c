@@ -16,6 +16,9 @@
  * The suite `mirror` asks the same of the roles: which functions and which branches of
  * egg's master.js and its helpers stand in master.c, agent.c and worker.c, where, and
  * why the others do not.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include <criterion/criterion.h>
 

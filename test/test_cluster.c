@@ -8,6 +8,9 @@
  * marker to everybody. Channels are first in, first out, so whoever has seen the
  * marker has seen all that came before it, and what it has not seen by then it
  * never will.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

@@ -7,6 +7,9 @@
  *	order(c, "APP#1", "sub k a");           subscribe to k with a listener named a
  *	order(c, "AGENT#1", "emit k v1");
  *	cluster_wait(c, 0, ":APP#1 value a k v1");
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_CHANNEL
 #include "harness.h"

@@ -5,6 +5,9 @@
  * The compilers are real ones: gcc and clang, as far as they are there, or else cc.
  * What is linked is linked with $CC and $CFLAGS, which $BUILD/libclutch.a was built
  * with. What is missing (a C++ compiler, curses) is skipped with a line.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include <criterion/criterion.h>
 

@@ -1,6 +1,9 @@
 /*
  * Every input of test/corpus, once more: what fuzz_frame.c asserts holds for the
  * inputs that were written by hand, and for those that once failed.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include <criterion/criterion.h>
 #include <dirent.h>

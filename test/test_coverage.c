@@ -1,6 +1,9 @@
 /*
  * Lines that the tests of behaviour do not reach, and that need no failing system
  * call: what stands behind a full table, an odd peer or an early fork.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

@@ -1,6 +1,9 @@
 /*
  * When a job is due. golden/cron.tsv and golden/interval.tsv are what cron-parser 2.18 and
  * humanize-ms 1.2 say; the changes of the clocks are those of the system's time zones.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "egg-schedule/cron.h"
 

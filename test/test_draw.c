@@ -1,6 +1,9 @@
 /*
  * draw/: what a trace shows is drawn, by any awk with the same bytes; the committed figures
  * are those of the committed traces, and these are what the processes still do.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

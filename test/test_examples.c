@@ -2,6 +2,9 @@
  * What is true of every example. The programs that README.md quotes compile and do what is
  * said there. And an example that is started without stdin, stdout or stderr gives the free
  * numbers to no socket, pipe or file of its own: its lines would go into that.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

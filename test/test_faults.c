@@ -21,6 +21,9 @@
  *	FAULTS=shortages make test T=faults      only these
  *	FAULTS=short make test T=faults          each call in one act, and no shortages
  *	FAULTS=sendmessage.c:379 make test T=faults   those of one line
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "faults.h"
 #include "harness.h"

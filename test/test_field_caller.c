@@ -5,6 +5,9 @@
  * changes, it puts back; and what an application starts finds what the caller had.
  *
  * Each test forks a program that calls clutch as its author would: see caller.h.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "caller.h"
 

@@ -1,6 +1,9 @@
 /*
  * options.in_child: what a program has open stays open in every process of its cluster,
  * unless in_child, called first in each forked process, closes it there.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "caller.h"
 

@@ -6,6 +6,9 @@
  * A process that waits here waits for `shared`, memory that the test and all processes
  * of its cluster have in common. A worker that is told to leave says "leaves" in its
  * callback of messenger_before_close. The program is linked with --wrap for fork.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "egg-schedule/egg_schedule.h"
 #include "egg-scripts/egg_scripts.h"

@@ -4,6 +4,9 @@
  * turned round.
  *
  * The program is linked with --wrap for poll and accept.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

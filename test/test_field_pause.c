@@ -4,6 +4,9 @@
  *
  * The core is linked here with small limits (FIELD_LIMITS in the Makefile): a queue is
  * full after 128 KiB, and a process is stuck after 1.5 s.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "traffic.h"
 

@@ -4,6 +4,9 @@
  * application starts finds the signals as the caller had them.
  *
  * Each test forks a program that calls clutch as its author would: see caller.h.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "caller.h"
 

@@ -6,6 +6,9 @@
  * queue is full after 128 KiB and a process is stuck after 1.5 s. Some system calls
  * are wrapped, so that a test can make them fail, and can watch the master's signals
  * (struct world). The clock can run faster or slower than the true one.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_PRIVATE
 #include "traffic.h"

@@ -6,6 +6,9 @@
  *
  * In every test the innocent exchange numbered messages (traffic.h) before, while
  * and after it happens. The hostile one is APP#1, and then the agent.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "traffic.h"
 

@@ -3,6 +3,9 @@
  * client against good and bad servers.
  *
  * The helper is compiled into this file, with time limits that a test can shorten.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

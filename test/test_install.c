@@ -1,6 +1,9 @@
 /*
  * What make install installs, used from outside: programs in C and C++, linked with the
  * shared library and with the static one, that know the install from pkg-config alone.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "compile.h"
 #include "harness.h"

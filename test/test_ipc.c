@@ -4,6 +4,9 @@
  * hold the pipe that is read to its end), no file (TMPDIR is the test's folder).
  *
  * And RSMQ in C against the keys that npm rsmq has, and against npm rsmq itself.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 #include "redis/redis.h"

@@ -4,6 +4,9 @@
  * The loop is a parent's messenger whose other end nobody plays; each joined messenger is a
  * link over a pair of its own, at whose other end the test speaks with a bare channel. Both
  * live in this process, which has one read buffer, so the test never reads inside a callback.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "messenger.h"
 

@@ -9,6 +9,9 @@
  * its exit says with which code ("exit of APP#1: 0"), and how the apps have ended
  * the master's table (SIGUSR1) shows while a patient agent waits for its order to
  * go.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

@@ -10,6 +10,9 @@
  *
  * A process that loads does so until the test tells it to be ready, and a
  * connection lasts until its client says so: nothing here depends on who is quicker.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 #include "sanitized.h"

@@ -1,6 +1,9 @@
 /*
  * The glue of docs/loops.md: a parent whose loop is libuv's or libevent's. The code is taken
  * from the document, so that the document is what works.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "compile.h"
 #include "harness.h"

@@ -4,6 +4,9 @@
  *
  * With CLUTCH_TRACE=1 the master prints a line for each message that it routes, those
  * to itself too.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

@@ -5,6 +5,9 @@
  * master at the other end with a bare channel. Both live in this process, which
  * has one read buffer: so the master's frames are taken out before the child
  * turns its loop again, and the master never reads inside a callback.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "messenger.h"
 

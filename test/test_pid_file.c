@@ -1,6 +1,9 @@
 /*
  * The pid file and the status file beside it: the master writes, empties and removes
  * its own files, whatever else stands under their names.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

@@ -1,6 +1,9 @@
 /*
  * The Redis client: what it says, hears and survives. Against a real server, and
  * against one that lies, stammers or says nothing.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "redis_server.h"
 

@@ -4,6 +4,9 @@
  *
  * All processes of a program print into one pipe. Each of them holds the pipe open, so the
  * end of file says that none is left.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 #include "redis_server.h"

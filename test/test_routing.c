@@ -6,6 +6,9 @@
  * golden/routing_extra.tsv the odd inputs. Each row gets a fresh master with real
  * sockets; the bytes are read at the far ends and taken apart here, without the
  * code that is tested.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "messenger.h"
 

@@ -3,6 +3,9 @@
  *
  * The agent's clocks stand still: they go on when the test says so. Nothing here
  * depends on how fast the machine is.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "egg-schedule/egg_schedule.h"
 #include "harness.h"

@@ -1,5 +1,8 @@
 /*
  * The command line: options, the foreground, stop, status and reload.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "commands.h"
 

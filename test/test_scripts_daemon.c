@@ -1,5 +1,8 @@
 /*
  * The command line: the daemon, its files, and systemd.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "commands.h"
 

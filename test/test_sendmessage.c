@@ -8,6 +8,9 @@
  * A socket does not write or read short at a given byte on request. So this file
  * defines send, sendmsg and recvmsg, which the linker takes before libc's: they count
  * calls, and shorten or fail them, on a descriptor that a test has asked for.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "messenger.h"
 #include "sanitized.h"

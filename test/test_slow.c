@@ -4,6 +4,9 @@
  * Who sends to a process that does not read is not read itself, once so much waits
  * in the master (CHANNEL_HIGH_WATER); everybody else goes on. Nothing is lost, and
  * the master's memory is bounded. See traffic.h for the numbered messages.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "traffic.h"
 

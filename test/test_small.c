@@ -1,6 +1,9 @@
 /*
  * examples/small works, and each way to break it does what its comment says. If one of them
  * did not, the program would teach something that is not true.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

@@ -2,6 +2,9 @@
  * CLUTCH_TRACE: each event has a line, no text can imitate a line, no line is lost without a
  * word, and a traced cluster does what any other does. The fields of a line are in
  * docs/trace.md; here they count from 1.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
 

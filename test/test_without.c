@@ -1,6 +1,9 @@
 /*
  * Where Criterion cannot be installed: one line says so, nothing is changed, and the tests
  * run with test/without, which must see every failure.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "compile.h"
 #include "harness.h"

@@ -10,6 +10,9 @@
  *
  * A stream without an end (count 0) goes on until the test orders `finish`.
  * A sender whose queue is full tries again in a later turn of its loop.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef TRAFFIC_H
 #define TRAFFIC_H

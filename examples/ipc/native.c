@@ -9,6 +9,9 @@
  * time, and no message needs an answer.
  *
  *	build/examples/ipc/native
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #define CLUTCH_CHANNEL
 #include "messenger.h"

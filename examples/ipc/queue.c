@@ -14,6 +14,9 @@
  *	build/examples/ipc/queue         with a Redis of its own, gone at the end
  *	build/examples/ipc/queue URL     redis://[user][:password@]host[:port][/database]
  *	                                 or unix:///path
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "queue.h"
 #include "rsmq.h"

@@ -4,6 +4,9 @@
  *	queue.c        the program; RSMQ; publish and subscribe
  *	queue_lists.c  a queue that is a list, priorities, and a group of messages
  *	queue_redis.c  a Redis of its own, for the time of the program
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EXAMPLES_QUEUE_H
 #define EXAMPLES_QUEUE_H

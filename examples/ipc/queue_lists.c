@@ -15,6 +15,9 @@
  *
  * Messages that belong together are sent in one transaction: after MULTI, Redis keeps the
  * commands, and EXEC executes them all at once.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "queue.h"
 

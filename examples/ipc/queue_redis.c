@@ -5,6 +5,9 @@
  *
  * The keeper waits for the end of main or of Redis, kills Redis, and removes the folder. So
  * nothing is left when main is killed, and a keeper that is killed is told by main.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "queue.h"
 

@@ -1,6 +1,9 @@
 /*
  * RSMQ in C: rsmq.h says what it is. The keys are npm rsmq's (0.12.4), and what is
  * done to them; where npm rsmq needs two trips to Redis, one script does it here.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "rsmq.h"
 

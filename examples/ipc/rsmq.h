@@ -25,6 +25,9 @@
  * EINVAL (a name or a number that RSMQ does not allow), ENOENT (no such queue),
  * EEXIST (the queue exists), EMSGSIZE (longer than the queue's maxsize), EIO (Redis
  * refuses, or does not answer), ENOMEM. rsmq_reason says it in words.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EXAMPLES_RSMQ_H
 #define EXAMPLES_RSMQ_H

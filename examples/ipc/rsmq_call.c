@@ -14,6 +14,9 @@
  * number of times it was received, the times at which it was first received and sent
  * (milliseconds since 1970), and the text. The exit status is 0; 1 if the call failed, and
  * one line says why; 2 if there is no such message.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "rsmq.h"
 #include "standard.h"

@@ -18,6 +18,9 @@
  *
  * The second command is the world alone, for the clients of other programs, until Ctrl-C.
  * It listens where node-ipc's clients look for it: on port 8000, and on /tmp/app.world.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "standard.h"
 

@@ -8,6 +8,9 @@
  * socket of such a program would become its stdout, and whatever it prints would go
  * to the other end of that socket. A program that opens descriptors therefore fills
  * the three first.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef EXAMPLES_STANDARD_H
 #define EXAMPLES_STANDARD_H

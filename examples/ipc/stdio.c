@@ -13,6 +13,9 @@
  * is framing.
  *
  *	build/examples/ipc/stdio
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "standard.h"
 

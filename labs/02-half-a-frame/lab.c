@@ -1,3 +1,7 @@
+/*
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
 /* Two apps: each sends the agent a message of 1 MiB, which no single read brings whole. */
 #include "../../messenger.h"
 

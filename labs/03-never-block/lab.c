@@ -2,6 +2,9 @@
  * The agent sends to the first app as fast as it can. The two apps have nothing to do
  * with that: the second one says hello to itself twenty times a second, by way of the
  * master, and prints each twentieth hello that comes back.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../../messenger.h"
 

@@ -2,6 +2,9 @@
  * An agent and two apps that have something to save before they end. With an argument the
  * program puts itself into a process group of its own, and hears SIGINT again, as a program
  * that a terminal's shell has started.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../../messenger.h"
 

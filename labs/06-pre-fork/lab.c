@@ -1,6 +1,9 @@
 /*
  * Eight apps on one port. The agent connects to the port a hundred times, and then greets
  * all apps five times a second. Each app says which greetings it hears.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../../messenger.h"
 

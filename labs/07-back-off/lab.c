@@ -1,5 +1,9 @@
 /* Two apps. The first argument is the name of a file: while it exists, no app can start,
- * as if a deployment had left something out. */
+ * as if a deployment had left something out.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
 #include "../../messenger.h"
 
 #include <unistd.h>

@@ -1,3 +1,7 @@
+/*
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
 /* The agent lies: its message says that it comes from the master. */
 #include "../../messenger.h"
 

@@ -1,5 +1,9 @@
 /* The agent sends the app the writing end of a pipe, fifty times, and closes both ends
- * each time. The first and the last time it counts its open descriptors. */
+ * each time. The first and the last time it counts its open descriptors.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
 #include "../../messenger.h"
 
 #include <fcntl.h>

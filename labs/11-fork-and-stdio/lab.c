@@ -1,3 +1,7 @@
+/*
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
 /* A line, printed once, before the cluster is started. */
 #include "../../messenger.h"
 

@@ -3,6 +3,9 @@
  * log is a pipe that no process reads and that the agent has filled, so that SIGUSR1
  * takes a while: each line of the table waits 10 ms, and is lost then. Meanwhile the
  * agent sends SIGTERM.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "../../messenger.h"
 

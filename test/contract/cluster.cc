@@ -2,6 +2,9 @@
  * The header in C++: a cluster of one agent and one app, and its parent. The app asks
  * the agent once all is ready, and the agent's answer comes to the parent, which then
  * ends the cluster. Exits 0 if all of this has happened.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "messenger.h"
 /* And once more, for the channel. */

@@ -1,5 +1,8 @@
 /*
  * The parent: it checks the claims about processes and messages.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

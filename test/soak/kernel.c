@@ -1,5 +1,8 @@
 /*
  * Facts about processes, from /proc.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

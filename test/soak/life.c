@@ -5,6 +5,9 @@
  * and at its end, so that the master can be looked at twice in the same state; then the
  * master is told to end. Or the master is killed in full traffic: its children must
  * leave by themselves, while the next master starts at once, on the same port.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

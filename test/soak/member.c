@@ -3,6 +3,9 @@
  *
  * A helper is a process that an app worker has forked: it keeps the worker's channel
  * when the worker is dead, and sends valid frames into it.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

@@ -4,6 +4,9 @@
  *	/          answered at once
  *	/hold?N    answered HOLD_LONG ms later, or soon after the worker has begun to leave:
  *	           a reload must not take the answer away
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

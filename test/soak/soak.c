@@ -46,6 +46,9 @@
  * The seed decides the actions of the parent, and their times. It does not decide how the
  * system schedules, so a run cannot be repeated exactly. The state file keeps the sums:
  * the next run continues one that was interrupted, up to SECONDS in all.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

@@ -9,6 +9,9 @@
  *	storm.c     the parent: signals, and the parts of the storm
  *	life.c      one master from its start to its end
  *	totals.c    the sums over all lives: state file, table, result
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef SOAK_H
 #define SOAK_H

@@ -1,6 +1,9 @@
 /*
  * The parent: the storm. Signals come all the time. The parts of the storm are dealt like
  * cards: each of them once, and then again in another order.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

@@ -1,5 +1,8 @@
 /*
  * The parent: the sums over all lives, of this run and of those that it continues.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

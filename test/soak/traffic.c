@@ -5,6 +5,9 @@
  * The data of a message is "pid birth way receiver number serial ", and then a letter
  * that stands for the number, repeated. The number counts one way to one receiver, the
  * serial number counts everything that the sender has sent.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include "soak.h"
 

@@ -2,6 +2,9 @@
  * The main program of a test file that was compiled with the stand-in for Criterion. It forks
  * a process for each test, a few at once, and prints the same last line as Criterion, which
  * test/run adds up. Of Criterion's options it knows --filter SUITE/NAME, with wildcards.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #include <errno.h>
 #include <fnmatch.h>

@@ -2,6 +2,9 @@
  * A stand-in for Criterion, where that cannot be installed, or not for this machine (another
  * processor, another libc): as much of it as the tests use. A test runs in a process of its
  * own, which runner.c forks.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
  */
 #ifndef CRITERION_STAND_IN
 #define CRITERION_STAND_IN
