@@ -73,13 +73,15 @@ hear_last(struct messenger *app, const struct message *message, void *arg)
 	return messenger_slot(app) == 0 ? messenger_send(app, "done", NULL, ROLE_PARENT) : 0;
 }
 
-/* Its pid, for the parent, who kills it; or that it is there, instead of another. */
+/* Its pid, for the parent, which kills the first app; or that it is there, instead of another. */
 static int
 say(struct messenger *app, const struct message *message, void *arg)
 {
 	char pid[16];
 
 	(void)arg;
+	if (strcmp(message->action, "who") == 0 && messenger_slot(app) != 0)
+		return 0;
 	snprintf(pid, sizeof pid, "%ld", (long)messenger_pid(app));
 	return messenger_send(app, strcmp(message->action, "who") == 0 ? "me" : "here", pid,
 	                      ROLE_PARENT);
@@ -133,7 +135,7 @@ on_done(struct messenger *parent, const struct message *message, void *arg)
 	return stop_soon(parent);
 }
 
-/* The first app to answer is killed. */
+/* The app that answers is killed. */
 static int
 on_me(struct messenger *parent, const struct message *message, void *arg)
 {

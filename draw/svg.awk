@@ -109,6 +109,7 @@ function zones(    r, c, since) {
 END {
 	bottom = 66 + lay_out() * 21 + 26
 	wide = x(columns) + 175
+	print "<!-- Copyright (c) 2026 the clutch authors\n     SPDX-License-Identifier: MIT -->"
 	printf "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" role=\"img\">\n", wide, bottom + 10, wide, bottom + 10
 	printf "<title>%s</title>\n", escape(name != "" ? name : "A run of clutch")
 	style()

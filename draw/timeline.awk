@@ -104,6 +104,7 @@ END {
 	samples = count
 	largest = largest > 0 ? largest : 1
 	high = y(columns) + 62
+	print "<!-- Copyright (c) 2026 the clutch authors\n     SPDX-License-Identifier: MIT -->"
 	printf "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1010 %d\" width=\"1010\" height=\"%d\" role=\"img\">\n", high, high
 	printf "<title>%s</title>\n", escape(name != "" ? name : "A run of clutch, to scale")
 	style()
