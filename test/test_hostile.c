@@ -218,13 +218,15 @@ utter_reserved(struct messenger *messenger, int round)
 static void
 million_reserved(struct messenger *messenger, int round)
 {
-	unsigned char frame[64];
-	size_t size = make_frame(frame, ROLE_MASTER, ROLE_APP, 0, "egg-ready", "{}");
+	static unsigned char frames[64 * 1000];
+	size_t size = 0;
 	int i;
 
 	(void)round;
-	for (i = 0; i < MILLION; i++)
-		put(messenger, frame, size);
+	for (i = 0; i < 1000; i++)
+		size += make_frame(frames + size, ROLE_MASTER, ROLE_APP, 0, "egg-ready", "{}");
+	for (i = 0; i < MILLION / 1000; i++)
+		put(messenger, frames, size);
 	report(messenger, "has attacked");
 }
 

@@ -230,13 +230,14 @@ hears_all(const struct record *receiver, long long sender_birth, enum way way)
 }
 
 /* Numbers are missing. Before the receiver was born, messages waited for it in a queue with
- * a limit: those past the limit were dropped, and are no loss. */
+ * a limit: those past the limit were dropped, and are no loss. (One more than `before`: its
+ * sender may have been stopped between the call that sent it and the count.) */
 static void
 skip(struct heard *row, const struct content *content)
 {
 	unsigned long long gap = content->number - row->last - 1;
 
-	if (!hears_all(me, content->birth, row->way) && content->number - 1 <= row->before) {
+	if (!hears_all(me, content->birth, row->way) && content->number - 1 <= row->before + 1) {
 		me->counts.dropped += (long long)gap;
 	} else {
 		complain("lost: heard %llu after %llu from %ld, %s", content->number, row->last,
