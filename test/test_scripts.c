@@ -600,10 +600,10 @@ Test(scripts, a_forged_table_is_not_believed)
 	master = master_pid();
 	kill(master, SIGSTOP);
 	forger = start_forger(4711, false);
-	command("status --timeout=1", 1, "egg.pid.status: Permission denied\n");
+	command("status --timeout=5", 1, "egg.pid.status: Permission denied\n");
 	end_forger(forger);
 	forger = start_forger(0, true);
-	command("status --timeout=1", 1, "egg.pid.status: Too many levels of symbolic links\n");
+	command("status --timeout=5", 1, "egg.pid.status: Too many levels of symbolic links\n");
 	end_forger(forger);
 	kill(master, SIGCONT);
 	command("status", 0, "\nrunning, ");

@@ -309,13 +309,13 @@ trace_one(const char *action, const char *data, size_t length)
 Test(trace, cannot_be_imitated_by_what_is_sent)
 {
 	static const char evil[] = "1\t2\ntrace\t0\tmaster:0:1\t\\\x1b[31m\x7f";
-	char long_data[2000];
+	char long_data[2001] = "";
 
 	setenv("CLUTCH_TRACE", trace_path(), 1);
 	clutch_trace_init(ROLE_APP, 3);
 	trace_one("a\tb\n", evil, sizeof evil - 1);
-	memset(long_data, '\t', sizeof long_data);
-	trace_one(long_data + 1745, long_data, sizeof long_data);
+	memset(long_data, '\t', 2000);
+	trace_one(long_data + 1745, long_data, 2000);
 	trace_one(NULL, NULL, 0);
 	trace_one("", "\xe4\xbd\xa0", 3);
 	read_trace(trace_path());
