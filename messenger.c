@@ -347,8 +347,8 @@ static unsigned long trace_lost;
 	"trace\t%lld\t%s:%d:%ld\t%lu\t%s\t%s:%d:%ld\t%ld\t%zu\t%s>%s:%ld\t%s %ld\t%s\t%ld\t"
 #define NAME(process) clutch_role_name((process)->role), (process)->slot, (long)(process)->worker_id
 
-/* Append the beginning of a text, 256 bytes. Control characters are escaped: no text can imitate a field,
- * or a line. */
+/* Append the beginning of a text, 256 bytes. Control characters are escaped, so that no text
+ * can imitate a field or a line. */
 static char *
 trace_text(char *end, const char *text, long length)
 {
@@ -779,8 +779,8 @@ on_egg_pids(struct messenger *messenger, const struct message *message)
 	}
 }
 
-/* What messenger_pause tells a master. At the other end of a joined messenger there may be a
- * process that pauses; this one is no master, and its listeners hear nothing of that. */
+/* Is this what messenger_pause tells a master? At the other end of a joined messenger there may
+ * be a process that pauses; this process is no master, and its listeners hear nothing of that. */
 static bool
 is_about_a_pause(const struct message *message)
 {

@@ -389,8 +389,8 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * something to do, and do it: messages, watched descriptors, timers. Returns 1
  * while the channel is open; 0 once it is closed and all that came over it is
  * delivered (descriptors and timers go on); -1 with EBUSY inside a callback of
- * this messenger or a listener of any messenger of the process, EPROTO when the other end broke the
- * protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
+ * this messenger or a listener of any messenger of the process, EPROTO when the other
+ * end broke the protocol, ECANCELED as said at the callbacks, or poll(2)'s errno.
  *
  * drain: turn the loop until at most `most` bytes of what was sent wait to be
  * written; at once, without a turn, if there are no more. A process that calls
@@ -434,11 +434,12 @@ int messenger_timeout(const struct messenger *messenger);
  *             if it broke the protocol. No step of the loop fails for that. The messenger is
  *             joined no more, and is to be closed, in `ended` or later.
  *   errors    A non-zero result of a joined messenger's callback counts as one of the loop:
- *             the process's role, or the loop's step, gets it.
- *   close     messenger_close of a joined one is allowed in every callback, its own too. No
- *             callback of it is called any more. It does not wait: what the socket does
- *             not take at once is lost, so that an end that does not read stops no process.
- *             Where the loop is closed first, those that it turned have a step of their own.
+ *             the process's role learns of it, or the loop's step fails.
+ *   close     messenger_close of a joined messenger is allowed in every callback, its own
+ *             too. No callback of that messenger is called any more. The call does not wait:
+ *             what the socket does not take at once is lost, so that an end that does not read
+ *             stops no process. Where the loop is closed first, which no callback of a joined
+ *             messenger may do, those that it turned have a step of their own.
  *   limits    A send fails with ENOBUFS as any other: an end that does not read costs its
  *             process at most CHANNEL_QUEUE_MAX. `from` is what the other end says, if that
  *             is no master.
@@ -487,7 +488,7 @@ void messenger_graceful_exit(struct messenger *messenger);
 /* Milliseconds on a clock that only goes forward: what deadlines are made of. */
 int64_t clutch_now(void);
 
-/* The version of the library: CLUTCH_VERSION when the library was compiled. */
+/* The version of the library: CLUTCH_VERSION when the library was compiled, a constant string. */
 const char *clutch_version(void);
 
 #ifdef __GNUC__

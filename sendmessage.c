@@ -617,17 +617,6 @@ keep_handle(struct channel *channel, struct msghdr *header)
 	return honest;
 }
 
-/* A read has failed. Where Linux brings the bytes without their handle, because this process
- * has no descriptor left, the BSDs and macOS say so first, and bring the bytes next time. */
-static bool
-lose_handle(struct channel *channel)
-{
-	if ((errno != EMSGSIZE && errno != EMFILE) || channel->arrived_count == 2)
-		return false;
-	channel->arrived[channel->arrived_count++] = -1;
-	return true;
-}
-
 /* Has the last read left a frame, whole or bad, that channel_next can take? A process that
  * pauses leaves one. What is behind it in the socket waits there: the handles of frames
  * that were not taken would find no place, and the peer's end would come too soon. */
@@ -672,8 +661,12 @@ channel_read(struct channel *channel)
 		channel->starved = true;
 		return PEER_ALIVE;
 	}
-	if (count == -1 && lose_handle(channel))
+	/* No descriptor is left for a handle: Linux brings the bytes without the handle; the BSDs
+	 * and macOS fail first, and bring the bytes next time. */
+	if (count == -1 && (errno == EMSGSIZE || errno == EMFILE) && channel->arrived_count < 2) {
+		channel->arrived[channel->arrived_count++] = -1;
 		return PEER_ALIVE;
+	}
 	if (count <= 0)
 		return PEER_GONE;
 	channel->bytes_in += (uint64_t)count;

@@ -173,7 +173,7 @@ free_topic(struct topic *topic)
 	free(topic);
 }
 
-/* What is subscribed stays, even if nobody listens: that is still to be unsubscribed. */
+/* A subscribed key stays, even if it has no listener: it is still to be unsubscribed. */
 void
 cluster_topic_sweep(struct topics *topics, struct topic *topic)
 {

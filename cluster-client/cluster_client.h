@@ -189,8 +189,8 @@ int cluster_client_ready(struct cluster_client *client, cluster_ready_callback c
 
 /*
  * Call the listener for each value of the key, and, if there is one already, for
- * the last one (not with no_broadcast, where a value is for one alone). The same listener and arg may be
- * added again. Before the client is ready, and while the leader is dead, the subscription
+ * the last one (not with no_broadcast, where a value is for one process alone). The
+ * same listener and arg may be added again. Before the client is ready, and while the leader is dead, the subscription
  * waits; it is repeated after each new start, and then the listener hears the last value
  * again.
  * A listener that is added while a value is being delivered is not called for that
@@ -234,9 +234,9 @@ int cluster_client_invoke_oneway(struct cluster_client *client, const char *meth
  * For the real client, in the leader:
  *   started  it is ready (NULL), or has failed to start: then its `ready` is
  *            called again later. Not after it was ready.
- *   emit     a value of a key, for all its subscribers; nobody: it is dropped.
- *            ENOENT (nobody), EMSGSIZE, ENOMEM, ENOBUFS (too much in one turn
- *            for the agent's own listeners: nobody has got it).
+ *   emit     a value of a key, for all its subscribers; a key without any: dropped.
+ *            ENOENT (no subscriber), EMSGSIZE, ENOMEM, ENOBUFS (too much in one turn
+ *            for the agent's own listeners: no process has got it).
  *   reply    answer a call. EMSGSIZE; of the agent's own also ENOMEM, ENOBUFS (too much in
  *            one turn): it is still to be answered.
  *   fail     answer it with an error; long texts are cut.
@@ -373,7 +373,7 @@ struct listener {
 struct topic {
 	struct topic *next; /* in the bucket */
 	uint32_t hash;
-	int busy;        /* somebody stands in it */
+	int busy;        /* functions that are using it just now */
 	bool subscribed; /* a client's: the leader knows; a leader's: the real client knows */
 	/* a client's */
 	struct listener *listeners;
@@ -464,7 +464,8 @@ void cluster_base_lost(struct cluster_client *client);
 void cluster_base_retry(struct cluster_client *client, struct retry *retry, messenger_timer again);
 void cluster_base_clear_timer(struct cluster_client *client, int *timer);
 
-/* At the end of this turn, call who is owed something, and remove who is gone. */
+/* At the end of this turn, make the calls that are due, and remove the listeners and followers
+ * that are gone. */
 void cluster_base_tick(struct cluster_client *client);
 
 /* What the leader says: a value, and the answer to a call. */
@@ -503,8 +504,8 @@ int cluster_follower_say(struct cluster_client *client, const struct packet *pac
 
 /*
  * leader.c. adopt: a new follower with this end, which becomes its own or is closed; `own`
- * is the agent's. hear: a packet of the agent's own; -1: ENOMEM. tick: tell how the start went, and remove
- * the followers whose links are closed.
+ * is the agent's. hear: a packet of the agent's own; -1: ENOMEM. tick: tell how the start
+ * went, and remove the followers whose links are closed.
  */
 int cluster_leader_hear(struct cluster_client *client, const struct packet *packet);
 void cluster_leader_adopt(struct cluster_client *client, int descriptor, bool own);

@@ -19,7 +19,7 @@
  *	 | -- bridge-publish message ----------> |  PUBLISH, with the others of this turn
  *	 | -- bridge-send    [number,pid,batch] > |  XADD
  *	 | <- bridge-done    number ------------ |  Redis has the batch: send the next one
- *	 | <- bridge-message [mark,0,batch] ---- |  somebody has sent it; with a mark:
+ *	 | <- bridge-message [mark,0,batch] ---- |  an agent has sent it; with a mark:
  *	 | -- bridge-heard   [mark,pid,[]] ----> |  XACK
  *
  * A reliable message stays with its sender until it is done, and a batch is sent when the

@@ -81,7 +81,7 @@ Test(coverage, what_comes_along_and_is_no_handle_is_overlooked)
 	int i, on = 1, far = open_channel(&channel, 0);
 
 	cr_assert_eq(setsockopt(channel.descriptor, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), 0);
-	for (i = 0; i < 2; i++) {
+	for (i = 0; i < 3; i++) {
 		write_message(far, "a", "1");
 		cr_assert_eq(channel_read(&channel), PEER_ALIVE);
 		cr_assert_eq(channel_next(&channel, &message), 1);

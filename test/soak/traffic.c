@@ -240,8 +240,9 @@ skip(struct heard *row, const struct content *content)
 	if (!hears_all(me, content->birth, row->way) && content->number - 1 <= row->before + 1) {
 		me->counts.dropped += (long long)gap;
 	} else {
-		complain("lost: heard %llu after %llu from %ld, %s", content->number, row->last,
-		         content->pid, way_names[row->way]);
+		complain("lost: heard %llu after %llu from %ld, %s (before its birth: %llu)",
+		         content->number, row->last, content->pid, way_names[row->way],
+		         row->before);
 		me->counts.lost += (long long)gap;
 	}
 	row->seen = gap < 63 ? row->seen << (gap + 1) | 1 : 1;
