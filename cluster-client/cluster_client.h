@@ -190,8 +190,8 @@ int cluster_client_ready(struct cluster_client *client, cluster_ready_callback c
 /*
  * Call the listener for each value of the key, and, if there is one already, for
  * the last one (not with no_broadcast, where a value is for one process alone). The
- * same listener and arg may be added again. Before the client is ready, and while the leader is dead, the subscription
- * waits; it is repeated after each new start, and then the listener hears the last value
+ * same listener and arg may be added again. Before the client is ready, and while the
+ * leader is dead, the subscription waits; it is repeated after each new start, and then the listener hears the last value
  * again.
  * A listener that is added while a value is being delivered is not called for that
  * value; it hears the last one, in a later turn.
