@@ -446,6 +446,60 @@ symbolic(const struct cluster *cluster, const char *text)
 	return out;
 }
 
+static const struct name *
+named(const struct record *record, const char *text, size_t length)
+{
+	size_t i;
+
+	for (i = 0; i < record->name_count; i++)
+		if (strlen(record->names[i].name) == length &&
+		    memcmp(record->names[i].name, text, length) == 0)
+			return &record->names[i];
+	return NULL;
+}
+
+/* The text with the pids of its names, as it is in a line: a number that is no name in the
+ * text is just a number, whichever process has it. */
+static void
+with_pids(const struct cluster *cluster, const char *text, char *out, size_t size)
+{
+	const struct name *name;
+	size_t length, used = 0;
+
+	for (; *text != '\0' && used + 32 < size; text += length) {
+		length = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+		if (text[length] == '#')
+			length += 1 + strspn(text + length + 1, "0123456789");
+		name = named(cluster->record, text, length);
+		if (name != NULL)
+			used += (size_t)sprintf(out + used, "%ld", (long)name->pid);
+		else if (length == strlen("PORT") && strncmp(text, "PORT", length) == 0)
+			used += (size_t)sprintf(out + used, "%d", cluster->port);
+		else
+			used += (size_t)sprintf(out + used, "%.*s", (int)(length += length == 0),
+			                        text);
+	}
+	out[used] = '\0';
+}
+
+/* Whether a line has the text, and not only a part of the numbers at its ends. */
+static bool
+has_text(const char *line, const char *text)
+{
+	size_t length = strlen(text);
+	const char *at = line;
+
+	while ((at = strstr(at, text)) != NULL) {
+		if (!(isdigit((unsigned char)text[0]) && at > line &&
+		      isdigit((unsigned char)at[-1])) &&
+		    !(isdigit((unsigned char)text[length - 1]) &&
+		      isdigit((unsigned char)at[length])))
+			return true;
+		at++;
+	}
+	return false;
+}
+
 /* ---- waiting ------------------------------------------------------------------ */
 
 int
@@ -549,10 +603,12 @@ static bool
 find_line(struct cluster *cluster, void *arg)
 {
 	struct search *search = arg;
+	char text[2 * PIPE_BUF];
 	size_t i;
 
+	with_pids(cluster, search->text, text, sizeof text);
 	for (i = search->from; i < cluster->record->count; i++)
-		if (strstr(symbolic(cluster, cluster->record->lines[i]), search->text) != NULL) {
+		if (has_text(cluster->record->lines[i], text)) {
 			search->found = i + 1;
 			return true;
 		}
@@ -582,13 +638,14 @@ cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
 size_t
 cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
 {
-	char text[PIPE_BUF];
+	char text[PIPE_BUF], wanted[2 * PIPE_BUF];
 	size_t i, count = 0;
 
 	FORMAT(text, format);
 	turn(cluster, 0);
+	with_pids(cluster, text, wanted, sizeof wanted);
 	for (i = from; i < cluster->record->count; i++)
-		count += strstr(symbolic(cluster, cluster->record->lines[i]), text) != NULL;
+		count += has_text(cluster->record->lines[i], wanted);
 	return count;
 }
 
@@ -605,17 +662,15 @@ cluster_next_line(struct cluster *cluster, size_t *from, const char *text)
 const char *
 cluster_line(struct cluster *cluster, const char *format, ...)
 {
-	char text[PIPE_BUF];
-	const char *line;
+	char text[PIPE_BUF], wanted[2 * PIPE_BUF];
 	size_t i;
 
 	FORMAT(text, format);
 	turn(cluster, 0);
-	for (i = cluster->record->count; i > 0; i--) {
-		line = symbolic(cluster, cluster->record->lines[i - 1]);
-		if (strstr(line, text) != NULL)
-			return line;
-	}
+	with_pids(cluster, text, wanted, sizeof wanted);
+	for (i = cluster->record->count; i > 0; i--)
+		if (has_text(cluster->record->lines[i - 1], wanted))
+			return symbolic(cluster, cluster->record->lines[i - 1]);
 	return NULL;
 }
 

@@ -25,9 +25,9 @@
  *	@app:0:4711 loaded                                             reported
  *	@exit:0:4711 code: 110, signal: null                           reaped by the test
  *
- * Whatever is looked for is looked for in the line with symbolic names: a pid is
- * AGENT#n, APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and
- * what egg-ready carries is <options>.
+ * What a test looks for, and what it is told, has symbolic names: a pid is AGENT#n,
+ * APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and what egg-ready
+ * carries is <options>.
  *
  * A test that fails prints the record. However a test ends,
  * none of its processes outlives it, nor does its folder.
