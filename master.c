@@ -1851,7 +1851,7 @@ parse_number(int *option, const char *name, int most, int otherwise)
 	value = strtol(text, &end, 10);
 	if (end == text || *end != '\0' || value < 1 || value > most) {
 		log_error("%s=%s is no good: give a number from 1 to %d",
-		          name != NULL ? name : "a timeout", text, most);
+		          name != NULL ? name : "an option", text, most);
 		return -1;
 	}
 	*option = (int)value;
