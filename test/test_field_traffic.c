@@ -1066,7 +1066,7 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 	cluster_signal(c, "APP#3", SIGCONT);
 	cluster_wait(c, 0, ":APP#1 has gushed to APP#3");
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
-	cr_assert_eq(cluster_count(c, 0, "stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	stop(c);
 }
 
@@ -1205,7 +1205,7 @@ Test(field_traffic, a_pause_of_all_makes_nobody_stuck)
 	let_pass(c, 150);
 	signal_all(c, SIGCONT);
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
-	cr_assert_eq(cluster_count(c, 0, "stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
 	stop(c);
 }
