@@ -515,6 +515,8 @@ get_status(const struct master *master)
 	status.length = 0;
 	status.rows = status.left_out = 0;
 	put_cluster(&status, master);
+	if (status.rows == 0)
+		put(&status, "{\"processes\":["); /* a tiny MESSAGE_DATA_MAX */
 	if (master->worker_manager.parent != NULL)
 		put_process(&status, master, &master->parent, &none);
 	put_process(&status, master, &master->agent, &master->agent_slot);
