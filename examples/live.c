@@ -99,7 +99,9 @@ put_line(char *at, const char *line)
 	for (; *line != '\0'; line++) {
 		if (*line == '"' || *line == '\\')
 			*at++ = '\\';
-		*at++ = (unsigned char)*line < ' ' ? ' ' : *line;
+		*at++ = *line;
+		if ((unsigned char)*line < ' ')
+			at[-1] = ' ';
 	}
 	*at++ = '"';
 	return at;
@@ -152,7 +154,7 @@ on_ask(struct messenger *parent, const struct message *message, void *arg)
 		at = put_line(at, lines[line % LINES]);
 		*at++ = line + 1 < line_count ? ',' : ' ';
 	}
-	strcpy(at, "]}");
+	memcpy(at, "]}", sizeof "]}");
 	messenger_send_to(parent, (pid_t)pid, "live-log", json);
 	return 0;
 }

@@ -150,7 +150,7 @@ publish(struct messenger *app, const struct message *message, void *event)
 	memcpy(text + length, message->data, message->data_length + 1);
 	for (at = text + length; (at = strchr(at, '\n')) != NULL;)
 		*at = ' ';
-	strcat(text, "\n\n");
+	memcpy(text + length + message->data_length, "\n\n", sizeof "\n\n");
 	pages = http_publish(&feeder, text);
 	free(text);
 	if (pages == 0 && feeder > 0) {
