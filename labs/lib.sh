@@ -23,9 +23,12 @@ unset CLUTCH_TRACE EGG_WORKERS EGG_SERVER_ENV EGG_APP_CLOSE_TIMEOUT EGG_AGENT_CL
 export EGG_MASTER_CLOSE_TIMEOUT=1000
 
 # start PROGRAM [ARGUMENT]: build it if need be, and start it; $master is its pid, $log
-# what it prints.
+# what it prints. A student at a terminal learns why nothing happens meanwhile.
 start()
 {
+	if [ -t 2 ] && ! make -q "$1" >/dev/null 2>&1; then
+		echo "(building $1: some seconds)" >&2
+	fi
 	make -s "$1" >"$scratch/make" 2>&1 || { cat "$scratch/make" >&2; exit 2; }
 	: >"$log"
 	"$@" >>"$log" 2>&1 </dev/null &
