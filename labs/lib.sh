@@ -63,10 +63,16 @@ must_print()
 	exit 2
 }
 
+# The lines of the log without their heads (time, level, pid, process).
+words()
+{
+	sed 's/^[0-9-]* [0-9:.]* [A-Z]* [0-9]* [a-z]*\( [0-9]*\)*: //' "$log"
+}
+
 # The pids of the children, as the master's log has them: the agent first.
 children()
 {
-	sed -n 's/^\[master\] [a-z]*_worker#[0-9]*:\([0-9]*\) start$/\1/p' "$log"
+	words | sed -n 's/^\[master\] [a-z]*_worker#[0-9]*:\([0-9]*\) start\( (app [0-9]*)\)*$/\1/p'
 }
 
 # The letter of a process's state (S sleeps, T is stopped, Z is a zombie); empty: gone.
