@@ -16,14 +16,16 @@
 #include <unistd.h>
 
 enum {
-	LOADING = 500,  /* ms until an app is ready, as if it had to load something */
-	FEED = 250,     /* ms between two looks at the cluster */
-	TICK = 250,     /* ms between two messages of the agent to all apps */
-	POUR = 20,      /* ms between two portions of a flood */
-	PORTION = 4,    /* messages in a portion */
-	FLOOD = 400,    /* messages in a flood */
-	WEIGHT = 32768, /* bytes of data in each of them */
-	WORK = 10       /* ms that each costs its receiver */
+	LOADING = 500,   /* ms until an app is ready, as if it had to load something */
+	ORDERS = 16,     /* that wait in one app */
+	PATIENCE = 1000, /* ms that they wait */
+	FEED = 250,      /* ms between two looks at the cluster */
+	TICK = 250,      /* ms between two messages of the agent to all apps */
+	POUR = 20,       /* ms between two portions of a flood */
+	PORTION = 4,     /* messages in a portion */
+	FLOOD = 400,     /* messages in a flood */
+	WEIGHT = 32768,  /* bytes of data in each of them */
+	WORK = 10        /* ms that each costs its receiver */
 };
 
 char live_token[33];
@@ -171,12 +173,72 @@ answer_events(struct http_request *request)
 	return feed(app, NULL);
 }
 
+/* ---- app: orders ------------------------------------------------------------------ */
+
+/* An app that is held up would keep an order for up to half a minute, and pass it on when the
+ * page wants something else. So an order waits until the master has answered a question, which
+ * it does where it reads the app's messages; or the page is to try the next app. */
+static struct order {
+	struct http_request *request; /* NULL: none */
+	char text[48];
+	int timer;
+} orders[ORDERS];
+
+static int
+on_held_up(struct messenger *app, void *arg)
+{
+	struct order *order = arg;
+	struct http_request *request = order->request;
+
+	(void)app;
+	order->request = NULL;
+	return http_reply(request, 503, NULL, "this app is held up\n");
+}
+
+static void
+pass_on(struct messenger *app)
+{
+	struct order *order;
+
+	for (order = orders; order < orders + ORDERS; order++) {
+		if (order->request == NULL)
+			continue;
+		messenger_clear_timeout(app, order->timer);
+		messenger_send(app, "live-order", order->text, ROLE_PARENT);
+		http_reply(order->request, 202, NULL, "the parent has the order\n");
+		order->request = NULL;
+	}
+}
+
+static int
+on_status(struct messenger *app, const struct message *message, void *arg)
+{
+	pass_on(app);
+	return publish(app, message, arg);
+}
+
+static int
+keep_order(struct http_request *request, const char *what, long pid)
+{
+	struct order *order = orders;
+
+	while (order < orders + ORDERS && order->request != NULL)
+		order++;
+	if (order == orders + ORDERS ||
+	    messenger_send(request->app, "clutch-status", NULL, ROLE_MASTER) == -1)
+		return http_reply(request, 503, NULL, "this app is held up\n");
+	order->request = request;
+	snprintf(order->text, sizeof order->text, "\"%s %ld\"", what, pid);
+	order->timer = messenger_set_timeout(request->app, PATIENCE, on_held_up, order);
+	return 0;
+}
+
 /* The body is "TOKEN kill 4711", or stop, continue, flood; or "TOKEN reload". */
 static int
 answer_order(struct http_request *request)
 {
-	static const char *const orders = " kill stop continue flood reload ";
-	char given[64] = "", what[16] = "", word[18], order[48];
+	static const char *const known = " kill stop continue flood reload ";
+	char given[64] = "", what[16] = "", word[18];
 	long pid = 0;
 
 	if (!http_allow(request, "POST"))
@@ -185,13 +247,12 @@ answer_order(struct http_request *request)
 	if (strcmp(given, live_token) != 0)
 		return http_reply(request, 403, NULL, "the token is not that of this start\n");
 	snprintf(word, sizeof word, " %s ", what);
-	if (strstr(orders, word) == NULL || (pid <= 1) != (strcmp(what, "reload") == 0))
+	if (strstr(known, word) == NULL || (pid <= 1) != (strcmp(what, "reload") == 0))
 		return http_reply(request, 400, NULL, "this is no order\n");
-	snprintf(order, sizeof order, "\"%s %ld\"", what, pid);
-	if (messenger_send(request->app, "live-order", order, ROLE_PARENT) == -1)
-		return http_reply(request, 503, NULL, "this app is held up\n");
-	return http_reply(request, 202, NULL, "the parent has the order\n");
+	return keep_order(request, what, pid);
 }
+
+/* ---- app: requests ----------------------------------------------------------------- */
 
 /* A page from elsewhere whose name leads to this machine (DNS rebinding) has another host;
  * a form on another page has another origin. */
@@ -249,6 +310,6 @@ live_app(struct messenger *app, void *arg)
 	       messenger_on(app, "tick", on_tick, arg) ||
 	       messenger_on(app, "live-flood", on_flood, arg) ||
 	       messenger_on(app, "live-heavy", on_heavy, arg) ||
-	       messenger_on(app, "clutch-status", publish, status) ||
+	       messenger_on(app, "clutch-status", on_status, status) ||
 	       messenger_on(app, "live-log", publish, log);
 }

@@ -437,6 +437,40 @@ Test(live, an_app_is_flooded_stopped_and_continued)
 	stop(&page.run);
 }
 
+/* While the agent is stopped and its queue full, the app that floods it can pass nothing on. It
+ * refuses an order, and does not keep it: as many orders arrive as were accepted. */
+Test(live, an_app_that_is_held_up_refuses_orders)
+{
+	struct page page;
+	char body[96], line[96];
+	size_t accepted = 0, refused = 0;
+	int status;
+	long pid;
+
+	open_live(&page);
+	pid = pid_of(&page, AGENT);
+	order(&page, "stop", pid);
+	wait_until(is_stopped, &pid, "the agent to stop");
+	order(&page, "flood", pid);
+	wait_event(&page, "\"waits_for\":[\"agent:-1\"]");
+	snprintf(body, sizeof body, "%s kill %ld", page.token, (long)getpid());
+	snprintf(line, sizeof line, "live: pid %ld is no agent or app", (long)getpid());
+	while (accepted == 0 || refused == 0) {
+		status = post(&page, "127.0.0.1:1", NULL, body);
+		cr_assert(status == 202 || status == 503, "%d", status);
+		accepted += status == 202;
+		refused += status == 503;
+		while (count_text(page.run.text, line) < accepted)
+			read_output(&page.run, clutch_now() + time_limit());
+	}
+	snprintf(body, sizeof body, "%s continue %ld", page.token, pid);
+	while (post(&page, "127.0.0.1:1", NULL, body) == 503)
+		;
+	wait_until(goes_on, &pid, "the agent to go on");
+	stop(&page.run);
+	cr_assert_eq(count_text(page.run.text, line), accepted, "%s", page.run.text);
+}
+
 Test(live, wrong_options)
 {
 	static const char *const options[] = {"--port=65536",  "--port=",     "--workers=0",
@@ -511,6 +545,7 @@ next_message(struct browser *browser)
 	return browser->text;
 }
 
+/* A page whose order meets an app that is held up tries again: that is no error of the page. */
 static void
 keep_error(struct browser *browser, const char *message)
 {
@@ -521,7 +556,7 @@ keep_error(struct browser *browser, const char *message)
 	                 strstr(message, "\"level\":\"error\"") != NULL);
 	size_t length = strlen(browser->said);
 
-	if (is_error)
+	if (is_error && strstr(message, "status of 503") == NULL)
 		snprintf(browser->said + length, sizeof browser->said - length, "%s\n", message);
 }
 
