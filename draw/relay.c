@@ -148,8 +148,11 @@ on_answer(struct cluster_client *client, const struct cluster_error *error, cons
           size_t length, void *app)
 {
 	(void)client, (void)length;
-	clutch_print_line(STDOUT_FILENO, "the app has called, and agent %s has answered",
-	                  error == NULL ? data : error->message);
+	if (error != NULL)
+		clutch_print_line(STDOUT_FILENO, "the app has called, and %s", error->message);
+	else
+		clutch_print_line(STDOUT_FILENO, "the app has called, and agent %s has answered",
+		                  data);
 	return messenger_send(app, "answer", data, ROLE_PARENT);
 }
 
