@@ -91,13 +91,16 @@ function arrive(one, two,    key, part, row) {
 		key = one SUBSEP part[1] ":" part[2] ":0" SUBSEP $7
 	}
 	got[one, two, $7] = 1
-	row = add("message", one, two, $13 (length($14) > 0 ? " " $14 : ""), $13)
+	row = add("message", one, two, said(), $13)
 	if (row > 0 && key in sent) {
 		left[row] = sent[key]
 		arrived[sent[key]] = 1
 	}
 	return row
 }
+
+# What a message says: its action and its data, and that a descriptor travels with it.
+function said() { return $13 ($11 == "handle" ? "+handle" : "") (length($14) > 0 ? " " $14 : "") }
 
 # Text that fits: no part of a UTF-8 character stays.
 function clip(text, most) {
@@ -144,7 +147,7 @@ $1 != "trace" || NF != 14 { next } # a line of the log
 $5 == "starts" { add("birth", "master", me, "fork", "") }
 # A large message is written at once: it may arrive before its sender has said so.
 $5 == "sends" && !((me, peer, $7) in got) {
-	row = add("leave", me, peer, $13 (length($14) > 0 ? " " $14 : ""), $13)
+	row = add("leave", me, peer, said(), $13)
 	if (row > 0)
 		sent[me, peer, $7] = row
 }

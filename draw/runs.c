@@ -2,7 +2,8 @@
  * The runs that the figures show: an agent, two apps, and a parent that makes something
  * happen and ends the cluster.
  *
- *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|uncaught|kill|reload|shutdown|pressure
+ *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|handle|uncaught|kill|reload|
+ *	                                         shutdown|pressure
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -32,6 +33,50 @@ is(const char *name)
 
 /* ---- the agent and the apps ------------------------------------------------ */
 
+/* What the apps write into the pipe; the end of file comes when each copy is closed. */
+static int
+on_pipe(struct messenger *agent, int descriptor, short revents, void *arg)
+{
+	static size_t count;
+	char text[64];
+	ssize_t length = read(descriptor, text, sizeof text);
+
+	(void)revents, (void)arg;
+	if (length > 0) {
+		count += (size_t)length;
+		return 0;
+	}
+	clutch_print_line(STDOUT_FILENO, "the agent has read %zu bytes, and then end of file",
+	                  count);
+	messenger_unwatch(agent, descriptor);
+	close(descriptor);
+	return messenger_send(agent, "done", NULL, ROLE_PARENT);
+}
+
+/* The writing end travels to the apps; the agent keeps the reading end alone. */
+static int
+give_pipe(struct messenger *agent)
+{
+	struct message message = {.action = "pipe", .to = ROLE_APP};
+	int pair[2], result;
+
+	if (pipe(pair) == -1)
+		return -1;
+	message.handle = pair[1];
+	result = messenger_send_message(agent, &message);
+	close(pair[1]);
+	return result == 0 ? messenger_watch(agent, pair[0], POLLIN, on_pipe, NULL) : -1;
+}
+
+static int
+use_pipe(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)arg;
+	clutch_print_line(STDOUT_FILENO, "app %d writes 5 bytes into the pipe",
+	                  messenger_slot(app));
+	return write(message->handle, "hello", 5) != 5; /* clutch closes the handle now */
+}
+
 static int
 on_order(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -39,6 +84,8 @@ on_order(struct messenger *agent, const struct message *message, void *arg)
 	int i;
 
 	(void)arg;
+	if (is("handle"))
+		return give_pipe(agent);
 	if (!is("pressure"))
 		return messenger_send_to_app(agent, "order", message->data);
 	memset(piece, '1', PIECE);
@@ -92,6 +139,7 @@ app(struct messenger *app, void *arg)
 {
 	if (messenger_on(app, "order", hear_order, arg) == -1 ||
 	    messenger_on(app, "last", hear_last, arg) == -1 ||
+	    messenger_on(app, "pipe", use_pipe, arg) == -1 ||
 	    (is("kill") && messenger_on(app, "who", say, arg) == -1))
 		return -1;
 	return is("kill") || is("uncaught") || is("reload")
@@ -119,7 +167,7 @@ static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
 	(void)message, (void)arg;
-	if (is("message") || is("uncaught") || is("pressure"))
+	if (is("message") || is("handle") || is("uncaught") || is("pressure"))
 		messenger_send_to_agent(parent, "take", "{\"id\":7}");
 	if (is("reload"))
 		messenger_send(parent, "reload-worker", NULL, ROLE_MASTER);
@@ -169,8 +217,8 @@ main(int count, char **argument)
 	int status = 0;
 
 	if (count != 2) {
-		clutch_print_line(STDERR_FILENO, "usage: runs start|message|uncaught|kill|reload|"
-		                                 "shutdown|pressure");
+		clutch_print_line(STDERR_FILENO, "usage: runs start|message|handle|uncaught|kill|"
+		                                 "reload|shutdown|pressure");
 		return 2;
 	}
 	run = argument[1];
