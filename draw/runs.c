@@ -134,12 +134,23 @@ say(struct messenger *app, const struct message *message, void *arg)
 	                      ROLE_PARENT);
 }
 
+/* The app leaves slowly: its replacement is forked at once, and its death is counted later. */
+static int
+save_work(struct messenger *app, void *arg)
+{
+	struct timespec while_ms = {.tv_nsec = 30 * 1000 * 1000};
+
+	(void)app, (void)arg;
+	return nanosleep(&while_ms, NULL);
+}
+
 static int
 app(struct messenger *app, void *arg)
 {
 	if (messenger_on(app, "order", hear_order, arg) == -1 ||
 	    messenger_on(app, "last", hear_last, arg) == -1 ||
 	    messenger_on(app, "pipe", use_pipe, arg) == -1 ||
+	    (is("uncaught") && messenger_before_close(app, save_work, arg) == -1) ||
 	    (is("kill") && messenger_on(app, "who", say, arg) == -1))
 		return -1;
 	return is("kill") || is("uncaught") || is("reload")
@@ -191,14 +202,15 @@ on_me(struct messenger *parent, const struct message *message, void *arg)
 	return kill((pid_t)strtol(message->data, NULL, 10), SIGKILL);
 }
 
-/* Two are there at first; one is replaced, or, by a reload, both are. */
+/* Two are there at first; one is replaced, or, by a reload, both are. In the run "uncaught" the
+ * death of the one that was replaced counts, too. */
 static int
 on_here(struct messenger *parent, const struct message *message, void *arg)
 {
 	static int here;
 
 	(void)message, (void)arg;
-	return ++here == (is("reload") ? 4 : 3) ? stop_soon(parent) : 0;
+	return ++here == (is("kill") ? 3 : 4) ? stop_soon(parent) : 0;
 }
 
 static int
@@ -227,6 +239,7 @@ main(int count, char **argument)
 	    messenger_on(parent, "done", on_done, NULL) == -1 ||
 	    messenger_once(parent, "me", on_me, NULL) == -1 ||
 	    messenger_on(parent, "here", on_here, NULL) == -1 ||
+	    (is("uncaught") && messenger_on(parent, "app-worker-died", on_here, NULL) == -1) ||
 	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
 		clutch_print_line(STDERR_FILENO, "runs: %s", strerror(errno));
 		return 1;
