@@ -42,7 +42,7 @@ function begins(line, name) {
 	return index(line, name "(") == 1 && line !~ /;$/ || \
 		line ~ "^(static |typedef )?(const )?(struct|enum|union) " name " [{]" || \
 		line ~ "^[a-z][a-z_0-9 ]*[ *]" name "(\\[[A-Z_0-9]*\\])* = " || \
-		line ~ "^[a-z][a-z_0-9 ]*[ *]" name "\\(" && line !~ /^return/ || \
+		line ~ "^[a-z][a-z_0-9 ]*[ *]" name "\\(" && line !~ /^return|[;,]$/ || \
 		line ~ "^# *define " name "[ (]"
 }
 
