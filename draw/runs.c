@@ -3,7 +3,7 @@
  * happen and ends the cluster.
  *
  *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|handle|uncaught|kill|reload|
- *	                                         shutdown|pressure
+ *	                                         shutdown|stopped|pressure
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -22,7 +22,7 @@
 enum { FLOOD = 18, PIECE = 200 * 1024, DEADLINE = 20000 };
 
 static const char *run;
-static pid_t master;
+static pid_t master, stopped;
 static bool failed;
 
 static bool
@@ -151,7 +151,7 @@ app(struct messenger *app, void *arg)
 	    messenger_on(app, "last", hear_last, arg) == -1 ||
 	    messenger_on(app, "pipe", use_pipe, arg) == -1 ||
 	    (is("uncaught") && messenger_before_close(app, save_work, arg) == -1) ||
-	    (is("kill") && messenger_on(app, "who", say, arg) == -1))
+	    ((is("kill") || is("stopped")) && messenger_on(app, "who", say, arg) == -1))
 		return -1;
 	return is("kill") || is("uncaught") || is("reload")
 	               ? messenger_on(app, "egg-ready", say, arg)
@@ -182,7 +182,7 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 		messenger_send_to_agent(parent, "take", "{\"id\":7}");
 	if (is("reload"))
 		messenger_send(parent, "reload-worker", NULL, ROLE_MASTER);
-	if (is("kill"))
+	if (is("kill") || is("stopped"))
 		messenger_send_to_app(parent, "who", NULL);
 	return is("start") || is("message") || is("shutdown") ? stop_soon(parent) : 0;
 }
@@ -194,12 +194,17 @@ on_done(struct messenger *parent, const struct message *message, void *arg)
 	return stop_soon(parent);
 }
 
-/* The app that answers is killed. */
+/* The app that answers is killed; or it is stopped, so that it does not hear SIGTERM. */
 static int
 on_me(struct messenger *parent, const struct message *message, void *arg)
 {
-	(void)parent, (void)arg;
-	return kill((pid_t)strtol(message->data, NULL, 10), SIGKILL);
+	pid_t pid = (pid_t)strtol(message->data, NULL, 10);
+
+	(void)arg;
+	if (is("kill"))
+		return kill(pid, SIGKILL);
+	stopped = pid;
+	return kill(pid, SIGSTOP) == -1 || stop_soon(parent);
 }
 
 /* Two are there at first; one is replaced, or, by a reload, both are. In the run "uncaught" the
@@ -219,6 +224,8 @@ on_deadline(struct messenger *parent, void *arg)
 	(void)parent, (void)arg;
 	clutch_print_line(STDERR_FILENO, "runs: %s is not done after %d ms", run, DEADLINE);
 	failed = true;
+	if (stopped != 0)
+		kill(stopped, SIGKILL); /* it would not see the end of its master */
 	return kill(master, SIGKILL);
 }
 
@@ -230,11 +237,15 @@ main(int count, char **argument)
 
 	if (count != 2) {
 		clutch_print_line(STDERR_FILENO, "usage: runs start|message|handle|uncaught|kill|"
-		                                 "reload|shutdown|pressure");
+		                                 "reload|shutdown|stopped|pressure");
 		return 2;
 	}
 	run = argument[1];
-	parent = fork_cluster(&(struct options){.agent = agent, .app = app, .workers = 2}, &master);
+	parent = fork_cluster(&(struct options){.agent = agent,
+	                                        .app = app,
+	                                        .workers = 2,
+	                                        .app_close_timeout = is("stopped") ? 500 : 0},
+	                      &master);
 	if (parent == NULL || messenger_on(parent, "egg-ready", on_ready, NULL) == -1 ||
 	    messenger_on(parent, "done", on_done, NULL) == -1 ||
 	    messenger_once(parent, "me", on_me, NULL) == -1 ||
