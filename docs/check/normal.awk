@@ -44,11 +44,13 @@ function mask(line) {
 	}
 	line = hide(line, "^ *", "[0-9]+ +[0-9]+ [A-Z]", "PID PID S")
 	line = hide(line, "^ *", "[0-9]+ [A-Z]", "PID S")
-	line = hide(line, "_worker#[0-9]+:", "[0-9]+", "PID")
+	if (line ~ /_worker#[0-9]+:[0-9]+ started/) # which one is ready first?
+		sub(/#[0-9]+:/, "#N:", line)
+	line = hide(line, "_worker#[0-9N]+:", "[0-9]+", "PID")
 	line = hide(line, "(app|agent):[0-9]+:", "[0-9]+", "PID")
 	line = hide(line, "(master|parent):0:", "[0-9]+", "PID")
 	# A slot is a number, too: "app 2". It has one digit.
-	line = hide(line, "(app|agent|master|parent|process|pid|pid[\"]:|kill|kill -[A-Z0-9]+),? ?", "[0-9][0-9]+", "PID")
+	line = hide(line, "(app|agent|master|parent|process|pid|pid[\"]:|kill|kill -[A-Z0-9]+),?( is)? ?", "[0-9][0-9]+", "PID")
 	line = hide(line, "[[,]", "[0-9][0-9][0-9]+", "PID")
 	line = hide(line, "(127\\.0\\.0\\.1|localhost):", "[0-9]+", "PORT")
 	gsub(/[0-9.]+ ?ms/, "N ms", line)
