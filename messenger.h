@@ -213,11 +213,16 @@ struct options {
  *	clutch-barrier     master  agent   -        a reload is about to end a worker; no listener
  *	                                            hears this one
  *	clutch-barrier     agent   master  -        the answer to it
+ *	clutch-status      any     master  -        an application asks what the master knows
+ *	clutch-status      master  that    STATUS   the answer to it
  *
  *	PIDS     [4711,4712]: to the agent those of all app workers that are ready, to an app
  *	         worker that of the agent; or []
  *	OPTIONS  {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"}
  *	OPTIONS  {"workers":2} if options.connection is NULL
+ *	STATUS   {"name":"hello","pid":4709, ... "processes":[...],"left_out":0}: a row for each
+ *	         process and for each slot without one (docs/operating.md); rows that find no
+ *	         room in MESSAGE_DATA_MAX are only counted
  *
  * The two actions that tell of a death are sent only after egg-ready: a death before it is a
  * failed start. No process may send these actions in the cluster's place, nor egg's
@@ -231,8 +236,8 @@ struct options {
  * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
  * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
  * when every child is gone: 0 after such a signal; 1 if the start failed (one
- * line on stderr says why) or the cluster was given up. SIGUSR1: it logs a table
- * of all that it knows; SIGUSR2: it replaces the app workers one after the other,
+ * line on stderr says why) or the cluster was given up. SIGUSR1: it logs all that it
+ * knows, as the answer to clutch-status has it; SIGUSR2: it replaces the app workers one after the other,
  * as the message reload-worker does. An order to reload while a reload is under
  * way begins it anew.
  * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
@@ -290,7 +295,7 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
  *	                     the whole close timeout
  *	working directory    and environment are the caller's; agent and app inherit both,
  *	                     an app finds CFORK_WORKER_INDEX and CFORK_WORKER_COUNT, too
- *	the log              the master waits at most a second for a log that is full,
+ *	the log              the master waits at most a second for a log that blocks,
  *	                     then drops lines for ten; shared pipes stay as they are
  *
  * In a worker
@@ -498,11 +503,25 @@ const char *clutch_version(void);
 #endif
 
 /*
- * Print a line for the log in one write(2), so that the lines of several processes do
- * not mix; the new line at its end is added. Past 1023 bytes a line is cut. The process
- * does not wait for a log that is full: after 10 ms the line is lost. errno may change.
+ * Print a line in one write(2), so that the lines of several processes do not mix; the new
+ * line at its end is added. Past 1023 bytes a line is cut. The process does not wait for a
+ * reader that is slow: after 10 ms the line is lost. errno may change.
  */
 void clutch_print_line(int descriptor, const char *format, ...) CLUTCH_PRINTF(2, 3);
+
+/*
+ * A line for the log: CLUTCH_INFO to stdout, the others to stderr. It begins with the local
+ * time, the level, the pid, and the process with an app worker's slot:
+ *
+ *	2026-11-29 14:03:21.123 ERROR 3061 app 2: uncaught error 9 in a listener of "order"
+ *
+ * On a terminal it is shorter: without date, pid and INFO. CLUTCH_LOG, in the environment, is
+ * the least level that a cluster prints: error, warn or info, which is the default. A control
+ * character in the text becomes a question mark. A line that finds the log full is lost, as
+ * above; the next line that finds room says how many were. errno may change.
+ */
+enum clutch_level { CLUTCH_ERROR, CLUTCH_WARN, CLUTCH_INFO };
+void clutch_log(enum clutch_level level, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 #ifdef __cplusplus
 }
@@ -683,8 +702,11 @@ int clutch_grow(void *array, size_t count, size_t size);
 /* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
 int clutch_set_flags(int descriptor);
 
-/* clutch_print_line; returns whether the line was written. */
-bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
+void clutch_vlog(enum clutch_level level, const char *format, va_list arguments)
+	CLUTCH_PRINTF(2, 0);
+
+/* The least level that is printed, by its name; false: there is none of this name. */
+bool clutch_log_level(const char *word);
 
 /*
  * The trace (docs/trace.md): a line for each event, if CLUTCH_TRACE said so when
@@ -774,7 +796,7 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	bool waits; /* it is not read: queues that it feeds are too long, those of these places */
+	int64_t waits_since; /* it is not read: these queues that it feeds are too long; 0: it is */
 	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
@@ -808,12 +830,14 @@ struct master_messenger {
  * every receiver. receive does so for a message that came over the sender's
  * channel; a receiver whose queue is then too long makes the sender wait.
  * process_stop_waiting: lets the sender be read again, if every queue for which it
- * waits has drained; returns whether it may be read.
+ * waits has drained; returns whether it may be read. process_waits_for: is this one such
+ * a queue?
  */
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
 bool process_stop_waiting(struct process *sender, const struct worker_manager *manager);
+bool process_waits_for(const struct process *sender, const struct process *receiver);
 bool process_is_above(const struct process *process, size_t mark);
 
 /*

@@ -403,6 +403,14 @@ ends_with(const char *text, size_t length, const char *end)
 	return length >= strlen(end) && memcmp(text + length - strlen(end), end, strlen(end)) == 0;
 }
 
+/* Does the text end where a line has a port? */
+static bool
+is_before_port(const char *text, size_t length)
+{
+	return ends_with(text, length, ".1:") || ends_with(text, length, "\"port\":") ||
+	       ends_with(text, length, "port ");
+}
+
 /* The name of the number that begins at text[at] and ends before text[end], or
  * NULL if it is just a number. */
 static const char *
@@ -410,9 +418,7 @@ name_of_number(const struct cluster *cluster, const char *text, size_t at, size_
 {
 	long number = atol(text + at);
 
-	if (number == cluster->port && number != 0 &&
-	    (ends_with(text, at, ".1:") || ends_with(text, at, "\"port\":") ||
-	     ends_with(text, at, "port ")))
+	if (number == cluster->port && number != 0 && is_before_port(text, at))
 		return "PORT";
 	if (at > 0 && (isalnum((unsigned char)text[at - 1]) || strchr("_.#", text[at - 1])))
 		return NULL;
@@ -473,7 +479,8 @@ with_pids(const struct cluster *cluster, const char *text, char *out, size_t siz
 		name = named(cluster->record, text, length);
 		if (name != NULL)
 			used += (size_t)sprintf(out + used, "%ld", (long)name->pid);
-		else if (length == strlen("PORT") && strncmp(text, "PORT", length) == 0)
+		else if (length == strlen("PORT") && memcmp(text, "PORT", length) == 0 &&
+		         is_before_port(out, used))
 			used += (size_t)sprintf(out + used, "%d", cluster->port);
 		else
 			used += (size_t)sprintf(out + used, "%.*s", (int)(length += length == 0),
