@@ -37,13 +37,13 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define AGENT_REFORK_DELAY 1000 /* master.js:339 */
 #define CHECK_INTERVAL 10000    /* manager.js:78 */
 #define CHECK_EXCEPTIONS 3      /* manager.js:74 */
-#define REFORK_LIMIT 59         /* cfork: the 60th within the duration is refused */
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
@@ -118,8 +118,9 @@ struct slot {
 
 struct master {
 	struct options options; /* every default filled in */
-	char options_json[160]; /* what egg-ready carries */
-	char address[80];       /* http://host:port, or empty */
+	char options_json[256]; /* what egg-ready carries */
+	char address[128];      /* http://host:port, the path of a socket, or empty */
+	struct stat socket;     /* of that path; with no link: there is none */
 	bool is_production;
 	struct worker_manager worker_manager;
 	struct master_messenger messenger;
@@ -142,9 +143,9 @@ struct master {
 	int64_t trim_at;  /* 0: no queue keeps memory */
 	int exception;    /* failed health checks in a row */
 
-	bool can_drain;                /* a process that holds others up is itself read */
-	int64_t reforks[REFORK_LIMIT]; /* when the last ones were, a ring */
-	unsigned refork_count;         /* ever */
+	bool can_drain;        /* a process that holds others up is itself read */
+	int64_t *reforks;      /* when the last options.refork_limit were, a ring */
+	unsigned refork_count; /* ever */
 
 	int wake;
 
@@ -233,7 +234,7 @@ timeout_of(const struct master *master, const struct process *process, enum dead
 		return KILL_RETRY;
 	if (deadline == DEADLINE_DISCONNECTED && process->role == ROLE_APP &&
 	    !process->disable_refork && master->phase == PHASE_RUNNING)
-		timeout += CLUTCH_GRACEFUL_TIMEOUT;
+		timeout += master->options.graceful_timeout;
 	return timeout;
 }
 
@@ -496,7 +497,7 @@ put_cluster(struct status *status, const struct master *master)
 	    (long long)(master->now - master->start_time), options->workers, master->reloads_done,
 	    master->reloads_given_up, master->reload_slot,
 	    (unsigned long long)master->messenger.undeliverable, options->worker_start_timeout,
-	    options->app_close_timeout, options->agent_close_timeout, CLUTCH_STUCK_TIMEOUT,
+	    options->app_close_timeout, options->agent_close_timeout, options->stuck_timeout,
 	    (long)MESSAGE_DATA_MAX, (long)CHANNEL_HIGH_WATER, (long)CHANNEL_LOW_WATER);
 }
 
@@ -716,6 +717,7 @@ release(struct master *master, bool with_listener)
 	if (with_listener && master->listener != -1)
 		close(master->listener);
 	free(master->slots);
+	free(master->reforks);
 	free(master->set);
 }
 
@@ -908,18 +910,19 @@ on_fork(struct master *master, const struct process *worker)
 	return true;
 }
 
-/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
- * minute; else later, not never (D13). A fork that fails counts as none. */
+/* Fork for a slot if its time has come, and if fewer than options.refork_limit were forked
+ * again within the last minute; else later, not never (D13). A fork that fails counts as none. */
 static void
 refork_due(struct master *master, int number)
 {
 	struct slot *slot = &master->slots[number];
-	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
+	unsigned limit = (unsigned)master->options.refork_limit;
+	int64_t *oldest = &master->reforks[master->refork_count % limit];
 	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
 
 	if (!await(master, slot->refork_at))
 		return;
-	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
+	if (master->refork_count >= limit && allowed_at > master->now) {
 		slot->refork_at = allowed_at;
 		log_warn("worker died too fast: app_worker of slot %d waits %lldms", number,
 		         (long long)(allowed_at - master->now));
@@ -1604,7 +1607,7 @@ run_clock(struct master *master)
 		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
 			await(master, master->now + LATE);
 		if (process->full_since != 0)
-			await(master, process->full_since + CLUTCH_STUCK_TIMEOUT);
+			await(master, process->full_since + master->options.stuck_timeout);
 		if ((process->deadline != DEADLINE_NONE && await(master, process->deadline_at)) ||
 		    may_leave(master, process))
 			on_deadline(master, process);
@@ -1664,7 +1667,8 @@ watch_queue(struct master *master, struct process *process)
 		process->full_since = 0;
 	else if (process->full_since == 0 && process_is_above(process, CHANNEL_HIGH_WATER))
 		process->full_since = master->now;
-	if (process->full_since != 0 && master->now - process->full_since >= CLUTCH_STUCK_TIMEOUT)
+	if (process->full_since != 0 &&
+	    master->now - process->full_since >= master->options.stuck_timeout)
 		process->killed_for = "is stuck, its queue is full";
 	if (process->killed_for != NULL && process->deadline < DEADLINE_LEAVE &&
 	    process->state != STATE_DISCONNECTED)
@@ -1874,8 +1878,7 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
-	if (!clutch_log_level(parse_text(NULL, "CLUTCH_LOG", "info"))) {
-		clutch_log_level("info");
+	if (!clutch_log_set(parse_text(NULL, "CLUTCH_LOG", "info"), options->log)) {
 		log_error("CLUTCH_LOG=%s is no good: give error, warn or info",
 		          getenv("CLUTCH_LOG"));
 		return -1;
@@ -1895,6 +1898,9 @@ parse_options(struct master *master, const struct options *given)
 	if (parse_number(&options->workers, "EGG_WORKERS", CLUTCH_WORKERS_MAX, processors()) ||
 	    (options->port >= 0 && parse_number(&options->port, "PORT", 65535, 7001)) ||
 	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
+	    parse_number(&options->stuck_timeout, NULL, INT_MAX, CLUTCH_STUCK_TIMEOUT) ||
+	    parse_number(&options->graceful_timeout, NULL, INT_MAX, CLUTCH_GRACEFUL_TIMEOUT) ||
+	    parse_number(&options->refork_limit, NULL, INT_MAX, 59) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
 	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
@@ -1913,73 +1919,166 @@ parse_options(struct master *master, const struct options *given)
 	return 0;
 }
 
+union address {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+	struct sockaddr_un path;
+};
+
+/* HOST and PORT as an address: its length, or 0. */
+static socklen_t
+parse_address(const struct options *options, union address *address)
+{
+	const char *host = strcmp(options->host, "localhost") == 0 ? "127.0.0.1" : options->host;
+	const in_port_t port = htons((in_port_t)(options->port > 0 ? options->port : 0));
+
+	memset(address, 0, sizeof *address);
+	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path &&
+	    strpbrk(host, "\"\\\n") == NULL) { /* it stands in JSON */
+		address->path.sun_family = AF_UNIX;
+		strcpy(address->path.sun_path, host);
+		return sizeof address->path;
+	}
+	if (inet_pton(AF_INET, host, &address->v4.sin_addr) == 1) {
+		address->v4.sin_family = AF_INET;
+		address->v4.sin_port = port;
+		return sizeof address->v4;
+	}
+	if (inet_pton(AF_INET6, host, &address->v6.sin6_addr) == 1) {
+		address->v6.sin6_family = AF_INET6;
+		address->v6.sin6_port = port;
+		return sizeof address->v6;
+	}
+	log_error("HOST=%s is no good: give a numeric address, localhost, or the path of a socket",
+	          host);
+	return 0;
+}
+
+/* Remove the socket file of a master that was killed: one of this user's, to which no process
+ * listens. */
+static void
+remove_stale(const union address *address, socklen_t length)
+{
+	const char *path = address->path.sun_path;
+	struct stat status;
+	int client;
+
+	if (address->any.sa_family != AF_UNIX || lstat(path, &status) == -1 ||
+	    !S_ISSOCK(status.st_mode) || status.st_uid != geteuid())
+		return;
+	client = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (client != -1 && clutch_set_flags(client) == 0 &&
+	    connect(client, &address->any, length) == -1 && errno == ECONNREFUSED)
+		unlink(path);
+	close(client);
+}
+
 /* The apps of a master that was killed have the port until they have left. */
 static int
-bind_patiently(const struct master *master, const struct sockaddr *address, socklen_t length)
+bind_patiently(const struct master *master, const union address *address, socklen_t length)
 {
 	int64_t deadline = clutch_now() + PORT_PATIENCE;
 	bool waits = false;
 
-	while (bind(master->listener, address, length) == -1) {
+	while (bind(master->listener, &address->any, length) == -1) {
 		if (errno != EADDRINUSE || clutch_now() >= deadline)
 			return -1;
-		if (!waits)
+		if (waits)
+			poll(NULL, 0, 50);
+		else if (address->any.sa_family != AF_UNIX)
 			log_info("port %d is in use, waiting up to %dms", master->options.port,
 			         PORT_PATIENCE);
 		waits = true;
-		poll(NULL, 0, 50);
+		remove_stale(address, length);
 	}
 	return 0;
 }
 
-/* The shared port, before any fork: a master that cannot have it says so at once (D19). */
 static int
-open_listener(struct master *master, bool port_given)
+bind_listener(struct master *master)
 {
-	const char *host = master->options.host;
-	bool is_v6 = strchr(host, ':') != NULL;
-	struct sockaddr_in v4 = {.sin_family = AF_INET};
-	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
-	struct sockaddr *address = is_v6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
-	socklen_t length = is_v6 ? sizeof v6 : sizeof v4;
-	in_port_t *port = is_v6 ? &v6.sin6_port : &v4.sin_port;
+	const struct options *options = &master->options;
+	union address address;
+	socklen_t length = parse_address(options, &address);
 	int on = 1;
 
-	if (strcmp(host, "localhost") == 0)
-		host = "127.0.0.1";
-	*port = htons((in_port_t)(master->options.port > 0 ? master->options.port : 0));
-	if (inet_pton(address->sa_family, host,
-	              is_v6 ? (void *)&v6.sin6_addr : (void *)&v4.sin_addr) != 1) {
-		log_error("HOST=%s is no good: give a numeric address or localhost", host);
+	if (length == 0)
 		return -1;
+	master->listener = socket(address.any.sa_family, SOCK_STREAM, 0);
+	if (master->listener != -1 &&
+	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
+	    bind_patiently(master, &address, length) == 0)
+		return address.any.sa_family == AF_UNIX ? lstat(options->host, &master->socket) : 0;
+	if (errno != EADDRINUSE)
+		log_error("cannot listen on %s port %d: %s", options->host, options->port,
+		          strerror(errno));
+	else if (address.any.sa_family == AF_UNIX)
+		log_error("%s is in use: stop what listens there, or remove it", options->host);
+	else
+		log_error("%s port %d is in use: stop what listens there, or choose another port, "
+		          "as in PORT=7002",
+		          options->host, options->port);
+	return -1;
+}
+
+/* The address in egg's words: http://127.0.0.1:7001, or a path. egg: getAddress */
+static void
+describe_listener(struct master *master, const union address *address)
+{
+	bool is_v6 = address->any.sa_family == AF_INET6;
+	char host[INET6_ADDRSTRLEN] = "";
+
+	if (address->any.sa_family == AF_UNIX) {
+		master->options.port = 0;
+		snprintf(master->address, sizeof master->address, "%s", address->path.sun_path);
+	} else {
+		master->options.port = ntohs(is_v6 ? address->v6.sin6_port : address->v4.sin_port);
+		inet_ntop(address->any.sa_family,
+		          is_v6 ? (const void *)&address->v6.sin6_addr : &address->v4.sin_addr,
+		          host, sizeof host);
+		is_v6 = is_v6 && strcmp(host, "::") != 0;
+		if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
+			strcpy(host, "127.0.0.1");
+		snprintf(master->address, sizeof master->address,
+		         is_v6 ? "http://[%s]:%d" : "http://%s:%d", host, master->options.port);
 	}
-	master->listener = socket(address->sa_family, SOCK_STREAM, 0);
-	if (master->listener == -1 ||
-	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
-	    clutch_set_flags(master->listener) == -1 ||
-	    bind_patiently(master, address, length) == -1 ||
-	    listen(master->listener, SOMAXCONN) == -1 ||
-	    getsockname(master->listener, address, &length) == -1) {
-		if (errno == EADDRINUSE)
-			log_error("%s port %d is in use: stop what listens there, or choose "
-			          "another port%s",
-			          host, master->options.port,
-			          port_given ? "" : ", as in PORT=7002");
-		else
-			log_error("cannot listen on %s port %d: %s", host, master->options.port,
-			          strerror(errno));
-		return -1;
-	}
-	master->options.port = ntohs(*port);
-	if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
-		host = "127.0.0.1"; /* egg: getAddress */
-	snprintf(master->address, sizeof master->address,
-	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
-	         master->options.port);
 	snprintf(master->options_json, sizeof master->options_json,
 	         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
 	         master->options.workers, master->options.port, master->address);
+}
+
+/* The shared port, before any fork: a master that cannot have it says so at once (D19). */
+static int
+open_listener(struct master *master)
+{
+	union address address = {.any = {0}};
+	socklen_t length = sizeof address;
+	int given = master->options.listener;
+
+	if (given != 0)
+		master->listener = fcntl(given, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	else if (bind_listener(master) == -1)
+		return -1;
+	if (clutch_set_flags(master->listener) == -1 || listen(master->listener, SOMAXCONN) == -1 ||
+	    getsockname(master->listener, &address.any, &length) == -1) {
+		log_error("cannot listen on %s: %s",
+		          given != 0 ? "options.listener" : master->options.host, strerror(errno));
+		return -1;
+	}
+	describe_listener(master, &address);
 	return 0;
+}
+
+/* The master removes only the socket file that it has made. */
+static void
+remove_socket(const struct master *master)
+{
+	struct stat now;
+
+	if (master->socket.st_nlink > 0 && lstat(master->address, &now) == 0 &&
+	    now.st_ino == master->socket.st_ino && now.st_dev == master->socket.st_dev)
+		unlink(master->address);
 }
 
 /* The places of the apps: what is sent to an app that is not forked yet waits there (D23). */
@@ -1989,7 +2088,8 @@ open_places(struct master *master)
 	int slot;
 
 	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
-	if (master->slots == NULL)
+	master->reforks = calloc((size_t)master->options.refork_limit, sizeof *master->reforks);
+	if (master->slots == NULL || master->reforks == NULL)
 		return -1;
 	for (slot = 0; slot < master->options.workers; slot++)
 		if (new_worker(master, slot) == NULL)
@@ -2072,7 +2172,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	fflush(stdout); /* or each child would print it again */
 	fflush(stderr);
 	if (parse_options(&master, given) == 0 &&
-	    (given->connection == NULL || open_listener(&master, given->port != 0) == 0) &&
+	    (given->connection == NULL || open_listener(&master) == 0) &&
 	    open_pid_file(&master) == 0) {
 		if (open_places(&master) == -1 || open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
@@ -2082,10 +2182,12 @@ run_cluster(const struct options *given, const sigset_t *mask)
 			loop(&master);
 		}
 	}
+	remove_socket(&master);
 	log_exit(&master);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
 	close_signals(&master);
+	clutch_log_set("info", 0);
 	return master.exit_code;
 }
 

@@ -350,16 +350,16 @@ static unsigned long log_lost, trace_lost;
 static int64_t log_silent_until;
 static const char *const levels[] = {"ERROR", "WARN", "INFO"};
 static enum clutch_level least_level = CLUTCH_INFO;
+static int log_descriptor; /* options.log */
 
 bool
-clutch_log_level(const char *word)
+clutch_log_set(const char *level, int descriptor)
 {
-	enum clutch_level level = CLUTCH_ERROR;
-
-	while (level <= CLUTCH_INFO && strcasecmp(word, levels[level]) != 0)
-		level++;
-	least_level = level;
-	return level <= CLUTCH_INFO;
+	log_descriptor = descriptor;
+	for (least_level = CLUTCH_ERROR; least_level <= CLUTCH_INFO; least_level++)
+		if (strcasecmp(level, levels[least_level]) == 0)
+			return true;
+	return false;
 }
 
 /* "2026-11-29 14:03:21.123 ERROR 3061 app 2: ", or "14:03:21.123 ERROR app 2: ". */
@@ -388,7 +388,8 @@ put_head(char *line, enum clutch_level level, bool is_short)
 void
 clutch_vlog(enum clutch_level level, const char *format, va_list arguments)
 {
-	int descriptor = level == CLUTCH_INFO ? STDOUT_FILENO : STDERR_FILENO;
+	int standard = level == CLUTCH_INFO ? STDOUT_FILENO : STDERR_FILENO;
+	int descriptor = log_descriptor != 0 ? log_descriptor : standard;
 	bool is_short = isatty(descriptor) == 1;
 	char line[2 * LOG_LINE], *end = line, *text;
 	int64_t before = clutch_now(), after;
@@ -991,6 +992,18 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 	messenger->watches[i].arg = arg;
 	messenger->set[i + 1].events = events;
 	return 0;
+}
+
+int
+messenger_watch_connection(struct messenger *messenger, int descriptor, short events,
+                           messenger_watcher watcher, void *arg)
+{
+	int accepted = messenger->accepted, result;
+
+	messenger->accepted = descriptor;
+	result = messenger_watch(messenger, descriptor, events, watcher, arg);
+	messenger->accepted = accepted;
+	return result;
 }
 
 int

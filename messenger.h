@@ -90,13 +90,12 @@ extern "C" {
 #define CHANNEL_HANDLES_MAX 16
 #endif
 
-/* In the master: a process whose queue has held up its senders for this long is
- * killed. */
+/* The default of options.stuck_timeout. */
 #ifndef CLUTCH_STUCK_TIMEOUT
 #define CLUTCH_STUCK_TIMEOUT 30000
 #endif
 
-/* A worker in its graceful exit leaves after this time at the latest. */
+/* The default of options.graceful_timeout. */
 #ifndef CLUTCH_GRACEFUL_TIMEOUT
 #define CLUTCH_GRACEFUL_TIMEOUT 30000
 #endif
@@ -168,8 +167,13 @@ struct options {
 	const char *version;      /* of the program, for egg-scripts' --version; none */
 	int workers;              /* 1 to CLUTCH_WORKERS_MAX; EGG_WORKERS, or the number of
 	                           * processors that are on line */
-	const char *host;         /* HOST, or 127.0.0.1; a numeric address or "localhost" */
+	const char *host;         /* HOST, or 127.0.0.1; a numeric address, "localhost", or the
+	                           * path of a Unix-domain socket, from / on: the file that a
+	                           * killed master of this user has left is replaced, any other
+	                           * is refused; the master removes its own at the end */
 	int port;                 /* PORT, or 7001; -1: any free one */
+	int listener;             /* instead of both: a stream socket that is bound, perhaps
+	                           * shared with another cluster, and stays yours; 0: none */
 	const char *env;          /* EGG_SERVER_ENV, or "prod"; in "local" and "unittest" no
 	                           * app worker is re-forked, and no health checked */
 	const char *pid_file;     /* locked while the master lives; none. A plain file of the
@@ -181,6 +185,12 @@ struct options {
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
+	int graceful_timeout;     /* of messenger_graceful_exit; CLUTCH_GRACEFUL_TIMEOUT */
+	int stuck_timeout;        /* a process whose queue has held up its senders for this long
+	                           * is killed; CLUTCH_STUCK_TIMEOUT */
+	int refork_limit;         /* more re-forks than this within a minute wait; 59 */
+	int log;                  /* where the log of all processes of the cluster goes, a
+	                           * descriptor that stays open; 0: to stdout and stderr */
 	int parent;               /* this end of the channel to the parent: start_cluster
 	                           * closes it; 0: no parent */
 	bool end_with_parent;     /* when the parent closes it, or dies, the cluster stops */
@@ -385,6 +395,9 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * its events, watcher and arg. unwatch before you close it; ENOENT if it is
  * not watched. errno: EINVAL, ENOMEM.
  *
+ * watch_connection: the same for a connection that options.connection was not given, but a
+ * handle, say: until it is unwatched, an app worker that leaves waits for it.
+ *
  * set_timeout, set_interval: call back after so many milliseconds, once or
  * again and again (without drift); the id (> 0) is for clear_timeout, ENOENT
  * if it is not pending. An interval that is late by several periods is called
@@ -414,6 +427,8 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  */
 int messenger_watch(struct messenger *messenger, int descriptor, short events,
                     messenger_watcher watcher, void *arg);
+int messenger_watch_connection(struct messenger *messenger, int descriptor, short events,
+                               messenger_watcher watcher, void *arg);
 int messenger_unwatch(struct messenger *messenger, int descriptor);
 int messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
                           void *arg);
@@ -484,7 +499,7 @@ bool messenger_closing(const struct messenger *messenger);
 /*
  * App worker: stop accepting, write out and close the channel (the master forks
  * a replacement at once), let the open connections finish, and exit 1 when the
- * last one is unwatched, after CLUTCH_GRACEFUL_TIMEOUT at the latest. Returns
+ * last one is unwatched, after options.graceful_timeout at the latest. Returns
  * at once; later calls change nothing. In other roles: nothing.
  * egg: npm graceful, worker.disconnect
  */
@@ -705,8 +720,9 @@ int clutch_set_flags(int descriptor);
 void clutch_vlog(enum clutch_level level, const char *format, va_list arguments)
 	CLUTCH_PRINTF(2, 0);
 
-/* The least level that is printed, by its name; false: there is none of this name. */
-bool clutch_log_level(const char *word);
+/* The name of the least level that is printed, and options.log; false: no level has this
+ * name. */
+bool clutch_log_set(const char *level, int descriptor);
 
 /*
  * The trace (docs/trace.md): a line for each event, if CLUTCH_TRACE said so when
@@ -746,7 +762,7 @@ const char *clutch_role_name(enum role role);
  *	                                  by the agent
  *	LEAVE         sent SIGTERM        be gone              SIGKILL, "did not leave in time"
  *	DISCONNECTED  its channel ended   be gone (in a        SIGKILL, the same
- *	                                  graceful exit it has CLUTCH_GRACEFUL_TIMEOUT more)
+ *	                                  graceful exit it has graceful_timeout more)
  *	DEAF          its reading end is  be gone              SIGKILL, "reads no more"
  *	              closed
  *	KILLED        sent SIGKILL        be gone              SIGKILL again

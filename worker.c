@@ -185,10 +185,10 @@ consider_leaving(struct messenger *app)
 		leave(app, 0, patience);
 	} else if (app->graceful && !worker.leaving) {
 		clutch_log(CLUTCH_WARN, "[app_worker] will exit after %dms at most",
-		           CLUTCH_GRACEFUL_TIMEOUT);
+		           worker.options->graceful_timeout);
 		worker.disconnects = true;
 		disconnect(app); /* the sooner there is a replacement */
-		leave(app, 1, CLUTCH_GRACEFUL_TIMEOUT);
+		leave(app, 1, worker.options->graceful_timeout);
 	} else if (app->channel.descriptor == -1 && !worker.leaving) {
 		clutch_log(CLUTCH_WARN, "[app_worker] receive disconnect event, exiting");
 		leave(app, app->ready ? 0 : 1, patience);

@@ -180,8 +180,8 @@ is_address(const char *host)
 {
 	struct in6_addr any;
 
-	return strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &any) == 1 ||
-	       inet_pton(AF_INET6, host, &any) == 1;
+	return host[0] == '/' || strcmp(host, "localhost") == 0 ||
+	       inet_pton(AF_INET, host, &any) == 1 || inet_pton(AF_INET6, host, &any) == 1;
 }
 
 static void *
@@ -217,7 +217,8 @@ set_text(struct command *command, const struct option *option, const char *value
 	if (value[0] == '\0')
 		return refuse(command, "--%s wants a value", option->name);
 	if (text == &command->options.host && !is_address(value))
-		return refuse(command, "--host=%s: give a numeric address or localhost", value);
+		return refuse(command, "--host=%s: give a numeric address, localhost or a path",
+		              value);
 	*text = value;
 	return 0;
 }

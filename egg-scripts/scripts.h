@@ -77,10 +77,13 @@ int scripts_make_folders(const struct command *command, const char *path);
 int scripts_open_logs(const struct command *command, char *paths[2], int files[2]);
 void scripts_note_failure(const struct command *command, const char *path, int file);
 
-/* notify.c: systemd's sd_notify. take_notify_socket removes NOTIFY_SOCKET from the
- * environment, so that no other process speaks for this one, and returns its value. The
- * caller frees it; NULL: it was not set, or there is no memory. */
+/* notify.c: systemd's sd_notify and sd_listen_fds. take_notify_socket removes NOTIFY_SOCKET
+ * from the environment, so that no other process speaks for this one, and returns its value.
+ * The caller frees it; NULL: it was not set, or there is no memory. take_listener does the
+ * same for LISTEN_FDS, and returns the socket that systemd has bound (socket activation), or
+ * 0. */
 char *scripts_take_notify_socket(void);
+int scripts_take_listener(const struct command *command);
 void scripts_notify(const struct command *command, const char *path, const char *state);
 
 /* The commands. Each returns what egg_scripts returns. */

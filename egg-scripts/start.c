@@ -35,6 +35,7 @@ struct launcher {
 	const struct command *command;
 	struct messenger *parent;
 	char *notify_socket; /* systemd's, in the foreground; or NULL */
+	int listener;        /* the socket that systemd has bound, or 0 */
 	char *paths[2];      /* the daemon's stdout and stderr */
 	int files[2];        /* the same, open; or -1 */
 	char *lock_path;     /* the lock of a daemon's start, and its file */
@@ -324,6 +325,8 @@ be_master(struct launcher *launcher, int channel)
 		exit(1);
 	}
 	options.parent = channel;
+	if (launcher->listener != 0)
+		options.listener = launcher->listener;
 	exit(start_cluster(&options));
 }
 
@@ -490,6 +493,7 @@ scripts_start(const struct command *command)
 	int result;
 
 	launcher.notify_socket = scripts_take_notify_socket();
+	launcher.listener = scripts_take_listener(command);
 	result = start(&launcher);
 	unlock_start(&launcher);
 	free(launcher.notify_socket);
