@@ -16,12 +16,17 @@
 # SPDX-License-Identifier: MIT
 
 # The lines of a definition go into body[]. It begins in the first column: a function of C
-# or sh, a struct, enum or union, a variable, or a macro. Returns how many lines it has.
-function load(file, name,    line, before, on, macro) {
+# or sh, a struct, enum or union, a variable, or a macro; if there is none, a function that
+# is only declared. Returns how many lines it has.
+function load(file, name) {
+	return load_as(file, name, 0) > 0 ? count : load_as(file, name, 1)
+}
+
+function load_as(file, name, declared,    line, before, on, macro) {
 	count = 0
 	on = macro = 0
 	while ((getline line < file) > 0) {
-		if (!on && begins(line, name)) {
+		if (!on && (declared ? declares(line, name) : begins(line, name))) {
 			on = 1
 			macro = line ~ /^#/
 			if (index(line, name "(") == 1 && before ~ /^[a-z].*[a-z*]$/)
@@ -29,7 +34,7 @@ function load(file, name,    line, before, on, macro) {
 		}
 		if (on) {
 			body[++count] = line
-			if (macro ? line !~ /\\$/ : line ~ /^}/ || line ~ /;$/ && (count == 1 || line !~ /^[ \t]/))
+			if (macro ? line !~ /\\$/ : line ~ /^}/ || line ~ /;$/ && (declared || count == 1))
 				break
 		}
 		before = line
@@ -42,8 +47,12 @@ function begins(line, name) {
 	return index(line, name "(") == 1 && line !~ /;$/ || \
 		line ~ "^(static |typedef )?(const )?(struct|enum|union) " name " [{]" || \
 		line ~ "^[a-z][a-z_0-9 ]*[ *]" name "(\\[[A-Z_0-9]*\\])* = " || \
-		line ~ "^[a-z][a-z_0-9 ]*[ *]" name "\\(" && line !~ /^return|[;,]$/ || \
 		line ~ "^# *define " name "[ (]"
+}
+
+function declares(line, name) {
+	return line ~ "^[a-z][A-Za-z_0-9 ]*[ *]" name "\\(" && line !~ /^return/ || \
+		line ~ "^[a-z][A-Za-z_0-9 ]*[ *]" name "(\\[[A-Za-z_0-9]*\\])*;"
 }
 
 function complain(text, number) {

@@ -135,6 +135,8 @@ function check_name(text) {
 /^ *```/ {
 	fence = !fence
 	commands = /^ *```(console run|console|sh)?$/
+	if (/^ *```[a-z]* file [a-z_.]+$/) # a run of the document uses it
+		ends_with[$3] = 1
 	next
 }
 fence {
