@@ -515,6 +515,8 @@ get_status(const struct master *master)
 	status.length = 0;
 	status.rows = status.left_out = 0;
 	put_cluster(&status, master);
+	if (status.rows == 0)
+		put(&status, "{\"processes\":["); /* a tiny MESSAGE_DATA_MAX */
 	if (master->worker_manager.parent != NULL)
 		put_process(&status, master, &master->parent, &none);
 	put_process(&status, master, &master->agent, &master->agent_slot);
@@ -1851,7 +1853,7 @@ parse_number(int *option, const char *name, int most, int otherwise)
 	value = strtol(text, &end, 10);
 	if (end == text || *end != '\0' || value < 1 || value > most) {
 		log_error("%s=%s is no good: give a number from 1 to %d",
-		          name != NULL ? name : "a timeout", text, most);
+		          name != NULL ? name : "an option", text, most);
 		return -1;
 	}
 	*option = (int)value;
