@@ -21,12 +21,27 @@ function hide(line, before, number, name,    out, at, length_before) {
 	return out line
 }
 
+# The numbers at the beginning of a line.
+function hide_pids(line,    out) {
+	out = ""
+	while (match(line, /^[0-9]+ /)) {
+		out = out "PID "
+		line = substr(line, RLENGTH + 1)
+	}
+	return out line
+}
+
 function mask(line) {
 	# The prefix of a log line: 2026-11-29 14:03:21.123 ERROR 3061 app 2:
 	sub(/^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] /, "", line)
 	sub(/^[0-9][0-9]:[0-9][0-9]:[0-9][0-9]\.[0-9]+ /, "TIME ", line)
 	line = hide(line, "^TIME [A-Z]+ ", "[0-9]+", "PID")
-	# ps prints pids in the first columns.
+	# ps prints pids in the first columns, which are as wide as the largest pid.
+	if (line ~ /^ *(PID|[0-9]+)( +(PPID|PGID|[0-9]+))+ /) {
+		gsub(/ +/, " ", line)
+		sub(/^ /, "", line)
+		line = hide_pids(line)
+	}
 	line = hide(line, "^ *", "[0-9]+ +[0-9]+ [A-Z]", "PID PID S")
 	line = hide(line, "^ *", "[0-9]+ [A-Z]", "PID S")
 	if (line ~ /_worker#[0-9]+:[0-9]+ started/) # which one is ready first?
