@@ -119,6 +119,8 @@ function clip(text, most) {
 function fit(text, most) {
 	if (length(text) > most && match(text, / /) && RSTART - 1 <= most)
 		text = substr(text, 1, RSTART - 1)
+	if (length(text) > most)
+		sub(/[+]handle$/, "", text) # the action says more
 	return clip(text, most)
 }
 

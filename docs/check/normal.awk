@@ -31,7 +31,7 @@ function hide_pids(line,    out) {
 	return out line
 }
 
-function mask(line) {
+function mask(line,    at, head) {
 	# The prefix of a log line: 2026-11-29 14:03:21.123 ERROR 3061 app 2:
 	sub(/^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] /, "", line)
 	sub(/^[0-9][0-9]:[0-9][0-9]:[0-9][0-9]\.[0-9]+ /, "TIME ", line)
@@ -44,6 +44,13 @@ function mask(line) {
 	}
 	line = hide(line, "^ *", "[0-9]+ +[0-9]+ [A-Z]", "PID PID S")
 	line = hide(line, "^ *", "[0-9]+ [A-Z]", "PID S")
+	# The state of a process at a lower priority is "SN".
+	if (match(line, /^ *(PID +)+[A-Z][<NL]+/)) {
+		at = RLENGTH
+		head = substr(line, 1, at)
+		gsub(/[<N]|L$/, "", head)
+		line = head substr(line, at + 1)
+	}
 	if (line ~ /_worker#[0-9]+:[0-9]+ started/) # which one is ready first?
 		sub(/#[0-9]+:/, "#N:", line)
 	line = hide(line, "_worker#[0-9N]+:", "[0-9]+", "PID")
