@@ -63,7 +63,7 @@ must_print()
 # The pids of the children, as the master's log has them: the agent first.
 children()
 {
-	sed -n "s/.*\[master\] [a-z]*_worker#[0-9]*:\([0-9]*\) start\( (app [0-9]*)\)*\$/\1/p" "$log"
+	sed -n 's/.*_worker#[0-9]*:\([0-9]*\) start\( (app [0-9]*)\)*$/\1/p' "$log"
 }
 
 # The letter of a process's state (S sleeps, T is stopped, Z is a zombie); empty: gone.

@@ -93,6 +93,7 @@ function end_of_command(    i, key) {
 	printers = 0
 }
 
+/: line [0-9]+: +[0-9]+ (Killed|Terminated|Hangup|Interrupt|Segmentation fault) / { next } # bash's
 /^[$] / || /^\^C$/ {
 	end_of_command()
 	print
