@@ -146,6 +146,11 @@ $1 != "trace" || NF != 14 { next } # a line of the log
 }
 
 $5 == "starts" { add("birth", "master", me, "fork", "") }
+# A channel that a process has joined: the trace does not know the process at the other end.
+me == peer && ($5 == "sends" || $5 == "hears") {
+	heard_at[me] = add("note", me, "", $5 " " $13 ", past the master", $13)
+	next
+}
 # A large message is written at once: it may arrive before its sender has said so.
 $5 == "sends" && !((me, peer, $7) in got) {
 	row = add("leave", me, peer, said(), $13)
