@@ -152,6 +152,21 @@ Test(draw, can_be_limited)
 	cr_assert_not_null(strstr(output, "SIGTERM"), "%s", output);
 }
 
+/* The pipe travels from the agent to the master, and from there to two apps; "done" is alone. */
+Test(draw, a_message_says_that_a_descriptor_travels_along)
+{
+	cr_assert_eq(
+		shell("draw/draw -a 'pipe done' draw/traces/handle.trace | grep -c 'pipe+handle'"),
+		0);
+	cr_assert_str_eq(output, "3\n");
+	cr_assert_eq(shell("draw/draw -f svg -a 'pipe done' draw/traces/handle.trace | "
+	                   "grep -c 'pipe+handle'"),
+	             0);
+	cr_assert_eq(shell("draw/draw -a 'pipe done' draw/traces/handle.trace | grep -c ' done '"),
+	             0);
+	cr_assert_str_eq(output, "2\n");
+}
+
 /* Within a time of the trace: app 1 waits already when it begins, and no message is in vain
  * because it arrives after its end. */
 Test(draw, a_time_is_a_part_of_the_same_picture)
