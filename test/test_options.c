@@ -169,7 +169,32 @@ Test(options, a_new_build_replaces_an_old_one_without_a_refused_connection)
 		cr_assert_eq(status, 0, "a connection was refused or not answered");
 	}
 	cluster_stop(old);
-	cr_assert_neq(fcntl(options.listener, F_GETFD), -1, "it stays the caller's");
+}
+
+static int
+stop_all(struct messenger *app, void *arg)
+{
+	(void)app, (void)arg;
+	return kill(getppid(), SIGTERM);
+}
+
+Test(options, a_listener_stays_open_when_the_cluster_has_ended)
+{
+	struct options options = {.app = stop_all,
+	                          .connection = answer,
+	                          .workers = 1,
+	                          .log = open("/dev/null", O_WRONLY)};
+	struct sockaddr_in address;
+	int status;
+	pid_t pid;
+
+	clear_environment();
+	options.listener = bound_socket(SOCK_STREAM, &address);
+	pid = fork();
+	if (pid == 0)
+		_exit(start_cluster(&options) + 2 * (fcntl(options.listener, F_GETFD) == -1));
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert_eq(status, 0, "status %x", status);
 }
 
 Test(options, a_listener_that_is_none_is_one_clear_line)
@@ -179,13 +204,46 @@ Test(options, a_listener_that_is_none_is_one_clear_line)
 
 	c = start((struct options){.connection = answer, .listener = 999});
 	cluster_wait(c, 0,
-	             "ERROR MASTER master: [master] cannot listen on options.listener: "
+	             "[master] cannot listen on options.listener: "
 	             "Bad file descriptor");
 	cluster_ended(c, 1);
 	c = start((struct options){.connection = answer,
 	                           .listener = bound_socket(SOCK_DGRAM, &address)});
 	cluster_wait(c, 0, "[master] cannot listen on options.listener: Operation not supported");
 	cluster_ended(c, 1);
+}
+
+/* What systemd does with a socket unit. */
+Test(options, a_socket_that_systemd_has_bound_is_the_shared_port)
+{
+	static const char request[] = "GET / HTTP/1.0\r\n\r\n";
+	char program[256], pid_option[160], number[16], byte;
+	struct sockaddr_in address;
+	int client, listener = bound_socket(SOCK_STREAM, &address), status;
+	pid_t pid;
+
+	clear_environment();
+	test_leash();
+	cr_assert_eq(listen(listener, 8), 0);
+	snprintf(program, sizeof program, "%s/examples/hello",
+	         getenv("BUILD") != NULL ? getenv("BUILD") : "build");
+	snprintf(pid_option, sizeof pid_option, "--pid-file=%s/pid", test_folder());
+	pid = fork();
+	if (pid == 0) {
+		dup2(listener, 3);
+		snprintf(number, sizeof number, "%ld", (long)getpid());
+		setenv("LISTEN_PID", number, 1);
+		setenv("LISTEN_FDS", "1", 1);
+		execl(program, program, "start", pid_option, (char *)NULL);
+		_exit(127);
+	}
+	client = socket(AF_INET, SOCK_STREAM, 0);
+	cr_assert_eq(connect(client, (struct sockaddr *)&address, sizeof address), 0);
+	cr_assert_eq(write(client, request, sizeof request - 1), (ssize_t)sizeof request - 1);
+	cr_assert(read(client, &byte, 1) == 1 && byte == 'H', "it waits until an app answers");
+	kill(pid, SIGTERM);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert_eq(status, 0, "status %x", status);
 }
 
 /* ---- a path as host ------------------------------------------------------------------------ */
@@ -296,7 +354,7 @@ Test(options, more_reforks_than_the_limit_wait)
 		cluster_signal(c, who, SIGKILL);
 	}
 	cluster_wait(c, mark,
-	             "WARN MASTER master: [master] worker died too fast: app_worker of "
+	             "[master] worker died too fast: app_worker of "
 	             "slot 0 waits ");
 	cluster_stop(c);
 }
@@ -359,8 +417,9 @@ Test(options, a_leaving_worker_waits_for_a_connection_that_came_as_a_handle)
 	cluster_wait(c, 0, ":APP#1 watches 0");
 	close(pair[0]);
 	cluster_signal(c, "APP#1", SIGTERM);
-	cluster_wait(c, 0, ":APP#2 saw egg-ready"); /* its place is taken, and it still waits */
-	cr_assert(process_is_alive(cluster_pid(c, "APP#1")));
+	cluster_wait(c, 0, "[app_worker] beforeExit success"); /* and yet it waits */
+	messenger_send_to_app(c->parent, "test-late", NULL);
+	cluster_wait(c, 0, ":APP#1 saw test-late");
 	close(pair[1]);
 	cluster_wait(c, 0, ":APP#1 the other end is closed");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
