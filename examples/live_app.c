@@ -179,9 +179,9 @@ answer_events(struct http_request *request)
  * page wants something else. So an order waits until the master has answered a question, which
  * it does where it reads the app's messages; or the page is to try the next app. */
 static struct order {
-	struct http_request *request; /* NULL: none */
+	struct http_request *request; /* that waits for its answer, or NULL */
 	char text[48];
-	int timer;
+	int timer; /* of on_held_up, then of send_order; 0: there is no order here */
 } orders[ORDERS];
 
 static int
@@ -191,22 +191,35 @@ on_held_up(struct messenger *app, void *arg)
 	struct http_request *request = order->request;
 
 	(void)app;
-	order->request = NULL;
+	*order = (struct order){.timer = 0};
 	return http_reply(request, 503, NULL, "this app is held up\n");
 }
 
+static int
+send_order(struct messenger *app, void *arg)
+{
+	struct order *order = arg;
+
+	messenger_send(app, "live-order", order->text, ROLE_PARENT);
+	*order = (struct order){.timer = 0};
+	return 0;
+}
+
+/* The answers leave in the next turn, and after them the orders: one may be to kill this app. */
 static void
 pass_on(struct messenger *app)
 {
+	struct http_request *request;
 	struct order *order;
 
 	for (order = orders; order < orders + ORDERS; order++) {
 		if (order->request == NULL)
 			continue;
-		messenger_clear_timeout(app, order->timer);
-		messenger_send(app, "live-order", order->text, ROLE_PARENT);
-		http_reply(order->request, 202, NULL, "the parent has the order\n");
+		request = order->request;
 		order->request = NULL;
+		messenger_clear_timeout(app, order->timer);
+		order->timer = messenger_set_timeout(app, 0, send_order, order);
+		http_reply(request, 202, NULL, "the parent gets the order\n");
 	}
 }
 
@@ -222,7 +235,7 @@ keep_order(struct http_request *request, const char *what, long pid)
 {
 	struct order *order = orders;
 
-	while (order < orders + ORDERS && order->request != NULL)
+	while (order < orders + ORDERS && order->timer > 0)
 		order++;
 	if (order == orders + ORDERS ||
 	    messenger_send(request->app, "clutch-status", NULL, ROLE_MASTER) == -1)
