@@ -181,7 +181,8 @@ answer_events(struct http_request *request)
 static struct order {
 	struct http_request *request; /* that waits for its answer, or NULL */
 	char text[48];
-	int timer; /* of on_held_up, then of send_order; 0: there is no order here */
+	int timer; /* of on_held_up, accept_order, send_order; 0: there is no order here */
+	bool is_accepted;
 } orders[ORDERS];
 
 static int
@@ -205,21 +206,29 @@ send_order(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* The answers leave in the next turn, and after them the orders: one may be to kill this app. */
+/* An order may be to kill this app, so the answer leaves first: the loop's next turn writes it,
+ * and then calls the timer that is set here, since a timer that a timer sets waits for a turn. */
+static int
+accept_order(struct messenger *app, void *arg)
+{
+	struct order *order = arg;
+	struct http_request *request = order->request;
+
+	order->request = NULL;
+	order->timer = messenger_set_timeout(app, 0, send_order, order);
+	return http_reply(request, 202, NULL, "the parent gets the order\n");
+}
+
 static void
 pass_on(struct messenger *app)
 {
-	struct http_request *request;
 	struct order *order;
 
 	for (order = orders; order < orders + ORDERS; order++) {
-		if (order->request == NULL)
+		if (order->request == NULL || order->is_accepted)
 			continue;
-		request = order->request;
-		order->request = NULL;
-		messenger_clear_timeout(app, order->timer);
-		order->timer = messenger_set_timeout(app, 0, send_order, order);
-		http_reply(request, 202, NULL, "the parent gets the order\n");
+		order->is_accepted = messenger_clear_timeout(app, order->timer) == 0;
+		order->timer = messenger_set_timeout(app, 0, accept_order, order);
 	}
 }
 
@@ -241,6 +250,7 @@ keep_order(struct http_request *request, const char *what, long pid)
 	    messenger_send(request->app, "clutch-status", NULL, ROLE_MASTER) == -1)
 		return http_reply(request, 503, NULL, "this app is held up\n");
 	order->request = request;
+	order->is_accepted = false;
 	snprintf(order->text, sizeof order->text, "\"%s %ld\"", what, pid);
 	order->timer = messenger_set_timeout(request->app, PATIENCE, on_held_up, order);
 	return 0;

@@ -245,9 +245,12 @@ struct page {
 };
 
 static void
-open_live(struct page *page)
+open_live(struct page *page, const char *options)
 {
-	start(&page->run, example("live"));
+	char line[640];
+
+	snprintf(line, sizeof line, "%s%s", example("live"), options);
+	start(&page->run, line);
 	wait_text(&page->run, "to stop it: ");
 	wait_text(&page->run, " (Ctrl-C ends it)\n");
 	cr_assert_eq(sscanf(strstr(page->run.text, "live: open "), "live: open %127s", page->url),
@@ -332,7 +335,7 @@ Test(live, orders_need_the_token_and_a_page_of_this_address)
 	struct page page;
 	char good[96], bad[96];
 
-	open_live(&page);
+	open_live(&page, "");
 	snprintf(good, sizeof good, "%s reload", page.token);
 	strcpy(bad, good);
 	bad[0] = bad[0] == '0' ? '1' : '0';
@@ -368,7 +371,7 @@ Test(live, only_agent_and_apps_can_be_signalled)
 	char text[96];
 	size_t i;
 
-	open_live(&page);
+	open_live(&page, "");
 	for (i = 0; i < sizeof pids / sizeof pids[0]; i++) {
 		pid = i == 1   ? page.run.pid
 		      : i == 2 ? number_behind(page.run.text, "or kill ")
@@ -386,7 +389,7 @@ Test(live, a_kill_is_a_death_and_a_birth)
 	char text[128];
 	long pid;
 
-	open_live(&page);
+	open_live(&page, "");
 	pid = pid_of(&page, APP_1);
 	order(&page, "kill", pid);
 	wait_event(&page, "live: kill app 1, pid ");
@@ -399,6 +402,18 @@ Test(live, a_kill_is_a_death_and_a_birth)
 	cr_assert_neq(pid_of(&page, AGENT), pid);
 	snprintf(text, sizeof text, "agent_worker#1:%ld died (code: null, signal: SIGKILL)", pid);
 	wait_event(&page, text); /* the log, on the page */
+	stop(&page.run);
+}
+
+/* There is one app only. post fails where it gets no answer. */
+Test(live, an_app_answers_before_it_is_killed)
+{
+	struct page page;
+	int i;
+
+	open_live(&page, " --workers=1");
+	for (i = 0; i < 12; i++)
+		order(&page, "kill", pid_of(&page, "\"role\":\"app\",\"slot\":0"));
 	stop(&page.run);
 }
 
@@ -425,7 +440,7 @@ Test(live, an_app_is_flooded_stopped_and_continued)
 	char text[64];
 	long pid;
 
-	open_live(&page);
+	open_live(&page, "");
 	pid = pid_of(&page, APP_1);
 	order(&page, "flood", pid);
 	wait_event(&page, "\"waits_for\":[\"app:1\"]");
@@ -451,7 +466,7 @@ Test(live, an_app_that_is_held_up_refuses_orders)
 	int status;
 	long pid;
 
-	open_live(&page);
+	open_live(&page, "");
 	pid = pid_of(&page, AGENT);
 	order(&page, "stop", pid);
 	wait_until(is_stopped, &pid, "the agent to stop");
@@ -673,7 +688,7 @@ Test(live, the_page_in_chromium)
 		fprintf(stderr, "there is no chromium: skipped\n");
 		cr_skip_test("no chromium");
 	}
-	open_live(&page);
+	open_live(&page, "");
 	start_browser(&browser);
 	open_page(&browser, page.url);
 	expect_page(&browser, NAMES " === 'parent,master,agent,app 0,app 1'");
