@@ -23,9 +23,12 @@ unset CLUTCH_TRACE EGG_WORKERS EGG_SERVER_ENV EGG_APP_CLOSE_TIMEOUT EGG_AGENT_CL
 export EGG_MASTER_CLOSE_TIMEOUT=1000
 
 # start PROGRAM [ARGUMENT]: build it if need be, and start it; $master is its pid, $log
-# what it prints.
+# what it prints. A student at a terminal learns why nothing happens meanwhile.
 start()
 {
+	if [ -t 2 ] && ! make -q "$1" >/dev/null 2>&1; then
+		echo "(building $1: some seconds)" >&2
+	fi
 	make -s "$1" >"$scratch/make" 2>&1 || { cat "$scratch/make" >&2; exit 2; }
 	: >"$log"
 	"$@" >>"$log" 2>&1 </dev/null &
@@ -58,6 +61,12 @@ must_print()
 	echo "this was not printed within 10 s: $1" >&2
 	cat "$log" >&2
 	exit 2
+}
+
+# The lines of the log without their heads (time, level, pid, process).
+words()
+{
+	sed 's/^[0-9-]* [0-9:.]* [A-Z]* [0-9]* [a-z]*\( [0-9]*\)*: //' "$log"
 }
 
 # The pids of the children, as the master's log has them: the agent first.

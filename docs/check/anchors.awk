@@ -9,6 +9,7 @@
 	sub(/^#+ +/, "", text)
 	text = tolower(text)
 	gsub(/[!-,.\/:-@[-^`{-~]/, "", text)
+	gsub(/，|。|：|；|、|？|！|（|）|《|》|「|」|“|”/, "", text)
 	gsub(/ /, "-", text)
 	print name "#" text (seen[text]++ ? "-" seen[text] - 1 : "")
 }

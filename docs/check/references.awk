@@ -54,7 +54,7 @@ function check_link(link,    path, hash) {
 	path = hash ? substr(link, 1, hash - 1) : link
 	if (path != "" && !(flat(here() "/" path) in file))
 		complain("the link leads nowhere: " link)
-	else if (hash && !(link in anchor) && link !~ /[\200-\377]/)
+	else if (hash && !(link in anchor))
 		complain("no heading makes this anchor: " link)
 }
 
