@@ -42,8 +42,8 @@ function mask(line,    at, head) {
 		sub(/^ /, "", line)
 		line = hide_pids(line)
 	}
-	line = hide(line, "^ *", "[0-9]+ +[0-9]+ [A-Z]", "PID PID S")
-	line = hide(line, "^ *", "[0-9]+ [A-Z]", "PID S")
+	if (line ~ /^ *[0-9]+ [A-Z]/) # the letter, the state, is compared
+		sub(/[0-9]+/, "PID", line)
 	# The state of a process at a lower priority is "SN".
 	if (match(line, /^ *(PID +)+[A-Z][<NL]+/)) {
 		at = RLENGTH
