@@ -61,7 +61,6 @@
 #define STATUS_END 32        /* the last line of the status, in bytes */
 
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
-static bool owns_signals;                         /* SIGALRM, too */
 
 /* A handler may call only what is async-signal-safe, and runs between any two lines of the
  * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
@@ -69,7 +68,7 @@ static void
 on_caught(int number)
 {
 	got[number] = 1;
-	if (number == SIGALRM) /* see log_line; again, should this one have come too early */
+	if (number == SIGALRM) /* see clutch_log; again, should this one have come too early */
 		alarm(1);
 	clutch_wake_up();
 }
@@ -160,24 +159,9 @@ static void close_cluster(struct master *master);
 
 /* ---- the log ------------------------------------------------------------- */
 
-#define log_info(...) log_line(CLUTCH_INFO, "[master] " __VA_ARGS__)
-#define log_warn(...) log_line(CLUTCH_WARN, "[master] " __VA_ARGS__)
-#define log_error(...) log_line(CLUTCH_ERROR, "[master] " __VA_ARGS__)
-
-/* The log may be a pipe that other processes fill, too, between our poll and our write. An
- * alarm ends a write that waits (its handler does not restart it). */
-static void CLUTCH_PRINTF(2, 3) log_line(enum clutch_level level, const char *format, ...)
-{
-	va_list arguments;
-
-	if (owns_signals)
-		alarm(1);
-	va_start(arguments, format);
-	clutch_vlog(level, format, arguments);
-	va_end(arguments);
-	if (owns_signals)
-		alarm(0);
-}
+#define log_info(...) clutch_log(CLUTCH_INFO, "[master] " __VA_ARGS__)
+#define log_warn(...) clutch_log(CLUTCH_WARN, "[master] " __VA_ARGS__)
+#define log_error(...) clutch_log(CLUTCH_ERROR, "[master] " __VA_ARGS__)
 
 /* ---- processes ------------------------------------------------------------ */
 
@@ -745,6 +729,7 @@ reset_signals(const struct master *master)
 	size_t i;
 
 	drop_handlers();
+	clutch_log_alarm = false;
 	for (i = 0; i < CAUGHT; i++)
 		if (master->inherited[i].sa_handler == SIG_IGN && caught[i].number != SIGTERM)
 			clutch_catch_signal(caught[i].number, SIG_IGN);
@@ -1201,8 +1186,8 @@ log_exit(const struct master *master) /* :521 onExit */
 	if (master->pid_file != -1) /* :522 pidFile */
 		remove_pid_file(master);
 	if (master->phase == PHASE_CLOSED) /* else it has not even started */
-		log_line(master->exit_code == 0 ? CLUTCH_INFO : CLUTCH_ERROR,
-		         "[master] exit with code:%d", master->exit_code); /* :533 code */
+		clutch_log(master->exit_code == 0 ? CLUTCH_INFO : CLUTCH_ERROR,
+		           "[master] exit with code:%d", master->exit_code); /* :533 code */
 }
 
 static void
@@ -2113,7 +2098,7 @@ open_signals(struct master *master, const sigset_t *mask)
 		sigaction(caught[i].number, NULL, &master->inherited[i]);
 	master->mask = *mask;
 	master->alarm = alarm(0);
-	owns_signals = true;
+	clutch_log_alarm = true;
 	for (i = 0; i < CAUGHT; i++) {
 		got[caught[i].number] = 0;
 		sigdelset(&set, caught[i].number);
@@ -2131,9 +2116,9 @@ close_signals(struct master *master)
 	size_t i;
 
 	clutch_wake_close();
-	if (!owns_signals)
+	if (!clutch_log_alarm)
 		return;
-	owns_signals = false;
+	clutch_log_alarm = false;
 	alarm(master->alarm);
 	for (i = 0; i < CAUGHT; i++)
 		sigaction(caught[i].number, &master->inherited[i], NULL);

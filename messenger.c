@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -351,6 +352,7 @@ static int64_t log_silent_until;
 static const char *const levels[] = {"ERROR", "WARN", "INFO"};
 static enum clutch_level least_level = CLUTCH_INFO;
 static int log_descriptor; /* options.log */
+bool clutch_log_alarm;
 
 bool
 clutch_log_set(const char *level, int descriptor)
@@ -386,13 +388,14 @@ put_head(char *line, enum clutch_level level, bool is_short)
 /* Lines that find no room are counted, and the next one says how many were lost before it;
  * until then the process waits no more. */
 void
-clutch_vlog(enum clutch_level level, const char *format, va_list arguments)
+clutch_log(enum clutch_level level, const char *format, ...)
 {
 	int standard = level == CLUTCH_INFO ? STDOUT_FILENO : STDERR_FILENO;
 	int descriptor = log_descriptor != 0 ? log_descriptor : standard;
 	bool is_short = isatty(descriptor) == 1;
 	char line[2 * LOG_LINE], *end = line, *text;
 	int64_t before = clutch_now(), after;
+	va_list arguments;
 
 	if (level > least_level)
 		return;
@@ -403,29 +406,25 @@ clutch_vlog(enum clutch_level level, const char *format, va_list arguments)
 	end += put_head(end, level, is_short);
 	text = end;
 	*text = '\0';
+	va_start(arguments, format);
 	vsnprintf(text, LOG_LINE, format, arguments);
+	va_end(arguments);
 	for (; *end != '\0'; end++)
 		if ((unsigned char)*end < ' ' || *end == 127)
 			*end = '?'; /* a stranger's text is no line */
 	*end++ = '\n';
+	if (clutch_log_alarm)
+		alarm(1);
 	if (before >= log_silent_until &&
 	    write_line(descriptor, line, (size_t)(end - line), log_lost > 0 ? 0 : LOG_PATIENCE))
 		log_lost = 0;
 	else
 		log_lost++;
+	if (clutch_log_alarm)
+		alarm(0);
 	after = clutch_now();
 	if (after - before > LOG_BLOCKED / 2)
 		log_silent_until = after + LOG_SILENCE;
-}
-
-void
-clutch_log(enum clutch_level level, const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	clutch_vlog(level, format, arguments);
-	va_end(arguments);
 }
 
 #define TRACE_FORMAT                                                                               \

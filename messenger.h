@@ -700,8 +700,6 @@ bool channel_trim(struct channel *channel);
 #if defined CLUTCH_PRIVATE && !defined CLUTCH_PRIVATE_H
 #define CLUTCH_PRIVATE_H
 
-#include <stdarg.h>
-
 /* Memory is short for something that may not be lost: wait 10 ms and return true; false
  * when a second has passed since *deadline was set, which is 0 before the first call. */
 bool clutch_retry(int64_t *deadline);
@@ -717,8 +715,8 @@ int clutch_grow(void *array, size_t count, size_t size);
 /* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
 int clutch_set_flags(int descriptor);
 
-void clutch_vlog(enum clutch_level level, const char *format, va_list arguments)
-	CLUTCH_PRINTF(2, 0);
+/* An alarm may end a write that waits: SIGALRM is handled, and not the application's. */
+extern bool clutch_log_alarm;
 
 /* The name of the least level that is printed, and options.log; false: no level has this
  * name. */

@@ -1717,8 +1717,8 @@ Test(cluster, a_bad_value_in_the_environment_is_one_clear_line)
 	expect_bad_variable("EGG_MASTER_CLOSE_TIMEOUT", "1e3",
 	                    "[master] EGG_MASTER_CLOSE_TIMEOUT=1e3" FROM(1, 2147483647));
 	expect_bad_variable("HOST", "egg.example",
-	                    "[master] HOST=egg.example is no good: give a numeric address or "
-	                    "localhost");
+	                    "[master] HOST=egg.example is no good: give a numeric address, "
+	                    "localhost, or the path of a socket");
 #undef FROM
 }
 

@@ -213,6 +213,39 @@ Test(options, a_listener_that_is_none_is_one_clear_line)
 	cluster_ended(c, 1);
 }
 
+/* What systemd does with a socket unit. */
+Test(options, a_socket_that_systemd_has_bound_is_the_shared_port)
+{
+	static const char request[] = "GET / HTTP/1.0\r\n\r\n";
+	char program[256], pid_option[160], number[16], byte;
+	struct sockaddr_in address;
+	int client, listener = bound_socket(SOCK_STREAM, &address), status;
+	pid_t pid;
+
+	clear_environment();
+	test_leash();
+	cr_assert_eq(listen(listener, 8), 0);
+	snprintf(program, sizeof program, "%s/examples/hello",
+	         getenv("BUILD") != NULL ? getenv("BUILD") : "build");
+	snprintf(pid_option, sizeof pid_option, "--pid-file=%s/pid", test_folder());
+	pid = fork();
+	if (pid == 0) {
+		dup2(listener, 3);
+		snprintf(number, sizeof number, "%ld", (long)getpid());
+		setenv("LISTEN_PID", number, 1);
+		setenv("LISTEN_FDS", "1", 1);
+		execl(program, program, "start", pid_option, (char *)NULL);
+		_exit(127);
+	}
+	client = socket(AF_INET, SOCK_STREAM, 0);
+	cr_assert_eq(connect(client, (struct sockaddr *)&address, sizeof address), 0);
+	cr_assert_eq(write(client, request, sizeof request - 1), (ssize_t)sizeof request - 1);
+	cr_assert(read(client, &byte, 1) == 1 && byte == 'H', "it waits until an app answers");
+	kill(pid, SIGTERM);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert_eq(status, 0, "status %x", status);
+}
+
 /* ---- a path as host ------------------------------------------------------------------------ */
 
 static struct sockaddr_un path;

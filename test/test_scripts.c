@@ -38,7 +38,7 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"start --port=-1", "egg: --port=-1: give "},
 		{"start --port=+0", "egg: --port=+0: give "},
 		{"start --port=\t0", "egg: --port=\t0: give "},
-		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address or "},
+		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address, "},
 		{"start --host=", "egg: --host wants a value "},
 		{"start --env=", "egg: --env wants a value "},
 		{"start --pid-file=", "egg: --pid-file wants a value "},
