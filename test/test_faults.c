@@ -1768,6 +1768,15 @@ static const struct {
 	{"reap_orphans", CALL_waitpid, "only as process 1 of a container"},
 	{"reset_signals", CALL_close, "only in a terminal"},
 	{"on_connection", CALL_close, "a connection whose flags cannot be set"},
+	{"bind_patiently", CALL_poll, "the port is free"},
+	{"remove_stale", CALL_lstat, "no Unix-domain socket: test_options.c has its faults"},
+	{"remove_stale", CALL_socket, "no Unix-domain socket"},
+	{"remove_stale", CALL_unlink, "no Unix-domain socket"},
+	{"remove_stale", CALL_close, "no Unix-domain socket"},
+	{"bind_listener", CALL_lstat, "no Unix-domain socket"},
+	{"remove_socket", CALL_lstat, "no Unix-domain socket"},
+	{"remove_socket", CALL_unlink, "no Unix-domain socket"},
+	{"open_listener", CALL_fcntl, "no listener of the caller's"},
 	{"channel_close", CALL_close, "a handle without its frame: the peer has died meanwhile"},
 };
 
