@@ -35,4 +35,10 @@ enum resp resp_parse(struct resp_parser *resp, char *bytes, size_t length);
 /* The bytes of a command, and how many they are; with NULL only that. */
 size_t resp_command(char *bytes, size_t argc, const char *const argv[], const size_t lengths[]);
 
+/* Write a number as a C string, and return the address of its end. */
+char *resp_number(char *at, uint64_t number);
+
+/* Replace the control characters that a text of Redis may have: it goes to the log. */
+void resp_printable(char *text);
+
 #endif
