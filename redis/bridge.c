@@ -48,8 +48,7 @@
 /* A line that comes again within this time, in ms, is not logged again. */
 #define REPEAT 10000
 
-/* The most bytes of a message without its data; and of what stands around a message in a batch,
- * and around a batch. */
+/* The most bytes around a message's data; and around a message in a batch, or a batch. */
 #define ENVELOPE_MAX (4 * BRIDGE_NAME_MAX + 64)
 #define HEAD_MAX 48
 
@@ -86,13 +85,6 @@ struct reading {
 	pid_t pid;
 };
 
-/* A message between app and agent, and its listener. */
-struct hearing {
-	struct bridge *bridge;
-	int (*hear)(struct bridge *bridge, struct reading *reading);
-	char action[BRIDGE_NAME_MAX + 32];
-};
-
 struct listener {
 	struct listener *next;
 	bridge_listener call;
@@ -111,7 +103,7 @@ struct flight {
 struct bridge {
 	struct messenger *messenger;
 	char channel[BRIDGE_NAME_MAX + 1], cluster[BRIDGE_NAME_MAX + 1];
-	struct hearing hearing[ACTIONS];
+	char action[ACTIONS][BRIDGE_NAME_MAX + 32];
 	int timeout;         /* for Redis to answer */
 	int timer;           /* for `retry`; 0 or -1: none */
 	char last_line[400]; /* of the log, and when it last came */
@@ -136,14 +128,14 @@ struct bridge {
 	char stream[BRIDGE_NAME_MAX + 24];
 	struct batch published;       /* in this turn, */
 	char to[BRIDGE_NAME_MAX + 1]; /* for this cluster */
-	bool flushing;                /* at the end of this turn */
+	int flushing;                 /* the timer for the end of this turn */
 	size_t lost;                  /* published messages, since the last line about them */
 	char last_of_redis[400];
 	uint64_t serial; /* of epochs and marks; those of an agent before are smaller */
 
 	/* agent: from the stream to the apps */
-	bool joined, has_joined; /* now, ever */
-	bool reading;
+	enum { AWAY, JOINED, READING } state;
+	bool has_joined;                       /* ever */
 	bool again;                            /* read first what was not acknowledged */
 	char ids[BRIDGE_BATCH][STREAM_ID_MAX]; /* sent to the apps, not acknowledged */
 	size_t id_count;
@@ -362,8 +354,9 @@ read_head(const struct message *message)
 static int
 next_in_batch(struct reading *reading, struct envelope *envelope)
 {
-	const char *at = reading->at, *end = reading->end, *digit = at + 1;
-	size_t length = 0;
+	const char *at = reading->at, *end = reading->end;
+	size_t length;
+	char *text;
 
 	if (at == end || (end - at == (*at == '[' ? 2 : 1) && end[-1] == ']'))
 		return 0;
@@ -371,12 +364,11 @@ next_in_batch(struct reading *reading, struct envelope *envelope)
 		reading->at = end;
 		return 1;
 	}
-	for (; *digit >= '0' && *digit <= '9' && digit - at < 9; digit++)
-		length = 10 * length + (size_t)(*digit - '0');
-	if ((*at != '[' && *at != ',') || *digit++ != ',' || digit >= end ||
-	    length >= (size_t)(end - digit) || !read_envelope(envelope, digit, length))
+	length = strtoul(at + 1, &text, 10);
+	if ((*at != '[' && *at != ',') || *text++ != ',' || text >= end ||
+	    length >= (size_t)(end - text) || !read_envelope(envelope, text, length))
 		return -1;
-	reading->at = digit + length;
+	reading->at = text + length;
 	return 1;
 }
 
@@ -411,7 +403,7 @@ send_batch(struct bridge *bridge)
 	}
 	snprintf(text, sizeof text, "[%llu,%ld,%s]", (unsigned long long)reading.number,
 	         (long)reading.pid, batch.text);
-	if (messenger_send_to_agent(bridge->messenger, bridge->hearing[SEND].action, text) == -1) {
+	if (messenger_send_to_agent(bridge->messenger, bridge->action[SEND], text) == -1) {
 		bridge->sent = 0;
 		look_again(bridge);
 	}
@@ -457,7 +449,7 @@ bridge_publish(struct bridge *bridge, const char *cluster, const char *action, c
 	reading.end = text + put_message(bridge, text, cluster, action, data);
 	if (messenger_role(bridge->messenger) == ROLE_AGENT)
 		return agent_publish(bridge, &reading);
-	return messenger_send_to_agent(bridge->messenger, bridge->hearing[PUBLISH].action, text);
+	return messenger_send_to_agent(bridge->messenger, bridge->action[PUBLISH], text);
 }
 
 int
@@ -547,7 +539,7 @@ deliver(struct bridge *bridge, struct reading *reading)
 		return result;
 	snprintf(answer, sizeof answer, "[%llu,%ld,[]]", (unsigned long long)reading->number,
 	         (long)messenger_pid(bridge->messenger));
-	messenger_send_to_agent(bridge->messenger, bridge->hearing[HEARD].action, answer);
+	messenger_send_to_agent(bridge->messenger, bridge->action[HEARD], answer);
 	return 0; /* if this fails, the agent goes on without the answer */
 }
 
@@ -613,7 +605,7 @@ on_landed(struct redis *redis, const struct redis_reply *reply, void *arg)
 		refuse(bridge);
 	} else if (flight.sender == messenger_pid(bridge->messenger)) {
 		finish(bridge, &(struct reading){.number = flight.number});
-	} else if (messenger_send_to(bridge->messenger, flight.sender, bridge->hearing[DONE].action,
+	} else if (messenger_send_to(bridge->messenger, flight.sender, bridge->action[DONE],
 	                             number) == -1) {
 		refuse(bridge); /* the app will send it again */
 	}
@@ -645,16 +637,10 @@ launch(struct flight what, const char *const words[], size_t count, size_t lengt
 	return why;
 }
 
-/* Send the apps of this cluster a batch, or a mark. */
 static int
-tell_apps(struct bridge *bridge, const char *text, size_t length)
+tell_apps(struct bridge *bridge, enum action action, const char *text)
 {
-	return messenger_send_message(bridge->messenger,
-	                              &(struct message){.action = bridge->hearing[MESSAGE].action,
-	                                                .to = ROLE_APP,
-	                                                .data = text,
-	                                                .data_length = length,
-	                                                .handle = -1});
+	return messenger_send_to_app(bridge->messenger, bridge->action[action], text);
 }
 
 /* The apps of this cluster hear its messages at once, without Redis. */
@@ -673,7 +659,7 @@ flush_published(struct bridge *bridge)
 	if (!ours)
 		why = launch((struct flight){.bridge = bridge, .count = batch->count}, words, 3,
 		             batch->length);
-	if ((ours || to_all) && tell_apps(bridge, batch->text, batch->length) == -1)
+	if ((ours || to_all) && tell_apps(bridge, MESSAGE, batch->text) == -1)
 		why = strerror(errno);
 	if (why != NULL)
 		lose(bridge, batch->count, why);
@@ -686,7 +672,7 @@ on_turn_end(struct messenger *agent, void *arg)
 	struct bridge *bridge = arg;
 
 	(void)agent;
-	bridge->flushing = false;
+	bridge->flushing = 0;
 	flush_published(bridge);
 	return 0;
 }
@@ -711,10 +697,9 @@ agent_publish(struct bridge *bridge, struct reading *sent)
 		add_to_batch(&bridge->published, sent->at, length);
 	}
 	/* Timers come last in a turn of the loop. Without memory for one, nothing waits. */
-	if (!bridge->flushing)
-		bridge->flushing =
-			messenger_set_timeout(bridge->messenger, 0, on_turn_end, bridge) != -1;
-	if (!bridge->flushing)
+	if (bridge->flushing <= 0)
+		bridge->flushing = messenger_set_timeout(bridge->messenger, 0, on_turn_end, bridge);
+	if (bridge->flushing == -1)
 		flush_published(bridge);
 	return 0;
 }
@@ -749,8 +734,7 @@ tell_epoch(struct bridge *bridge)
 	char data[24];
 
 	resp_number(data, bridge->epoch);
-	if (bridge->epoch != 0 &&
-	    messenger_send_to_app(bridge->messenger, bridge->hearing[READY].action, data) == -1)
+	if (bridge->epoch != 0 && tell_apps(bridge, READY, data) == -1)
 		refuse(bridge);
 }
 
@@ -765,7 +749,7 @@ announce(struct bridge *bridge)
 	if (bridge->lost > 1)
 		say(bridge, "%zu messages were lost", bridge->lost);
 	bridge->lost = 0;
-	if (bridge->epoch != 0 || !bridge->joined)
+	if (bridge->epoch != 0 || bridge->state == AWAY)
 		return;
 	begin_epoch(bridge, &(struct reading){.number = ++bridge->serial});
 	tell_epoch(bridge);
@@ -773,45 +757,41 @@ announce(struct bridge *bridge)
 
 /* ---- agent: from Redis -------------------- */
 
-/* Pass a text of Redis on to the apps, if it is a batch with messages for them: so many more in
- * *ours. A batch is of one cluster, and of what this one has published, its apps have heard.
- * 1; 0: it is no batch; -1 with errno: it cannot be sent. */
-static int
-hear(struct bridge *bridge, const struct redis_reply *text, bool published, size_t *ours)
+/* Is a text of Redis a batch? *ours: how many of its messages are news for the apps. A batch is of
+ * one cluster, and the apps have heard what their own has published. */
+static bool
+check_batch(struct bridge *bridge, const struct redis_reply *text, bool published, size_t *ours)
 {
 	struct reading reading = {.at = text->text, .end = text->text + text->length};
-	size_t before = *ours;
 	struct envelope envelope;
 	int found = -1;
 
+	*ours = 0;
 	if (text->type == REDIS_STRING && text->length > 0 &&
 	    memchr(text->text, '\0', text->length) == NULL)
 		found = next_in_batch(&reading, &envelope);
 	if (found == 1 && published && strcmp(envelope.name[FROM], bridge->cluster) == 0)
-		return 1;
+		return true;
 	for (; found == 1; found = next_in_batch(&reading, &envelope))
 		*ours += is_for_us(bridge, &envelope);
-	if (found == -1)
-		*ours = before;
-	else if (text->text[0] == '{')
+	if (found == 0 && text->text[0] == '{')
 		say(bridge, "a cluster with an older bridge is here; it does not hear this one");
-	if (found == -1 || *ours == before)
-		return found == 0;
-	return tell_apps(bridge, text->text, text->length) == 0 ? 1 : -1;
+	return found == 0;
 }
 
+/* Pass a batch on to the apps. */
 static int
 on_heard_published(struct redis *redis, const struct redis_reply *reply, void *arg)
 {
+	const struct redis_reply *text = &reply->element[2];
 	struct bridge *bridge = arg;
-	size_t count = 0;
-	int heard = hear(bridge, &reply->element[2], true, &count);
+	size_t ours;
 
 	(void)redis;
-	if (heard == 0)
+	if (!check_batch(bridge, text, true, &ours))
 		lose(bridge, 1, "what somebody has published is no message");
-	else if (heard == -1)
-		lose(bridge, count, strerror(errno));
+	else if (ours > 0 && tell_apps(bridge, MESSAGE, text->text) == -1)
+		lose(bridge, ours, strerror(errno));
 	return 0;
 }
 
@@ -846,10 +826,21 @@ end_entries(struct bridge *bridge, bool heard)
 	look_again(bridge);
 }
 
-/* Have all apps that were asked answered the mark, or are they gone? */
+/* An app has answered the mark; or, if it is 0, some are gone. With the last one that owes an
+ * answer the entries end. */
 static void
-end_mark(struct bridge *bridge)
+end_mark(struct bridge *bridge, pid_t answered)
 {
+	size_t i = bridge->owing_count, at, count;
+	const pid_t *apps = messenger_opids(bridge->messenger, &count);
+
+	while (i-- > 0) {
+		for (at = 0; answered == 0 && at < count && apps[at] != bridge->owing[i]; at++)
+			;
+		bridge->heard |= bridge->owing[i] == answered;
+		if (bridge->owing[i] == answered || (answered == 0 && at == count))
+			bridge->owing[i] = bridge->owing[--bridge->owing_count];
+	}
 	if (bridge->id_count > 0 && bridge->owing_count == 0)
 		end_entries(bridge, bridge->heard);
 }
@@ -863,7 +854,8 @@ ask_apps(struct bridge *bridge)
 	char mark[24];
 
 	bridge->mark = ++bridge->serial;
-	if (tell_apps(bridge, mark, (size_t)(resp_number(mark, bridge->mark) - mark)) == -1) {
+	resp_number(mark, bridge->mark);
+	if (tell_apps(bridge, MESSAGE, mark) == -1) {
 		end_entries(bridge, false);
 		return;
 	}
@@ -873,7 +865,7 @@ ask_apps(struct bridge *bridge)
 	bridge->heard = false;
 	bridge->marked_at = clutch_now();
 	look_again(bridge);
-	end_mark(bridge);
+	end_mark(bridge, 0);
 }
 
 /* An entry is [id, [field, batch]], or [id, nil] if the stream has only its id left. Those that
@@ -883,8 +875,8 @@ static bool
 take_entries(struct bridge *bridge, const struct redis_reply *entries)
 {
 	const struct redis_reply *id, *fields;
-	size_t i, ours = 0;
-	int heard;
+	size_t i, ours, sent = 0;
+	bool whole;
 
 	for (i = 0; i < entries->count && i < BRIDGE_BATCH; i++) {
 		id = entries->element[i].element;
@@ -892,28 +884,35 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 		    id->length >= STREAM_ID_MAX)
 			return false;
 		fields = &id[1];
-		heard = fields->count == 2 ? hear(bridge, &fields->element[1], false, &ours) : 0;
-		if (heard == -1 && errno != EMSGSIZE)
-			break;
+		whole = fields->count == 2 &&
+		        check_batch(bridge, &fields->element[1], false, &ours);
+		if (whole && ours > 0) {
+			if (tell_apps(bridge, MESSAGE, fields->element[1].text) == 0)
+				sent++;
+			else if (errno != EMSGSIZE)
+				break;
+			else
+				whole = false;
+		}
 		if (fields->type == REDIS_NIL)
 			say(bridge,
-			    "%s is lost: the stream is too short for how long this cluster was "
-			    "away",
+			    "%s is lost: the stream is too short for how long this cluster "
+			    "was away",
 			    id->text);
-		else if (heard != 1)
+		else if (!whole)
 			say(bridge, "%s is no message of a bridge; it is left out", id->text);
 		put(bridge->ids[i], id->text);
 	}
 	bridge->id_count = i;
 	bridge->again = i < entries->count || (bridge->again && i > 0);
-	if (i == 0 && entries->count > 0)
-		look_again(bridge);
-	else if (i == 0)
-		read_stream(bridge);
-	else if (ours > 0)
+	if (sent > 0)
 		ask_apps(bridge);
-	else
+	else if (i > 0)
 		end_entries(bridge, true);
+	else if (entries->count > 0)
+		look_again(bridge);
+	else
+		read_stream(bridge);
 	return true;
 }
 
@@ -927,15 +926,15 @@ on_read(struct redis *redis, const struct redis_reply *reply, void *arg)
 	const struct redis_reply *stream = reply->element;
 
 	(void)redis;
-	bridge->reading = false;
 	if (reply->type == REDIS_NO_REPLY)
 		return 0; /* the next connection begins again */
+	bridge->state = JOINED;
 	if (reply->type == REDIS_NIL) {
 		read_stream(bridge);
 	} else if (reply->type == REDIS_ERROR &&
 	           strncmp(reply->text, "NOGROUP", strlen("NOGROUP")) == 0) {
 		say(bridge, "Redis has forgotten this cluster; it joins again");
-		bridge->joined = false;
+		bridge->state = AWAY;
 		join(bridge);
 	} else if (reply->count != 1 || stream->count != 2 ||
 	           stream->element[1].type != REDIS_ARRAY ||
@@ -955,16 +954,16 @@ read_stream(struct bridge *bridge)
 	size_t apps;
 
 	messenger_opids(bridge->messenger, &apps);
-	if (!bridge->joined || bridge->reading || bridge->id_count > 0 ||
-	    !redis_ready(bridge->reader) || apps == 0)
+	if (bridge->state != JOINED || bridge->id_count > 0 || !redis_ready(bridge->reader) ||
+	    apps == 0)
 		return;
 	resp_number(count, BRIDGE_BATCH);
 	resp_number(block, (uint64_t)bridge->timeout);
-	bridge->reading =
-		redis_command(bridge->reader, on_read, bridge, "XREADGROUP", "GROUP",
-	                      bridge->cluster, "agent", "COUNT", count, "BLOCK", block, "STREAMS",
-	                      bridge->stream, bridge->again ? "0" : ">", (char *)NULL) == 0;
-	if (!bridge->reading)
+	if (redis_command(bridge->reader, on_read, bridge, "XREADGROUP", "GROUP", bridge->cluster,
+	                  "agent", "COUNT", count, "BLOCK", block, "STREAMS", bridge->stream,
+	                  bridge->again ? "0" : ">", (char *)NULL) == 0)
+		bridge->state = READING;
+	else
 		look_again(bridge);
 }
 
@@ -982,7 +981,8 @@ on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
 		look_again(bridge);
 		return 0;
 	}
-	bridge->joined = bridge->has_joined = bridge->again = true;
+	bridge->state = JOINED;
+	bridge->has_joined = bridge->again = true;
 	announce(bridge);
 	read_stream(bridge);
 	return 0;
@@ -1011,7 +1011,7 @@ on_change(struct redis *redis, bool ready, void *arg)
 		bridge->epoch = 0;
 		announce(bridge);
 	} else if (redis == bridge->reader) {
-		bridge->joined = bridge->reading = false;
+		bridge->state = AWAY;
 		bridge->id_count = 0;
 		if (ready)
 			join(bridge);
@@ -1025,18 +1025,9 @@ on_change(struct redis *redis, bool ready, void *arg)
 static int
 look_at_apps(struct bridge *bridge, struct reading *reading)
 {
-	size_t i = bridge->owing_count, at, count;
-	const pid_t *pids = messenger_opids(bridge->messenger, &count);
-
 	(void)reading;
-	while (i-- > 0) {
-		for (at = 0; at < count && pids[at] != bridge->owing[i]; at++)
-			;
-		if (at == count)
-			bridge->owing[i] = bridge->owing[--bridge->owing_count];
-	}
 	tell_epoch(bridge);
-	end_mark(bridge);
+	end_mark(bridge, 0);
 	read_stream(bridge);
 	return 0;
 }
@@ -1045,41 +1036,21 @@ look_at_apps(struct bridge *bridge, struct reading *reading)
 static int
 take_answer(struct bridge *bridge, struct reading *answer)
 {
-	size_t i = bridge->owing_count;
-
-	while (answer->number == bridge->mark && i-- > 0)
-		if (bridge->owing[i] == answer->pid) {
-			bridge->owing[i] = bridge->owing[--bridge->owing_count];
-			bridge->heard = true;
-			end_mark(bridge);
-			break;
-		}
+	if (answer->number == bridge->mark && answer->pid > 0)
+		end_mark(bridge, answer->pid);
 	return 0;
-}
-
-/* An app that takes too long to answer holds up the others: go on without its answer. The
- * messages wait in its channel, in their order, as long as it lives. */
-static void
-watch_mark(struct bridge *bridge)
-{
-	bool late = clutch_now() - bridge->marked_at >= 2 * (int64_t)bridge->timeout;
-
-	while (late && bridge->owing_count > 0)
-		say(bridge, "app %ld is slow to hear; the others go on",
-		    (long)bridge->owing[--bridge->owing_count]);
-	bridge->heard |= late;
-	end_mark(bridge);
-	if (bridge->id_count > 0)
-		look_again(bridge);
 }
 
 /* ---- both -------------------- */
 
-/* Try all again that could not be done before. */
+/* Try all again that could not be done before. An app that takes too long to answer a mark holds
+ * up the others: go on without its answer. The messages wait in its channel, in their order, as
+ * long as it lives. */
 static int
 retry(struct messenger *messenger, void *arg)
 {
 	struct bridge *bridge = arg;
+	bool late = clutch_now() - bridge->marked_at >= 2 * (int64_t)bridge->timeout;
 
 	bridge->timer = 0;
 	if (messenger_role(messenger) == ROLE_APP) {
@@ -1087,10 +1058,17 @@ retry(struct messenger *messenger, void *arg)
 		return 0;
 	}
 	announce(bridge);
-	if (redis_ready(bridge->reader) && !bridge->joined && redis_pending(bridge->reader) == 0)
+	if (redis_ready(bridge->reader) && bridge->state == AWAY &&
+	    redis_pending(bridge->reader) == 0)
 		join(bridge);
-	watch_mark(bridge);
+	while (late && bridge->owing_count > 0)
+		say(bridge, "app %ld is slow to hear; the others go on",
+		    (long)bridge->owing[--bridge->owing_count]);
+	bridge->heard |= late;
+	end_mark(bridge, 0);
 	read_stream(bridge);
+	if (bridge->id_count > 0)
+		look_again(bridge);
 	return 0;
 }
 
@@ -1113,43 +1091,44 @@ on_leave(struct messenger *messenger, void *arg)
 	return 0;
 }
 
+/* The messages between app and agent, and the role that listens to each. */
+static const struct {
+	const char *name;
+	enum role role;
+	int (*hear)(struct bridge *bridge, struct reading *reading);
+} actions[ACTIONS] = {
+	[READY] = {"bridge-ready:", ROLE_APP, begin_epoch},
+	[PUBLISH] = {"bridge-publish:", ROLE_AGENT, agent_publish},
+	[SEND] = {"bridge-send:", ROLE_AGENT, agent_send},
+	[DONE] = {"bridge-done:", ROLE_APP, finish},
+	[MESSAGE] = {"bridge-message:", ROLE_APP, deliver},
+	[HEARD] = {"bridge-heard:", ROLE_AGENT, take_answer},
+	[PIDS] = {"egg-pids", ROLE_AGENT, look_at_apps},
+};
+
 static int
 on_action(struct messenger *messenger, const struct message *message, void *arg)
 {
-	const struct hearing *hearing = arg;
 	struct reading reading = read_head(message);
+	struct bridge *bridge = arg;
+	size_t i = 0;
 
 	(void)messenger;
-	return hearing->hear(hearing->bridge, &reading);
+	while (strcmp(bridge->action[i], message->action) != 0)
+		i++;
+	return actions[i].hear(bridge, &reading);
 }
 
-/* The messages between app and agent, and the role that listens to each. */
 static int
 listen_to_all(struct bridge *bridge)
 {
-	static const struct {
-		const char *name;
-		enum role role;
-		int (*hear)(struct bridge *bridge, struct reading *reading);
-	} all[ACTIONS] = {
-		[READY] = {"bridge-ready:", ROLE_APP, begin_epoch},
-		[PUBLISH] = {"bridge-publish:", ROLE_AGENT, agent_publish},
-		[SEND] = {"bridge-send:", ROLE_AGENT, agent_send},
-		[DONE] = {"bridge-done:", ROLE_APP, finish},
-		[MESSAGE] = {"bridge-message:", ROLE_APP, deliver},
-		[HEARD] = {"bridge-heard:", ROLE_AGENT, take_answer},
-		[PIDS] = {"egg-pids", ROLE_AGENT, look_at_apps},
-	};
-	struct hearing *hearing = bridge->hearing;
 	size_t i;
 
-	for (i = 0; i < ACTIONS; i++, hearing++) {
-		hearing->bridge = bridge;
-		hearing->hear = all[i].hear;
-		snprintf(hearing->action, sizeof hearing->action, "%s%s", all[i].name,
+	for (i = 0; i < ACTIONS; i++) {
+		snprintf(bridge->action[i], sizeof bridge->action[i], "%s%s", actions[i].name,
 		         i == PIDS ? "" : bridge->channel);
-		if (all[i].role == messenger_role(bridge->messenger) &&
-		    messenger_on(bridge->messenger, hearing->action, on_action, hearing) == -1)
+		if (actions[i].role == messenger_role(bridge->messenger) &&
+		    messenger_on(bridge->messenger, bridge->action[i], on_action, bridge) == -1)
 			return -1;
 	}
 	return 0;
@@ -1187,8 +1166,7 @@ give_up(struct bridge *bridge)
 	size_t i;
 
 	for (i = 0; i < ACTIONS; i++)
-		messenger_remove_listener(bridge->messenger, bridge->hearing[i].action, on_action,
-		                          &bridge->hearing[i]);
+		messenger_remove_listener(bridge->messenger, bridge->action[i], on_action, bridge);
 	redis_close(bridge->ear);
 	redis_close(bridge->commands);
 	redis_close(bridge->reader);

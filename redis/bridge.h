@@ -1,35 +1,18 @@
 /*
  * A bridge between clusters: the apps of all clusters hear what one cluster sends.
  *
- *	  machine A                                           machine B
- *	app app app                                         app app app
- *	  \  |  /                                             \  |  /
- *	  master         PUBLISH, XADD      SUBSCRIBE,        master
- *	    |    ........> +-------+ .... XREADGROUP ....>      |
- *	  agent            | Redis |                          agent
- *	         <........ +-------+ <....................
+ *	machine A                                                        machine B
+ *	app app app                                                    app app app
+ *	  \  |  /                                                        \  |  /
+ *	   agent ..... PUBLISH, XADD ..> Redis ..> SUBSCRIBE, XREADGROUP .. agent
  *
- * Agents meet in Redis; apps know only their agent. The agent and each app start
- * their end with the same call:
+ * Agents meet in Redis (5 or newer); apps know only their agent. The agent and each app start
+ * their end with the same call in their role's function:
  *
- *	static const struct bridge_options options = {.url = "redis://10.0.0.1"};
+ *	bridge = bridge_start(messenger, &(struct bridge_options){.url = "redis://10.0.0.1"});
  *
- *	static int
- *	agent(struct messenger *agent, void *arg)
- *	{
- *		return bridge_start(agent, &options) == NULL;
- *	}
- *
- *	static int
- *	app(struct messenger *app, void *arg)
- *	{
- *		bridge = bridge_start(app, &options);
- *		return bridge == NULL || bridge_on(bridge, "refresh", on_refresh, arg) == -1;
- *	}
- *
- * and then, anywhere: bridge_publish(bridge, NULL, "refresh", "\"push\"").
- *
- * Two kinds of message:
+ * An app then calls bridge_on(bridge, "refresh", on_refresh, arg), and both can say
+ * bridge_publish(bridge, NULL, "refresh", "\"push\""), anywhere. Two kinds of message:
  *
  *	                 bridge_publish              bridge_send
  *	in Redis         publish/subscribe           a stream, one consumer group a cluster
@@ -42,15 +25,13 @@
  *	own apps         at once, by the agent       through Redis, like all others
  *
  * Messages travel in batches: those that an agent publishes in one turn of its loop, and
- * those that a process sends while Redis takes the last ones.
+ * those that a process sends while Redis takes the last ones. A bridge of clutch's first
+ * version, which knew no batches, is heard, and hears nothing: the logs of both sides say so.
  *
  * A cluster has joined from its agent's first connection on: Redis knows its name,
  * and keeps for it the messages that are sent from then on, up to BRIDGE_STREAM_MAX. When
  * Redis is restarted without appendonly, its messages are lost, and the clusters join
- * again by themselves. Redis 5 or newer.
- *
- * A bridge of clutch's first version, which sent each message alone, is heard, and hears
- * nothing: the logs of both sides say so.
+ * again by themselves.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -72,11 +53,7 @@ extern "C" {
 
 /* The longest data, in bytes. The bridge's own text and the data must fit in a message. */
 #ifndef BRIDGE_DATA_MAX
-#if MESSAGE_DATA_MAX < 128 * 1024
-#define BRIDGE_DATA_MAX (MESSAGE_DATA_MAX / 2)
-#else
-#define BRIDGE_DATA_MAX (64 * 1024)
-#endif
+#define BRIDGE_DATA_MAX (MESSAGE_DATA_MAX < 128 * 1024 ? MESSAGE_DATA_MAX / 2 : 64 * 1024)
 #endif
 
 /* The most reliable messages, and the most bytes of them, that wait at their sender until

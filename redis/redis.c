@@ -1,12 +1,13 @@
 /*
  * A client of Redis: one connection and the commands that wait for it. See redis.h.
  *
- *	          deadline                 connected               all said yes
- *	WAITING ------------> CONNECTING ------------> GREETING ----------------> READY
- *	   ^                      |         AUTH, SELECT, PING, SUBSCRIBE           |
- *	   |                      |                       |                         |
- *	   `----------------------+-----------------------+-------------------------'
- *	                       anything goes wrong: lose()
+ *	          deadline               all said yes
+ *	WAITING ------------> GREETING ----------------> READY
+ *	   ^                     |  connect, AUTH,         |
+ *	   |                     |  SELECT, PING,          |
+ *	   |                     |  SUBSCRIBE              |
+ *	   `---------------------+-------------------------'
+ *	                anything goes wrong: lose()
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -33,8 +34,8 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-/* How many bytes are read at once. */
-#define READ_SIZE 65536
+/* At most so many bytes are read at once. */
+#define READ_SIZE (256 * 1024)
 
 /* How many commands are written at once: every system takes so many pieces. */
 #define PIECES 16
@@ -42,7 +43,7 @@
 /* The most words of redis_command. */
 #define WORDS_MAX 64
 
-enum state { WAITING, CONNECTING, GREETING, READY };
+enum state { WAITING, GREETING, READY };
 
 /* A command without a reply, and its bytes. */
 struct command {
@@ -71,7 +72,7 @@ struct redis {
 
 	enum state state;
 	int descriptor;
-	int64_t deadline; /* WAITING: the next try; CONNECTING, GREETING: the end of this one */
+	int64_t deadline; /* WAITING: the next try; GREETING: the end of this one */
 	int64_t since;    /* READY: since then; heard: when the last bytes came */
 	int64_t heard;
 	int wait;       /* between the last two tries */
@@ -82,15 +83,14 @@ struct redis {
 	struct queue commands; /* READY: and what the program asks */
 
 	char *in; /* read, and from in_start on not heard */
-	size_t in_start, in_length, in_size;
+	size_t in_start, in_length;
 	struct resp_parser resp; /* the reply that is being heard */
 
 	bool turning;  /* in a turn, in which callbacks are called */
 	bool closed;   /* in redis_close: commands are refused */
 	int result;    /* of the callbacks: the first that was not 0 */
-	short watched; /* messenger: the events, and the timer with its time */
+	short watched; /* messenger: the events, and the timer */
 	int timer;
-	int64_t timer_due;
 };
 
 /* ---- odds and ends --------------------------------------------------------- */
@@ -140,6 +140,16 @@ const char *
 redis_name(const struct redis *redis)
 {
 	return redis->name;
+}
+
+static void
+forget_input(struct redis *redis)
+{
+	free(redis->in);
+	free(redis->resp.elements);
+	redis->in = NULL;
+	redis->in_start = redis->in_length = 0;
+	redis->resp = (struct resp_parser){0};
 }
 
 /* ---- the URL --------------------------------------------------------------- */
@@ -301,10 +311,7 @@ enqueue(struct redis *redis, struct queue *queue, redis_callback callback, void 
 	*command = (struct command){.callback = callback, .arg = arg, .size = size};
 	command->deadline = clutch_now() + redis->options.timeout;
 	resp_command(command->bytes, argc, argv, lengths);
-	if (queue->first == NULL)
-		queue->first = command;
-	else
-		queue->last->next = command;
+	*(queue->first == NULL ? &queue->first : &queue->last->next) = command;
 	queue->last = command;
 	if (queue->unsent == NULL)
 		queue->unsent = command;
@@ -426,13 +433,22 @@ refuse(struct redis *redis, const struct redis_reply *reply)
 
 /* ---- the connection: made ---------------------------------------------------- */
 
-/* The time of the commands that waited begins with the connection: the time without one is
- * not counted. */
-static void
-become_ready(struct redis *redis)
+/* With the last reply the connection is ready, and the time of the commands that waited begins:
+ * the time without a connection is not counted. */
+static int
+on_greeting(struct redis *redis, const struct redis_reply *reply, void *subscribes)
 {
+	bool listens = reply->count == 3 && redis_is(reply->element, "subscribe");
 	struct command *command = redis->commands.first;
 
+	if (reply->type == REDIS_NO_REPLY)
+		return 0;
+	if (reply->type == REDIS_ERROR || (subscribes == NULL && reply->type != REDIS_STATUS))
+		refuse(redis, reply);
+	else if (subscribes != NULL && !listens)
+		lose(redis, "a reply that no subscriber expects");
+	if (redis->state == WAITING || redis->greeting.first != NULL)
+		return 0;
 	redis->state = READY;
 	redis->since = clutch_now();
 	for (; command != NULL; command = command->next)
@@ -441,20 +457,6 @@ become_ready(struct redis *redis)
 		complain(redis, "connected again", "", "");
 	redis->said[0] = '\0';
 	change(redis, true);
-}
-
-static int
-on_greeting(struct redis *redis, const struct redis_reply *reply, void *subscribes)
-{
-	if (reply->type == REDIS_NO_REPLY)
-		return 0;
-	if (reply->type == REDIS_ERROR || (subscribes == NULL && reply->type != REDIS_STATUS))
-		refuse(redis, reply);
-	else if (subscribes != NULL &&
-	         (reply->count != 3 || !redis_is(reply->element, "subscribe")))
-		lose(redis, "a reply that no subscriber expects");
-	else if (redis->greeting.first == NULL)
-		become_ready(redis);
 	return 0;
 }
 
@@ -499,7 +501,9 @@ open_socket(struct redis *redis, const struct addrinfo *to)
 	return errno == EINPROGRESS || errno == EINTR ? 0 : -1;
 }
 
-/* The addresses of the name are tried in turn, one at each try. */
+/* Begin to connect. The greeting is queued: it is written when the connection is made, and if it
+ * cannot be made, `receive` finds out why. The addresses of the name are tried in turn, one at
+ * each try. */
 static void
 begin_connecting(struct redis *redis)
 {
@@ -515,36 +519,16 @@ begin_connecting(struct redis *redis)
 		memcpy(path.sun_path, redis->path, strlen(redis->path));
 	else
 		error = getaddrinfo(redis->host, redis->port, &hints, &found);
-	if (error != 0) {
-		lose(redis, gai_strerror(error));
-		return;
-	}
 	for (to = found; found != NULL && skipped > 0; skipped--)
 		to = to->ai_next != NULL ? to->ai_next : found;
-	error = open_socket(redis, found != NULL ? to : &local) == -1 ? errno : 0;
+	redis->state = GREETING;
+	redis->deadline = clutch_now() + redis->options.timeout;
+	if (error != 0)
+		lose(redis, gai_strerror(error));
+	else if (open_socket(redis, found != NULL ? to : &local) == -1 || greet(redis) == -1)
+		lose(redis, strerror(errno));
 	if (found != NULL)
 		freeaddrinfo(found);
-	if (error != 0) {
-		lose(redis, strerror(error));
-		return;
-	}
-	redis->state = CONNECTING;
-	redis->deadline = clutch_now() + redis->options.timeout;
-}
-
-static void
-finish_connecting(struct redis *redis)
-{
-	socklen_t length = sizeof(int);
-	int error = 0;
-
-	if (getsockopt(redis->descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == -1 ||
-	    (error == 0 && greet(redis) == -1))
-		error = errno;
-	if (error != 0)
-		lose(redis, strerror(error));
-	else
-		redis->state = GREETING;
 }
 
 /* ---- the connection: used ---------------------------------------------------- */
@@ -563,81 +547,41 @@ hear(struct redis *redis, const struct redis_reply *reply)
 		answer(redis, queue, reply);
 }
 
-/* Is the next reply whole? It is in redis->resp.elements then. */
-static bool
-next_reply(struct redis *redis)
-{
-	struct resp_parser *resp = &redis->resp;
-	struct redis_reply *grown;
-	enum resp result;
-
-	while (redis->in_length > redis->in_start) {
-		result = resp_parse(resp, redis->in + redis->in_start,
-		                    redis->in_length - redis->in_start);
-		if (result == RESP_BROKEN)
-			lose(redis, resp->why);
-		if (result != RESP_TORN || resp->used <= resp->size)
-			return result == RESP_WHOLE;
-		grown = realloc(resp->elements, 2 * resp->used * sizeof *grown);
-		if (grown == NULL) {
-			lose(redis, strerror(ENOMEM));
-			return false;
-		}
-		resp->elements = grown;
-		resp->size = 2 * resp->used;
-	}
-	return false;
-}
-
-/* Give the memory of a large reply back, or make room for READ_SIZE more bytes. */
-static bool
-make_room(struct redis *redis)
-{
-	size_t size = 2 * (redis->in_length + READ_SIZE);
-	char *grown;
-
-	if (redis->in_length == 0 && redis->in_size + redis->resp.size > 8 * READ_SIZE) {
-		free(redis->resp.elements);
-		free(redis->in);
-		redis->resp = (struct resp_parser){0};
-		redis->in = NULL;
-		redis->in_size = 0;
-	}
-	if (redis->in_size - redis->in_length >= READ_SIZE)
-		return true;
-	grown = realloc(redis->in, size);
-	if (grown == NULL)
-		return false;
-	redis->in = grown;
-	redis->in_size = size;
-	return true;
-}
-
-/* Read once, as much as fits, and handle each whole reply. */
+/* Read once, and handle each whole reply. Only the beginning of one that is not whole is kept. */
 static void
 receive(struct redis *redis)
 {
-	ssize_t length = -1;
+	static char bytes[READ_SIZE];
+	ssize_t length = recv(redis->descriptor, bytes, sizeof bytes, 0);
+	enum resp found = RESP_WHOLE;
+	char *grown = NULL;
 
-	if (make_room(redis))
-		length = recv(redis->descriptor, redis->in + redis->in_length,
-		              redis->in_size - redis->in_length, 0);
 	if (length == -1 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
 		return;
-	if (length <= 0) {
+	if (length > 0)
+		grown = realloc(redis->in, redis->in_length + (size_t)length);
+	if (grown == NULL) {
 		lose(redis, length == 0 ? "closed by Redis" : strerror(errno));
 		return;
 	}
-	redis->heard = clutch_now();
+	redis->in = grown;
+	memcpy(grown + redis->in_length, bytes, (size_t)length);
 	redis->in_length += (size_t)length;
-	while (redis->descriptor != -1 && next_reply(redis)) {
-		hear(redis, redis->resp.elements);
-		if (redis->descriptor != -1)
-			redis->in_start += redis->resp.at;
+	redis->heard = clutch_now();
+	while (redis->in_start < redis->in_length && found == RESP_WHOLE) {
+		found = resp_parse(&redis->resp, redis->in + redis->in_start,
+		                   redis->in_length - redis->in_start);
+		redis->in_start += found == RESP_WHOLE ? redis->resp.at : 0;
+		if (found == RESP_BROKEN)
+			lose(redis, redis->resp.why);
+		else if (found == RESP_WHOLE)
+			hear(redis, redis->resp.elements);
 	}
 	redis->in_length -= redis->in_start;
 	memmove(redis->in, redis->in + redis->in_start, redis->in_length);
 	redis->in_start = 0;
+	if (redis->in_length == 0)
+		forget_input(redis);
 }
 
 /* Write what the socket takes. Has it taken all, and there is more? An error is left for
@@ -713,9 +657,7 @@ turn(struct redis *redis, short revents)
 	redis->turning = true;
 	if (redis->state == WAITING && redis->deadline <= clutch_now())
 		begin_connecting(redis);
-	else if (redis->state == CONNECTING && revents != 0)
-		finish_connecting(redis);
-	else if ((redis->state == GREETING || redis->state == READY) && (revents & ~POLLOUT) != 0)
+	else if (redis->state != WAITING && (revents & ~POLLOUT) != 0)
 		receive(redis);
 	while (transmit(redis))
 		;
@@ -732,10 +674,9 @@ turn(struct redis *redis, short revents)
 int
 redis_descriptor(const struct redis *redis, short *events)
 {
-	*events = redis->state == CONNECTING ? POLLOUT : POLLIN;
-	if (redis->greeting.unsent != NULL ||
-	    (redis->state == READY && redis->commands.unsent != NULL))
-		*events = POLLIN | POLLOUT;
+	const struct queue *queue = redis->state == READY ? &redis->commands : &redis->greeting;
+
+	*events = queue->unsent != NULL ? POLLIN | POLLOUT : POLLIN;
 	return redis->descriptor;
 }
 
@@ -777,25 +718,18 @@ on_event(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return turn(arg, revents);
 }
 
-/* The timer that called us has left its place free, so this one needs no memory. It comes
- * if there is no memory for a better one. */
 static int
 on_timer(struct messenger *messenger, void *arg)
 {
-	struct redis *redis = arg;
-
-	redis->timer = messenger_set_timeout(messenger, REDIS_RETRY_MIN, on_timer, redis);
-	redis->timer_due = clutch_now() + REDIS_RETRY_MIN;
-	return turn(redis, 0);
+	(void)messenger;
+	return turn(arg, 0);
 }
 
-/* There is always a timer, and it never comes too late. It may come too early, and then it
- * only looks at the clock: so not each command has to set another one. */
+/* The timer that is cleared leaves its place free: so the next one needs no memory. */
 static void
 attend(struct redis *redis)
 {
 	short events;
-	int id;
 
 	if (redis->messenger == NULL)
 		return;
@@ -806,15 +740,9 @@ attend(struct redis *redis)
 		else
 			lose(redis, strerror(errno)); /* never in redis_command: it is watched */
 	}
-	if (redis->timer != 0 && redis->timer_due <= due(redis))
-		return;
-	id = messenger_set_timeout(redis->messenger, redis_timeout(redis), on_timer, redis);
-	if (id == -1)
-		return; /* no memory: the present timer will come */
-	if (redis->timer != 0)
-		messenger_clear_timeout(redis->messenger, redis->timer);
-	redis->timer = id;
-	redis->timer_due = due(redis);
+	messenger_clear_timeout(redis->messenger, redis->timer);
+	redis->timer =
+		messenger_set_timeout(redis->messenger, redis_timeout(redis), on_timer, redis);
 }
 
 /* ---- open and close --------------------------------------------------------------- */
@@ -845,7 +773,7 @@ redis_open(struct messenger *messenger, const char *url, const struct redis_opti
 	redis->deadline = clutch_now();
 	redis->messenger = messenger;
 	attend(redis);
-	if (messenger == NULL || redis->timer != 0)
+	if (messenger == NULL || redis->timer > 0)
 		return redis;
 fail:
 	redis_close(redis);
@@ -860,16 +788,15 @@ redis_close(struct redis *redis)
 	if (redis == NULL)
 		return;
 	disconnect(redis);
-	if (redis->timer != 0)
+	if (redis->timer > 0)
 		messenger_clear_timeout(redis->messenger, redis->timer);
 	redis->messenger = NULL;
 	redis->turning = redis->closed = true;
 	redis->state = WAITING;
 	answer_all(redis, &redis->greeting, redis->greeting.count, REDIS_NO_REPLY, "closed");
 	answer_all(redis, &redis->commands, redis->commands.count, REDIS_NO_REPLY, "closed");
+	forget_input(redis);
 	free(redis->url);
-	free(redis->in);
-	free(redis->resp.elements);
 	free(redis);
 	errno = saved;
 }

@@ -16,13 +16,9 @@
  *
  * The client makes the connection, and makes it again when it is lost. A command waits
  * for a connection, is written once, never twice, and has one answer: the reply of Redis,
- * or REDIS_NO_REPLY with the reason.
- *
- *	command ----> queue ----> written ----> reply: the callback
- *	                |             |
- *	                |             `-- connection lost, no reply in time: REDIS_NO_REPLY
- *	                |                 (Redis may have done it, or not)
- *	                `-- not written in time: REDIS_NO_REPLY (Redis has not done it)
+ * or REDIS_NO_REPLY with the reason. If no byte of it was written in time, Redis has not
+ * done it. If the connection is lost or no reply comes in time after that, Redis may have
+ * done it, or not.
  *
  * As in messenger.h: times are milliseconds; an int result is 0, or -1 with errno
  * set and nothing changed; what you pass is read during the call and stays yours.
@@ -39,39 +35,23 @@
 extern "C" {
 #endif
 
-/* ------------------------------------------------------------------------ */
-/* Limits: each can be set on the compiler's command line                    */
-/* ------------------------------------------------------------------------ */
-
-/* The longest reply, in bytes, with all that is in it. */
+/* Limits. REPLY_MAX, QUEUE_MAX, TIMEOUT and RETRY can be set on the compiler's command line.
+ *
+ * The longest reply, in bytes, with all that is in it: lines (a status, an error, a number),
+ * elements, those of its arrays included, and arrays in arrays. */
 #ifndef REDIS_REPLY_MAX
 #define REDIS_REPLY_MAX (16 * 1024 * 1024)
 #endif
-
-/* The most elements of one reply, those of its arrays included. */
-#ifndef REDIS_ELEMENTS_MAX
-#define REDIS_ELEMENTS_MAX 262144
-#endif
-
-/* How deep arrays may stand in arrays. */
-#ifndef REDIS_DEPTH_MAX
+#define REDIS_LINE_MAX (REDIS_REPLY_MAX / 256)
+#define REDIS_ELEMENTS_MAX (REDIS_REPLY_MAX / 64)
 #define REDIS_DEPTH_MAX 8
-#endif
 
-/* The longest line of a reply, in bytes: a status, an error, a number. */
-#ifndef REDIS_LINE_MAX
-#define REDIS_LINE_MAX (64 * 1024)
-#endif
-
-/* A command that would leave more bytes to be written is refused. */
+/* A command is refused that would leave more bytes to be written, or more commands without a
+ * reply. */
 #ifndef REDIS_QUEUE_MAX
 #define REDIS_QUEUE_MAX (4 * 1024 * 1024)
 #endif
-
-/* And so is one that would leave more commands without a reply. */
-#ifndef REDIS_PENDING_MAX
-#define REDIS_PENDING_MAX 16384
-#endif
+#define REDIS_PENDING_MAX (REDIS_QUEUE_MAX / 256)
 
 /* The time limit for connecting, and for a reply. A command waits as long for a connection;
  * when there is one, its time begins again. After three times as long without a byte, a
@@ -89,10 +69,6 @@ extern "C" {
 #ifndef REDIS_RETRY_MAX
 #define REDIS_RETRY_MAX 5000
 #endif
-
-/* ------------------------------------------------------------------------ */
-/* Replies                                                                   */
-/* ------------------------------------------------------------------------ */
 
 enum redis_type {
 	REDIS_STATUS,  /* "OK": text */
@@ -117,10 +93,6 @@ struct redis_reply {
 /* Is it a text (status, error, string) of these very bytes? */
 bool redis_is(const struct redis_reply *reply, const char *text);
 
-/* ------------------------------------------------------------------------ */
-/* A connection                                                              */
-/* ------------------------------------------------------------------------ */
-
 struct redis;
 
 /*
@@ -134,8 +106,9 @@ typedef int (*redis_callback)(struct redis *redis, const struct redis_reply *rep
 struct redis_options {
 	int timeout;   /* REDIS_TIMEOUT; longer than any command may block in Redis */
 	int retry_max; /* REDIS_RETRY_MAX */
-	bool drops;    /* a lost connection ends all commands, not only those written: for
-	                * a program that begins again with each connection, in order */
+	/* A lost connection ends all commands, not only those written: for a program that
+	 * begins again with each connection, in order. */
+	bool drops;
 	/* The connection is ready (authenticated, its database selected), or it is lost
 	 * and the commands that were written have heard so. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
@@ -176,7 +149,7 @@ void redis_close(struct redis *redis);
 /*
  * Queue a command: up to 64 words as C strings, (char *)NULL behind the last; or
  * argc of them in argv, of these lengths (NULL: C strings). The callback may be
- * NULL. Commands queued in one turn of the loop leave in one write. errno: EINVAL
+ * NULL. Commands queued in one turn of the loop leave together. errno: EINVAL
  * (no word, or too many; or this connection subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX),
  * ENOBUFS (the queue is full), ENOMEM, EPIPE (it is being closed).
  */

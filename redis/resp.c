@@ -113,15 +113,32 @@ take_reply(struct resp_parser *resp, char *bytes, size_t length, struct redis_re
 	return result;
 }
 
+static bool
+grow(struct resp_parser *resp, size_t size)
+{
+	struct redis_reply *grown = realloc(resp->elements, size * sizeof *grown);
+
+	if (grown == NULL)
+		return false;
+	resp->elements = grown;
+	resp->size = size;
+	return true;
+}
+
 enum resp
 resp_parse(struct resp_parser *resp, char *bytes, size_t length)
 {
+	size_t wanted = 1, i;
 	enum resp result;
-	size_t i;
 
-	resp->at = 0;
-	resp->used = 1;
-	result = resp->size == 0 ? RESP_TORN : take_reply(resp, bytes, length, resp->elements, 0);
+	do {
+		if (wanted > resp->size && !grow(resp, 2 * wanted))
+			return broken(resp, strerror(ENOMEM));
+		resp->at = 0;
+		resp->used = 1;
+		result = take_reply(resp, bytes, length, resp->elements, 0);
+		wanted = resp->used;
+	} while (wanted > resp->size);
 	if (result == RESP_TORN ? length > REDIS_REPLY_MAX : resp->at > REDIS_REPLY_MAX)
 		return broken(resp, "a reply longer than REDIS_REPLY_MAX");
 	for (i = 0; result == RESP_WHOLE && i < resp->used; i++)
