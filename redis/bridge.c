@@ -42,10 +42,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How long to wait before the next try, in ms: a queue was full, or Redis has refused. */
+/* In ms: when the next try is, if a queue was full, or Redis has refused; and for how long a line
+ * of the log that comes again is a repeat. */
 #define RETRY 500
-
-/* A line that comes again within this time, in ms, is not logged again. */
 #define REPEAT 10000
 
 /* The most bytes around a message's data; and around a message in a batch, or a batch. */
@@ -95,9 +94,8 @@ struct listener {
 /* A batch on its way to Redis. */
 struct flight {
 	struct bridge *bridge;
-	size_t count;    /* published: its messages */
-	pid_t sender;    /* reliable: the process (0: published), */
-	uint64_t number; /* and its number for the batch */
+	pid_t sender;    /* reliable: the process, and its number for the batch */
+	uint64_t number; /* published (sender is 0): the messages in it */
 };
 
 struct bridge {
@@ -129,7 +127,7 @@ struct bridge {
 	struct batch published;       /* in this turn, */
 	char to[BRIDGE_NAME_MAX + 1]; /* for this cluster */
 	int flushing;                 /* the timer for the end of this turn */
-	size_t lost;                  /* published messages, since the last line about them */
+	uint64_t lost;                /* published messages, since the last line about them */
 	char last_of_redis[400];
 	uint64_t serial; /* of epochs and marks; those of an agent before are smaller */
 
@@ -192,10 +190,10 @@ reason(const struct redis_reply *reply)
 static bool
 is_name(const char *text)
 {
-	size_t length = strlen(text), i;
+	size_t length = 0;
 
-	for (i = 0; i < length; i++)
-		if ((unsigned char)text[i] < ' ' || text[i] == '"' || text[i] == '\\')
+	for (; text[length] != '\0'; length++)
+		if ((unsigned char)text[length] < ' ' || strchr("\"\\", text[length]) != NULL)
 			return false;
 	return length > 0 && length <= BRIDGE_NAME_MAX;
 }
@@ -209,8 +207,7 @@ fail(int error)
 
 static int retry(struct messenger *messenger, void *arg);
 
-/* Call `retry` soon, which does all that cannot be done now. Without memory for a timer the
- * next event tries again. */
+/* Call `retry` soon; without memory for a timer the next event does so. */
 static void
 look_again(struct bridge *bridge)
 {
@@ -257,38 +254,27 @@ put_message(struct bridge *bridge, char *text, const char *to, const char *actio
 	return (size_t)(put(at, "}") - text);
 }
 
-/* Take `key`, then a name up to the next quote. */
-static bool
-take_name(const char **at, const char *end, const char *key, char *name)
-{
-	size_t length = strlen(key);
-	const char *quote;
-
-	if ((size_t)(end - *at) <= length || memcmp(*at, key, length) != 0)
-		return false;
-	*at += length;
-	quote = memchr(*at, '"', (size_t)(end - *at));
-	if (quote == NULL || quote - *at > BRIDGE_NAME_MAX)
-		return false;
-	length = (size_t)(quote - *at);
-	memcpy(name, *at, length);
-	name[length] = '\0';
-	*at = quote;
-	return memchr(name, '\\', length) == NULL;
-}
-
 /* Parse a message exactly as put_message writes it. */
 static bool
 read_envelope(struct envelope *envelope, const char *at, size_t length)
 {
-	const char *end = at + length;
-	size_t i;
+	const char *end = at + length, *quote;
+	size_t i, size;
 
 	if (length > BRIDGE_DATA_MAX + ENVELOPE_MAX)
 		return false;
-	for (i = 0; i < NAMES; i++)
-		if (!take_name(&at, end, keys[i], envelope->name[i]))
+	for (i = 0; i < NAMES; i++, at = quote) {
+		size = strlen(keys[i]);
+		if ((size_t)(end - at) <= size || memcmp(at, keys[i], size) != 0)
 			return false;
+		at += size;
+		quote = memchr(at, '"', (size_t)(end - at));
+		size = quote != NULL ? (size_t)(quote - at) : BRIDGE_NAME_MAX + 1;
+		if (size > BRIDGE_NAME_MAX || memchr(at, '\\', size) != NULL)
+			return false;
+		memcpy(envelope->name[i], at, size);
+		envelope->name[i][size] = '\0';
+	}
 	envelope->data = NULL;
 	envelope->data_length = 0;
 	if (envelope->name[ACTION][0] == '\0' || *--end != '}')
@@ -305,9 +291,7 @@ read_envelope(struct envelope *envelope, const char *at, size_t length)
 static bool
 is_for_us(const struct bridge *bridge, const struct envelope *envelope)
 {
-	const char *to = envelope->name[TO];
-
-	return to[0] == '\0' || strcmp(to, bridge->cluster) == 0;
+	return envelope->name[TO][0] == '\0' || strcmp(envelope->name[TO], bridge->cluster) == 0;
 }
 
 static void
@@ -349,8 +333,8 @@ read_head(const struct message *message)
 	return (struct reading){text, end, text[0] == '[' ? 0 : number, 0};
 }
 
-/* Read the next message of a batch, or what an older bridge sends: one message. 1; 0: that
- * was the last; -1: this is no batch. */
+/* Read the next message of a batch, or an older bridge's only one. 1; 0: there is no more; -1: this
+ * is no batch. */
 static int
 next_in_batch(struct reading *reading, struct envelope *envelope)
 {
@@ -377,8 +361,7 @@ next_in_batch(struct reading *reading, struct envelope *envelope)
 static int agent_publish(struct bridge *bridge, struct reading *sent);
 static int agent_send(struct bridge *bridge, struct reading *sent);
 
-/* Send the agent (which may be this process) the messages that wait, as many as fit in a
- * batch, unless a batch is not done. */
+/* Send the agent (which may be this process) a batch of what waits, unless one is not done. */
 static void
 send_batch(struct bridge *bridge)
 {
@@ -564,10 +547,10 @@ bridge_on(struct bridge *bridge, const char *action, bridge_listener call, void 
 
 /* ---- agent: to Redis -------------------- */
 
-/* Published messages are lost. There is a line for the first one, which is no repeat of an
- * earlier loss, and a line with their number when Redis is back. */
+/* Published messages are lost. There is a line for the first one, also if it is the same as that
+ * of an earlier loss, and a line with their number when Redis is back. */
 static void
-lose(struct bridge *bridge, size_t count, const char *why)
+lose(struct bridge *bridge, uint64_t count, const char *why)
 {
 	if (bridge->lost == 0) {
 		bridge->last_line[0] = '\0';
@@ -598,7 +581,7 @@ on_landed(struct redis *redis, const struct redis_reply *reply, void *arg)
 	resp_number(number, flight.number);
 	if (flight.sender == 0) {
 		if (reply->type != REDIS_INTEGER)
-			lose(bridge, flight.count, reason(reply));
+			lose(bridge, flight.number, reason(reply));
 	} else if (reply->type != REDIS_STRING) {
 		if (reply->type != REDIS_NO_REPLY)
 			say(bridge, "Redis does not take messages: %s", reason(reply));
@@ -612,8 +595,7 @@ on_landed(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* Send a batch to Redis: it is the last word of the command, and of this length. NULL, or why
- * it cannot be sent. */
+/* Send a batch of this length, the last word, to Redis. NULL, or why it cannot be sent. */
 static const char *
 launch(struct flight what, const char *const words[], size_t count, size_t length)
 {
@@ -657,8 +639,7 @@ flush_published(struct bridge *bridge)
 		return;
 	snprintf(key, sizeof key, to_all ? "%s" : "%s\"%s\"", bridge->key, bridge->to);
 	if (!ours)
-		why = launch((struct flight){.bridge = bridge, .count = batch->count}, words, 3,
-		             batch->length);
+		why = launch((struct flight){bridge, 0, batch->count}, words, 3, batch->length);
 	if ((ours || to_all) && tell_apps(bridge, MESSAGE, batch->text) == -1)
 		why = strerror(errno);
 	if (why != NULL)
@@ -721,38 +702,30 @@ agent_send(struct bridge *bridge, struct reading *sent)
 		;
 	if (found != 0 || sent->pid <= 0)
 		say(bridge, "an app has sent what is no message; it is not sent");
-	else if (bridge->epoch != 0 && launch((struct flight){bridge, 0, sent->pid, sent->number},
-	                                      words, 8, length) != NULL)
+	else if (bridge->epoch != 0 &&
+	         launch((struct flight){bridge, sent->pid, sent->number}, words, 8, length) != NULL)
 		refuse(bridge);
 	return 0;
 }
 
-/* Tell the apps the epoch, if there is one. */
-static void
-tell_epoch(struct bridge *bridge)
-{
-	char data[24];
-
-	resp_number(data, bridge->epoch);
-	if (bridge->epoch != 0 && tell_apps(bridge, READY, data) == -1)
-		refuse(bridge);
-}
-
-/* If Redis is there, count what was lost. If this cluster has joined, too (so that it will
- * hear its own messages), begin a new epoch, unless one goes on: all senders then begin with
- * their first message that is not done. */
+/* If Redis is there, count what was lost. If this cluster has joined, too (so that it will hear its
+ * own messages), tell the apps the epoch, of which a new one begins if none goes on: all senders
+ * then begin with their first message that is not done. */
 static void
 announce(struct bridge *bridge)
 {
+	char data[24];
+
 	if (!redis_ready(bridge->commands))
 		return;
 	if (bridge->lost > 1)
-		say(bridge, "%zu messages were lost", bridge->lost);
+		say(bridge, "%llu messages were lost", (unsigned long long)bridge->lost);
 	bridge->lost = 0;
-	if (bridge->epoch != 0 || bridge->state == AWAY)
-		return;
-	begin_epoch(bridge, &(struct reading){.number = ++bridge->serial});
-	tell_epoch(bridge);
+	if (bridge->epoch == 0 && bridge->state != AWAY)
+		begin_epoch(bridge, &(struct reading){.number = ++bridge->serial});
+	resp_number(data, bridge->epoch);
+	if (bridge->epoch != 0 && tell_apps(bridge, READY, data) == -1)
+		refuse(bridge);
 }
 
 /* ---- agent: from Redis -------------------- */
@@ -886,21 +859,19 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 		fields = &id[1];
 		whole = fields->count == 2 &&
 		        check_batch(bridge, &fields->element[1], false, &ours);
-		if (whole && ours > 0) {
-			if (tell_apps(bridge, MESSAGE, fields->element[1].text) == 0)
-				sent++;
-			else if (errno != EMSGSIZE)
+		if (whole && ours > 0 &&
+		    tell_apps(bridge, MESSAGE, fields->element[1].text) == -1) {
+			if (errno != EMSGSIZE)
 				break;
-			else
-				whole = false;
+			whole = false;
 		}
-		if (fields->type == REDIS_NIL)
-			say(bridge,
-			    "%s is lost: the stream is too short for how long this cluster "
-			    "was away",
-			    id->text);
-		else if (!whole)
-			say(bridge, "%s is no message of a bridge; it is left out", id->text);
+		sent += whole && ours > 0;
+		if (!whole)
+			say(bridge, "%s is %s", id->text,
+			    fields->type != REDIS_NIL
+			            ? "no message of a bridge; it is left out"
+			            : "lost: the stream is too short for how long this "
+			              "cluster was away");
 		put(bridge->ids[i], id->text);
 	}
 	bridge->id_count = i;
@@ -916,7 +887,38 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 	return true;
 }
 
-static void join(struct bridge *bridge);
+static int
+on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
+{
+	static const char busy[] = "BUSYGROUP"; /* it has joined before */
+	struct bridge *bridge = arg;
+
+	(void)redis;
+	if (reply->type == REDIS_NO_REPLY)
+		return 0;
+	if (reply->type != REDIS_STATUS && strncmp(reason(reply), busy, sizeof busy - 1) != 0) {
+		say(bridge, "this cluster cannot join: %s", reason(reply));
+		look_again(bridge);
+		return 0;
+	}
+	bridge->state = JOINED;
+	bridge->has_joined = bridge->again = true;
+	announce(bridge);
+	read_stream(bridge);
+	return 0;
+}
+
+/* A cluster that joins hears what is sent from now on. But if this agent had joined before,
+ * Redis has lost its memory, and everything that Redis has now is new. */
+static void
+join(struct bridge *bridge)
+{
+	const char *from = bridge->has_joined ? "0" : "$";
+
+	if (redis_command(bridge->reader, on_joined, bridge, "XGROUP", "CREATE", bridge->stream,
+	                  bridge->cluster, from, "MKSTREAM", (char *)NULL) == -1)
+		look_again(bridge);
+}
 
 /* [[stream, [entry, ...]]], or nil if there was no new message. */
 static int
@@ -967,39 +969,6 @@ read_stream(struct bridge *bridge)
 		look_again(bridge);
 }
 
-static int
-on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
-{
-	static const char busy[] = "BUSYGROUP"; /* it has joined before */
-	struct bridge *bridge = arg;
-
-	(void)redis;
-	if (reply->type == REDIS_NO_REPLY)
-		return 0;
-	if (reply->type != REDIS_STATUS && strncmp(reason(reply), busy, sizeof busy - 1) != 0) {
-		say(bridge, "this cluster cannot join: %s", reason(reply));
-		look_again(bridge);
-		return 0;
-	}
-	bridge->state = JOINED;
-	bridge->has_joined = bridge->again = true;
-	announce(bridge);
-	read_stream(bridge);
-	return 0;
-}
-
-/* A cluster that joins hears what is sent from now on. But if this agent had joined before,
- * Redis has lost its memory, and everything that Redis has now is new. */
-static void
-join(struct bridge *bridge)
-{
-	const char *from = bridge->has_joined ? "0" : "$";
-
-	if (redis_command(bridge->reader, on_joined, bridge, "XGROUP", "CREATE", bridge->stream,
-	                  bridge->cluster, from, "MKSTREAM", (char *)NULL) == -1)
-		look_again(bridge);
-}
-
 /* A connection is made, or lost. With the reader's, messages that were sent to the apps and
  * not acknowledged are read again. */
 static int
@@ -1019,14 +988,12 @@ on_change(struct redis *redis, bool ready, void *arg)
 	return 0;
 }
 
-/* ---- agent: its apps -------------------- */
-
 /* The list of apps has changed. A new one has not heard the epoch. */
 static int
 look_at_apps(struct bridge *bridge, struct reading *reading)
 {
 	(void)reading;
-	tell_epoch(bridge);
+	announce(bridge);
 	end_mark(bridge, 0);
 	read_stream(bridge);
 	return 0;
@@ -1053,10 +1020,9 @@ retry(struct messenger *messenger, void *arg)
 	bool late = clutch_now() - bridge->marked_at >= 2 * (int64_t)bridge->timeout;
 
 	bridge->timer = 0;
-	if (messenger_role(messenger) == ROLE_APP) {
-		send_batch(bridge);
+	send_batch(bridge);
+	if (messenger_role(messenger) == ROLE_APP)
 		return 0;
-	}
 	announce(bridge);
 	if (redis_ready(bridge->reader) && bridge->state == AWAY &&
 	    redis_pending(bridge->reader) == 0)
@@ -1083,9 +1049,8 @@ on_leave(struct messenger *messenger, void *arg)
 		flush_published(bridge);
 	while ((bridge->waiting > 0 ||
 	        (bridge->commands != NULL && redis_pending(bridge->commands) > 0)) &&
-	       (left = deadline - clutch_now()) > 0)
-		if (messenger_step(messenger, (int)left) != 1)
-			break;
+	       (left = deadline - clutch_now()) > 0 && messenger_step(messenger, (int)left) == 1)
+		;
 	if (bridge->waiting > 0)
 		say(bridge, "%zu messages may not have reached Redis", bridge->waiting);
 	return 0;
@@ -1137,7 +1102,7 @@ listen_to_all(struct bridge *bridge)
 static int
 open_connections(struct bridge *bridge, const char *url)
 {
-	struct redis_options options = {.timeout = bridge->timeout,
+	struct redis_options options = {.timeout = 2 * bridge->timeout,
 	                                .drops = true,
 	                                .on_change = on_change,
 	                                .on_message = on_heard_published,
@@ -1149,45 +1114,28 @@ open_connections(struct bridge *bridge, const char *url)
 	snprintf(bridge->stream, sizeof bridge->stream, "%s:stream", bridge->key);
 	bridge->channels[0] = bridge->key;
 	bridge->channels[1] = bridge->own_key;
+	/* Redis waits for a message during half of the reader's time. */
+	bridge->reader = redis_open(bridge->messenger, url, &options);
+	options.timeout = bridge->timeout;
 	bridge->commands = redis_open(bridge->messenger, url, &options);
 	options.channels = bridge->channels;
 	bridge->ear = redis_open(bridge->messenger, url, &options);
-	options.channels = NULL;
-	options.timeout = 2 * bridge->timeout; /* Redis waits for a message during half of it */
-	bridge->reader = redis_open(bridge->messenger, url, &options);
 	return bridge->commands != NULL && bridge->reader != NULL && bridge->ear != NULL ? 0 : -1;
 }
 
-/* Undo a start that has failed. */
-static void
-give_up(struct bridge *bridge)
-{
-	int saved = errno;
-	size_t i;
-
-	for (i = 0; i < ACTIONS; i++)
-		messenger_remove_listener(bridge->messenger, bridge->action[i], on_action, bridge);
-	redis_close(bridge->ear);
-	redis_close(bridge->commands);
-	redis_close(bridge->reader);
-	free(bridge);
-	errno = saved;
-}
-
-/* The beginning of this process's message ids, which no other process has: the name of its
- * cluster, its pid and the time, as an FNV hash. */
+/* The beginning of this process's message ids, which no other process has: an FNV hash of the time,
+ * the pid and the cluster's name. */
 static void
 make_token(struct bridge *bridge)
 {
-	uint64_t hash = 0xcbf29ce484222325;
-	char text[BRIDGE_NAME_MAX + 64];
 	struct timespec time;
 	const char *at;
+	uint64_t hash;
 
 	clock_gettime(CLOCK_REALTIME, &time);
-	snprintf(text, sizeof text, "%s %ld %lld.%ld", bridge->cluster, (long)getpid(),
-	         (long long)time.tv_sec, time.tv_nsec);
-	for (at = text; *at != '\0'; at++)
+	hash = (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+	hash ^= (uint64_t)getpid() << 44;
+	for (at = bridge->cluster; *at != '\0'; at++)
 		hash = (hash ^ (unsigned char)*at) * 0x100000001b3;
 	snprintf(bridge->token, sizeof bridge->token, "%016llx", (unsigned long long)hash);
 }
@@ -1200,14 +1148,14 @@ bridge_start(struct messenger *messenger, const struct bridge_options *options)
 	enum role role = messenger_role(messenger);
 	char host[BRIDGE_NAME_MAX + 1] = "";
 	const char *cluster = options->cluster != NULL ? options->cluster : host;
-	struct bridge *bridge;
+	struct bridge *bridge = NULL;
+	size_t i;
+	int error;
 
 	gethostname(host, sizeof host - 1);
-	if (!is_name(channel) || !is_name(cluster) || (role != ROLE_AGENT && role != ROLE_APP)) {
-		errno = EINVAL;
-		return NULL;
-	}
-	bridge = calloc(1, sizeof *bridge);
+	errno = EINVAL;
+	if (is_name(channel) && is_name(cluster) && (role == ROLE_AGENT || role == ROLE_APP))
+		bridge = calloc(1, sizeof *bridge);
 	if (bridge == NULL)
 		return NULL;
 	bridge->messenger = messenger;
@@ -1219,11 +1167,17 @@ bridge_start(struct messenger *messenger, const struct bridge_options *options)
 	put(bridge->cluster, cluster);
 	make_token(bridge);
 	clear_batch(&bridge->published);
-	if (listen_to_all(bridge) == -1 ||
-	    (role == ROLE_AGENT && open_connections(bridge, url) == -1) ||
-	    messenger_before_close(messenger, on_leave, bridge) == -1) {
-		give_up(bridge);
-		return NULL;
-	}
-	return bridge;
+	if (listen_to_all(bridge) == 0 &&
+	    (role == ROLE_APP || open_connections(bridge, url) == 0) &&
+	    messenger_before_close(messenger, on_leave, bridge) == 0)
+		return bridge;
+	error = errno;
+	for (i = 0; i < ACTIONS; i++)
+		messenger_remove_listener(messenger, bridge->action[i], on_action, bridge);
+	redis_close(bridge->ear);
+	redis_close(bridge->commands);
+	redis_close(bridge->reader);
+	free(bridge);
+	errno = error;
+	return NULL;
 }

@@ -1,13 +1,10 @@
 /*
  * A client of Redis: one connection and the commands that wait for it. See redis.h.
  *
- *	          deadline               all said yes
- *	WAITING ------------> GREETING ----------------> READY
- *	   ^                     |  connect, AUTH,         |
- *	   |                     |  SELECT, PING,          |
- *	   |                     |  SUBSCRIBE              |
- *	   `---------------------+-------------------------'
- *	                anything goes wrong: lose()
+ *	          deadline                         all said yes
+ *	WAITING ------------> GREETING -------------------------> READY
+ *	   ^         connect, AUTH, SELECT, PING, SUBSCRIBE         |
+ *	   `----------------- anything goes wrong: lose() ----------'
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -34,11 +31,9 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-/* At most so many bytes are read at once. */
+/* At most so many bytes are read, and so many commands written, at once. */
 #define READ_SIZE (256 * 1024)
-
-/* How many commands are written at once: every system takes so many pieces. */
-#define PIECES 16
+#define PIECES 16 /* every system takes so many */
 
 /* The most words of redis_command. */
 #define WORDS_MAX 64
@@ -65,7 +60,6 @@ struct queue {
 struct redis {
 	struct messenger *messenger; /* or NULL */
 	struct redis_options options;
-	char *url; /* cut into its parts, of which each may be NULL */
 	const char *host, *port, *path, *database;
 	const char *auth[2]; /* user and password, or only a password */
 	char name[128];
@@ -91,6 +85,7 @@ struct redis {
 	int result;    /* of the callbacks: the first that was not 0 */
 	short watched; /* messenger: the events, and the timer */
 	int timer;
+	char url[]; /* cut into its parts */
 };
 
 /* ---- odds and ends --------------------------------------------------------- */
@@ -120,8 +115,7 @@ keep_result(struct redis *redis, int result)
 bool
 redis_is(const struct redis_reply *reply, const char *text)
 {
-	return reply->text != NULL && reply->length == strlen(text) &&
-	       memcmp(reply->text, text, reply->length) == 0;
+	return reply->length == strlen(text) && memcmp(reply->text, text, reply->length) == 0;
 }
 
 bool
@@ -195,24 +189,6 @@ is_number(const char *text, long most)
 	       strtol(text, NULL, 10) <= most;
 }
 
-/* [user][:password@], if it is there. The rest; NULL: it is wrong. */
-static char *
-parse_user(struct redis *redis, char *at)
-{
-	size_t length = strcspn(at, "@/");
-	char *password;
-
-	if (at[length] != '@')
-		return at;
-	at[length] = '\0';
-	password = cut(at, ':');
-	if (*password == '\0' || !decode(at) || !decode(password))
-		return NULL;
-	redis->auth[0] = *at != '\0' ? at : password;
-	redis->auth[1] = *at != '\0' ? password : NULL;
-	return at + length + 1;
-}
-
 /* host[:port][/database] */
 static bool
 parse_host(struct redis *redis, char *host)
@@ -250,17 +226,30 @@ parse_path(struct redis *redis, char *at)
 	return true;
 }
 
+/* scheme://[user][:password@], and the rest */
 static bool
 parse_url(struct redis *redis)
 {
-	char *at = strstr(redis->url, "://");
+	char *at = strstr(redis->url, "://"), *password;
 	bool is_tcp = strncmp(redis->url, "redis://", 8) == 0;
 	bool is_unix = strncmp(redis->url, "unix://", 7) == 0 ||
 	               strncmp(redis->url, "redis+unix://", 13) == 0;
+	size_t length;
 
-	at = is_tcp || is_unix ? parse_user(redis, at + strlen("://")) : NULL;
-	return at != NULL && (is_tcp ? parse_host : parse_path)(redis, at) &&
-	       is_number(redis->database, 999999);
+	if (!is_tcp && !is_unix)
+		return false;
+	at += strlen("://");
+	length = strcspn(at, "@/");
+	if (at[length] == '@') {
+		at[length] = '\0';
+		password = cut(at, ':');
+		if (*password == '\0' || !decode(at) || !decode(password))
+			return false;
+		redis->auth[0] = *at != '\0' ? at : password;
+		redis->auth[1] = *at != '\0' ? password : NULL;
+		at += length + 1;
+	}
+	return (is_tcp ? parse_host : parse_path)(redis, at) && is_number(redis->database, 999999);
 }
 
 /* ---- commands that wait ---------------------------------------------------- */
@@ -377,13 +366,6 @@ next_try(struct redis *redis)
 	return time + redis->wait - (int64_t)(random % (uint64_t)(redis->wait / 2 + 1));
 }
 
-static void
-change(struct redis *redis, bool ready)
-{
-	if (redis->options.on_change != NULL)
-		keep_result(redis, redis->options.on_change(redis, ready, redis->options.arg));
-}
-
 /* The connection, or the try to make one, has ended. Commands that were written, at least
  * their first byte, hear so; the others wait for the next connection. The log has one line
  * for each change. */
@@ -408,8 +390,8 @@ lose(struct redis *redis, const char *why)
 		command = command->next;
 	answer_all(redis, &redis->greeting, redis->greeting.count, REDIS_NO_REPLY, text);
 	answer_all(redis, &redis->commands, ended, REDIS_NO_REPLY, text);
-	if (was_ready)
-		change(redis, false);
+	if (was_ready && redis->options.on_change != NULL)
+		keep_result(redis, redis->options.on_change(redis, false, redis->options.arg));
 }
 
 /* Redis refuses the greeting. Commands that wait hear it, too, because the next try will be
@@ -450,14 +432,15 @@ on_greeting(struct redis *redis, const struct redis_reply *reply, void *subscrib
 	if (redis->state == WAITING || redis->greeting.first != NULL)
 		return 0;
 	redis->state = READY;
-	redis->since = clutch_now();
+	redis->since = redis->heard;
 	for (; command != NULL; command = command->next)
-		command->deadline = redis->since + redis->options.timeout;
+		command->deadline = redis->heard + redis->options.timeout;
 	if (redis->said[0] != '\0')
 		complain(redis, "connected again", "", "");
 	redis->said[0] = '\0';
-	change(redis, true);
-	return 0;
+	return redis->options.on_change != NULL
+	               ? redis->options.on_change(redis, true, redis->options.arg)
+	               : 0;
 }
 
 /* Queue the commands that a connection begins with. */
@@ -467,7 +450,6 @@ greet(struct redis *redis)
 	const char *const words[3][3] = {
 		{"AUTH", redis->auth[0], redis->auth[1]}, {"SELECT", redis->database}, {"PING"}};
 	const char *const *channel = redis->options.channels;
-	const char *subscribe[2] = {"SUBSCRIBE"};
 	size_t i, argc;
 	int failed = 0;
 
@@ -477,10 +459,9 @@ greet(struct redis *redis)
 			failed |= enqueue(redis, &redis->greeting, on_greeting, NULL, argc,
 			                  words[i], NULL);
 	}
-	for (; channel != NULL && *channel != NULL; channel++) {
-		subscribe[1] = *channel;
-		failed |= enqueue(redis, &redis->greeting, on_greeting, redis, 2, subscribe, NULL);
-	}
+	for (; channel != NULL && *channel != NULL; channel++)
+		failed |= enqueue(redis, &redis->greeting, on_greeting, redis, 2,
+		                  (const char *const[]){"SUBSCRIBE", *channel}, NULL);
 	return failed;
 }
 
@@ -496,14 +477,13 @@ open_socket(struct redis *redis, const struct addrinfo *to)
 		return -1;
 	if (to->ai_family != AF_UNIX)
 		setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-	if (connect(descriptor, to->ai_addr, to->ai_addrlen) == 0)
-		return 0;
-	return errno == EINPROGRESS || errno == EINTR ? 0 : -1;
+	if (connect(descriptor, to->ai_addr, to->ai_addrlen) == -1 && errno != EINPROGRESS)
+		return errno == EINTR ? 0 : -1;
+	return 0;
 }
 
-/* Begin to connect. The greeting is queued: it is written when the connection is made, and if it
- * cannot be made, `receive` finds out why. The addresses of the name are tried in turn, one at
- * each try. */
+/* Begin to connect, and queue the greeting. If there is no connection, `receive` finds out why. The
+ * addresses of a name are tried in turn, one at each try. */
 static void
 begin_connecting(struct redis *redis)
 {
@@ -616,13 +596,13 @@ transmit(struct redis *redis)
 static int64_t
 due(const struct redis *redis)
 {
+	bool ready = redis->state == READY;
+	int64_t ping = redis->heard + 3 * (int64_t)redis->options.timeout;
 	const struct command *first = redis->commands.first;
 
-	if (redis->state == READY)
-		return first != NULL ? first->deadline
-		                     : redis->heard + 3 * (int64_t)redis->options.timeout;
-	return first != NULL && first->deadline < redis->deadline ? first->deadline
-	                                                          : redis->deadline;
+	if (first != NULL && (ready || first->deadline < redis->deadline))
+		return first->deadline;
+	return ready ? ping : redis->deadline;
 }
 
 /* Fail what has not been answered in time. */
@@ -669,7 +649,7 @@ turn(struct redis *redis, short revents)
 	return result;
 }
 
-/* ---- in a loop of the caller's ------------------------------------------------- */
+/* ---- in a loop of the caller's, and in a messenger's --------------------------- */
 
 int
 redis_descriptor(const struct redis *redis, short *events)
@@ -709,8 +689,6 @@ redis_step(struct redis *redis, int timeout)
 	return -1;
 }
 
-/* ---- in a messenger's loop ------------------------------------------------------ */
-
 static int
 on_event(struct messenger *messenger, int descriptor, short revents, void *arg)
 {
@@ -734,10 +712,9 @@ attend(struct redis *redis)
 	if (redis->messenger == NULL)
 		return;
 	if (redis_descriptor(redis, &events) != -1 && events != redis->watched) {
+		redis->watched = events;
 		if (messenger_watch(redis->messenger, redis->descriptor, events, on_event, redis) ==
-		    0)
-			redis->watched = events;
-		else
+		    -1)
 			lose(redis, strerror(errno)); /* never in redis_command: it is watched */
 	}
 	messenger_clear_timeout(redis->messenger, redis->timer);
@@ -750,22 +727,19 @@ attend(struct redis *redis)
 struct redis *
 redis_open(struct messenger *messenger, const char *url, const struct redis_options *options)
 {
-	struct redis *redis = calloc(1, sizeof *redis);
+	struct redis *redis = calloc(1, sizeof *redis + strlen(url) + 1);
 
 	if (redis == NULL)
 		return NULL;
 	redis->descriptor = -1;
-	redis->url = strdup(url);
-	if (redis->url == NULL)
-		goto fail;
+	memcpy(redis->url, url, strlen(url) + 1);
 	if (options != NULL)
 		redis->options = *options;
 	errno = EINVAL;
 	if (!parse_url(redis) ||
 	    (redis->options.channels != NULL && redis->options.on_message == NULL))
 		goto fail;
-	if (redis->options.channels != NULL)
-		redis->options.drops = true; /* its only command is a PING */
+	redis->options.drops |= redis->options.channels != NULL; /* its only command is a PING */
 	if (redis->options.timeout <= 0)
 		redis->options.timeout = REDIS_TIMEOUT;
 	if (redis->options.retry_max <= 0)
@@ -796,7 +770,6 @@ redis_close(struct redis *redis)
 	answer_all(redis, &redis->greeting, redis->greeting.count, REDIS_NO_REPLY, "closed");
 	answer_all(redis, &redis->commands, redis->commands.count, REDIS_NO_REPLY, "closed");
 	forget_input(redis);
-	free(redis->url);
 	free(redis);
 	errno = saved;
 }

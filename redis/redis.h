@@ -2,12 +2,6 @@
  * A client of Redis (or Valkey) for a program that must not block: one connection, many
  * commands without a reply at a time, replies in order.
  *
- *	static int
- *	on_value(struct redis *redis, const struct redis_reply *reply, void *arg)
- *	{
- *		return reply->type == REDIS_STRING ? puts(reply->text) < 0 : 0;
- *	}
- *
  *	redis = redis_open(messenger, "redis://127.0.0.1:6379", NULL);
  *	redis_command(redis, on_value, NULL, "GET", "name", (char *)NULL);
  *
@@ -35,10 +29,9 @@
 extern "C" {
 #endif
 
-/* Limits. REPLY_MAX, QUEUE_MAX, TIMEOUT and RETRY can be set on the compiler's command line.
- *
- * The longest reply, in bytes, with all that is in it: lines (a status, an error, a number),
- * elements, those of its arrays included, and arrays in arrays. */
+/* Limits; those with #ifndef can be set on the compiler's command line. The longest reply, in
+ * bytes; and in it: a line (a status, an error, a number), the elements of all arrays, and arrays
+ * in arrays. */
 #ifndef REDIS_REPLY_MAX
 #define REDIS_REPLY_MAX (16 * 1024 * 1024)
 #endif
@@ -95,11 +88,9 @@ bool redis_is(const struct redis_reply *reply, const char *text);
 
 struct redis;
 
-/*
- * Called once for each command, never inside redis_command. Non-zero is C's
- * uncaught exception: in a messenger's loop it is the watcher's result; otherwise
- * redis_step returns -1 with ECANCELED.
- */
+/* Called once for each command, never inside redis_command. Non-zero is C's uncaught exception:
+ * in a messenger's loop it is the watcher's result; otherwise redis_step returns -1 with
+ * ECANCELED. */
 typedef int (*redis_callback)(struct redis *redis, const struct redis_reply *reply, void *arg);
 
 /* Zero (or NULL) in a field means its default. */
@@ -112,11 +103,10 @@ struct redis_options {
 	/* The connection is ready (authenticated, its database selected), or it is lost
 	 * and the commands that were written have heard so. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
-	/* Subscribe to these channels (NULL behind the last), now and each time the connection
-	 * is made again; they stay yours, and in place until redis_close. The connection is for
-	 * them alone, and is ready when it listens to all of them; what was published before is
-	 * lost. Each message is an array of three: "message", the channel, the text. Non-zero:
-	 * as above. */
+	/* Subscribe to these channels (NULL behind the last; they stay yours, and in place until
+	 * redis_close), now and each time the connection is made again. The connection is for
+	 * them alone, and is ready when it listens to all of them. Each message is an array of
+	 * three: "message", the channel, the text. Non-zero: as above. */
 	const char *const *channels;
 	redis_callback on_message;
 	/* One line, without its line end: the connection was lost, cannot be made, is
@@ -125,34 +115,28 @@ struct redis_options {
 	void *arg; /* handed to all of them */
 };
 
-/*
- * Open a connection; it is made later, in the loop. The URL:
+/* Open a connection; it is made later, in the loop. The URL:
  *
  *	redis://[user][:password@]host[:port][/database]
  *	unix://[user][:password@]/path/of/socket[?db=database]
  *
- * (redis+unix:// is the same as unix://); %XX in user, password and path is the
- * byte XX; an IPv6 address stands in brackets. The host is best a numeric
- * address: a name is looked up at each try to connect, and getaddrinfo(3) waits
- * for its answer.
+ * (redis+unix:// is the same as unix://); %XX in user, password and path is the byte XX; an
+ * IPv6 address stands in brackets. A host that is a name is looked up at each try to connect,
+ * and getaddrinfo(3) waits for its answer.
  *
- * NULL with errno: EINVAL (the URL; channels without on_message), ENOMEM. The messenger
- * must outlive it. redis_close closes and frees; each command without a reply hears
- * REDIS_NO_REPLY, and what was not written is not written. Commands that these callbacks
- * queue are refused (EPIPE). Do not close a connection inside a callback of its own. NULL
- * is ignored.
- */
+ * NULL with errno: EINVAL (the URL; channels without on_message), ENOMEM. The messenger must
+ * outlive it. redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY,
+ * and what was not written is not written. Commands that these callbacks queue are refused
+ * (EPIPE). Do not close a connection inside a callback of its own. NULL is ignored. */
 struct redis *redis_open(struct messenger *messenger, const char *url,
                          const struct redis_options *options);
 void redis_close(struct redis *redis);
 
-/*
- * Queue a command: up to 64 words as C strings, (char *)NULL behind the last; or
- * argc of them in argv, of these lengths (NULL: C strings). The callback may be
- * NULL. Commands queued in one turn of the loop leave together. errno: EINVAL
- * (no word, or too many; or this connection subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX),
- * ENOBUFS (the queue is full), ENOMEM, EPIPE (it is being closed).
- */
+/* Queue a command: up to 64 words as C strings, (char *)NULL behind the last; or argc of them in
+ * argv, of these lengths (NULL: C strings). The callback may be NULL. Commands queued in one turn
+ * of the loop leave together. errno: EINVAL (no word, or too many; or this connection
+ * subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX), ENOBUFS (the queue is full), ENOMEM,
+ * EPIPE (it is being closed). */
 #ifdef __GNUC__
 __attribute__((sentinel))
 #endif
@@ -168,16 +152,13 @@ size_t redis_pending(const struct redis *redis);
 /* What it is connected to, without user and password: for log lines. */
 const char *redis_name(const struct redis *redis);
 
-/*
- * Without a messenger. step: write what is queued, wait up to `timeout` (-1: as
- * long as it takes) for something to do, and do it. Returns 1 while the connection
- * is ready, otherwise 0: it is being made; -1 with EBUSY inside a callback,
- * ECANCELED as said at redis_callback, or poll(2)'s errno.
+/* Without a messenger. step: write what is queued, wait up to `timeout` (-1: as long as it takes)
+ * for something to do, and do it. Returns 1 while the connection is ready, otherwise 0: it is
+ * being made; -1 with EBUSY inside a callback, ECANCELED as said at redis_callback, or poll(2)'s
+ * errno.
  *
- * A foreign loop polls what `descriptor` returns (-1: none, for now) for what it
- * stores in *events, for `timeout` at the longest, and then, whatever happened, calls
- * redis_step(redis, 0).
- */
+ * A foreign loop polls what `descriptor` returns (-1: none, for now) for what it stores in *events,
+ * for `timeout` at the longest, and then, whatever happened, calls redis_step(redis, 0). */
 int redis_step(struct redis *redis, int timeout);
 int redis_descriptor(const struct redis *redis, short *events);
 int redis_timeout(const struct redis *redis);

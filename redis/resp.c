@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- bytes to replies ------------------------------------------------------ */
-
 /* The decimal number of a line, from `at` to its \r at `end`, and nothing else. */
 static bool
 read_integer(const char *at, const char *end, int64_t *integer)
@@ -113,32 +111,25 @@ take_reply(struct resp_parser *resp, char *bytes, size_t length, struct redis_re
 	return result;
 }
 
-static bool
-grow(struct resp_parser *resp, size_t size)
-{
-	struct redis_reply *grown = realloc(resp->elements, size * sizeof *grown);
-
-	if (grown == NULL)
-		return false;
-	resp->elements = grown;
-	resp->size = size;
-	return true;
-}
-
 enum resp
 resp_parse(struct resp_parser *resp, char *bytes, size_t length)
 {
-	size_t wanted = 1, i;
+	struct redis_reply *grown;
 	enum resp result;
+	size_t i;
 
 	do {
-		if (wanted > resp->size && !grow(resp, 2 * wanted))
-			return broken(resp, strerror(ENOMEM));
+		if (resp->used >= resp->size) {
+			grown = realloc(resp->elements, 2 * (resp->used + 1) * sizeof *grown);
+			if (grown == NULL)
+				return broken(resp, strerror(ENOMEM));
+			resp->elements = grown;
+			resp->size = 2 * (resp->used + 1);
+		}
 		resp->at = 0;
 		resp->used = 1;
 		result = take_reply(resp, bytes, length, resp->elements, 0);
-		wanted = resp->used;
-	} while (wanted > resp->size);
+	} while (resp->used > resp->size);
 	if (result == RESP_TORN ? length > REDIS_REPLY_MAX : resp->at > REDIS_REPLY_MAX)
 		return broken(resp, "a reply longer than REDIS_REPLY_MAX");
 	for (i = 0; result == RESP_WHOLE && i < resp->used; i++)
@@ -155,8 +146,6 @@ resp_printable(char *text)
 		if ((unsigned char)*text < ' ' || *text == 127)
 			*text = '?';
 }
-
-/* ---- words to bytes -------------------------------------------------------- */
 
 char *
 resp_number(char *at, uint64_t number)

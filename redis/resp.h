@@ -5,9 +5,6 @@
  *	-ERR no\r\n         an error           $-1\r\n  *-1\r\n   nil
  *	:42\r\n             an integer         *2\r\n ... ...     an array of two
  *
- * A reply comes in pieces, and is parsed from its beginning when another piece is there: a
- * string is passed over by its length, so that this costs little.
- *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
