@@ -133,8 +133,9 @@ struct bridge {
 
 	/* agent: from the stream to the apps */
 	enum { AWAY, JOINED, READING } state;
-	bool has_joined;                       /* ever */
-	bool again;                            /* read first what was not acknowledged */
+	/* What to read: ">", new entries; "0" or an id: those after it that are not acknowledged.
+	 * "": this cluster has not joined yet. */
+	char from[STREAM_ID_MAX];
 	char ids[BRIDGE_BATCH][STREAM_ID_MAX]; /* sent to the apps, not acknowledged */
 	size_t id_count;
 	uint64_t mark; /* behind them */
@@ -779,8 +780,7 @@ on_acknowledged(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* Acknowledge the entries if they were heard, and ask for the next ones in the same write;
- * otherwise read them again. */
+/* Acknowledge the entries if they were heard, and ask for the next ones in the same write. */
 static void
 end_entries(struct bridge *bridge, bool heard)
 {
@@ -795,7 +795,7 @@ end_entries(struct bridge *bridge, bool heard)
 		read_stream(bridge);
 		return;
 	}
-	bridge->again = true;
+	put(bridge->from, "0");
 	look_again(bridge);
 }
 
@@ -875,7 +875,10 @@ take_entries(struct bridge *bridge, const struct redis_reply *entries)
 		put(bridge->ids[i], id->text);
 	}
 	bridge->id_count = i;
-	bridge->again = i < entries->count || (bridge->again && i > 0);
+	if (i > 0 && (i < entries->count || bridge->from[0] != '>'))
+		put(bridge->from, bridge->ids[i - 1]);
+	else if (i == 0)
+		put(bridge->from, entries->count == 0 ? ">" : "0");
 	if (sent > 0)
 		ask_apps(bridge);
 	else if (i > 0)
@@ -902,7 +905,7 @@ on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
 		return 0;
 	}
 	bridge->state = JOINED;
-	bridge->has_joined = bridge->again = true;
+	put(bridge->from, "0");
 	announce(bridge);
 	read_stream(bridge);
 	return 0;
@@ -913,7 +916,7 @@ on_joined(struct redis *redis, const struct redis_reply *reply, void *arg)
 static void
 join(struct bridge *bridge)
 {
-	const char *from = bridge->has_joined ? "0" : "$";
+	const char *from = bridge->from[0] != '\0' ? "0" : "$";
 
 	if (redis_command(bridge->reader, on_joined, bridge, "XGROUP", "CREATE", bridge->stream,
 	                  bridge->cluster, from, "MKSTREAM", (char *)NULL) == -1)
@@ -942,7 +945,7 @@ on_read(struct redis *redis, const struct redis_reply *reply, void *arg)
 	           stream->element[1].type != REDIS_ARRAY ||
 	           !take_entries(bridge, &stream->element[1])) {
 		say(bridge, "Redis does not give messages: %s", reason(reply));
-		bridge->again = true;
+		put(bridge->from, "0");
 		look_again(bridge);
 	}
 	return 0;
@@ -963,7 +966,7 @@ read_stream(struct bridge *bridge)
 	resp_number(block, (uint64_t)bridge->timeout);
 	if (redis_command(bridge->reader, on_read, bridge, "XREADGROUP", "GROUP", bridge->cluster,
 	                  "agent", "COUNT", count, "BLOCK", block, "STREAMS", bridge->stream,
-	                  bridge->again ? "0" : ">", (char *)NULL) == 0)
+	                  bridge->from, (char *)NULL) == 0)
 		bridge->state = READING;
 	else
 		look_again(bridge);
@@ -1011,8 +1014,7 @@ take_answer(struct bridge *bridge, struct reading *answer)
 /* ---- both -------------------- */
 
 /* Try all again that could not be done before. An app that takes too long to answer a mark holds
- * up the others: go on without its answer. The messages wait in its channel, in their order, as
- * long as it lives. */
+ * up the others: go on without its answer. The messages wait in its channel, in their order. */
 static int
 retry(struct messenger *messenger, void *arg)
 {

@@ -33,10 +33,8 @@
 
 /* At most so many bytes are read, and so many commands written, at once. */
 #define READ_SIZE (256 * 1024)
-#define PIECES 16 /* every system takes so many */
-
-/* The most words of redis_command. */
-#define WORDS_MAX 64
+#define PIECES 16    /* every system takes so many */
+#define WORDS_MAX 64 /* of redis_command */
 
 enum state { WAITING, GREETING, READY };
 
@@ -671,19 +669,17 @@ redis_timeout(const struct redis *redis)
 int
 redis_step(struct redis *redis, int timeout)
 {
-	struct pollfd set = {.revents = 0};
-	int left = redis_timeout(redis);
+	int left = redis_timeout(redis), ready;
+	struct pollfd set;
 
 	errno = EBUSY;
 	if (redis->turning)
 		return -1;
 	set.fd = redis_descriptor(redis, &set.events);
-	if (poll(&set, 1, timeout < 0 || left < timeout ? left : timeout) == -1) {
-		if (errno != EINTR)
-			return -1;
-		set.revents = 0;
-	}
-	if (turn(redis, set.revents) == 0)
+	ready = poll(&set, 1, timeout < 0 || left < timeout ? left : timeout);
+	if (ready == -1 && errno != EINTR)
+		return -1;
+	if (turn(redis, ready == 1 ? set.revents : 0) == 0)
 		return redis->state == READY;
 	errno = ECANCELED;
 	return -1;

@@ -29,9 +29,9 @@
 extern "C" {
 #endif
 
-/* Limits; those with #ifndef can be set on the compiler's command line. The longest reply, in
- * bytes; and in it: a line (a status, an error, a number), the elements of all arrays, and arrays
- * in arrays. */
+/* Limits. Those that do not follow from another can be set on the compiler's command line. The
+ * longest reply, in bytes; and in it: a line (a status, an error, a number), the elements of all
+ * arrays, and arrays in arrays. */
 #ifndef REDIS_REPLY_MAX
 #define REDIS_REPLY_MAX (16 * 1024 * 1024)
 #endif
