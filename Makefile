@@ -28,6 +28,9 @@
 #	make lab LAB=1          a copy of the tree that is broken in one place, to be mended;
 #	                        CHECK=1: is it mended? See labs/README.md
 #	make labs-check         each lab, or LAB=1, is what its page says; SHORT=1: as in CI
+#	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
+#	make docs-write         record anew what the documents quote and show
+#	make book               docs/book/ as one page, build/book.html, with pandoc
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -113,6 +116,10 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 $(BUILD)/draw/%: $(BUILD)/draw/%.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+$(BUILD)/docs/%: $(BUILD)/docs/%.o
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # The programs of the labs.
 $(BUILD)/labs/%/lab: $(BUILD)/labs/%/lab.o $(LIBRARY)
@@ -410,9 +417,25 @@ lab:
 labs-check:
 	+@sh labs/check $(if $(SHORT),short) $(LAB)
 
+# ---- the documents ------------------------------------------------------------
+
+# What they quote, show and name is what is there: docs/check/check. docs-write records
+# anew; read the difference before you commit it.
+SHOWN = $(BUILD)/draw/runs $(BUILD)/docs/check/terminal \
+        $(patsubst %.c,$(BUILD)/%,$(wildcard labs/*/lab.c))
+
+docs-check: all $(SHOWN)
+	@BUILD=$(BUILD) sh docs/check/check $(if $(BROKEN),-b) $(FILE)
+
+docs-write: all $(SHOWN)
+	@BUILD=$(BUILD) sh docs/check/check -w $(FILE)
+
+book:
+	@BUILD=$(BUILD) sh docs/check/book
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind \
 	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
-	bench bench-ipc bench-bridge lab labs-check clean
+	bench bench-ipc bench-bridge lab labs-check docs-check docs-write book clean

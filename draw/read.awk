@@ -92,9 +92,10 @@ function arrive(one, two,    key, part, row) {
 	}
 	got[one, two, $7] = 1
 	row = add("message", one, two, $13 (length($14) > 0 ? " " $14 : ""), $13)
-	if (row > 0 && key in sent) {
-		left[row] = sent[key]
-		arrived[sent[key]] = 1
+	if (key in sent) {
+		if (row > 0)
+			left[row] = sent[key]
+		arrived[sent[key]] = 1 # also if that is later than what is drawn
 	}
 	return row
 }
@@ -165,6 +166,8 @@ $5 == "waits" {
 	add("wait", peer, "", "waits for " $10, "")
 	if (!(peer in waits_since))
 		waits_since[peer] = now
+	if (from != "" && now < from)
+		waits_before[peer] = 1
 }
 $5 == "goes on" {
 	add("goes", peer, "", "goes on", "")
@@ -173,6 +176,8 @@ $5 == "goes on" {
 	wait_from[wait_count] = waits_since[peer]
 	wait_to[wait_count] = now
 	delete waits_since[peer]
+	if (from != "" && now < from)
+		delete waits_before[peer]
 }
 $5 == "dies" {
 	text = $10

@@ -2,7 +2,8 @@
  * The runs that the figures show: an agent, two apps, and a parent that makes something
  * happen and ends the cluster.
  *
- *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|uncaught|kill|reload|shutdown|pressure
+ *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|uncaught|kill|reload|shutdown|
+ *	                                      pressure|large|flood|orphans
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -18,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FLOOD = 18, PIECE = 200 * 1024, DEADLINE = 20000 };
+enum { FLOOD = 18, PIECE = 200 * 1024, LARGE = MESSAGE_DATA_MAX, DEADLINE = 20000 };
 
 static const char *run;
 static pid_t master;
@@ -32,26 +33,42 @@ is(const char *name)
 
 /* ---- the agent and the apps ------------------------------------------------ */
 
+/* Many large messages to all apps, and then a small one. */
 static int
-on_order(struct messenger *agent, const struct message *message, void *arg)
+flood(struct messenger *sender)
 {
 	static char piece[PIECE + 1];
 	int i;
 
-	(void)arg;
-	if (!is("pressure"))
-		return messenger_send_to_app(agent, "order", message->data);
 	memset(piece, '1', PIECE);
 	for (i = 0; i < FLOOD; i++)
-		if (messenger_send_to_app(agent, "order", piece) == -1)
+		if (messenger_send(sender, "order", piece, ROLE_APP) == -1)
 			return -1;
-	return messenger_send_to_app(agent, "last", NULL);
+	return messenger_send(sender, "last", NULL, ROLE_APP);
+}
+
+static int
+on_order(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)arg;
+	return is("pressure") ? flood(agent) : messenger_send_to_app(agent, "order", message->data);
+}
+
+/* In the run "large" each of the two apps sends a message of the largest size. */
+static int
+on_large(struct messenger *agent, const struct message *message, void *arg)
+{
+	static int count;
+
+	(void)message, (void)arg;
+	return ++count == 2 ? messenger_send(agent, "done", NULL, ROLE_PARENT) : 0;
 }
 
 static int
 agent(struct messenger *agent, void *arg)
 {
-	return messenger_on(agent, "take", on_order, arg);
+	return messenger_on(agent, "take", on_order, arg) == -1 ||
+	       messenger_on(agent, "large", on_large, arg) == -1;
 }
 
 /* In the run "uncaught" an app throws. In the run "pressure" it takes its time. */
@@ -66,10 +83,15 @@ hear_order(struct messenger *app, const struct message *message, void *arg)
 	return messenger_slot(app) == 0 && is("uncaught") ? 1 : 0;
 }
 
+/* In the run "flood" there are two of them for each app. */
 static int
 hear_last(struct messenger *app, const struct message *message, void *arg)
 {
+	static int count;
+
 	(void)message, (void)arg;
+	if (is("flood"))
+		return ++count == 2 ? messenger_send(app, "done", NULL, ROLE_PARENT) : 0;
 	return messenger_slot(app) == 0 ? messenger_send(app, "done", NULL, ROLE_PARENT) : 0;
 }
 
@@ -88,12 +110,26 @@ say(struct messenger *app, const struct message *message, void *arg)
 }
 
 static int
+pour(struct messenger *app, const struct message *message, void *arg)
+{
+	static char large[LARGE + 1];
+
+	(void)message, (void)arg;
+	if (is("flood"))
+		return flood(app);
+	memset(large, '1', LARGE);
+	return messenger_send_to_agent(app, "large", large);
+}
+
+static int
 app(struct messenger *app, void *arg)
 {
 	if (messenger_on(app, "order", hear_order, arg) == -1 ||
 	    messenger_on(app, "last", hear_last, arg) == -1 ||
 	    (is("kill") && messenger_on(app, "who", say, arg) == -1))
 		return -1;
+	if (is("large") || is("flood"))
+		return messenger_on(app, "egg-ready", pour, arg);
 	return is("kill") || is("uncaught") || is("reload")
 	               ? messenger_on(app, "egg-ready", say, arg)
 	               : 0;
@@ -105,7 +141,7 @@ static int
 stop(struct messenger *parent, void *arg)
 {
 	(void)parent, (void)arg;
-	return kill(master, SIGTERM);
+	return kill(master, is("orphans") ? SIGKILL : SIGTERM);
 }
 
 /* What is on its way arrives first. */
@@ -125,14 +161,17 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 		messenger_send(parent, "reload-worker", NULL, ROLE_MASTER);
 	if (is("kill"))
 		messenger_send_to_app(parent, "who", NULL);
-	return is("start") || is("message") || is("shutdown") ? stop_soon(parent) : 0;
+	return is("start") || is("message") || is("shutdown") || is("orphans") ? stop_soon(parent)
+	                                                                       : 0;
 }
 
 static int
 on_done(struct messenger *parent, const struct message *message, void *arg)
 {
+	static int done;
+
 	(void)message, (void)arg;
-	return stop_soon(parent);
+	return ++done == (is("flood") ? 2 : 1) ? stop_soon(parent) : 0;
 }
 
 /* The app that answers is killed. */
@@ -162,18 +201,32 @@ on_deadline(struct messenger *parent, void *arg)
 	return kill(master, SIGKILL);
 }
 
+/* The master is dead, and its children are no children of this process: but each of them holds
+ * a copy of the pipe's other end, and so does no other process. */
+static void
+wait_for_orphans(struct messenger *parent, int pipe)
+{
+	struct pollfd end = {.fd = pipe, .events = POLLIN};
+
+	while (messenger_step(parent, 50) == 1)
+		;
+	failed = failed || poll(&end, 1, DEADLINE) != 1;
+}
+
 int
 main(int count, char **argument)
 {
 	struct messenger *parent;
-	int status = 0;
+	int status = 0, ends[2];
 
 	if (count != 2) {
 		clutch_print_line(STDERR_FILENO, "usage: runs start|message|uncaught|kill|reload|"
-		                                 "shutdown|pressure");
+		                                 "shutdown|pressure|large|flood|orphans");
 		return 2;
 	}
 	run = argument[1];
+	if (pipe(ends) == -1)
+		return 1;
 	parent = fork_cluster(&(struct options){.agent = agent, .app = app, .workers = 2}, &master);
 	if (parent == NULL || messenger_on(parent, "egg-ready", on_ready, NULL) == -1 ||
 	    messenger_on(parent, "done", on_done, NULL) == -1 ||
@@ -185,6 +238,9 @@ main(int count, char **argument)
 	}
 	while (waitpid(master, &status, WNOHANG) == 0)
 		messenger_step(parent, 50);
+	close(ends[1]);
+	if (is("orphans"))
+		wait_for_orphans(parent, ends[0]);
 	messenger_close(parent);
-	return failed || status != 0;
+	return failed || (status != 0 && !is("orphans"));
 }

@@ -159,12 +159,11 @@ say(struct bridge *bridge, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
-	resp_printable(line);
 	bridge->last_line_at = clutch_now();
 	if (bridge->last_line_at - last < REPEAT && strcmp(line, bridge->last_line) == 0)
 		return;
 	memcpy(bridge->last_line, line, sizeof line);
-	clutch_print_line(STDERR_FILENO, "[bridge] %s: %s", bridge->channel, line);
+	clutch_log(CLUTCH_WARN, "[bridge] %s: %s", bridge->channel, line);
 }
 
 /* The log of three connections to one Redis: a line that repeats the last one is left out. */

@@ -92,14 +92,16 @@ struct redis {
 static void
 complain(const struct redis *redis, const char *what, const char *why, const char *end)
 {
-	char line[512];
+	char line[512], *at;
 
 	snprintf(line, sizeof line, "[redis] %s: %s%s%s", redis->name, what, why, end);
-	resp_printable(line);
+	for (at = line; *at != '\0'; at++)
+		if ((unsigned char)*at < ' ' || *at == 127)
+			*at = '?';
 	if (redis->options.log != NULL)
 		redis->options.log(line, redis->options.arg);
 	else
-		clutch_print_line(STDERR_FILENO, "%s", line);
+		clutch_log(CLUTCH_WARN, "%s", line);
 }
 
 /* Keep the result of a callback, if it is the first that is not 0. */

@@ -139,14 +139,6 @@ resp_parse(struct resp_parser *resp, char *bytes, size_t length)
 	return result;
 }
 
-void
-resp_printable(char *text)
-{
-	for (; *text != '\0'; text++)
-		if ((unsigned char)*text < ' ' || *text == 127)
-			*text = '?';
-}
-
 char *
 resp_number(char *at, uint64_t number)
 {

@@ -32,7 +32,4 @@ size_t resp_command(char *bytes, size_t argc, const char *const argv[], const si
 /* Write a number as a C string, and return the address of its end. */
 char *resp_number(char *at, uint64_t number);
 
-/* Replace the control characters that a text of Redis may have: it goes to the log. */
-void resp_printable(char *text);
-
 #endif

@@ -137,6 +137,24 @@ Test(draw, can_be_limited)
 	cr_assert_not_null(strstr(output, "SIGTERM"), "%s", output);
 }
 
+/* Within a time of the trace: app 1 waits already when it begins, and no message is in vain
+ * because it arrives after its end. */
+Test(draw, a_time_is_a_part_of_the_same_picture)
+{
+	write_trace("trace\t1000\tmaster:0:1\t0\twaits\tapp:1:3\t1\t9\t->-:0\tapp 0\t-\t-1\t\t\n"
+	            "trace\t3000\tmaster:0:1\t0\tsends\tapp:1:3\t1\t9\tagent>app:0\t "
+	            "0\t-\t9\tlate\t1\n"
+	            "trace\t4000\tmaster:0:1\t0\tsignals\tapp:1:3\t1\t9\t->-:0\tsignal "
+	            "15\t-\t-1\t\t\n"
+	            "trace\t5000\tapp:1:3\t0\thears\tmaster:0:0\t1\t0\tagent>app:0\t "
+	            "0\t-\t9\tlate\t1\n");
+	cr_assert_eq(shell("draw/draw -t 1,3.5 $T/trace"), 0);
+	cr_assert_not_null(strstr(output, "SIGTERM ~"), "%s", output);
+	cr_assert_not_null(strstr(output, "~>#\n"), "%s", output);
+	cr_assert_null(strstr(output, "vain"), "%s", output);
+	cr_assert_eq(shell("draw/draw -f svg -t 1,3.5 $T/trace | grep -c 'class=\"zone\"'"), 0);
+}
+
 /* Text is text, also in an SVG, and a message without a listener is not an order. */
 Test(draw, what_is_sent_cannot_spoil_a_picture)
 {
