@@ -2,6 +2,12 @@
  * A client of Redis (or Valkey) for a program that must not block: one connection, many
  * commands without a reply at a time, replies in order.
  *
+ *	static int
+ *	on_value(struct redis *redis, const struct redis_reply *reply, void *arg)
+ *	{
+ *		return reply->type == REDIS_STRING ? puts(reply->text) < 0 : 0;
+ *	}
+ *
  *	redis = redis_open(messenger, "redis://127.0.0.1:6379", NULL);
  *	redis_command(redis, on_value, NULL, "GET", "name", (char *)NULL);
  *
