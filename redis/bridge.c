@@ -505,16 +505,16 @@ deliver(struct bridge *bridge, struct reading *reading)
 	static char data[BRIDGE_DATA_MAX + ENVELOPE_MAX]; /* of the message that is delivered */
 	char answer[64];
 	struct envelope envelope;
-	struct bridge_message heard = {envelope.name[ID], envelope.name[FROM],
-	                               envelope.name[ACTION], NULL, 0};
+	struct bridge_message heard;
 	int result = 0;
 
 	while (result == 0 && next_in_batch(reading, &envelope) == 1) {
 		if (!is_for_us(bridge, &envelope))
 			continue;
-		heard.data = envelope.data != NULL ? data : NULL;
-		heard.data_length = envelope.data_length;
-		memcpy(data, envelope.data != NULL ? envelope.data : "", heard.data_length);
+		heard = (struct bridge_message){envelope.name[ID], envelope.name[FROM],
+		                                envelope.name[ACTION], NULL, envelope.data_length};
+		if (envelope.data != NULL)
+			heard.data = memcpy(data, envelope.data, heard.data_length);
 		data[heard.data_length] = '\0';
 		result = call_listeners(bridge, &heard);
 	}

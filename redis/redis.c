@@ -453,9 +453,11 @@ greet(struct redis *redis)
 	size_t i, argc;
 	int failed = 0;
 
-	for (i = redis->auth[0] == NULL; i < 3; i++) {
-		argc = words[i][1] == NULL ? 1 : words[i][2] == NULL ? 2 : 3;
-		if (i != 1 || *redis->database != '\0')
+	for (i = 0; i < 3; i++) {
+		argc = words[i][1] == NULL || *words[i][1] == '\0' ? 1
+		       : words[i][2] == NULL                       ? 2
+		                                                   : 3;
+		if (argc > 1 || i == 2)
 			failed |= enqueue(redis, &redis->greeting, on_greeting, NULL, argc,
 			                  words[i], NULL);
 	}
@@ -639,7 +641,8 @@ turn(struct redis *redis, short revents)
 		begin_connecting(redis);
 	else if (redis->state != WAITING && (revents & ~POLLOUT) != 0)
 		receive(redis);
-	while (transmit(redis))
+	/* Before the connection is made, an attempt to write would take its error away. */
+	while ((redis->state == READY || (revents & POLLOUT) != 0) && transmit(redis))
 		;
 	watch_clock(redis);
 	redis->turning = false;
@@ -656,7 +659,9 @@ redis_descriptor(const struct redis *redis, short *events)
 {
 	const struct queue *queue = redis->state == READY ? &redis->commands : &redis->greeting;
 
-	*events = queue->unsent != NULL ? POLLIN | POLLOUT : POLLIN;
+	*events = POLLIN;
+	if (queue->unsent != NULL)
+		*events |= POLLOUT;
 	return redis->descriptor;
 }
 
