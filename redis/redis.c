@@ -661,7 +661,7 @@ redis_descriptor(const struct redis *redis, short *events)
 
 	*events = POLLIN;
 	if (queue->unsent != NULL)
-		*events |= POLLOUT;
+		*events = POLLIN | POLLOUT;
 	return redis->descriptor;
 }
 
@@ -686,7 +686,7 @@ redis_step(struct redis *redis, int timeout)
 	ready = poll(&set, 1, timeout < 0 || left < timeout ? left : timeout);
 	if (ready == -1 && errno != EINTR)
 		return -1;
-	if (turn(redis, ready == 1 ? set.revents : 0) == 0)
+	if (turn(redis, (short)(ready == 1 ? set.revents : 0)) == 0)
 		return redis->state == READY;
 	errno = ECANCELED;
 	return -1;
