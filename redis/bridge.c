@@ -1018,7 +1018,8 @@ static int
 retry(struct messenger *messenger, void *arg)
 {
 	struct bridge *bridge = arg;
-	bool late = clutch_now() - bridge->marked_at >= 2 * (int64_t)bridge->timeout;
+	bool late = bridge->id_count > 0 &&
+	            clutch_now() - bridge->marked_at >= 2 * (int64_t)bridge->timeout;
 
 	bridge->timer = 0;
 	send_batch(bridge);
