@@ -215,13 +215,13 @@ run: all
 
 # The traces that are committed, recorded anew; and the figures in the documents, drawn from
 # them. traces-check runs each once more, and compares what each process did.
-traces: $(BUILD)/draw/runs
+traces: $(BUILD)/draw/runs $(BUILD)/draw/relay
 	@BUILD=$(BUILD) sh draw/traces/record $(RUN)
 
 figures:
 	@sh draw/figures/make
 
-traces-check: $(BUILD)/draw/runs
+traces-check: $(BUILD)/draw/runs $(BUILD)/draw/relay
 	@BUILD=$(BUILD) sh draw/traces/check $(RUN)
 
 # ---- test ------------------------------------------------------------------
@@ -421,7 +421,7 @@ labs-check:
 
 # What they quote, show and name is what is there: docs/check/check. docs-write records
 # anew; read the difference before you commit it.
-SHOWN = $(BUILD)/draw/runs $(BUILD)/docs/check/terminal \
+SHOWN = $(BUILD)/draw/runs $(BUILD)/draw/relay $(BUILD)/docs/check/terminal \
         $(patsubst %.c,$(BUILD)/%,$(wildcard labs/*/lab.c))
 
 docs-check: all $(SHOWN)

@@ -546,7 +546,8 @@ messenger_open(int descriptor, enum role role)
 
 	if (messenger == NULL)
 		return NULL;
-	clutch_trace_init(own != NULL ? own->role : role, own != NULL ? own->slot : 0);
+	if (own == NULL) /* else the process has its name already, whatever it opens */
+		clutch_trace_init(role, 0);
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
 	messenger->channel.process = own == NULL ? &its_master : NULL;
 	messenger->role = role;

@@ -91,7 +91,7 @@ function arrive(one, two,    key, part, row) {
 		key = one SUBSEP part[1] ":" part[2] ":0" SUBSEP $7
 	}
 	got[one, two, $7] = 1
-	row = add("message", one, two, $13 (length($14) > 0 ? " " $14 : ""), $13)
+	row = add("message", one, two, said(), $13)
 	if (key in sent) {
 		if (row > 0)
 			left[row] = sent[key]
@@ -99,6 +99,9 @@ function arrive(one, two,    key, part, row) {
 	}
 	return row
 }
+
+# What a message says: its action and its data, and that a descriptor travels with it.
+function said() { return $13 ($11 == "handle" ? "+handle" : "") (length($14) > 0 ? " " $14 : "") }
 
 # Text that fits: no part of a UTF-8 character stays.
 function clip(text, most) {
@@ -116,6 +119,8 @@ function clip(text, most) {
 function fit(text, most) {
 	if (length(text) > most && match(text, / /) && RSTART - 1 <= most)
 		text = substr(text, 1, RSTART - 1)
+	if (length(text) > most)
+		sub(/[+]handle$/, "", text) # the action says more
 	return clip(text, most)
 }
 
@@ -143,9 +148,14 @@ $1 != "trace" || NF != 14 { next } # a line of the log
 }
 
 $5 == "starts" { add("birth", "master", me, "fork", "") }
+# A channel that a process has joined: the trace does not know the process at the other end.
+me == peer && ($5 == "sends" || $5 == "hears") {
+	heard_at[me] = add("note", me, "", $5 " " $13 ", past the master", $13)
+	next
+}
 # A large message is written at once: it may arrive before its sender has said so.
 $5 == "sends" && !((me, peer, $7) in got) {
-	row = add("leave", me, peer, $13 (length($14) > 0 ? " " $14 : ""), $13)
+	row = add("leave", me, peer, said(), $13)
 	if (row > 0)
 		sent[me, peer, $7] = row
 }

@@ -2,8 +2,8 @@
  * The runs that the figures show: an agent, two apps, and a parent that makes something
  * happen and ends the cluster.
  *
- *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|uncaught|kill|reload|shutdown|
- *	                                      pressure|large|flood|orphans
+ *	CLUTCH_TRACE=/tmp/run build/draw/runs start|message|handle|uncaught|kill|reload|shutdown|
+ *	                                      stopped|pressure|large|flood|orphans
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -22,7 +22,7 @@
 enum { FLOOD = 18, PIECE = 200 * 1024, LARGE = MESSAGE_DATA_MAX, DEADLINE = 20000 };
 
 static const char *run;
-static pid_t master;
+static pid_t master, stopped;
 static bool failed;
 
 static bool
@@ -32,6 +32,50 @@ is(const char *name)
 }
 
 /* ---- the agent and the apps ------------------------------------------------ */
+
+/* What the apps write into the pipe; the end of file comes when each copy is closed. */
+static int
+on_pipe(struct messenger *agent, int descriptor, short revents, void *arg)
+{
+	static size_t count;
+	char text[64];
+	ssize_t length = read(descriptor, text, sizeof text);
+
+	(void)revents, (void)arg;
+	if (length > 0) {
+		count += (size_t)length;
+		return 0;
+	}
+	clutch_print_line(STDOUT_FILENO, "the agent has read %zu bytes, and then end of file",
+	                  count);
+	messenger_unwatch(agent, descriptor);
+	close(descriptor);
+	return messenger_send(agent, "done", NULL, ROLE_PARENT);
+}
+
+/* The writing end travels to the apps; the agent keeps the reading end alone. */
+static int
+give_pipe(struct messenger *agent)
+{
+	struct message message = {.action = "pipe", .to = ROLE_APP};
+	int pair[2], result;
+
+	if (pipe(pair) == -1)
+		return -1;
+	message.handle = pair[1];
+	result = messenger_send_message(agent, &message);
+	close(pair[1]);
+	return result == 0 ? messenger_watch(agent, pair[0], POLLIN, on_pipe, NULL) : -1;
+}
+
+static int
+use_pipe(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)arg;
+	clutch_print_line(STDOUT_FILENO, "app %d writes 5 bytes into the pipe",
+	                  messenger_slot(app));
+	return write(message->handle, "hello", 5) != 5; /* clutch closes the handle now */
+}
 
 /* Many large messages to all apps, and then a small one. */
 static int
@@ -51,6 +95,8 @@ static int
 on_order(struct messenger *agent, const struct message *message, void *arg)
 {
 	(void)arg;
+	if (is("handle"))
+		return give_pipe(agent);
 	return is("pressure") ? flood(agent) : messenger_send_to_app(agent, "order", message->data);
 }
 
@@ -109,6 +155,16 @@ say(struct messenger *app, const struct message *message, void *arg)
 	                      ROLE_PARENT);
 }
 
+/* The app leaves slowly: its replacement is forked at once, and its death is counted later. */
+static int
+save_work(struct messenger *app, void *arg)
+{
+	struct timespec while_ms = {.tv_nsec = 30 * 1000 * 1000};
+
+	(void)app, (void)arg;
+	return nanosleep(&while_ms, NULL);
+}
+
 static int
 pour(struct messenger *app, const struct message *message, void *arg)
 {
@@ -126,7 +182,9 @@ app(struct messenger *app, void *arg)
 {
 	if (messenger_on(app, "order", hear_order, arg) == -1 ||
 	    messenger_on(app, "last", hear_last, arg) == -1 ||
-	    (is("kill") && messenger_on(app, "who", say, arg) == -1))
+	    messenger_on(app, "pipe", use_pipe, arg) == -1 ||
+	    (is("uncaught") && messenger_before_close(app, save_work, arg) == -1) ||
+	    ((is("kill") || is("stopped")) && messenger_on(app, "who", say, arg) == -1))
 		return -1;
 	if (is("large") || is("flood"))
 		return messenger_on(app, "egg-ready", pour, arg);
@@ -155,11 +213,11 @@ static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
 	(void)message, (void)arg;
-	if (is("message") || is("uncaught") || is("pressure"))
+	if (is("message") || is("handle") || is("uncaught") || is("pressure"))
 		messenger_send_to_agent(parent, "take", "{\"id\":7}");
 	if (is("reload"))
 		messenger_send(parent, "reload-worker", NULL, ROLE_MASTER);
-	if (is("kill"))
+	if (is("kill") || is("stopped"))
 		messenger_send_to_app(parent, "who", NULL);
 	return is("start") || is("message") || is("shutdown") || is("orphans") ? stop_soon(parent)
 	                                                                       : 0;
@@ -174,22 +232,28 @@ on_done(struct messenger *parent, const struct message *message, void *arg)
 	return ++done == (is("flood") ? 2 : 1) ? stop_soon(parent) : 0;
 }
 
-/* The app that answers is killed. */
+/* The app that answers is killed; or it is stopped, so that it does not hear SIGTERM. */
 static int
 on_me(struct messenger *parent, const struct message *message, void *arg)
 {
-	(void)parent, (void)arg;
-	return kill((pid_t)strtol(message->data, NULL, 10), SIGKILL);
+	pid_t pid = (pid_t)strtol(message->data, NULL, 10);
+
+	(void)arg;
+	if (is("kill"))
+		return kill(pid, SIGKILL);
+	stopped = pid;
+	return kill(pid, SIGSTOP) == -1 || stop_soon(parent);
 }
 
-/* Two are there at first; one is replaced, or, by a reload, both are. */
+/* Two are there at first; one is replaced, or, by a reload, both are. In the run "uncaught" the
+ * death of the one that was replaced counts, too. */
 static int
 on_here(struct messenger *parent, const struct message *message, void *arg)
 {
 	static int here;
 
 	(void)message, (void)arg;
-	return ++here == (is("reload") ? 4 : 3) ? stop_soon(parent) : 0;
+	return ++here == (is("kill") ? 3 : 4) ? stop_soon(parent) : 0;
 }
 
 static int
@@ -198,6 +262,8 @@ on_deadline(struct messenger *parent, void *arg)
 	(void)parent, (void)arg;
 	clutch_print_line(STDERR_FILENO, "runs: %s is not done after %d ms", run, DEADLINE);
 	failed = true;
+	if (stopped != 0)
+		kill(stopped, SIGKILL); /* it would not see the end of its master */
 	return kill(master, SIGKILL);
 }
 
@@ -220,18 +286,24 @@ main(int count, char **argument)
 	int status = 0, ends[2];
 
 	if (count != 2) {
-		clutch_print_line(STDERR_FILENO, "usage: runs start|message|uncaught|kill|reload|"
-		                                 "shutdown|pressure|large|flood|orphans");
+		clutch_print_line(STDERR_FILENO,
+		                  "usage: runs start|message|handle|uncaught|kill|reload|shutdown|"
+		                  "stopped|pressure|large|flood|orphans");
 		return 2;
 	}
 	run = argument[1];
 	if (pipe(ends) == -1)
 		return 1;
-	parent = fork_cluster(&(struct options){.agent = agent, .app = app, .workers = 2}, &master);
+	parent = fork_cluster(&(struct options){.agent = agent,
+	                                        .app = app,
+	                                        .workers = 2,
+	                                        .app_close_timeout = is("stopped") ? 500 : 0},
+	                      &master);
 	if (parent == NULL || messenger_on(parent, "egg-ready", on_ready, NULL) == -1 ||
 	    messenger_on(parent, "done", on_done, NULL) == -1 ||
 	    messenger_once(parent, "me", on_me, NULL) == -1 ||
 	    messenger_on(parent, "here", on_here, NULL) == -1 ||
+	    (is("uncaught") && messenger_on(parent, "app-worker-died", on_here, NULL) == -1) ||
 	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
 		clutch_print_line(STDERR_FILENO, "runs: %s", strerror(errno));
 		return 1;

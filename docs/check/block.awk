@@ -5,9 +5,9 @@
 #
 # Each run N becomes FOLDER/N.sh, a script that shows each command before it does it;
 # FOLDER/N.shown, what the document shows; FOLDER/N.press, after how many lines of which
-# command Ctrl-C is pressed; and FOLDER/N.line, where it stands. A block that is a file
-# becomes this file in FOLDER/tree. With write=1 the document is printed, with FOLDER/N.new
-# in the place of each run.
+# command Ctrl-C is pressed; FOLDER/N.needs, the programs that it needs; and FOLDER/N.line,
+# where it stands. A block that is a file becomes this file in FOLDER/tree. With write=1 the
+# document is printed, with FOLDER/N.new in the place of each run.
 #
 # Copyright (c) 2026 the clutch authors
 # SPDX-License-Identifier: MIT
@@ -34,6 +34,9 @@ function begin(    name) {
 	printf "" > shown
 	printf "" > press
 	print FNR > (folder "/" run ".line")
+	name = $0
+	sub(/^ *```console run */, "", name)
+	print name > (folder "/" run ".needs")
 }
 
 function end() {
@@ -41,9 +44,10 @@ function end() {
 	close(shown)
 	close(press)
 	close(folder "/" run ".line")
+	close(folder "/" run ".needs")
 }
 
-!fence && /^ *```console run$/ {
+!fence && /^ *```console run( [a-z0-9 -]+)?$/ {
 	match($0, /^ */)
 	prefix = substr($0, 1, RLENGTH)
 	if (write)

@@ -21,14 +21,36 @@ function hide(line, before, number, name,    out, at, length_before) {
 	return out line
 }
 
-function mask(line) {
+# The numbers at the beginning of a line.
+function hide_pids(line,    out) {
+	out = ""
+	while (match(line, /^[0-9]+ /)) {
+		out = out "PID "
+		line = substr(line, RLENGTH + 1)
+	}
+	return out line
+}
+
+function mask(line,    at, head) {
 	# The prefix of a log line: 2026-11-29 14:03:21.123 ERROR 3061 app 2:
 	sub(/^[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] /, "", line)
 	sub(/^[0-9][0-9]:[0-9][0-9]:[0-9][0-9]\.[0-9]+ /, "TIME ", line)
 	line = hide(line, "^TIME [A-Z]+ ", "[0-9]+", "PID")
-	# ps prints pids in the first columns.
-	line = hide(line, "^ *", "[0-9]+ +[0-9]+ [A-Z]", "PID PID S")
-	line = hide(line, "^ *", "[0-9]+ [A-Z]", "PID S")
+	# ps prints pids in the first columns, which are as wide as the largest pid.
+	if (line ~ /^ *(PID|[0-9]+)( +(PPID|PGID|[0-9]+))+ /) {
+		gsub(/ +/, " ", line)
+		sub(/^ /, "", line)
+		line = hide_pids(line)
+	}
+	if (line ~ /^ *[0-9]+ [A-Z]/) # the letter, the state, is compared
+		sub(/[0-9]+/, "PID", line)
+	# The state of a process at a lower priority is "SN".
+	if (match(line, /^ *(PID +)+[A-Z][<NL]+/)) {
+		at = RLENGTH
+		head = substr(line, 1, at)
+		gsub(/[<N]|L$/, "", head)
+		line = head substr(line, at + 1)
+	}
 	if (line ~ /_worker#[0-9]+:[0-9]+ started/) # which one is ready first?
 		sub(/#[0-9]+:/, "#N:", line)
 	line = hide(line, "_worker#[0-9N]+:", "[0-9]+", "PID")

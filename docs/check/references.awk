@@ -134,9 +134,7 @@ function check_name(text) {
 
 /^ *```/ {
 	fence = !fence
-	commands = /^ *```(console run|console|sh)?$/
-	if (/^ *```[a-z]* file [a-z_.]+$/) # a run of the document uses it
-		ends_with[$3] = 1
+	commands = /^ *```(console run( [a-z0-9 -]+)?|console|sh)?$/
 	next
 }
 fence {
