@@ -28,6 +28,10 @@
 #	make lab LAB=1          a copy of the tree that is broken in one place, to be mended;
 #	                        CHECK=1: is it mended? See labs/README.md
 #	make labs-check         each lab, or LAB=1, is what its page says; SHORT=1: as in CI
+#	make model              is the model of model/ the code, and is what it promises true?
+#	                        BROKEN=1: is each property found when it is broken?
+#	make model-short        a part of it, in less than a minute: as in CI
+#	make model-record       the C has changed, and the model has been looked at
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -127,7 +131,7 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
 $(BUILD)/test/test_schedule: override LDFLAGS += -Wl,--wrap=messenger_set_timeout
 $(BUILD)/test/test_lifecycle_start $(BUILD)/test/test_lifecycle_end: override LDFLAGS += -Wl,--wrap=_exit
 $(BUILD)/test/test_field_missing: override LDFLAGS += -Wl,--wrap=poll -Wl,--wrap=accept
-$(BUILD)/test/test_field_lifecycle: override LDFLAGS += -Wl,--wrap=fork
+$(BUILD)/test/test_field_lifecycle: override LDFLAGS += -Wl,--wrap=fork -Wl,--wrap=poll
 
 # Failing system calls: the core once more, with small limits, and with a wrapper for each
 # call in the list of test/faults.h. It is not optimized, so that a call in the source is
@@ -410,9 +414,24 @@ lab:
 labs-check:
 	+@sh labs/check $(if $(SHORT),short) $(LAB)
 
+# ---- the model ---------------------------------------------------------------
+
+model: $(BUILD)/model/storm
+	@BUILD=$(BUILD) CC='$(CC)' model/check $(if $(BROKEN),broken,long)
+
+model-short: $(BUILD)/model/storm
+	@BUILD=$(BUILD) CC='$(CC)' model/check short
+
+model-record:
+	@CC='$(CC)' model/check record
+
+$(BUILD)/model/storm: $(BUILD)/model/storm.o $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind \
 	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
-	bench bench-ipc bench-bridge lab labs-check clean
+	bench bench-ipc bench-bridge lab labs-check model model-short model-record clean
