@@ -217,8 +217,8 @@ place(const struct process *process)
 	return process->role == ROLE_APP ? 2 + (size_t)process->slot : process->role == ROLE_AGENT;
 }
 
-static bool
-waits_for(const struct process *sender, const struct process *receiver)
+bool
+process_waits_for(const struct process *sender, const struct process *receiver)
 {
 	size_t bit = receiver != NULL ? place(receiver) : 0;
 
@@ -235,10 +235,10 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 
 	if (!sender->waits)
 		return true;
-	if (waits_for(sender, manager->parent) || waits_for(sender, manager->agent))
+	if (process_waits_for(sender, manager->parent) || process_waits_for(sender, manager->agent))
 		return false;
 	for (worker = manager->workers; worker != NULL; worker = worker->next)
-		if (waits_for(sender, worker))
+		if (process_waits_for(sender, worker))
 			return false;
 	memset(sender->waits_for, 0, sizeof sender->waits_for);
 	sender->waits = false;

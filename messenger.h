@@ -776,6 +776,7 @@ struct process {
 
 	bool waits; /* it is not read: queues that it feeds are too long, those of these places */
 	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
+	bool held; /* some of these can drain, or are held by others that can: it is not to blame */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
@@ -807,12 +808,14 @@ struct master_messenger {
  * send routes one message: it stamps from and to, and queues the message at
  * every receiver. receive does so for a message that came over the sender's
  * channel; a receiver whose queue is then too long makes the sender wait.
+ * process_waits_for: is the sender not read because of this receiver's queue?
  * process_stop_waiting: lets the sender be read again, if every queue for which it
  * waits has drained; returns whether it may be read.
  */
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
+bool process_waits_for(const struct process *sender, const struct process *receiver);
 bool process_stop_waiting(struct process *sender, const struct worker_manager *manager);
 bool process_is_above(const struct process *process, size_t mark);
 
