@@ -117,7 +117,9 @@ inline watch_queue(n) {
 		fi
 	fi;
 	if
-	:: stuck_timeout && p[n].full_since && !STOPPED(n) -> stuck_timeout = 0; on_disconnect(n) /* condemn */
+	:: stuck_timeout && p[n].full_since && !STOPPED(n) ->
+		stuck_timeout = 0;
+		on_disconnect(n) /* condemn */
 	:: else
 	fi
 }

@@ -157,10 +157,12 @@ inline forget() {
 #define KILL 4     /* "signals" 9 */
 #define ENDS 5     /* "ends" */
 #define DIES 6     /* "dies" */
+#define FAILS 7    /* the same, when the start has failed: all channels were closed before */
 hidden byte t_role, t_from, t_event, t_to;
 c_decl {
 static unsigned char taken[2][8][8][8];
-static const char *const events[] = {"forks", "ready", "-", "TERM", "KILL", "ends", "dies"};
+static const char *const events[] = {"forks", "ready", "-", "TERM", "KILL", "ends", "dies",
+                                     "fails"};
 static const char *const states[] = {"NONE", "ONLINE", "LISTENING", "LEAVING", "DISCONNECTED",
                                      "DEAD"};
 }
@@ -801,7 +803,8 @@ inline on_process_exit(n) {
 	:: HAS_CHANNEL(n) -> on_disconnect(n)
 	:: else
 	fi;
-	transition(n, DIES, p[n].state, STATE_DEAD);
+	t_event = (phase == PHASE_FAILING -> FAILS : DIES);
+	transition(n, t_event, p[n].state, STATE_DEAD);
 	p[n].state = STATE_DEAD;
 	bury(n);
 	if

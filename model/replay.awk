@@ -24,14 +24,21 @@ function complain(text)
 	failed = 1
 }
 
-# The process takes a step, after those that have no line.
-function step(id, event,   role, from, to, after)
+function role_of(id) { return substr(id, 1, index(id, ":") - 1) }
+
+# The steps that have no line.
+function widen(id,   from, to)
 {
-	role = substr(id, 1, index(id, ":") - 1)
 	for (from in states)
 		for (to in states)
-			if ((id, from) in at && (role, from, "-", to) in next_state)
+			if ((id, from) in at && (role_of(id), from, "-", to) in next_state)
 				at[id, to] = 1
+}
+
+function step(id, event,   role, from, to, after)
+{
+	role = role_of(id)
+	widen(id)
 	for (from in states)
 		for (to in states)
 			if ((id, from) in at && (role, from, event, to) in next_state)
@@ -44,6 +51,16 @@ function step(id, event,   role, from, to, after)
 	for (from in list)
 		at[id, list[from]] = 1
 	seen[event]++
+}
+
+function can(id, event,   from, to)
+{
+	widen(id)
+	for (from in states)
+		for (to in states)
+			if ((id, from) in at && (role_of(id), from, event, to) in next_state)
+				return 1
+	return 0
 }
 
 function names(id,   state, text)
@@ -76,6 +93,7 @@ $5 == "starts" && (self[1] == "app" || self[1] == "agent") { known($3) }
 self[1] != "master" { next }
 { split($6, other, ":") }
 
+$5 == "sends" && $13 == "egg-ready" { started = 1 }
 $5 == "is signaled" && $10 ~ / (15|2|3)$/ { closing = 1 }
 $5 == "forks" {
 	if (closing)
@@ -95,7 +113,10 @@ $5 == "receives" && $13 == (other[1] == "app" ? "listening" : "agent-start") && 
 $5 == "signals" && $10 == "signal 15" && known($6) { step($6, "TERM") }
 $5 == "signals" && $10 == "signal 9" && known($6) { step($6, "KILL") }
 $5 == "ends" && known($6) { step($6, "ends") }
-$5 == "dies" && known($6) { step($6, "dies"); died[other[3]] = 1 }
+$5 == "dies" && known($6) { # where the start has failed, all channels were closed before
+	step($6, started || !can($6, "fails") ? "dies" : "fails")
+	died[other[3]] = 1
+}
 $5 == "dies" || $5 == "signals" || $5 == "ends" {
 	if (other[3] != 0 && !($6 in alive))
 		complain($6 " was not forked")
@@ -106,7 +127,7 @@ END {
 		if (!(pid in reaped))
 			complain("the zombie " pid " was not reaped")
 	printf "%s: %d forks, %d ready, %d ends, %d TERM, %d KILL, %d dead: %s\n", FILENAME, seen["forks"],
-		seen["ready"], seen["ends"], seen["TERM"], seen["KILL"], seen["dies"],
+		seen["ready"], seen["ends"], seen["TERM"], seen["KILL"], seen["dies"] + seen["fails"],
 		failed ? "not all of it is the model's" : "all of it is the model's"
 	exit failed
 }
