@@ -1086,12 +1086,12 @@ Test(field_traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
 	long self = (long)cluster_pid(c, "APP#2");
 
 	cluster_signal(c, "APP#1", SIGSTOP);
-	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 10, PIECE);
-	cluster_wait(c, mark, ":AGENT#1 sent #10 of #1");
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 16, PIECE);
+	cluster_wait(c, mark, ":AGENT#1 sent #16 of #1");
 	tell(c, "APP#2", "gush %ld %ld", self, self);
 	cluster_wait(c, mark, "app_worker#2:APP#2 is stuck, its queue is full: killed");
 	cluster_signal(c, "APP#1", SIGCONT);
-	cluster_wait(c, mark, ":APP#1 heard #10 of #1.");
+	cluster_wait(c, mark, ":APP#1 heard #16 of #1.");
 	cr_assert_eq(cluster_count(c, 0, "is stuck, its queue is full: killed"), 1);
 	stop(c);
 }
