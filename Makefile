@@ -32,6 +32,9 @@
 #	                        BROKEN=1: is each property found when it is broken?
 #	make model-short        a part of it, in less than a minute: as in CI
 #	make model-record       the C has changed, and the model has been looked at
+#	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
+#	make docs-write         record anew what the documents quote and show
+#	make book               docs/book/ as one page, build/book.html, with pandoc
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -117,6 +120,10 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(LIBRARY)
 $(BUILD)/draw/%: $(BUILD)/draw/%.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
+
+$(BUILD)/docs/%: $(BUILD)/docs/%.o
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # The programs of the labs.
 $(BUILD)/labs/%/lab: $(BUILD)/labs/%/lab.o $(LIBRARY)
@@ -212,13 +219,13 @@ run: all
 
 # The traces that are committed, recorded anew; and the figures in the documents, drawn from
 # them. traces-check runs each once more, and compares what each process did.
-traces: $(BUILD)/draw/runs
+traces: $(BUILD)/draw/runs $(BUILD)/draw/relay
 	@BUILD=$(BUILD) sh draw/traces/record $(RUN)
 
 figures:
 	@sh draw/figures/make
 
-traces-check: $(BUILD)/draw/runs
+traces-check: $(BUILD)/draw/runs $(BUILD)/draw/relay
 	@BUILD=$(BUILD) sh draw/traces/check $(RUN)
 
 # ---- test ------------------------------------------------------------------
@@ -429,9 +436,26 @@ $(BUILD)/model/storm: $(BUILD)/model/storm.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# ---- the documents ------------------------------------------------------------
+
+# What they quote, show and name is what is there: docs/check/check. docs-write records
+# anew; read the difference before you commit it.
+SHOWN = $(BUILD)/draw/runs $(BUILD)/draw/relay $(BUILD)/docs/check/terminal \
+        $(patsubst %.c,$(BUILD)/%,$(wildcard labs/*/lab.c))
+
+docs-check: all $(SHOWN)
+	@BUILD=$(BUILD) sh docs/check/check $(if $(BROKEN),-b) $(FILE)
+
+docs-write: all $(SHOWN)
+	@BUILD=$(BUILD) sh docs/check/check -w $(FILE)
+
+book:
+	@BUILD=$(BUILD) sh docs/check/book
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind \
 	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
-	bench bench-ipc bench-bridge lab labs-check model model-short model-record clean
+	bench bench-ipc bench-bridge lab labs-check model model-short model-record docs-check \
+	docs-write book clean

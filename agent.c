@@ -35,7 +35,7 @@ on_uncaught(struct messenger *agent, int result, const char *where)
 {
 	if (agent->channel.write_closed || agent->channel.descriptor == -1)
 		return; /* the master is gone: what cannot be sent any more is no news */
-	clutch_print_line(STDERR_FILENO, "[agent_worker] uncaught error %d in a %s", result, where);
+	clutch_log(CLUTCH_ERROR, "[agent_worker] uncaught error %d in a %s", result, where);
 }
 
 void
@@ -51,9 +51,9 @@ agent_run(struct messenger *agent, const struct options *options)
 	if (!clutch_process_terminated())
 		messenger_step(agent, 0); /* a SIGTERM that comes with the end explains it */
 	code = clutch_process_terminated() ? 0 : EXIT_DISCONNECTED;
-	clutch_print_line(code == 0 ? STDOUT_FILENO : STDERR_FILENO,
-	                  "[agent_worker] receive %s, exiting with code:%d",
-	                  code == 0 ? "signal SIGTERM" : "disconnect event", code);
+	clutch_log(code == 0 ? CLUTCH_INFO : CLUTCH_WARN,
+	           "[agent_worker] receive %s, exiting with code:%d",
+	           code == 0 ? "signal SIGTERM" : "disconnect event", code);
 	clutch_process_leave(agent, code, options->agent_close_timeout);
 	clutch_process_exit(code);
 }
@@ -109,8 +109,8 @@ clutch_process_start(struct messenger *messenger, messenger_callback role, void 
 void
 clutch_process_fail(const struct messenger *messenger)
 {
-	clutch_print_line(STDERR_FILENO, "[%s_worker] start error, exiting with code:1",
-	                  clutch_role_name(messenger->role));
+	clutch_log(CLUTCH_ERROR, "[%s_worker] start error, exiting with code:1",
+	           clutch_role_name(messenger->role));
 	clutch_process_exit(1); /* D19 */
 }
 
@@ -141,8 +141,8 @@ clutch_process_leave(struct messenger *messenger, int code, int timeout)
 	seconds_left = timeout / 1000;
 	alarm(1);
 	failed = messenger_run_closers(messenger) != 0;
-	clutch_print_line(failed ? STDERR_FILENO : STDOUT_FILENO, "[%s_worker] beforeExit %s",
-	                  clutch_role_name(messenger->role), failed ? "fail" : "success");
+	clutch_log(failed ? CLUTCH_WARN : CLUTCH_INFO, "[%s_worker] beforeExit %s",
+	           clutch_role_name(messenger->role), failed ? "fail" : "success");
 }
 
 /* exit(3) would run the handlers of the program that started the cluster, and move the

@@ -37,13 +37,13 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define AGENT_REFORK_DELAY 1000 /* master.js:339 */
 #define CHECK_INTERVAL 10000    /* manager.js:78 */
 #define CHECK_EXCEPTIONS 3      /* manager.js:74 */
-#define REFORK_LIMIT 59         /* cfork: the 60th within the duration is refused */
 #define REFORK_DURATION 60000   /* cfork */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
@@ -52,16 +52,15 @@
 #define KILL_TIME 200   /* a process group has this long to die of SIGKILL */
 #define GROUP_CHECK 50  /* how soon a process group's end is noticed */
 #define LAST_WORDS (1024 * 1024 + 3 * CHANNEL_SOCKET_BUFFER) /* more than a socket holds */
-#define LOG_SILENCE 10000    /* a full log gets no line for this long */
 #define PORT_PATIENCE 3000   /* how long to wait for a port in use */
 #define TRIM_INTERVAL 1000   /* queues that were not used for this long are freed */
 #define LATE 1000            /* the master itself did not run, if it is this late */
 #define OTHER_DESCRIPTORS 16 /* 0 to 2, agent, parent, listener, files ... */
 #define SIGNAL_MAX 64        /* the system refuses numbers past its last signal */
 #define PID_SIZE 12          /* a pid in JSON, and its comma, in bytes */
+#define STATUS_END 32        /* the last line of the status, in bytes */
 
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
-static bool owns_signals;                         /* SIGALRM, too */
 
 /* A handler may call only what is async-signal-safe, and runs between any two lines of the
  * loop: so it sets a flag and writes a byte that wakes poll (the self-pipe trick). */
@@ -69,7 +68,7 @@ static void
 on_caught(int number)
 {
 	got[number] = 1;
-	if (number == SIGALRM) /* see log_line; again, should this one have come too early */
+	if (number == SIGALRM) /* see clutch_log; again, should this one have come too early */
 		alarm(1);
 	clutch_wake_up();
 }
@@ -118,8 +117,9 @@ struct slot {
 
 struct master {
 	struct options options; /* every default filled in */
-	char options_json[160]; /* what egg-ready carries */
-	char address[80];       /* http://host:port, or empty */
+	char options_json[256]; /* what egg-ready carries */
+	char address[128];      /* http://host:port, the path of a socket, or empty */
+	struct stat socket;     /* of that path; with no link: there is none */
 	bool is_production;
 	struct worker_manager worker_manager;
 	struct master_messenger messenger;
@@ -142,8 +142,8 @@ struct master {
 	int64_t trim_at;  /* 0: no queue keeps memory */
 	int exception;    /* failed health checks in a row */
 
-	int64_t reforks[REFORK_LIMIT]; /* when the last ones were, a ring */
-	unsigned refork_count;         /* ever */
+	int64_t *reforks;      /* when the last options.refork_limit were, a ring */
+	unsigned refork_count; /* ever */
 
 	int wake;
 
@@ -158,39 +158,16 @@ static void close_cluster(struct master *master);
 
 /* ---- the log ------------------------------------------------------------- */
 
-#define log_info(...) log_line(STDOUT_FILENO, "[master] " __VA_ARGS__)
-#define log_error(...) log_line(STDERR_FILENO, "[master] " __VA_ARGS__)
-
-/* The log may be a pipe that other processes fill, too, between our poll and our write. An
- * alarm ends a write that waits (its handler does not restart it). When half a
- * second was lost with lines one after the other, the log gets no line for a while: the
- * master goes on serving the processes. */
-static void CLUTCH_PRINTF(2, 3) log_line(int descriptor, const char *format, ...)
-{
-	static int64_t silent_until, lost;
-	int64_t took, now = clutch_now();
-	va_list arguments;
-	bool written;
-
-	if (now < silent_until)
-		return;
-	if (owns_signals)
-		alarm(1);
-	va_start(arguments, format);
-	written = clutch_vprint_line(descriptor, format, arguments);
-	va_end(arguments);
-	if (owns_signals)
-		alarm(0);
-	took = clutch_now() - now;
-	lost = written && took < LATE / 2 ? 0 : lost + took;
-	if (lost > LATE / 2)
-		silent_until = clutch_now() + LOG_SILENCE;
-}
+#define log_info(...) clutch_log(CLUTCH_INFO, "[master] " __VA_ARGS__)
+#define log_warn(...) clutch_log(CLUTCH_WARN, "[master] " __VA_ARGS__)
+#define log_error(...) clutch_log(CLUTCH_ERROR, "[master] " __VA_ARGS__)
 
 /* ---- processes ------------------------------------------------------------ */
 
 /* "app_worker#2:4711", "agent_worker#1:4710" or "parent", for a line about a process; valid
- * until the next call. */
+ * until the next call. egg's number is that of the fork: the slot follows it in IN_SLOT. */
+#define IN_SLOT " (app %d)"
+
 static const char *
 process_name(const struct process *process)
 {
@@ -201,6 +178,12 @@ process_name(const struct process *process)
 	snprintf(name, sizeof name, "%s_worker#%d:%ld", clutch_role_name(process->role),
 	         process->id, (long)process->worker_id);
 	return name;
+}
+
+static int
+slot_of(const struct process *process)
+{
+	return process->role == ROLE_APP ? process->slot : -1;
 }
 
 static bool
@@ -234,7 +217,7 @@ timeout_of(const struct master *master, const struct process *process, enum dead
 		return KILL_RETRY;
 	if (deadline == DEADLINE_DISCONNECTED && process->role == ROLE_APP &&
 	    !process->disable_refork && master->phase == PHASE_RUNNING)
-		timeout += CLUTCH_GRACEFUL_TIMEOUT;
+		timeout += master->options.graceful_timeout;
 	return timeout;
 }
 
@@ -405,73 +388,131 @@ tell_app_pids(struct master *master, pid_t receiver_pid)
 	tell(master, ROLE_APP, receiver_pid, "egg-pids", json);
 }
 
-/* ---- SIGUSR1: all that the master knows ----------------------------------- */
+/* ---- the status: SIGUSR1, clutch-status, pid_file.status ------------------ */
 
-/* Where the table goes: into the log (-1), or into a file, until that fails. */
-struct sheet {
-	int file;
-	bool failed;
+/* One JSON object: a line for the cluster, one for each process, and an end. */
+struct status {
+	char text[MESSAGE_DATA_MAX];
+	size_t length;
+	int rows, left_out;
 };
 
-/* A line of the table. */
-static void CLUTCH_PRINTF(2, 3) put(struct sheet *sheet, const char *format, ...)
+/* Append a row, if there is room for it and for the end. */
+static void CLUTCH_PRINTF(2, 3) put(struct status *status, const char *format, ...)
 {
-	char line[512];
+	size_t room = sizeof status->text - STATUS_END - status->length;
 	va_list arguments;
+	int length;
 
 	va_start(arguments, format);
-	vsnprintf(line, sizeof line, format, arguments);
+	length = vsnprintf(status->text + status->length, room, format, arguments);
 	va_end(arguments);
-	if (sheet->file == -1)
-		log_info("%s", line);
-	else if (!sheet->failed)
-		sheet->failed = dprintf(sheet->file, "%s\n", line) < 0;
+	if (length >= 0 && (size_t)length < room) {
+		status->length += (size_t)length;
+		status->rows++;
+	} else {
+		status->left_out++;
+	}
+}
+
+/* The processes for which one waits: ["agent:-1","app:2"], as in a trace, as many as find room. */
+static void
+list_waits(const struct master *master, const struct process *sender, char *json, size_t size)
+{
+	const struct process *process;
+	size_t used = 1;
+
+	json[0] = '[';
+	for (process = &master->parent; process != NULL; process = process->next)
+		if (process_waits_for(sender, process) && size - used > 24)
+			used += (size_t)snprintf(json + used, size - used, "%s\"%s:%d\"",
+			                         used > 1 ? "," : "",
+			                         clutch_role_name(process->role), slot_of(process));
+	memcpy(json + used, "]", 2);
 }
 
 static void
-put_process(struct sheet *sheet, const struct master *master, const struct process *process,
+put_process(struct status *status, const struct master *master, const struct process *process,
             const struct slot *slot)
 {
 	static const char *const states[] = {"waiting", "starting",     "listening",
 	                                     "leaving", "disconnected", "dead"};
 	const struct channel *channel = &process->channel;
+	const int64_t now = master->now;
+	char waits[128];
 
-	put(sheet, "%-6s %4d %7ld %-12s %7llds %7d %9llu %9llu %11llu %11llu %8zu  %s",
-	    clutch_role_name(process->role), process->slot + 1, (long)process->worker_id,
-	    states[process->state],
-	    process->worker_id != 0 ? (long long)(master->now - process->forked_at) / 1000 : 0,
-	    slot->reforks, (unsigned long long)channel->messages_in,
-	    (unsigned long long)channel->messages_out, (unsigned long long)channel->bytes_in,
-	    (unsigned long long)channel->written, channel_pending(channel),
-	    slot->last_death[0] != '\0' ? slot->last_death : "-");
+	list_waits(master, process, waits, sizeof waits);
+	put(status,
+	    "%s\n{\"role\":\"%s\",\"slot\":%d,\"pid\":%ld,\"state\":\"%s\",\"age\":%lld,"
+	    "\"reforks\":%d,\"refork_in\":%lld,\"heard\":%llu,\"told\":%llu,\"bytes_in\":%llu,"
+	    "\"bytes_out\":%llu,\"queued\":%zu,\"dropped\":%llu,\"waits_for\":%s,\"waits\":%lld,"
+	    "\"last_death\":\"%s\"}",
+	    status->rows > 1 ? "," : "", clutch_role_name(process->role), slot_of(process),
+	    (long)process->worker_id, states[process->state],
+	    (long long)(process->worker_id != 0 ? now - process->forked_at : 0), slot->reforks,
+	    (long long)(slot->refork_at > now ? slot->refork_at - now : 0),
+	    (unsigned long long)channel->messages_in, (unsigned long long)channel->messages_out,
+	    (unsigned long long)channel->bytes_in, (unsigned long long)channel->written,
+	    channel_pending(channel), (unsigned long long)process->dropped, waits,
+	    (long long)(process->waits_since != 0 ? now - process->waits_since : 0),
+	    slot->last_death);
 }
 
 static void
-put_table(const struct master *master, struct sheet *sheet)
+put_cluster(struct status *status, const struct master *master)
 {
-	static const struct slot none;
 	const struct options *options = &master->options;
-	const struct process *worker;
+	char name[64], *at;
 
-	put(sheet, "%s%s%s, pid %ld, %llds, %d workers", options->name,
-	    master->address[0] != '\0' ? " on " : "", master->address, (long)master->messenger.pid,
-	    (long long)(master->now - master->start_time) / 1000, options->workers);
-	put(sheet, "%s, stops within %lldms, reloads: %d done, %d given up%s",
+	snprintf(name, sizeof name, "%s", options->name);
+	for (at = name; *at != '\0'; at++)
+		if ((unsigned char)*at < ' ' || *at == '"' || *at == '\\')
+			*at = '?'; /* it would end the text in JSON */
+	put(status,
+	    "{\"name\":\"%s\",\"pid\":%ld,\"address\":\"%s\",\"state\":\"%s\",\"age\":%lld,"
+	    "\"workers\":%d,\"reload\":{\"done\":%d,\"given_up\":%d,\"slot\":%d},"
+	    "\"undeliverable\":%llu,\"limits\":{\"start\":%d,\"app_close\":%d,\"agent_close\":%d,"
+	    "\"stuck\":%d,\"data\":%ld,\"high_water\":%ld,\"low_water\":%ld},\"processes\":[",
+	    name, (long)master->messenger.pid, master->address,
 	    master->phase != PHASE_RUNNING ? "stopping"
 	    : master->is_started           ? "running"
 	                                   : "starting",
-	    (long long)options->app_close_timeout + options->agent_close_timeout,
-	    master->reloads_done, master->reloads_given_up,
-	    master->reload_slot != -1 ? ", one under way" : "");
-	put(sheet, "%-6s %4s %7s %-12s %8s %7s %9s %9s %11s %11s %8s  %s", "role", "slot", "pid",
-	    "state", "age", "reforks", "heard", "told", "bytes in", "bytes out", "queued",
-	    "last death");
+	    (long long)(master->now - master->start_time), options->workers, master->reloads_done,
+	    master->reloads_given_up, master->reload_slot,
+	    (unsigned long long)master->messenger.undeliverable, options->worker_start_timeout,
+	    options->app_close_timeout, options->agent_close_timeout, options->stuck_timeout,
+	    (long)MESSAGE_DATA_MAX, (long)CHANNEL_HIGH_WATER, (long)CHANNEL_LOW_WATER);
+}
+
+/* All that the master knows (docs/operating.md). A slot without a process has a row, too. The
+ * text lives until the next call. */
+static char *
+get_status(const struct master *master)
+{
+	static const struct slot none;
+	static struct status status;
+	struct process empty = {.role = ROLE_APP};
+	const struct process *worker;
+	int rows;
+
+	status.length = 0;
+	status.rows = status.left_out = 0;
+	put_cluster(&status, master);
+	if (status.rows == 0)
+		put(&status, "{\"processes\":["); /* a tiny MESSAGE_DATA_MAX */
 	if (master->worker_manager.parent != NULL)
-		put_process(sheet, master, &master->parent, &none);
-	put_process(sheet, master, &master->agent, &master->agent_slot);
-	for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
-		put_process(sheet, master, worker, &master->slots[worker->slot]);
-	put(sheet, "%llu undeliverable", (unsigned long long)master->messenger.undeliverable);
+		put_process(&status, master, &master->parent, &none);
+	put_process(&status, master, &master->agent, &master->agent_slot);
+	for (empty.slot = 0; empty.slot < master->options.workers; empty.slot++) {
+		rows = status.rows + status.left_out;
+		for (worker = master->worker_manager.workers; worker != NULL; worker = worker->next)
+			if (worker->slot == empty.slot)
+				put_process(&status, master, worker, &master->slots[empty.slot]);
+		if (rows == status.rows + status.left_out)
+			put_process(&status, master, &empty, &master->slots[empty.slot]);
+	}
+	snprintf(status.text + status.length, STATUS_END, "\n],\"left_out\":%d}", status.left_out);
+	return status.text;
 }
 
 /* ---- the pid file, and the status beside it --------------------------- */
@@ -614,25 +655,26 @@ remove_pid_file(const struct master *master)
 	unlink(master->options.pid_file);
 }
 
-/* The table as a file, for a command that cannot read the log (egg-scripts status). The
- * file is complete, or it is not there. Its folder may be writable for others: a file
+/* The status as a file, for a command that cannot ask by a message (egg-scripts status).
+ * The file is complete, or it is not there. Its folder may be writable for others: a file
  * that stands in the way and cannot be removed is not written to. */
 static void
 save_status(const struct master *master)
 {
 	char path[STATUS_PATH_MAX], new_path[STATUS_PATH_MAX];
-	struct sheet sheet = {.file = -1};
+	bool written;
+	int file = -1;
 
 	if (master->pid_file == -1)
 		return;
 	snprintf(path, sizeof path, "%s.status", master->options.pid_file);
 	snprintf(new_path, sizeof new_path, "%s.status.new", master->options.pid_file);
 	if (unlink(new_path) == 0 || errno == ENOENT)
-		sheet.file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (sheet.file != -1) {
-		put_table(master, &sheet);
-		sheet.failed |= close(sheet.file) == -1; /* a full disk may show only now */
-		if (!sheet.failed && rename(new_path, path) == 0)
+		file = open_again(new_path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (file != -1) {
+		written = dprintf(file, "%s\n", get_status(master)) > 0;
+		if (close(file) == 0 && written && /* a full disk may show only now */
+		    rename(new_path, path) == 0)
 			return;
 	}
 	log_error("cannot write %s: %s", new_path, strerror(errno));
@@ -660,6 +702,7 @@ release(struct master *master, bool with_listener)
 	if (with_listener && master->listener != -1)
 		close(master->listener);
 	free(master->slots);
+	free(master->reforks);
 	free(master->set);
 }
 
@@ -685,6 +728,7 @@ reset_signals(const struct master *master)
 	size_t i;
 
 	drop_handlers();
+	clutch_log_alarm = false;
 	for (i = 0; i < CAUGHT; i++)
 		if (master->inherited[i].sa_handler == SIG_IGN && caught[i].number != SIGTERM)
 			clutch_catch_signal(caught[i].number, SIG_IGN);
@@ -732,8 +776,8 @@ become_child(struct master *master, const struct process *process, int descripto
 	if (messenger == NULL ||
 	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
 	                          set_number("CFORK_WORKER_COUNT", options->workers) == -1))) {
-		clutch_print_line(STDERR_FILENO, "[%s] start error: %s", clutch_role_name(role),
-		                  strerror(errno));
+		clutch_log(CLUTCH_ERROR, "[%s] start error: %s", clutch_role_name(role),
+		           strerror(errno));
 		clutch_process_exit(1);
 	} else if (role == ROLE_AGENT) {
 		agent_run(messenger, options);
@@ -845,20 +889,21 @@ on_fork(struct master *master, const struct process *worker)
 {
 	if (worker == NULL)
 		return false;
-	log_info("%s start", process_name(worker));
+	log_info("%s start" IN_SLOT, process_name(worker), worker->slot);
 	if (worker->slot == master->reload_slot)
 		master->reload_id = worker->id;
 	tell_app_pids(master, worker->worker_id); /* D7 */
 	return true;
 }
 
-/* Fork for a slot if its time has come, and if fewer than 60 were forked within the last
- * minute; else later, not never (D13). A fork that fails counts as none. */
+/* Fork for a slot if its time has come, and if fewer than options.refork_limit were forked
+ * again within the last minute; else later, not never (D13). A fork that fails counts as none. */
 static void
 refork_due(struct master *master, int number)
 {
 	struct slot *slot = &master->slots[number];
-	int64_t *oldest = &master->reforks[master->refork_count % REFORK_LIMIT];
+	unsigned limit = (unsigned)master->options.refork_limit;
+	int64_t *oldest = &master->reforks[master->refork_count % limit];
 	int64_t allowed_at = *oldest + REFORK_DURATION + 1;
 
 	if (!await(master, slot->refork_at))
@@ -867,10 +912,10 @@ refork_due(struct master *master, int number)
 		slot->refork_at = 0; /* the reload that wanted it is over, or has begun anew */
 		return;
 	}
-	if (master->refork_count >= REFORK_LIMIT && allowed_at > master->now) {
+	if (master->refork_count >= limit && allowed_at > master->now) {
 		slot->refork_at = allowed_at;
-		log_error("worker died too fast: app_worker of slot %d waits %lldms", number + 1,
-		          (long long)(allowed_at - master->now));
+		log_warn("worker died too fast: app_worker of slot %d waits %lldms", number,
+		         (long long)(allowed_at - master->now));
 	} else if (on_fork(master, fork_app_worker(master, number))) {
 		*oldest = master->now;
 		master->refork_count++;
@@ -1081,13 +1126,13 @@ on_app_exit(struct master *master, struct process *worker) /* :392 */
 	if (master->phase != PHASE_RUNNING) /* :393 closed */
 		return;
 	if (!replaced) /* :397 isDevReload */
-		log_error("%s died (%s)", name, slot->last_death);
+		log_error("%s died (%s)" IN_SLOT, name, slot->last_death, number);
 	delete_worker(master, worker); /* :419 */
 	tell_agent_pids(master);       /* :422 egg-pids */
 	if (master->is_started) {      /* :427 isAllWorkerStarted */
 		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
 	} else { /* :434 */
-		log_error("%s start fail, exiting with code:1", name);
+		log_error("%s start fail, exiting with code:1" IN_SLOT, name, number);
 		fail(master, 1); /* :438 */
 		return;
 	}
@@ -1119,9 +1164,9 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 	slot->started = true;    /* :471 startSuccessCount, D18 */
 	for (i = 0; i < master->options.workers; i++)
 		remain += !master->slots[i].started;
-	log_info("%s started%s%s, remain %d (%lldms)", process_name(worker),
+	log_info("%s started%s%s, remain %d (%lldms)" IN_SLOT, process_name(worker),
 	         master->address[0] != '\0' ? " at " : "", master->address, remain,
-	         (long long)(clutch_now() - worker->forked_at));
+	         (long long)(clutch_now() - worker->forked_at), worker->slot);
 	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
 	worker->disable_refork = false;
@@ -1144,8 +1189,8 @@ log_exit(const struct master *master) /* :521 onExit */
 	if (master->pid_file != -1) /* :522 pidFile */
 		remove_pid_file(master);
 	if (master->phase == PHASE_CLOSED) /* else it has not even started */
-		log_line(master->exit_code == 0 ? STDOUT_FILENO : STDERR_FILENO,
-		         "[master] exit with code:%d", master->exit_code); /* :533 code */
+		clutch_log(master->exit_code == 0 ? CLUTCH_INFO : CLUTCH_ERROR,
+		           "[master] exit with code:%d", master->exit_code); /* :533 code */
 }
 
 static void
@@ -1240,7 +1285,7 @@ on_disconnect(struct master *master, struct process *process)
 		process->channel.process = process;
 		return;
 	}
-	log_info("%s disconnect", process_name(process));
+	log_info("%s disconnect" IN_SLOT, process_name(process), process->slot);
 	tell_agent_pids(master); /* D9 */
 	if (!process->disable_refork)
 		refork(master, process->slot);
@@ -1278,6 +1323,7 @@ static const struct rule {
 	{"clutch-pause", PARENT | AGENT | APP, true, false},
 	{"clutch-barrier", AGENT, true, false},
 	{"clutch-resume", PARENT | AGENT | APP, true, false},
+	{"clutch-status", PARENT | AGENT | APP, true, false},
 	{"egg-pids", 0, true, false},
 	{"egg-ready", 0, true, false},
 	{"listening", APP, false, true},
@@ -1319,6 +1365,8 @@ emit(void *arg, const struct message *message)
 		on_app_start(master, sender);
 	else if (strcmp(action, "reload-worker") == 0) /* master.js:138 */
 		on_reload(master);
+	else if (strcmp(action, "clutch-status") == 0) /* D52 */
+		tell(master, sender->role, sender->worker_id, action, get_status(master));
 	else if (strcmp(action, "clutch-barrier") == 0) /* D50 */
 		sender->barriers_heard++;
 	else if (strcmp(action, "clutch-pause") == 0 || strcmp(action, "clutch-resume") == 0)
@@ -1551,7 +1599,7 @@ run_clock(struct master *master)
 		if (process->deadline != DEADLINE_NONE || process->full_since != 0)
 			await(master, master->now + LATE);
 		if (process->full_since != 0)
-			await(master, process->full_since + CLUTCH_STUCK_TIMEOUT);
+			await(master, process->full_since + master->options.stuck_timeout);
 		if ((process->deadline != DEADLINE_NONE && await(master, process->deadline_at)) ||
 		    may_leave(master, process))
 			on_deadline(master, process);
@@ -1594,7 +1642,7 @@ skip_lost_time(struct master *master, int timeout)
 /* ---- the loop ------------------------------------------------------------ */
 
 /* Does the process wait for another one that is itself read, or held? A process for which
- * others wait has CLUTCH_STUCK_TIMEOUT from now on, whatever the length of its queue. */
+ * others wait has the stuck timeout from now on, whatever the length of its queue. */
 static bool
 is_held(struct master *master, const struct process *process)
 {
@@ -1606,7 +1654,7 @@ is_held(struct master *master, const struct process *process)
 			continue;
 		if (other->full_since == 0)
 			other->full_since = master->now;
-		held = held || !other->waits || other->held;
+		held = held || other->waits_since == 0 || other->held;
 	}
 	return held;
 }
@@ -1624,7 +1672,7 @@ find_held(struct master *master)
 	while (found) {
 		found = false;
 		for (process = &master->parent; process != NULL; process = process->next)
-			if (process->waits && !process->held && is_held(master, process))
+			if (process->waits_since != 0 && !process->held && is_held(master, process))
 				process->held = found = true;
 	}
 }
@@ -1647,7 +1695,8 @@ watch_queue(struct master *master, struct process *process)
 	                 : process->full_since == 0 &&
 	                           process_is_above(process, CHANNEL_HIGH_WATER))
 		process->full_since = master->now;
-	if (process->full_since != 0 && master->now - process->full_since >= CLUTCH_STUCK_TIMEOUT)
+	if (process->full_since != 0 &&
+	    master->now - process->full_since >= master->options.stuck_timeout)
 		process->killed_for = "is stuck, its queue is full";
 	if (process->killed_for != NULL && process->deadline < DEADLINE_LEAVE &&
 	    process->state != STATE_DISCONNECTED)
@@ -1750,6 +1799,8 @@ take(int number)
 static void
 obey(struct master *master)
 {
+	const char *line;
+
 	if (take(SIGTERM))
 		on_signal(master, "SIGTERM");
 	if (take(SIGINT))
@@ -1757,7 +1808,8 @@ obey(struct master *master)
 	if (take(SIGQUIT))
 		on_signal(master, "SIGQUIT");
 	if (take(SIGUSR1)) {
-		put_table(master, &(struct sheet){.file = -1});
+		for (line = strtok(get_status(master), "\n"); line; line = strtok(NULL, "\n"))
+			log_info("status %s", line);
 		save_status(master);
 	}
 	if (take(SIGUSR2))
@@ -1824,7 +1876,7 @@ parse_number(int *option, const char *name, int most, int otherwise)
 	value = strtol(text, &end, 10);
 	if (end == text || *end != '\0' || value < 1 || value > most) {
 		log_error("%s=%s is no good: give a number from 1 to %d",
-		          name != NULL ? name : "a timeout", text, most);
+		          name != NULL ? name : "an option", text, most);
 		return -1;
 	}
 	*option = (int)value;
@@ -1851,6 +1903,11 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
+	if (!clutch_log_set(parse_text(NULL, "CLUTCH_LOG", "info"), options->log)) {
+		log_error("CLUTCH_LOG=%s is no good: give error, warn or info",
+		          getenv("CLUTCH_LOG"));
+		return -1;
+	}
 	if (options->parent != 0) {
 		if (channel_attach(&master->parent.channel, options->parent) == -1) {
 			log_error("options.parent=%d: %s", options->parent, strerror(errno));
@@ -1866,6 +1923,9 @@ parse_options(struct master *master, const struct options *given)
 	if (parse_number(&options->workers, "EGG_WORKERS", CLUTCH_WORKERS_MAX, processors()) ||
 	    (options->port >= 0 && parse_number(&options->port, "PORT", 65535, 7001)) ||
 	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
+	    parse_number(&options->stuck_timeout, NULL, INT_MAX, CLUTCH_STUCK_TIMEOUT) ||
+	    parse_number(&options->graceful_timeout, NULL, INT_MAX, CLUTCH_GRACEFUL_TIMEOUT) ||
+	    parse_number(&options->refork_limit, NULL, INT_MAX, 59) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
 	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
@@ -1884,73 +1944,166 @@ parse_options(struct master *master, const struct options *given)
 	return 0;
 }
 
+union address {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+	struct sockaddr_un path;
+};
+
+/* HOST and PORT as an address: its length, or 0. */
+static socklen_t
+parse_address(const struct options *options, union address *address)
+{
+	const char *host = strcmp(options->host, "localhost") == 0 ? "127.0.0.1" : options->host;
+	const in_port_t port = htons((in_port_t)(options->port > 0 ? options->port : 0));
+
+	memset(address, 0, sizeof *address);
+	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path &&
+	    strpbrk(host, "\"\\\n") == NULL) { /* it stands in JSON */
+		address->path.sun_family = AF_UNIX;
+		strcpy(address->path.sun_path, host);
+		return sizeof address->path;
+	}
+	if (inet_pton(AF_INET, host, &address->v4.sin_addr) == 1) {
+		address->v4.sin_family = AF_INET;
+		address->v4.sin_port = port;
+		return sizeof address->v4;
+	}
+	if (inet_pton(AF_INET6, host, &address->v6.sin6_addr) == 1) {
+		address->v6.sin6_family = AF_INET6;
+		address->v6.sin6_port = port;
+		return sizeof address->v6;
+	}
+	log_error("HOST=%s is no good: give a numeric address, localhost, or the path of a socket",
+	          host);
+	return 0;
+}
+
+/* Remove the socket file of a master that was killed: one of this user's, to which no process
+ * listens. */
+static void
+remove_stale(const union address *address, socklen_t length)
+{
+	const char *path = address->path.sun_path;
+	struct stat status;
+	int client;
+
+	if (address->any.sa_family != AF_UNIX || lstat(path, &status) == -1 ||
+	    !S_ISSOCK(status.st_mode) || status.st_uid != geteuid())
+		return;
+	client = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (client != -1 && clutch_set_flags(client) == 0 &&
+	    connect(client, &address->any, length) == -1 && errno == ECONNREFUSED)
+		unlink(path);
+	close(client);
+}
+
 /* The apps of a master that was killed have the port until they have left. */
 static int
-bind_patiently(const struct master *master, const struct sockaddr *address, socklen_t length)
+bind_patiently(const struct master *master, const union address *address, socklen_t length)
 {
 	int64_t deadline = clutch_now() + PORT_PATIENCE;
 	bool waits = false;
 
-	while (bind(master->listener, address, length) == -1) {
+	while (bind(master->listener, &address->any, length) == -1) {
 		if (errno != EADDRINUSE || clutch_now() >= deadline)
 			return -1;
-		if (!waits)
+		if (waits)
+			poll(NULL, 0, 50);
+		else if (address->any.sa_family != AF_UNIX)
 			log_info("port %d is in use, waiting up to %dms", master->options.port,
 			         PORT_PATIENCE);
 		waits = true;
-		poll(NULL, 0, 50);
+		remove_stale(address, length);
 	}
 	return 0;
 }
 
-/* The shared port, before any fork: a master that cannot have it says so at once (D19). */
 static int
-open_listener(struct master *master, bool port_given)
+bind_listener(struct master *master)
 {
-	const char *host = master->options.host;
-	bool is_v6 = strchr(host, ':') != NULL;
-	struct sockaddr_in v4 = {.sin_family = AF_INET};
-	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
-	struct sockaddr *address = is_v6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
-	socklen_t length = is_v6 ? sizeof v6 : sizeof v4;
-	in_port_t *port = is_v6 ? &v6.sin6_port : &v4.sin_port;
+	const struct options *options = &master->options;
+	union address address;
+	socklen_t length = parse_address(options, &address);
 	int on = 1;
 
-	if (strcmp(host, "localhost") == 0)
-		host = "127.0.0.1";
-	*port = htons((in_port_t)(master->options.port > 0 ? master->options.port : 0));
-	if (inet_pton(address->sa_family, host,
-	              is_v6 ? (void *)&v6.sin6_addr : (void *)&v4.sin_addr) != 1) {
-		log_error("HOST=%s is no good: give a numeric address or localhost", host);
+	if (length == 0)
 		return -1;
+	master->listener = socket(address.any.sa_family, SOCK_STREAM, 0);
+	if (master->listener != -1 &&
+	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
+	    bind_patiently(master, &address, length) == 0)
+		return address.any.sa_family == AF_UNIX ? lstat(options->host, &master->socket) : 0;
+	if (errno != EADDRINUSE)
+		log_error("cannot listen on %s port %d: %s", options->host, options->port,
+		          strerror(errno));
+	else if (address.any.sa_family == AF_UNIX)
+		log_error("%s is in use: stop what listens there, or remove it", options->host);
+	else
+		log_error("%s port %d is in use: stop what listens there, or choose another port, "
+		          "as in PORT=7002",
+		          options->host, options->port);
+	return -1;
+}
+
+/* The address in egg's words: http://127.0.0.1:7001, or a path. egg: getAddress */
+static void
+describe_listener(struct master *master, const union address *address)
+{
+	bool is_v6 = address->any.sa_family == AF_INET6;
+	char host[INET6_ADDRSTRLEN] = "";
+
+	if (address->any.sa_family == AF_UNIX) {
+		master->options.port = 0;
+		snprintf(master->address, sizeof master->address, "%s", address->path.sun_path);
+	} else {
+		master->options.port = ntohs(is_v6 ? address->v6.sin6_port : address->v4.sin_port);
+		inet_ntop(address->any.sa_family,
+		          is_v6 ? (const void *)&address->v6.sin6_addr : &address->v4.sin_addr,
+		          host, sizeof host);
+		is_v6 = is_v6 && strcmp(host, "::") != 0;
+		if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
+			strcpy(host, "127.0.0.1");
+		snprintf(master->address, sizeof master->address,
+		         is_v6 ? "http://[%s]:%d" : "http://%s:%d", host, master->options.port);
 	}
-	master->listener = socket(address->sa_family, SOCK_STREAM, 0);
-	if (master->listener == -1 ||
-	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == -1 ||
-	    clutch_set_flags(master->listener) == -1 ||
-	    bind_patiently(master, address, length) == -1 ||
-	    listen(master->listener, SOMAXCONN) == -1 ||
-	    getsockname(master->listener, address, &length) == -1) {
-		if (errno == EADDRINUSE)
-			log_error("%s port %d is in use: stop what listens there, or choose "
-			          "another port%s",
-			          host, master->options.port,
-			          port_given ? "" : ", as in PORT=7002");
-		else
-			log_error("cannot listen on %s port %d: %s", host, master->options.port,
-			          strerror(errno));
-		return -1;
-	}
-	master->options.port = ntohs(*port);
-	if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
-		host = "127.0.0.1"; /* egg: getAddress */
-	snprintf(master->address, sizeof master->address,
-	         strchr(host, ':') != NULL ? "http://[%s]:%d" : "http://%s:%d", host,
-	         master->options.port);
 	snprintf(master->options_json, sizeof master->options_json,
 	         "{\"workers\":%d,\"port\":%d,\"address\":\"%s\",\"protocol\":\"http\"}",
 	         master->options.workers, master->options.port, master->address);
+}
+
+/* The shared port, before any fork: a master that cannot have it says so at once (D19). */
+static int
+open_listener(struct master *master)
+{
+	union address address = {.any = {0}};
+	socklen_t length = sizeof address;
+	int given = master->options.listener;
+
+	if (given != 0)
+		master->listener = fcntl(given, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	else if (bind_listener(master) == -1)
+		return -1;
+	if (clutch_set_flags(master->listener) == -1 || listen(master->listener, SOMAXCONN) == -1 ||
+	    getsockname(master->listener, &address.any, &length) == -1) {
+		log_error("cannot listen on %s: %s",
+		          given != 0 ? "options.listener" : master->options.host, strerror(errno));
+		return -1;
+	}
+	describe_listener(master, &address);
 	return 0;
+}
+
+/* The master removes only the socket file that it has made. */
+static void
+remove_socket(const struct master *master)
+{
+	struct stat now;
+
+	if (master->socket.st_nlink > 0 && lstat(master->address, &now) == 0 &&
+	    now.st_ino == master->socket.st_ino && now.st_dev == master->socket.st_dev)
+		unlink(master->address);
 }
 
 /* The places of the apps: what is sent to an app that is not forked yet waits there (D23). */
@@ -1960,7 +2113,8 @@ open_places(struct master *master)
 	int slot;
 
 	master->slots = calloc((size_t)master->options.workers, sizeof *master->slots);
-	if (master->slots == NULL)
+	master->reforks = calloc((size_t)master->options.refork_limit, sizeof *master->reforks);
+	if (master->slots == NULL || master->reforks == NULL)
 		return -1;
 	for (slot = 0; slot < master->options.workers; slot++)
 		if (new_worker(master, slot) == NULL)
@@ -1982,7 +2136,7 @@ open_signals(struct master *master, const sigset_t *mask)
 		sigaction(caught[i].number, NULL, &master->inherited[i]);
 	master->mask = *mask;
 	master->alarm = alarm(0);
-	owns_signals = true;
+	clutch_log_alarm = true;
 	for (i = 0; i < CAUGHT; i++) {
 		got[caught[i].number] = 0;
 		sigdelset(&set, caught[i].number);
@@ -2000,9 +2154,9 @@ close_signals(struct master *master)
 	size_t i;
 
 	clutch_wake_close();
-	if (!owns_signals)
+	if (!clutch_log_alarm)
 		return;
-	owns_signals = false;
+	clutch_log_alarm = false;
 	alarm(master->alarm);
 	for (i = 0; i < CAUGHT; i++)
 		sigaction(caught[i].number, &master->inherited[i], NULL);
@@ -2043,7 +2197,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	fflush(stdout); /* or each child would print it again */
 	fflush(stderr);
 	if (parse_options(&master, given) == 0 &&
-	    (given->connection == NULL || open_listener(&master, given->port != 0) == 0) &&
+	    (given->connection == NULL || open_listener(&master) == 0) &&
 	    open_pid_file(&master) == 0) {
 		if (open_places(&master) == -1 || open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
@@ -2053,10 +2207,12 @@ run_cluster(const struct options *given, const sigset_t *mask)
 			loop(&master);
 		}
 	}
+	remove_socket(&master);
 	log_exit(&master);
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
 	close_signals(&master);
+	clutch_log_set("info", 0);
 	return master.exit_code;
 }
 

@@ -15,9 +15,11 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -39,6 +41,9 @@
 
 /* For this long, in ms, a line that a signal has interrupted is tried again. */
 #define LOG_BLOCKED 900
+
+/* A log that has blocked for half of that gets no line for this long, in ms. */
+#define LOG_SILENCE 10000
 
 /* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
 
@@ -233,7 +238,7 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 {
 	const struct process *worker;
 
-	if (!sender->waits)
+	if (sender->waits_since == 0)
 		return true;
 	if (process_waits_for(sender, manager->parent) || process_waits_for(sender, manager->agent))
 		return false;
@@ -241,7 +246,7 @@ process_stop_waiting(struct process *sender, const struct worker_manager *manage
 		if (process_waits_for(sender, worker))
 			return false;
 	memset(sender->waits_for, 0, sizeof sender->waits_for);
-	sender->waits = false;
+	sender->waits_since = 0;
 	clutch_trace("goes on", &sender->channel, NULL, "", 0);
 	return true;
 }
@@ -279,7 +284,8 @@ process_send(struct master_messenger *messenger, struct process *process, struct
 		if ((messenger->sender->waits_for[bit / 8] >> bit % 8 & 1) == 0)
 			clutch_trace("waits", &messenger->sender->channel, NULL,
 			             clutch_role_name(process->role), process->slot);
-		messenger->sender->waits = true;
+		if (messenger->sender->waits_since == 0)
+			messenger->sender->waits_since = clutch_now();
 		messenger->sender->waits_for[bit / 8] |= (unsigned char)(1 << bit % 8);
 	}
 	return result == 0;
@@ -305,24 +311,19 @@ clutch_role_name(enum role role)
 	return (unsigned)role <= ROLE_APP ? names[role] : "?";
 }
 
-/* A log that no process reads does not stop this one (D17): after LOG_PATIENCE the line is
- * lost. Another writer may fill the pipe between poll and write, so that write blocks: the
- * master sets an alarm, which interrupts it. */
-bool
-clutch_vprint_line(int descriptor, const char *format, va_list arguments)
+/* A log that no process reads does not stop this one (D17): when the patience is over, the
+ * line is lost. Another writer may fill the pipe between poll and write, so that write
+ * blocks: the master sets an alarm, which interrupts it. */
+static bool
+write_line(int descriptor, const char *line, size_t length, int patience)
 {
 	struct pollfd log = {.fd = descriptor, .events = POLLOUT};
 	int64_t deadline = clutch_now() + LOG_BLOCKED;
-	char line[LOG_LINE] = "";
 	ssize_t written = -1;
-	size_t length;
 	int ready;
 
-	vsnprintf(line, sizeof line, format, arguments);
-	length = strlen(line);
-	line[length++] = '\n';
 	do {
-		ready = poll(&log, 1, LOG_PATIENCE);
+		ready = poll(&log, 1, patience);
 		if (ready == 1)
 			written = write(descriptor, line, length);
 	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
@@ -332,16 +333,99 @@ clutch_vprint_line(int descriptor, const char *format, va_list arguments)
 void
 clutch_print_line(int descriptor, const char *format, ...)
 {
+	char line[LOG_LINE] = "";
 	va_list arguments;
+	size_t length;
 
 	va_start(arguments, format);
-	clutch_vprint_line(descriptor, format, arguments);
+	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
+	length = strlen(line);
+	line[length++] = '\n';
+	write_line(descriptor, line, length, LOG_PATIENCE);
 }
 
 /* This process, and, in a process that is no master, its master. */
 static struct process self, its_master = {.role = ROLE_MASTER};
-static unsigned long trace_lost;
+static unsigned long log_lost, trace_lost;
+static int64_t log_silent_until;
+static const char *const levels[] = {"ERROR", "WARN", "INFO"};
+static enum clutch_level least_level = CLUTCH_INFO;
+static int log_descriptor; /* options.log */
+bool clutch_log_alarm;
+
+bool
+clutch_log_set(const char *level, int descriptor)
+{
+	log_descriptor = descriptor;
+	for (least_level = CLUTCH_ERROR; least_level <= CLUTCH_INFO; least_level++)
+		if (strcasecmp(level, levels[least_level]) == 0)
+			return true;
+	return false;
+}
+
+/* "2026-11-29 14:03:21.123 ERROR 3061 app 2: ", or "14:03:21.123 ERROR app 2: ". */
+static size_t
+put_head(char *line, enum clutch_level level, bool is_short)
+{
+	char time[24], pid[16] = "", slot[16] = "";
+	struct timespec now;
+	struct tm local;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	strftime(time, sizeof time, is_short ? "%H:%M:%S" : "%Y-%m-%d %H:%M:%S",
+	         localtime_r(&now.tv_sec, &local));
+	if (!is_short)
+		snprintf(pid, sizeof pid, "%ld ", (long)getpid());
+	if (self.role == ROLE_APP)
+		snprintf(slot, sizeof slot, " %d", self.slot);
+	return (size_t)sprintf(line, "%s.%03ld %s%s%s%s%s: ", time, now.tv_nsec / 1000000,
+	                       is_short && level == CLUTCH_INFO ? "" : levels[level],
+	                       is_short && level == CLUTCH_INFO ? "" : " ", pid,
+	                       clutch_role_name(self.role), slot);
+}
+
+/* Lines that find no room are counted, and the next one says how many were lost before it;
+ * until then the process waits no more. */
+void
+clutch_log(enum clutch_level level, const char *format, ...)
+{
+	int standard = level == CLUTCH_INFO ? STDOUT_FILENO : STDERR_FILENO;
+	int descriptor = log_descriptor != 0 ? log_descriptor : standard;
+	bool is_short = isatty(descriptor) == 1;
+	char line[2 * LOG_LINE], *end = line, *text;
+	int64_t before = clutch_now(), after;
+	va_list arguments;
+
+	if (level > least_level)
+		return;
+	if (log_lost > 0) {
+		end += put_head(end, CLUTCH_WARN, is_short);
+		end += sprintf(end, "the log was full: %lu lines are lost\n", log_lost);
+	}
+	end += put_head(end, level, is_short);
+	text = end;
+	*text = '\0';
+	va_start(arguments, format);
+	vsnprintf(text, LOG_LINE, format, arguments);
+	va_end(arguments);
+	for (; *end != '\0'; end++)
+		if ((unsigned char)*end < ' ' || *end == 127)
+			*end = '?'; /* a stranger's text is no line */
+	*end++ = '\n';
+	if (clutch_log_alarm)
+		alarm(1);
+	if (before >= log_silent_until &&
+	    write_line(descriptor, line, (size_t)(end - line), log_lost > 0 ? 0 : LOG_PATIENCE))
+		log_lost = 0;
+	else
+		log_lost++;
+	if (clutch_log_alarm)
+		alarm(0);
+	after = clutch_now();
+	if (after - before > LOG_BLOCKED / 2)
+		log_silent_until = after + LOG_SILENCE;
+}
 
 #define TRACE_FORMAT                                                                               \
 	"trace\t%lld\t%s:%d:%ld\t%lu\t%s\t%s:%d:%ld\t%ld\t%zu\t%s>%s:%ld\t%s %ld\t%s\t%ld\t"
@@ -395,7 +479,7 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 	if (to_file)
 		file.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
 	if (file.fd == -1 && trace_lost == 0)
-		clutch_print_line(STDERR_FILENO, "cannot write %s: %s", path, strerror(errno));
+		clutch_log(CLUTCH_WARN, "cannot write %s: %s", path, strerror(errno));
 	trace_lost++;
 	if (poll(&file, 1, patience) == 1 &&
 	    write(file.fd, line, (size_t)(end - line)) == end - line)
@@ -411,7 +495,8 @@ clutch_trace_init(enum role role, int slot)
 	const char *wanted = getenv("CLUTCH_TRACE");
 
 	clutch_tracer = wanted && *wanted && strcmp(wanted, "0") != 0 ? trace_event : NULL;
-	trace_lost = getpid() == self.worker_id ? trace_lost : 0; /* a child has lost none */
+	if (getpid() != self.worker_id) /* a child has lost none */
+		trace_lost = log_lost = 0;
 	self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
 }
 
@@ -461,7 +546,8 @@ messenger_open(int descriptor, enum role role)
 
 	if (messenger == NULL)
 		return NULL;
-	clutch_trace_init(own != NULL ? own->role : role, own != NULL ? own->slot : 0);
+	if (own == NULL) /* else the process has its name already, whatever it opens */
+		clutch_trace_init(role, 0);
 	channel_init(&messenger->channel, CHANNEL_QUEUE_MAX);
 	messenger->channel.process = own == NULL ? &its_master : NULL;
 	messenger->role = role;
@@ -723,13 +809,17 @@ messenger_remove_listener(struct messenger *messenger, const char *action,
 
 /* A callback has returned: non-zero is an uncaught exception. */
 static void
-check(struct messenger *messenger, int result, const char *where)
+check(struct messenger *messenger, int result, const char *where, const char *action)
 {
-	if (result != 0)
-		clutch_trace("fails", NULL, NULL, where, result);
-	if (result != 0 && messenger->on_uncaught != NULL)
-		messenger->on_uncaught(messenger, result, where);
-	else if (result != 0)
+	char name[MESSAGE_ACTION_MAX + 32];
+
+	if (result == 0)
+		return;
+	clutch_trace("fails", NULL, NULL, where, result);
+	snprintf(name, sizeof name, *action != '\0' ? "%s of \"%s\"" : "%s", where, action);
+	if (messenger->on_uncaught != NULL)
+		messenger->on_uncaught(messenger, result, name);
+	else
 		messenger->canceled = true;
 }
 
@@ -753,7 +843,8 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
 		clutch_trace("delivers", &messenger->channel, message, "listener", (long)called);
-		check(loop, listener->call(messenger, message, listener->arg), "listener");
+		check(loop, listener->call(messenger, message, listener->arg), "listener",
+		      message->action);
 	}
 	return called;
 }
@@ -901,6 +992,18 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 	messenger->watches[i].arg = arg;
 	messenger->set[i + 1].events = events;
 	return 0;
+}
+
+int
+messenger_watch_connection(struct messenger *messenger, int descriptor, short events,
+                           messenger_watcher watcher, void *arg)
+{
+	int accepted = messenger->accepted, result;
+
+	messenger->accepted = descriptor;
+	result = messenger_watch(messenger, descriptor, events, watcher, arg);
+	messenger->accepted = accepted;
+	return result;
 }
 
 int
@@ -1052,7 +1155,7 @@ run_timers(struct messenger *messenger)
 			due.due += (1 + (now - due.due) / due.period) * due.period;
 			insert_timer(messenger, due);
 		}
-		check(messenger, due.call(messenger, due.arg), "timer");
+		check(messenger, due.call(messenger, due.arg), "timer", "");
 	}
 }
 
@@ -1080,7 +1183,7 @@ hear(struct messenger *messenger)
 	if (loop == NULL)
 		messenger->broken = error != 0;
 	else if (messenger->ended != NULL && !messenger->closed)
-		check(loop, messenger->ended(messenger, error, messenger->arg), "joined end");
+		check(loop, messenger->ended(messenger, error, messenger->arg), "joined end", "");
 }
 
 /* The channel's part of a turn. */
@@ -1145,7 +1248,7 @@ dispatch(struct messenger *messenger)
 		ready->revents = 0;
 		if (revents != 0)
 			check(messenger, watch->call(messenger, ready->fd, revents, watch->arg),
-			      "watcher");
+			      "watcher", "");
 	}
 	run_timers(messenger);
 }

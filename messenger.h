@@ -90,13 +90,12 @@ extern "C" {
 #define CHANNEL_HANDLES_MAX 16
 #endif
 
-/* In the master: a process whose queue has held up its senders for this long is
- * killed. */
+/* The default of options.stuck_timeout. */
 #ifndef CLUTCH_STUCK_TIMEOUT
 #define CLUTCH_STUCK_TIMEOUT 30000
 #endif
 
-/* A worker in its graceful exit leaves after this time at the latest. */
+/* The default of options.graceful_timeout. */
 #ifndef CLUTCH_GRACEFUL_TIMEOUT
 #define CLUTCH_GRACEFUL_TIMEOUT 30000
 #endif
@@ -168,8 +167,13 @@ struct options {
 	const char *version;      /* of the program, for egg-scripts' --version; none */
 	int workers;              /* 1 to CLUTCH_WORKERS_MAX; EGG_WORKERS, or the number of
 	                           * processors that are on line */
-	const char *host;         /* HOST, or 127.0.0.1; a numeric address or "localhost" */
+	const char *host;         /* HOST, or 127.0.0.1; a numeric address, "localhost", or the
+	                           * path of a Unix-domain socket, from / on: the file that a
+	                           * killed master of this user has left is replaced, any other
+	                           * is refused; the master removes its own at the end */
 	int port;                 /* PORT, or 7001; -1: any free one */
+	int listener;             /* instead of both: a stream socket that is bound, perhaps
+	                           * shared with another cluster, and stays yours; 0: none */
 	const char *env;          /* EGG_SERVER_ENV, or "prod"; in "local" and "unittest" no
 	                           * app worker is re-forked, and no health checked */
 	const char *pid_file;     /* locked while the master lives; none. A plain file of the
@@ -181,6 +185,12 @@ struct options {
 	int worker_start_timeout; /* until a process must be ready; 600000 */
 	int app_close_timeout;    /* EGG_APP_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
 	int agent_close_timeout;  /* EGG_AGENT_CLOSE_TIMEOUT, EGG_MASTER_CLOSE_TIMEOUT, or 5000 */
+	int graceful_timeout;     /* of messenger_graceful_exit; CLUTCH_GRACEFUL_TIMEOUT */
+	int stuck_timeout;        /* a process whose queue has held up its senders for this long
+	                           * is killed; CLUTCH_STUCK_TIMEOUT */
+	int refork_limit;         /* more re-forks than this within a minute wait; 59 */
+	int log;                  /* where the log of all processes of the cluster goes, a
+	                           * descriptor that stays open; 0: to stdout and stderr */
 	int parent;               /* this end of the channel to the parent: start_cluster
 	                           * closes it; 0: no parent */
 	bool end_with_parent;     /* when the parent closes it, or dies, the cluster stops */
@@ -213,11 +223,16 @@ struct options {
  *	clutch-barrier     master  agent   -        a reload is about to end a worker; no listener
  *	                                            hears this one
  *	clutch-barrier     agent   master  -        the answer to it
+ *	clutch-status      any     master  -        an application asks what the master knows
+ *	clutch-status      master  that    STATUS   the answer to it
  *
  *	PIDS     [4711,4712]: to the agent those of all app workers that are ready, to an app
  *	         worker that of the agent; or []
  *	OPTIONS  {"workers":2,"port":7001,"address":"http://127.0.0.1:7001","protocol":"http"}
  *	OPTIONS  {"workers":2} if options.connection is NULL
+ *	STATUS   {"name":"hello","pid":4709, ... "processes":[...],"left_out":0}: a row for each
+ *	         process and for each slot without one (docs/operating.md); rows that find no
+ *	         room in MESSAGE_DATA_MAX are only counted
  *
  * The two actions that tell of a death are sent only after egg-ready: a death before it is a
  * failed start. No process may send these actions in the cluster's place, nor egg's
@@ -231,8 +246,8 @@ struct options {
  * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
  * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
  * when every child is gone: 0 after such a signal; 1 if the start failed (one
- * line on stderr says why) or the cluster was given up. SIGUSR1: it logs a table
- * of all that it knows; SIGUSR2: it replaces the app workers one after the other,
+ * line on stderr says why) or the cluster was given up. SIGUSR1: it logs all that it
+ * knows, as the answer to clutch-status has it; SIGUSR2: it replaces the app workers one after the other,
  * as the message reload-worker does. An order to reload while a reload is under
  * way begins it anew.
  * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
@@ -290,7 +305,7 @@ struct messenger *fork_cluster(const struct options *options, pid_t *master);
  *	                     the whole close timeout
  *	working directory    and environment are the caller's; agent and app inherit both,
  *	                     an app finds CFORK_WORKER_INDEX and CFORK_WORKER_COUNT, too
- *	the log              the master waits at most a second for a log that is full,
+ *	the log              the master waits at most a second for a log that blocks,
  *	                     then drops lines for ten; shared pipes stay as they are
  *
  * In a worker
@@ -380,6 +395,9 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  * its events, watcher and arg. unwatch before you close it; ENOENT if it is
  * not watched. errno: EINVAL, ENOMEM.
  *
+ * watch_connection: the same for a connection that options.connection was not given, but a
+ * handle, say: until it is unwatched, an app worker that leaves waits for it.
+ *
  * set_timeout, set_interval: call back after so many milliseconds, once or
  * again and again (without drift); the id (> 0) is for clear_timeout, ENOENT
  * if it is not pending. An interval that is late by several periods is called
@@ -409,6 +427,8 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  */
 int messenger_watch(struct messenger *messenger, int descriptor, short events,
                     messenger_watcher watcher, void *arg);
+int messenger_watch_connection(struct messenger *messenger, int descriptor, short events,
+                               messenger_watcher watcher, void *arg);
 int messenger_unwatch(struct messenger *messenger, int descriptor);
 int messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
                           void *arg);
@@ -479,7 +499,7 @@ bool messenger_closing(const struct messenger *messenger);
 /*
  * App worker: stop accepting, write out and close the channel (the master forks
  * a replacement at once), let the open connections finish, and exit 1 when the
- * last one is unwatched, after CLUTCH_GRACEFUL_TIMEOUT at the latest. Returns
+ * last one is unwatched, after options.graceful_timeout at the latest. Returns
  * at once; later calls change nothing. In other roles: nothing.
  * egg: npm graceful, worker.disconnect
  */
@@ -498,11 +518,25 @@ const char *clutch_version(void);
 #endif
 
 /*
- * Print a line for the log in one write(2), so that the lines of several processes do
- * not mix; the new line at its end is added. Past 1023 bytes a line is cut. The process
- * does not wait for a log that is full: after 10 ms the line is lost. errno may change.
+ * Print a line in one write(2), so that the lines of several processes do not mix; the new
+ * line at its end is added. Past 1023 bytes a line is cut. The process does not wait for a
+ * reader that is slow: after 10 ms the line is lost. errno may change.
  */
 void clutch_print_line(int descriptor, const char *format, ...) CLUTCH_PRINTF(2, 3);
+
+/*
+ * A line for the log: CLUTCH_INFO to stdout, the others to stderr. It begins with the local
+ * time, the level, the pid, and the process with an app worker's slot:
+ *
+ *	2026-11-29 14:03:21.123 ERROR 3061 app 2: uncaught error 9 in a listener of "order"
+ *
+ * On a terminal it is shorter: without date, pid and INFO. CLUTCH_LOG, in the environment, is
+ * the least level that a cluster prints: error, warn or info, which is the default. A control
+ * character in the text becomes a question mark. A line that finds the log full is lost, as
+ * above; the next line that finds room says how many were. errno may change.
+ */
+enum clutch_level { CLUTCH_ERROR, CLUTCH_WARN, CLUTCH_INFO };
+void clutch_log(enum clutch_level level, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
 #ifdef __cplusplus
 }
@@ -666,8 +700,6 @@ bool channel_trim(struct channel *channel);
 #if defined CLUTCH_PRIVATE && !defined CLUTCH_PRIVATE_H
 #define CLUTCH_PRIVATE_H
 
-#include <stdarg.h>
-
 /* Memory is short for something that may not be lost: wait 10 ms and return true; false
  * when a second has passed since *deadline was set, which is 0 before the first call. */
 bool clutch_retry(int64_t *deadline);
@@ -683,8 +715,12 @@ int clutch_grow(void *array, size_t count, size_t size);
 /* Make a descriptor non-blocking and close on exec; -1: fcntl(2)'s errno. */
 int clutch_set_flags(int descriptor);
 
-/* clutch_print_line; returns whether the line was written. */
-bool clutch_vprint_line(int descriptor, const char *format, va_list arguments) CLUTCH_PRINTF(2, 0);
+/* An alarm may end a write that waits: SIGALRM is handled, and not the application's. */
+extern bool clutch_log_alarm;
+
+/* The name of the least level that is printed, and options.log; false: no level has this
+ * name. */
+bool clutch_log_set(const char *level, int descriptor);
 
 /*
  * The trace (docs/trace.md): a line for each event, if CLUTCH_TRACE said so when
@@ -724,7 +760,7 @@ const char *clutch_role_name(enum role role);
  *	                                  by the agent
  *	LEAVE         sent SIGTERM        be gone              SIGKILL, "did not leave in time"
  *	DISCONNECTED  its channel ended   be gone (in a        SIGKILL, the same
- *	                                  graceful exit it has CLUTCH_GRACEFUL_TIMEOUT more)
+ *	                                  graceful exit it has graceful_timeout more)
  *	DEAF          its reading end is  be gone              SIGKILL, "reads no more"
  *	              closed
  *	KILLED        sent SIGKILL        be gone              SIGKILL again
@@ -774,7 +810,7 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	bool waits; /* it is not read: queues that it feeds are too long, those of these places */
+	int64_t waits_since; /* it is not read: these queues that it feeds are too long; 0: it is */
 	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
 	bool held; /* some of these can drain, or are held by others that can: it is not to blame */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
@@ -808,15 +844,15 @@ struct master_messenger {
  * send routes one message: it stamps from and to, and queues the message at
  * every receiver. receive does so for a message that came over the sender's
  * channel; a receiver whose queue is then too long makes the sender wait.
- * process_waits_for: is the sender not read because of this receiver's queue?
  * process_stop_waiting: lets the sender be read again, if every queue for which it
- * waits has drained; returns whether it may be read.
+ * waits has drained; returns whether it may be read. process_waits_for: is this one such
+ * a queue?
  */
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
                               struct message *msg);
-bool process_waits_for(const struct process *sender, const struct process *receiver);
 bool process_stop_waiting(struct process *sender, const struct worker_manager *manager);
+bool process_waits_for(const struct process *sender, const struct process *receiver);
 bool process_is_above(const struct process *process, size_t mark);
 
 /*

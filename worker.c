@@ -82,9 +82,8 @@ on_accept_error(struct messenger *app, int error)
 	case ENOMEM:
 	case ENOBUFS:
 		if (!worker.is_short)
-			clutch_print_line(
-				STDERR_FILENO,
-				"[app_worker] cannot accept: no descriptor or memory left");
+			clutch_log(CLUTCH_WARN,
+			           "[app_worker] cannot accept: no descriptor or memory left");
 		worker.is_short = true;
 		if (messenger_set_timeout(app, ACCEPT_PAUSE, accept_again, NULL) != -1)
 			messenger_unwatch(app, worker.listener);
@@ -92,9 +91,8 @@ on_accept_error(struct messenger *app, int error)
 	case EBADF:
 	case EINVAL:
 	case ENOTSOCK:
-		clutch_print_line(STDERR_FILENO,
-		                  "[app_worker] accepts no more: the shared listener "
-		                  "was shut down; restart the cluster");
+		clutch_log(CLUTCH_ERROR, "[app_worker] accepts no more: the shared listener was "
+		                         "shut down; restart the cluster");
 		messenger_unwatch(app, worker.listener);
 		return;
 	default: /* another worker was first, or the client has left */
@@ -139,7 +137,7 @@ on_uncaught(struct messenger *app, int result, const char *where)
 {
 	if ((app->channel.write_closed || app->channel.descriptor == -1) && !worker.shut)
 		return; /* the master is gone: what cannot be sent any more is no news */
-	clutch_print_line(STDERR_FILENO, "[app_worker] uncaught error %d in a %s", result, where);
+	clutch_log(CLUTCH_ERROR, "[app_worker] uncaught error %d in a %s", result, where);
 	if (!app->ready && !worker.leaving)
 		clutch_process_exit(1);
 	messenger_graceful_exit(app);
@@ -183,17 +181,16 @@ consider_leaving(struct messenger *app)
 
 	if (clutch_process_terminated() && !worker.terminated) {
 		worker.terminated = true;
-		clutch_print_line(STDOUT_FILENO,
-		                  "[app_worker] receive signal SIGTERM, exiting with code:0");
+		clutch_log(CLUTCH_INFO, "[app_worker] receive signal SIGTERM, exiting with code:0");
 		leave(app, 0, patience);
 	} else if (app->graceful && !worker.leaving) {
-		clutch_print_line(STDERR_FILENO, "[app_worker] will exit after %dms at most",
-		                  CLUTCH_GRACEFUL_TIMEOUT);
+		clutch_log(CLUTCH_WARN, "[app_worker] will exit after %dms at most",
+		           worker.options->graceful_timeout);
 		worker.disconnects = true;
 		disconnect(app); /* the sooner there is a replacement */
-		leave(app, 1, CLUTCH_GRACEFUL_TIMEOUT);
+		leave(app, 1, worker.options->graceful_timeout);
 	} else if (app->channel.descriptor == -1 && !worker.leaving) {
-		clutch_print_line(STDERR_FILENO, "[app_worker] receive disconnect event, exiting");
+		clutch_log(CLUTCH_WARN, "[app_worker] receive disconnect event, exiting");
 		leave(app, app->ready ? 0 : 1, patience);
 	}
 }

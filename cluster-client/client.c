@@ -35,8 +35,7 @@ void
 cluster_base_log(const struct cluster_client *client, const char *who, const char *what,
                  const char *then)
 {
-	clutch_print_line(STDERR_FILENO, "[cluster-client] %s: %s %s: %s", client->name, who, what,
-	                  then);
+	clutch_log(CLUTCH_WARN, "[cluster-client] %s: %s %s: %s", client->name, who, what, then);
 }
 
 struct value *

@@ -91,13 +91,17 @@ function arrive(one, two,    key, part, row) {
 		key = one SUBSEP part[1] ":" part[2] ":0" SUBSEP $7
 	}
 	got[one, two, $7] = 1
-	row = add("message", one, two, $13 (length($14) > 0 ? " " $14 : ""), $13)
-	if (row > 0 && key in sent) {
-		left[row] = sent[key]
-		arrived[sent[key]] = 1
+	row = add("message", one, two, said(), $13)
+	if (key in sent) {
+		if (row > 0)
+			left[row] = sent[key]
+		arrived[sent[key]] = 1 # also if that is later than what is drawn
 	}
 	return row
 }
+
+# What a message says: its action and its data, and that a descriptor travels with it.
+function said() { return $13 ($11 == "handle" ? "+handle" : "") (length($14) > 0 ? " " $14 : "") }
 
 # Text that fits: no part of a UTF-8 character stays.
 function clip(text, most) {
@@ -115,6 +119,8 @@ function clip(text, most) {
 function fit(text, most) {
 	if (length(text) > most && match(text, / /) && RSTART - 1 <= most)
 		text = substr(text, 1, RSTART - 1)
+	if (length(text) > most)
+		sub(/[+]handle$/, "", text) # the action says more
 	return clip(text, most)
 }
 
@@ -142,9 +148,14 @@ $1 != "trace" || NF != 14 { next } # a line of the log
 }
 
 $5 == "starts" { add("birth", "master", me, "fork", "") }
+# A channel that a process has joined: the trace does not know the process at the other end.
+me == peer && ($5 == "sends" || $5 == "hears") {
+	heard_at[me] = add("note", me, "", $5 " " $13 ", past the master", $13)
+	next
+}
 # A large message is written at once: it may arrive before its sender has said so.
 $5 == "sends" && !((me, peer, $7) in got) {
-	row = add("leave", me, peer, $13 (length($14) > 0 ? " " $14 : ""), $13)
+	row = add("leave", me, peer, said(), $13)
 	if (row > 0)
 		sent[me, peer, $7] = row
 }
@@ -165,6 +176,8 @@ $5 == "waits" {
 	add("wait", peer, "", "waits for " $10, "")
 	if (!(peer in waits_since))
 		waits_since[peer] = now
+	if (from != "" && now < from)
+		waits_before[peer] = 1
 }
 $5 == "goes on" {
 	add("goes", peer, "", "goes on", "")
@@ -173,6 +186,8 @@ $5 == "goes on" {
 	wait_from[wait_count] = waits_since[peer]
 	wait_to[wait_count] = now
 	delete waits_since[peer]
+	if (from != "" && now < from)
+		delete waits_before[peer]
 }
 $5 == "dies" {
 	text = $10

@@ -92,6 +92,9 @@ function zone(c, from, to) {
 }
 
 function zones(    r, c, since) {
+	for (c = 1; c <= columns; c++)
+		if (id_of[c] in waits_before)
+			since[c] = 66
 	for (r = 1; r <= rows; r++) {
 		c = column[a[r]]
 		if (kind[r] == "wait" && !(c in since))

@@ -78,6 +78,7 @@ END {
 		split(id_of[c], part, ":")
 		pids = put(pids, x(c), part[3])
 		alive[c] = !(c in birth)
+		waiting[c] = id_of[c] in waits_before
 	}
 	sub(/ +$/, "", head)
 	sub(/ +$/, "", pids)

@@ -70,6 +70,6 @@ bool schedule_info_parse(struct run_info *info, const struct message *message);
 extern int schedule_log;
 #define schedule_log_info(...)                                                                     \
 	(schedule_log >= 0 ? clutch_print_line(schedule_log, __VA_ARGS__) : (void)0)
-#define schedule_log_warn(...) clutch_print_line(STDERR_FILENO, __VA_ARGS__)
+#define schedule_log_warn(...) clutch_log(CLUTCH_WARN, __VA_ARGS__)
 
 #endif

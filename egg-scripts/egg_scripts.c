@@ -48,6 +48,7 @@ static const struct option {
          "of the daemon [~/logs/NAME-stderr.log]"},
 	{"end-with-parent", NULL, FIELD(options.end_with_parent), FLAG, START, 0, 0,
          "the cluster stops when the launcher is gone"},
+	{"json", NULL, FIELD(json), FLAG, STATUS, 0, 0, "print it as it is: one JSON object"},
 	{"pid-file", "FILE", FIELD(options.pid_file), TEXT, ALL, 0, 0,
          "says which cluster [~/run/NAME.pid]"},
 	{"timeout", "S", FIELD(timeout), NUMBER, ALL, 1, 86400,
@@ -143,7 +144,9 @@ print_help(const char *name)
 	printf("\nWithout a command it runs in the foreground, without a pid file.\n");
 	for (i = 0; i < OPTIONS; i++) {
 		if (i == 0 || table[i].commands != table[i - 1].commands)
-			printf(table[i].commands == ALL ? "\nall:\n" : "\nstart:\n");
+			printf("\n%s:\n", table[i].commands == ALL      ? "all"
+			                  : table[i].commands == STATUS ? "status"
+			                                                : "start");
 		snprintf(left, sizeof left, "--%s%s%s", table[i].name,
 		         table[i].value != NULL ? "=" : "",
 		         table[i].value != NULL ? table[i].value : "");
@@ -180,8 +183,8 @@ is_address(const char *host)
 {
 	struct in6_addr any;
 
-	return strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &any) == 1 ||
-	       inet_pton(AF_INET6, host, &any) == 1;
+	return host[0] == '/' || strcmp(host, "localhost") == 0 ||
+	       inet_pton(AF_INET, host, &any) == 1 || inet_pton(AF_INET6, host, &any) == 1;
 }
 
 static void *
@@ -217,7 +220,8 @@ set_text(struct command *command, const struct option *option, const char *value
 	if (value[0] == '\0')
 		return refuse(command, "--%s wants a value", option->name);
 	if (text == &command->options.host && !is_address(value))
-		return refuse(command, "--host=%s: give a numeric address or localhost", value);
+		return refuse(command, "--host=%s: give a numeric address, localhost or a path",
+		              value);
 	*text = value;
 	return 0;
 }

@@ -19,6 +19,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,9 +35,8 @@
 
 #define KILL_TIMEOUT 10000 /* how long the kernel may keep a killed process busy */
 #define REAP_TIMEOUT 100   /* how long the parent of the dead master may take to reap it */
+#define LEFT_MAX 8         /* as many names of processes fit into a line */
 #define ASK_LAST 1000      /* how long the master may take to say which groups are left */
-
-#define TABLE_MAX (CLUTCH_WORKERS_MAX * 256 + 4096) /* bytes */
 
 /* Not through a symbolic link, and without waiting for the other end of a FIFO. */
 static int
@@ -156,12 +156,12 @@ scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout)
 	return true;
 }
 
-/* ---- the table -------------------------------------------------------------- */
+/* ---- the status ------------------------------------------------------------- */
 
-/* Read the master's table. A folder that others may write to can hold a forged one: only
+/* Read the master's status. A folder that others may write to can hold a forged one: only
  * a plain file of the pid file's user, of root or of the caller is believed. */
 static char *
-read_table(const struct cluster_found *cluster, const char *path)
+read_status(const struct cluster_found *cluster, const char *path)
 {
 	int descriptor = open_plain(path);
 	FILE *file = descriptor != -1 ? fdopen(descriptor, "r") : NULL;
@@ -176,9 +176,9 @@ read_table(const struct cluster_found *cluster, const char *path)
 	errno = EACCES;
 	if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) &&
 	    (status.st_uid == cluster->user || status.st_uid == 0 || status.st_uid == geteuid()))
-		text = malloc(TABLE_MAX);
+		text = malloc(MESSAGE_DATA_MAX + 2); /* the status, a new line and a NUL */
 	if (text != NULL)
-		text[fread(text, 1, TABLE_MAX - 1, file)] = '\0';
+		text[fread(text, 1, MESSAGE_DATA_MAX + 1, file)] = '\0';
 	fclose(file);
 	return text;
 }
@@ -194,10 +194,10 @@ is_master(const struct cluster_found *cluster)
 	       lock.l_pid == cluster->master;
 }
 
-/* Remove the last table, so that the next one there is a new one. EPERM becomes EACCES: it
+/* Remove the last status, so that the next one there is a new one. EPERM becomes EACCES: it
  * is to mean that kill(2) has failed. */
 static int
-remove_table(const char *path)
+remove_status(const char *path)
 {
 	if (unlink(path) == 0 || errno == ENOENT)
 		return 0;
@@ -210,7 +210,7 @@ char *
 scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 {
 	int64_t deadline = clutch_now() + timeout;
-	char path[PATH_MAX + 16], *table;
+	char path[PATH_MAX + 16], *status;
 	int error;
 
 	snprintf(path, sizeof path, "%s.status", cluster->pid_file);
@@ -218,10 +218,10 @@ scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 		errno = ESRCH;
 		return NULL;
 	}
-	if (kill(cluster->master, 0) == -1 || remove_table(path) == -1 ||
+	if (kill(cluster->master, 0) == -1 || remove_status(path) == -1 ||
 	    kill(cluster->master, number) == -1)
 		return NULL;
-	while ((table = read_table(cluster, path)) == NULL) {
+	while ((status = read_status(cluster, path)) == NULL) {
 		error = errno == ENOENT ? ETIMEDOUT : errno;
 		if (!is_master(cluster)) {
 			errno = ESRCH;
@@ -232,7 +232,108 @@ scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout)
 			return NULL;
 		poll(NULL, 0, LOOK_AGAIN);
 	}
-	return table;
+	return status;
+}
+
+/* ---- the processes that are left --------------------------------------------- */
+
+/* Do the numbers in the status name the same processes here? Those of a container do not:
+ * then the number in the pid file is not the one that the kernel gives for the master. And
+ * root does not kill the processes that another user's status names. */
+static bool
+has_numbers_of_here(const struct cluster_found *cluster)
+{
+	char text[16] = "";
+
+	return cluster->user == geteuid() &&
+	       pread(cluster->descriptor, text, sizeof text - 1, 0) > 0 &&
+	       atol(text) == (long)cluster->master;
+}
+
+struct left {
+	const struct cluster_found *cluster;
+	const char *status; /* NULL: its numbers are not those of here */
+	char *text;
+	size_t size, count;
+};
+
+static void CLUTCH_PRINTF(2, 3) add_left(struct left *left, const char *format, ...)
+{
+	size_t used = strlen(left->text);
+	va_list arguments;
+
+	if (++left->count > LEFT_MAX)
+		return;
+	if (left->count > 1)
+		used += (size_t)snprintf(left->text + used, left->size - used, ", ");
+	va_start(arguments, format);
+	vsnprintf(left->text + used, left->size - used, format, arguments);
+	va_end(arguments);
+}
+
+static void
+add_process(struct left *left, pid_t pid)
+{
+	const char *row = left->status;
+	char name[32] = "";
+
+	while (row != NULL && (row = scripts_next_row(row)) != NULL)
+		if (scripts_number(row, "pid") == pid)
+			break;
+	if (row != NULL)
+		scripts_add_process(name, sizeof name, row);
+	add_left(left, "%s%spid %ld%s", name, row != NULL ? " (" : "", (long)pid,
+	         row != NULL ? ")" : "");
+}
+
+/* In order: fcntl(2) chooses which of several locks it reports. */
+static void
+add_between(struct left *left, off_t start, off_t end)
+{
+	struct flock lock;
+
+	if (start >= end || find_lock(left->cluster->descriptor, start, end - start, &lock) != 1)
+		return;
+	add_between(left, start, lock.l_start);
+	add_process(left, lock.l_pid);
+	add_between(left, lock.l_start + 1, end);
+}
+
+/* A process that is dead itself may have left others, for which the master waits. */
+static void
+add_groups(struct left *left)
+{
+	const char *row = left->status;
+	char name[32];
+	struct flock lock;
+	pid_t pid;
+
+	while (row != NULL && (row = scripts_next_row(row)) != NULL) {
+		pid = (pid_t)scripts_number(row, "pid");
+		if (pid <= 1 || find_lock(left->cluster->descriptor, pid, 1, &lock) == 1 ||
+		    kill(-pid, 0) == -1)
+			continue;
+		name[0] = '\0';
+		scripts_add_process(name, sizeof name, row);
+		add_left(left, "processes of %s (group %ld)", name, (long)pid);
+	}
+}
+
+void
+scripts_list_left(const struct cluster_found *cluster, const char *status, char *text, size_t size)
+{
+	struct left left = {cluster, status, text, size, 0};
+
+	text[0] = '\0';
+	if (!has_numbers_of_here(cluster))
+		left.status = NULL;
+	add_between(&left, 1, INT_MAX);
+	add_groups(&left);
+	if (left.count == 0 && cluster->master != 0)
+		add_left(&left, "the master (pid %ld)", (long)cluster->master);
+	if (left.count > LEFT_MAX)
+		snprintf(text + strlen(text), size - strlen(text), " and %zu more",
+		         left.count - LEFT_MAX);
 }
 
 /* ---- SIGKILL ---------------------------------------------------------------- */
@@ -254,46 +355,29 @@ kill_between(const struct cluster_found *cluster, off_t start, off_t end)
 	kill_between(cluster, lock.l_start + 1, end);
 }
 
-/* Do the numbers in the table name the same processes here? Those of a container do not:
- * then the number in the pid file is not the one that the kernel gives for the master. And
- * root does not kill the processes that another user's table names. */
-static bool
-has_numbers_of_here(const struct cluster_found *cluster)
-{
-	char text[16] = "";
-
-	return cluster->user == geteuid() &&
-	       pread(cluster->descriptor, text, sizeof text - 1, 0) > 0 &&
-	       atol(text) == (long)cluster->master;
-}
-
-/* SIGKILL to the groups in the table's rows. A dead child holds no lock any more, but its
+/* SIGKILL to the groups in the status's rows. A dead child holds no lock any more, but its
  * own children may be alive, and the master waits for them. The master does the same at
  * its deadline. */
 static void
-kill_groups(const char *table)
+kill_groups(const char *row)
 {
-	char role[8];
-	long pid;
-
-	for (; table != NULL; table = strchr(table, '\n')) {
-		table += *table == '\n';
-		if (sscanf(table, "%7s %*d %ld", role, &pid) == 2 && pid > 1 &&
-		    (strcmp(role, "app") == 0 || strcmp(role, "agent") == 0))
-			kill(-(pid_t)pid, SIGKILL);
-	}
+	while ((row = scripts_next_row(row)) != NULL)
+		if (scripts_number(row, "pid") > 1 && !scripts_is(row, "role", "parent"))
+			kill(-(pid_t)scripts_number(row, "pid"), SIGKILL);
 }
 
-/* The table is a new one: the numbers in an older one may be other processes' by now. A
+/* The status is a new one: the numbers in an older one may be other processes' by now. A
  * master that hangs does not answer; then only the locks are left. */
 int
 scripts_kill(const struct cluster_found *cluster)
 {
-	char *table = has_numbers_of_here(cluster) ? scripts_ask(cluster, SIGUSR1, ASK_LAST) : NULL;
+	char *status =
+		has_numbers_of_here(cluster) ? scripts_ask(cluster, SIGUSR1, ASK_LAST) : NULL;
 	int64_t deadline = clutch_now() + KILL_TIMEOUT;
 
-	kill_groups(table);
-	free(table);
+	if (status != NULL)
+		kill_groups(status);
+	free(status);
 	do {
 		kill_between(cluster, 0, INT_MAX);
 		if (scripts_wait_gone(cluster, 5 * LOOK_AGAIN))
@@ -303,11 +387,13 @@ scripts_kill(const struct cluster_found *cluster)
 }
 
 int64_t
-scripts_patience(const struct command *command, const char *table)
+scripts_patience(const struct command *command, const char *status)
 {
-	const char *at = table != NULL ? strstr(table, "stops within ") : NULL;
-	long patience = at != NULL ? strtol(at + strlen("stops within "), NULL, 10) : 0;
+	int64_t patience = 0;
 
+	if (status != NULL)
+		patience =
+			scripts_number(status, "app_close") + scripts_number(status, "agent_close");
 	if (command->timeout > 0)
 		return (int64_t)command->timeout * 1000;
 	return patience > 0 ? patience + 2000 : 30000; /* D31 */

@@ -1,6 +1,6 @@
 /*
- * systemd's sd_notify without its library: a datagram to the Unix domain socket that
- * NOTIFY_SOCKET names.
+ * systemd's sd_notify and sd_listen_fds without its library: a datagram to the Unix domain
+ * socket that NOTIFY_SOCKET names, and the shared port, already bound, as descriptor 3.
  *
  * The launcher is the unit's main process, and the master tells it over the channel when
  * all workers are ready. So the launcher alone speaks to systemd (NotifyAccess=main).
@@ -20,6 +20,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define LISTEN_FDS_START 3
 #define NOTIFY_TIMEOUT 5 /* seconds: how long systemd may leave its socket full */
 
 char *
@@ -30,6 +31,24 @@ scripts_take_notify_socket(void)
 
 	unsetenv("NOTIFY_SOCKET");
 	return path;
+}
+
+int
+scripts_take_listener(const struct command *command)
+{
+	const char *pid = getenv("LISTEN_PID"), *given = getenv("LISTEN_FDS");
+	long count = given != NULL ? strtol(given, NULL, 10) : 0;
+	bool ours = pid != NULL && strtol(pid, NULL, 10) == (long)getpid() && count > 0;
+
+	unsetenv("LISTEN_PID");
+	unsetenv("LISTEN_FDS");
+	unsetenv("LISTEN_FDNAMES");
+	if (!ours)
+		return 0;
+	if (count > 1)
+		scripts_complain(command, "LISTEN_FDS=%ld: only the first socket is used", count);
+	fcntl(LISTEN_FDS_START, F_SETFD, FD_CLOEXEC);
+	return LISTEN_FDS_START;
 }
 
 /* "/path", or "@name", which is Linux's abstract socket. -1: errno. */

@@ -14,7 +14,7 @@
 struct command {
 	struct options options; /* for the master */
 	int timeout;            /* seconds; 0: not given */
-	bool daemon;
+	bool daemon, json;
 	const char *standard_output, *standard_error; /* the daemon's files, or NULL */
 };
 
@@ -54,16 +54,36 @@ bool scripts_wait_gone(const struct cluster_found *cluster, int64_t timeout);
  * left, and no signal reaches it. */
 int scripts_kill(const struct cluster_found *cluster);
 
+/* Store the names of the processes that are left: "app 0 (pid 4711)", or the master if no other
+ * one is. `status` is what the master has said before its end, or NULL. */
+void scripts_list_left(const struct cluster_found *cluster, const char *status, char *text,
+                       size_t size);
+
 /*
- * Get a new table from the master: `number` (SIGUSR1 or SIGUSR2) is the order after which
- * the master writes its table. The caller frees it. NULL with errno: ETIMEDOUT (not
+ * Get a new status from the master: `number` (SIGUSR1 or SIGUSR2) is the order after which
+ * the master writes its status. The caller frees it. NULL with errno: ETIMEDOUT (not
  * within `timeout` milliseconds), ESRCH (the master has ended), EPERM (the master is
- * another user's), or why the file with the table cannot be removed or read.
+ * another user's), or why the file with the status cannot be removed or read.
  */
 char *scripts_ask(const struct cluster_found *cluster, int number, int64_t timeout);
 
 /* How many milliseconds the master itself may take to stop. */
-int64_t scripts_patience(const struct command *command, const char *table);
+int64_t scripts_patience(const struct command *command, const char *status);
+
+/*
+ * table.c: the status. number and is look at one line of it: the number of that name (0 if
+ * there is none), and whether the text of that name is this one. next_row returns the next
+ * line that is a process or an empty slot, or NULL. list_unready: "agent (pid 4710), app 1"
+ * for those that are not ready.
+ */
+long long scripts_number(const char *line, const char *name);
+bool scripts_is(const char *line, const char *name, const char *text);
+const char *scripts_next_row(const char *at);
+void scripts_list_unready(const char *status, char *text, size_t size);
+void scripts_print_table(const char *status);
+
+/* Append the name of a row's process: "agent", "app 2". */
+void scripts_add_process(char *text, size_t size, const char *row);
 
 /*
  * logs.c: the files of a daemon.
@@ -77,10 +97,13 @@ int scripts_make_folders(const struct command *command, const char *path);
 int scripts_open_logs(const struct command *command, char *paths[2], int files[2]);
 void scripts_note_failure(const struct command *command, const char *path, int file);
 
-/* notify.c: systemd's sd_notify. take_notify_socket removes NOTIFY_SOCKET from the
- * environment, so that no other process speaks for this one, and returns its value. The
- * caller frees it; NULL: it was not set, or there is no memory. */
+/* notify.c: systemd's sd_notify and sd_listen_fds. take_notify_socket removes NOTIFY_SOCKET
+ * from the environment, so that no other process speaks for this one, and returns its value.
+ * The caller frees it; NULL: it was not set, or there is no memory. take_listener does the
+ * same for LISTEN_FDS, and returns the socket that systemd has bound (socket activation), or
+ * 0. */
 char *scripts_take_notify_socket(void);
+int scripts_take_listener(const struct command *command);
 void scripts_notify(const struct command *command, const char *path, const char *state);
 
 /* The commands. Each returns what egg_scripts returns. */

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #define START_TIMEOUT 300 /* seconds, of a daemon; start.js:59 */
+#define START_REPORT 1000 /* how often it says for which processes it waits, in ms */
 #define DESCRIPTORS 65536 /* a daemon closes those below this, if the limit is higher */
 
 /* The launcher hands these on to the master, except SIGCHLD, which tells it of the master's
@@ -35,6 +36,7 @@ struct launcher {
 	const struct command *command;
 	struct messenger *parent;
 	char *notify_socket; /* systemd's, in the foreground; or NULL */
+	int listener;        /* the socket that systemd has bound, or 0 */
 	char *paths[2];      /* the daemon's stdout and stderr */
 	int files[2];        /* the same, open; or -1 */
 	char *lock_path;     /* the lock of a daemon's start, and its file */
@@ -132,9 +134,42 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 		return 0;
 	}
 	at = at != NULL ? at + strlen("\"address\":\"") : "";
-	scripts_say(launcher->command, "started%s%.*s, pid %ld", *at != '\0' ? " on " : "",
-	            (int)strcspn(at, "\""), at, (long)launcher->master);
+	scripts_say(launcher->command, "started%s%.*s, pid %ld; logs: %s, %s",
+	            *at != '\0' ? " on " : "", (int)strcspn(at, "\""), at, (long)launcher->master,
+	            launcher->paths[0], launcher->paths[1]);
 	return 0;
+}
+
+/* The master has said what it knows (clutch-status). */
+static int
+on_status(struct messenger *parent, const struct message *message, void *arg)
+{
+	const struct launcher *launcher = arg;
+	char text[512];
+
+	(void)parent;
+	if (launcher->ready || launcher->closing || message->data == NULL)
+		return 0;
+	scripts_list_unready(message->data, text, sizeof text);
+	if (text[0] != '\0')
+		scripts_say(launcher->command, "waits for %s%s%s%s%s", text,
+		            launcher->command->daemon ? "; logs: " : "",
+		            launcher->command->daemon ? launcher->paths[0] : "",
+		            launcher->command->daemon ? ", " : "",
+		            launcher->command->daemon ? launcher->paths[1] : "");
+	return 0;
+}
+
+/* Until all workers are ready, ask for which ones the master waits. */
+static int
+ask_status(struct messenger *parent, void *arg)
+{
+	const struct launcher *launcher = arg;
+
+	if (launcher->ready || launcher->closing)
+		return 0;
+	messenger_send(parent, "clutch-status", NULL, ROLE_MASTER); /* or the next time */
+	return messenger_set_timeout(parent, START_REPORT, ask_status, arg) == -1 ? -1 : 0;
 }
 
 static void
@@ -324,6 +359,8 @@ be_master(struct launcher *launcher, int channel)
 		exit(1);
 	}
 	options.parent = channel;
+	if (launcher->listener != 0)
+		options.listener = launcher->listener;
 	exit(start_cluster(&options));
 }
 
@@ -345,7 +382,9 @@ prepare(struct launcher *launcher, int *channel)
 	launcher->parent = messenger_open(pair[0], ROLE_PARENT);
 	if (launcher->parent == NULL ||
 	    messenger_watch(launcher->parent, signal_pipe[0], POLLIN, on_signals, launcher) == -1 ||
-	    messenger_once(launcher->parent, "egg-ready", on_ready, launcher) == -1)
+	    messenger_once(launcher->parent, "egg-ready", on_ready, launcher) == -1 ||
+	    messenger_on(launcher->parent, "clutch-status", on_status, launcher) == -1 ||
+	    messenger_set_timeout(launcher->parent, START_REPORT, ask_status, launcher) == -1)
 		return -1;
 	if ((command->daemon || command->timeout > 0) &&
 	    messenger_set_timeout(launcher->parent, timeout * 1000, on_timeout, launcher) == -1)
@@ -490,6 +529,7 @@ scripts_start(const struct command *command)
 	int result;
 
 	launcher.notify_socket = scripts_take_notify_socket();
+	launcher.listener = scripts_take_listener(command);
 	result = start(&launcher);
 	unlock_start(&launcher);
 	free(launcher.notify_socket);

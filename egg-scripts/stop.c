@@ -15,42 +15,50 @@
 #include <string.h>
 
 /* Milliseconds, without --timeout. */
-#define ASK_TIMEOUT 5000 /* for a table */
+#define ASK_TIMEOUT 5000 /* for a status */
 #define ASK_FIRST 1000   /* for the master's deadlines, before it is stopped */
 #define RELOAD_TIMEOUT 300000
+#define STOP_REPORT 1000 /* how often stop says for which processes it waits */
 
 /* ---- stop ------------------------------------------------------------------- */
 
-/* Give the order. Returns how long the master itself may take, or -1 if the order could
- * not be given. */
-static int64_t
-order_to_stop(const struct command *command, const struct cluster_found *cluster)
+/* Wait until no process is left, and say each second which processes are. */
+static bool
+wait_gone(const struct command *command, const struct cluster_found *cluster, const char *status,
+          int64_t patience)
 {
-	char *table = cluster->master != 0 ? scripts_ask(cluster, SIGUSR1, ASK_FIRST) : NULL;
-	int64_t patience = scripts_patience(command, table);
+	int64_t deadline = clutch_now() + patience, rest;
+	char text[512];
 
-	free(table);
-	if (cluster->master != 0 && kill(cluster->master, SIGTERM) == -1 && errno == EPERM) {
-		scripts_complain(command, "pid %ld is another user's", (long)cluster->master);
-		return -1;
+	while ((rest = deadline - clutch_now()) > 0) {
+		if (scripts_wait_gone(cluster, rest < STOP_REPORT ? rest : STOP_REPORT))
+			return true;
+		scripts_list_left(cluster, status, text, sizeof text);
+		if (rest > STOP_REPORT && text[0] != '\0')
+			scripts_say(command, "waits for %s", text);
 	}
-	return patience;
+	scripts_complain(command, "not stopped within %lld s: SIGKILL to all that are left",
+	                 (long long)patience / 1000);
+	return false;
 }
 
 static int
 stop(const struct command *command, const struct cluster_found *cluster)
 {
-	int64_t begin = clutch_now(), patience = order_to_stop(command, cluster);
+	char *status = cluster->master != 0 ? scripts_ask(cluster, SIGUSR1, ASK_FIRST) : NULL;
+	int64_t begin = clutch_now(), patience = scripts_patience(command, status);
+	bool is_gone;
 
-	if (patience == -1)
+	if (cluster->master != 0 && kill(cluster->master, SIGTERM) == -1 && errno == EPERM) {
+		scripts_complain(command, "pid %ld is another user's", (long)cluster->master);
+		free(status);
 		return 1;
-	if (!scripts_wait_gone(cluster, patience)) {
-		scripts_complain(command, "not stopped within %lld s: SIGKILL to all that are left",
-		                 (long long)patience / 1000);
-		if (scripts_kill(cluster) == -1) {
-			scripts_complain(command, "a process is left that SIGKILL does not end");
-			return 1;
-		}
+	}
+	is_gone = wait_gone(command, cluster, status, patience);
+	free(status);
+	if (!is_gone && scripts_kill(cluster) == -1) {
+		scripts_complain(command, "a process is left that SIGKILL does not end");
+		return 1;
 	}
 	scripts_say(command, "stopped (%lldms)", (long long)(clutch_now() - begin));
 	return 0;
@@ -103,12 +111,15 @@ static int
 status(const struct command *command, const struct cluster_found *cluster)
 {
 	int64_t timeout = timeout_of(command, ASK_TIMEOUT);
-	char *table = scripts_ask(cluster, SIGUSR1, timeout);
+	char *text = scripts_ask(cluster, SIGUSR1, timeout);
 
-	if (table == NULL)
+	if (text == NULL)
 		return report_silence(command, cluster, timeout);
-	fputs(table, stdout);
-	free(table);
+	if (command->json)
+		fputs(text, stdout);
+	else
+		scripts_print_table(text);
+	free(text);
 	return 0;
 }
 
@@ -137,47 +148,33 @@ scripts_status(const struct command *command)
 
 /* ---- reload ------------------------------------------------------------------- */
 
-/* Find the table's next listening app worker from `at` on. Returns the text behind it, or
- * NULL. */
+/* The row of the next app worker that listens, or NULL. */
 static const char *
-next_app(const char *at, int *slot, long *pid)
+next_app(const char *row)
 {
-	int length;
-
-	while (at != NULL) {
-		length = 0;
-		if (sscanf(at, "app %d %ld listening%n", slot, pid, &length) == 2 && length > 0)
-			return at + length;
-		at = strchr(at, '\n');
-		if (at != NULL)
-			at++;
-	}
+	while ((row = scripts_next_row(row)) != NULL)
+		if (scripts_is(row, "role", "app") && scripts_is(row, "state", "listening"))
+			return row;
 	return NULL;
 }
 
-/* Does an app worker listen in that slot (0: in any), with that pid (0: with any)? */
+/* Does an app worker behind `row` listen whose number of this name is the same? */
 static bool
-has_app(const char *table, int wanted_slot, long wanted_pid)
+has_app(const char *row, const char *name, long long number)
 {
-	long pid;
-	int slot;
-
-	while ((table = next_app(table, &slot, &pid)) != NULL)
-		if ((wanted_slot == 0 || slot == wanted_slot) &&
-		    (wanted_pid == 0 || pid == wanted_pid))
+	while ((row = next_app(row)) != NULL)
+		if (scripts_number(row, name) == number)
 			return true;
 	return false;
 }
 
 /* Does an app worker listen in that slot that was not there before? */
 static bool
-is_renewed(const char *before, const char *after, int wanted)
+is_renewed(const char *before, const char *after, long long slot)
 {
-	long pid;
-	int slot;
-
-	while ((after = next_app(after, &slot, &pid)) != NULL)
-		if (slot == wanted && !has_app(before, 0, pid))
+	while ((after = next_app(after)) != NULL)
+		if (scripts_number(after, "slot") == slot &&
+		    !has_app(before, "pid", scripts_number(after, "pid")))
 			return true;
 	return false;
 }
@@ -187,44 +184,36 @@ is_renewed(const char *before, const char *after, int wanted)
 static int
 count_slots(const char *before, const char *after, int *renewed)
 {
-	const char *at = before;
-	int slot, count = 0;
-	long pid;
+	const char *row = before;
+	int count = 0;
 
 	*renewed = 0;
-	while ((at = next_app(at, &slot, &pid)) != NULL) {
-		if (has_app(at, slot, 0))
+	while ((row = next_app(row)) != NULL) {
+		if (has_app(row, "slot", scripts_number(row, "slot")))
 			continue;
 		count++;
-		*renewed += is_renewed(before, after, slot);
+		*renewed += is_renewed(before, after, scripts_number(row, "slot"));
 	}
 	return count;
 }
 
-static int
-times_given_up(const char *table)
-{
-	const char *at = strstr(table, " done, ");
-
-	return at != NULL ? atoi(at + strlen(" done, ")) : 0;
-}
-
-/* The master writes its table when a reload has ended. Another command may have ordered
- * that reload, or that table: then give the order again. */
+/* The master writes its status when a reload has ended. Another command may have ordered
+ * that reload, or that status: then give the order again. */
 static int
 watch_reload(const struct command *command, const struct cluster_found *cluster, const char *before)
 {
 	int64_t timeout = timeout_of(command, RELOAD_TIMEOUT), begin = clutch_now(), now;
 	int count = 1, renewed = 0, given_up = 0;
-	char *table;
+	char *after;
 
 	for (now = begin; renewed < count && !given_up; now = clutch_now()) {
-		table = scripts_ask(cluster, SIGUSR2, begin + timeout - now);
-		if (table == NULL)
+		after = scripts_ask(cluster, SIGUSR2, begin + timeout - now);
+		if (after == NULL)
 			return report_silence(command, cluster, timeout);
-		count = count_slots(before, table, &renewed);
-		given_up = renewed < count && times_given_up(table) > times_given_up(before);
-		free(table);
+		count = count_slots(before, after, &renewed);
+		given_up = renewed < count &&
+		           scripts_number(after, "given_up") > scripts_number(before, "given_up");
+		free(after);
 	}
 	if (given_up) {
 		scripts_complain(command,
@@ -245,7 +234,7 @@ reload(const struct command *command, const struct cluster_found *cluster)
 
 	if (before == NULL)
 		return report_silence(command, cluster, ASK_TIMEOUT);
-	if (strstr(before, "\nrunning, ") == NULL)
+	if (!scripts_is(before, "state", "running"))
 		scripts_complain(command, "cannot reload: not yet ready, or already stopping");
 	else
 		result = watch_reload(command, cluster, before);

@@ -23,9 +23,12 @@ unset CLUTCH_TRACE EGG_WORKERS EGG_SERVER_ENV EGG_APP_CLOSE_TIMEOUT EGG_AGENT_CL
 export EGG_MASTER_CLOSE_TIMEOUT=1000
 
 # start PROGRAM [ARGUMENT]: build it if need be, and start it; $master is its pid, $log
-# what it prints.
+# what it prints. A student at a terminal learns why nothing happens meanwhile.
 start()
 {
+	if [ -t 2 ] && ! make -q "$1" >/dev/null 2>&1; then
+		echo "(building $1: some seconds)" >&2
+	fi
 	make -s "$1" >"$scratch/make" 2>&1 || { cat "$scratch/make" >&2; exit 2; }
 	: >"$log"
 	"$@" >>"$log" 2>&1 </dev/null &
@@ -60,10 +63,16 @@ must_print()
 	exit 2
 }
 
+# The lines of the log without their heads (time, level, pid, process).
+words()
+{
+	sed 's/^[0-9-]* [0-9:.]* [A-Z]* [0-9]* [a-z]*\( [0-9]*\)*: //' "$log"
+}
+
 # The pids of the children, as the master's log has them: the agent first.
 children()
 {
-	sed -n 's/^\[master\] [a-z]*_worker#[0-9]*:\([0-9]*\) start$/\1/p' "$log"
+	sed -n 's/.*_worker#[0-9]*:\([0-9]*\) start\( (app [0-9]*)\)*$/\1/p' "$log"
 }
 
 # The letter of a process's state (S sleeps, T is stopped, Z is a zombie); empty: gone.

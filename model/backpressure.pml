@@ -57,7 +57,7 @@ byte i, j, r, found;
 
 /* The master reads what a sender has said, and copies it into the receivers' queues. A queue
  * that is long is written at once (CHANNEL_FLUSH_SIZE). */
-/* C: messenger.c process_send 211439004 */
+/* C: messenger.c process_send 447240600 */
 /* C: messenger.c master_messenger_receive 2810909244 */
 /* C: messenger.c place 2673874596 */
 /* C: sendmessage.c sendmessage 552827372 */
@@ -86,7 +86,7 @@ inline process_send(sender) {
 /* C: messenger.c process_waits_for 3752120348 */
 #define WAITS_FOR(s, n) ((p[s].waits_for >> n & 1) && !p[n].buried && ABOVE(n, LOW))
 
-/* C: messenger.c process_stop_waiting 2294489683 */
+/* C: messenger.c process_stop_waiting 109777804 */
 inline process_stop_waiting(sender) {
 	found = 0;
 	for (r : 0 .. (PROCESSES - 1)) {
@@ -106,7 +106,7 @@ inline process_stop_waiting(sender) {
 #define STOPPED(n) p[n].held
 
 /* full_since is set anew, to now, while the process is stopped: so its timeout cannot come. */
-/* C: master.c watch_queue 384530334 */
+/* C: master.c watch_queue 1595929738 */
 inline watch_queue(n) {
 	if
 	:: !ABOVE(n, LOW) -> p[n].full_since = 0
@@ -124,7 +124,7 @@ inline watch_queue(n) {
 	fi
 }
 
-/* C: master.c is_held 3836787340 */
+/* C: master.c is_held 2617596744 */
 inline is_held(n) {
 	for (j : 0 .. (PROCESSES - 1)) {
 		if
@@ -136,7 +136,7 @@ inline is_held(n) {
 	}
 }
 
-/* C: master.c find_held 1337273983 */
+/* C: master.c find_held 322833158 */
 inline find_held() {
 	for (i : 0 .. (PROCESSES - 1)) { p[i].held = 0 }
 	for (r : 1 .. PROCESSES) { /* until no more are found */
@@ -150,7 +150,7 @@ inline find_held() {
 }
 
 /* Its queue is dropped. */
-/* C: master.c on_disconnect 1350065694 */
+/* C: master.c on_disconnect 3787143184 */
 inline on_disconnect(n) {
 	p[n].buried = 1; p[n].queue = 0; p[n].waits = 0; p[n].waits_for = 0; p[n].said = 0;
 	p[n].room = 0; p[n].full_since = 0; p[n].held = 0; p[n].reads = 0; p[n].hangs = 0; p[n].dead = 1

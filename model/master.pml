@@ -224,7 +224,7 @@ inline signal_process(n, event) {
 
 /* Time is abstract: a process that was told to end may be given more time or less than it
  * has left. */
-/* C: master.c timeout_of 4152265412 */
+/* C: master.c timeout_of 3868144347 */
 /* C: master.c expect 1990331121 */
 inline expect(n, why) {
 	if
@@ -392,7 +392,7 @@ inline fork_app_worker(s) {
 	found = (failed -> 0 : found)
 }
 
-/* C: master.c on_fork 2903497355 */
+/* C: master.c on_fork 2949754586 */
 inline on_fork(n) {
 	d_step {
 		if
@@ -410,7 +410,7 @@ inline on_fork(n) {
 }
 
 /* The window of 59 re-forks in a minute may be full: then it is a later turn's. */
-/* C: master.c refork_due 2956373603 */
+/* C: master.c refork_due 2589911749 */
 inline refork_due(s) {
 	get_slot_worker(s);
 	if
@@ -576,7 +576,7 @@ inline on_agent_start() {
 	fi
 }
 
-/* C: master.c on_app_exit 1298431749 */
+/* C: master.c on_app_exit 524744132 */
 inline on_app_exit(n) {
 	if
 	:: phase != PHASE_RUNNING
@@ -600,7 +600,7 @@ inline on_app_exit(n) {
 	fi
 }
 
-/* C: master.c on_app_start 3088437502 */
+/* C: master.c on_app_start 1300088183 */
 inline on_app_start(n) {
 	number_of = p[n].slot;
 	get_slot_worker(number_of);
@@ -698,7 +698,7 @@ inline do_close() {
 
 /* The half of the channel that a leaving worker still reads (D20) is left out; that it ends
  * later changes nothing. */
-/* C: master.c on_disconnect 1350065694 */
+/* C: master.c on_disconnect 3787143184 */
 inline on_disconnect(n) {
 	p[n].words = UNSAID; p[n].end = 0;
 	transition(n, ENDS, p[n].state, STATE_DISCONNECTED);
@@ -732,7 +732,7 @@ inline condemn(n) {
 /* One read: the message that makes a process ready, or the end; or what none may send. */
 /* C: sendmessage.c channel_read 2316672175 */
 /* C: master.c may_say 1773463059 */
-/* C: master.c emit 3684526723 */
+/* C: master.c emit 1194521397 */
 /* C: master.c hear 3156642103 */
 inline hear(n) {
 	if
@@ -850,7 +850,7 @@ inline on_deadline(n) {
 
 /* Any time that the master waits for may have come; one has, if poll has ended for that. */
 /* C: master.c await 2659077446 */
-/* C: master.c run_clock 1896929440 */
+/* C: master.c run_clock 3913575375 */
 inline run_clock() {
 	due = DUE_NOTHING;
 	if
@@ -905,7 +905,7 @@ inline run_clock() {
 }
 
 /* A queue that is full for too long, and a reading end that is closed, may come at any time. */
-/* C: master.c watch_queue 384530334 */
+/* C: master.c watch_queue 1595929738 */
 inline watch_queue(n) {
 #ifdef FAULTS
 	if
@@ -954,7 +954,7 @@ inline hear_all() {
 }
 
 /* C: master.c take 2090110246 */
-/* C: master.c obey 3897922220 */
+/* C: master.c obey 2479054325 */
 inline obey() {
 	if
 	:: got_sigterm -> got_sigterm = 0; on_signal()
@@ -1015,8 +1015,8 @@ inline invariants() {
 	(ANY(ARMED) || corpses + killed_corpses > 0 ||                                    \
 	 (phase == PHASE_RUNNING && (agent_refork_at || refork_at[0] || refork_at[SLOTS - 1] || CHECK_AT)))
 
-/* C: master.c open_places 2366954116 */
-/* C: master.c run_cluster 2560838108 */
+/* C: master.c open_places 995434256 */
+/* C: master.c run_cluster 323625669 */
 /* C: master.c loop 4242234115 */
 active proctype master() {
 	d_step {
@@ -1068,11 +1068,11 @@ active proctype master() {
  * channel, ends. After SIGKILL it can only end. What it says after poll has returned is heard
  * in the next turn, unless it ends at once: these are its last words. So all that these
  * functions may do, and more: */
-/* C: agent.c agent_run 1917977470 */
+/* C: agent.c agent_run 1528847740 */
 /* C: agent.c clutch_process_start 2600521474 */
-/* C: agent.c clutch_process_leave 1599960509 */
+/* C: agent.c clutch_process_leave 137344297 */
 /* C: worker.c worker_run 2900699826 */
-/* C: worker.c consider_leaving 2092121563 */
+/* C: worker.c consider_leaving 750679438 */
 /* C: worker.c disconnect 1958245097 */
 /* C: worker.c has_left 4000535173 */
 #define MAY_SPEAK(n) (p[n].alive && HAS_CHANNEL(n) && !p[n].end && p[n].deadline != DEADLINE_KILLED)

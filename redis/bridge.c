@@ -164,19 +164,16 @@ static void say(struct bridge *bridge, const char *format, ...) CLUTCH_PRINTF(2,
 static void
 say(struct bridge *bridge, const char *format, ...)
 {
-	char line[sizeof bridge->last_line], *at;
+	char line[sizeof bridge->last_line];
 	va_list arguments;
 
 	va_start(arguments, format);
 	vsnprintf(line, sizeof line, format, arguments);
 	va_end(arguments);
-	for (at = line; *at != '\0'; at++)
-		if ((unsigned char)*at < ' ' || *at == 127)
-			*at = '?'; /* it may hold text of Redis */
 	if (strcmp(line, bridge->last_line) == 0)
 		return;
 	memcpy(bridge->last_line, line, sizeof line);
-	clutch_print_line(STDERR_FILENO, "[bridge] %s: %s", bridge->channel, line);
+	clutch_log(CLUTCH_WARN, "[bridge] %s: %s", bridge->channel, line);
 }
 
 /* The log of three connections to one Redis: a line that repeats the last one is left out. */

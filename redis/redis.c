@@ -149,7 +149,7 @@ complain(const struct redis *redis, const char *what, const char *why, const cha
 	if (redis->options.log != NULL)
 		redis->options.log(line, redis->options.arg);
 	else
-		clutch_print_line(STDERR_FILENO, "%s", line);
+		clutch_log(CLUTCH_WARN, "%s", line);
 }
 
 /* Keep the result of a callback, if it is the first that is not 0. */

@@ -317,7 +317,20 @@ add_name(struct record *record, const char *name, pid_t pid)
 	added->reaped = false;
 }
 
-/* "[master] app_worker#1:4711 start" says who 4711 is. */
+const char *
+behind_head(const char *line)
+{
+	int end = 0;
+
+	sscanf(line, "%*4d-%*2d-%*2d %*2d:%*2d:%*2d.%*3d %*[A-Z] %*d %*[a-z]%n", &end);
+	if (end == 0)
+		return line;
+	if (line[end] == ' ')
+		end += 1 + (int)strspn(line + end + 1, "0123456789");
+	return strncmp(line + end, ": ", 2) == 0 ? line + end + 2 : line;
+}
+
+/* "[master] app_worker#1:4711 start (app 0)" says who 4711 is. */
 static void
 learn_name(struct record *record, const char *line)
 {
@@ -325,8 +338,12 @@ learn_name(struct record *record, const char *line)
 	int id, end = 0;
 	long pid;
 
-	if (sscanf(line, "[master] %7[a-z]_worker#%d:%ld start%n", role, &id, &pid, &end) != 3 ||
-	    end == 0 || line[end] != '\0')
+	if (sscanf(behind_head(line), "[master] %7[a-z]_worker#%d:%ld start%n", role, &id, &pid,
+	           &end) != 3 ||
+	    end == 0)
+		return;
+	line = behind_head(line) + end;
+	if (line[0] != '\0' && strncmp(line, " (app ", 6) != 0)
 		return;
 	snprintf(name, sizeof name, "%s#%d", role[1] == 'g' ? "AGENT" : "APP", id);
 	add_name(record, name, (pid_t)pid);
@@ -403,6 +420,14 @@ ends_with(const char *text, size_t length, const char *end)
 	return length >= strlen(end) && memcmp(text + length - strlen(end), end, strlen(end)) == 0;
 }
 
+/* Does the text end where a line has a port? */
+static bool
+is_before_port(const char *text, size_t length)
+{
+	return ends_with(text, length, ".1:") || ends_with(text, length, "\"port\":") ||
+	       ends_with(text, length, "port ");
+}
+
 /* The name of the number that begins at text[at] and ends before text[end], or
  * NULL if it is just a number. */
 static const char *
@@ -410,9 +435,7 @@ name_of_number(const struct cluster *cluster, const char *text, size_t at, size_
 {
 	long number = atol(text + at);
 
-	if (number == cluster->port && number != 0 &&
-	    (ends_with(text, at, ".1:") || ends_with(text, at, "\"port\":") ||
-	     ends_with(text, at, "port ")))
+	if (number == cluster->port && number != 0 && is_before_port(text, at))
 		return "PORT";
 	if (at > 0 && (isalnum((unsigned char)text[at - 1]) || strchr("_.#", text[at - 1])))
 		return NULL;
@@ -421,7 +444,7 @@ name_of_number(const struct cluster *cluster, const char *text, size_t at, size_
 	return name_of(cluster->record, (pid_t)number);
 }
 
-/* The line with symbolic names; it lives until the next call. */
+/* The line without its head, with symbolic names; it lives until the next call. */
 static const char *
 symbolic(const struct cluster *cluster, const char *text)
 {
@@ -429,6 +452,7 @@ symbolic(const struct cluster *cluster, const char *text)
 	size_t at = 0, end, used = 0;
 	const char *name;
 
+	text = behind_head(text);
 	while (text[at] != '\0' && used < sizeof out - 32) {
 		end = at;
 		while (isdigit((unsigned char)text[end]) && end - at < 20)
@@ -471,9 +495,12 @@ with_pids(const struct cluster *cluster, const char *text, char *out, size_t siz
 		if (text[length] == '#')
 			length += 1 + strspn(text + length + 1, "0123456789");
 		name = named(cluster->record, text, length);
+		if ((used > 0 && out[used - 1] == '_') || text[length] == '_')
+			name = NULL; /* EGG_MASTER_CLOSE_TIMEOUT */
 		if (name != NULL)
 			used += (size_t)sprintf(out + used, "%ld", (long)name->pid);
-		else if (length == strlen("PORT") && strncmp(text, "PORT", length) == 0)
+		else if (length == strlen("PORT") && memcmp(text, "PORT", length) == 0 &&
+		         is_before_port(out, used))
 			used += (size_t)sprintf(out + used, "%d", cluster->port);
 		else
 			used += (size_t)sprintf(out + used, "%.*s", (int)(length += length == 0),
@@ -487,8 +514,9 @@ static bool
 has_text(const char *line, const char *text)
 {
 	size_t length = strlen(text);
-	const char *at = line;
+	const char *at;
 
+	at = line = behind_head(line);
 	while ((at = strstr(at, text)) != NULL) {
 		if (!(isdigit((unsigned char)text[0]) && at > line &&
 		      isdigit((unsigned char)at[-1])) &&
@@ -693,6 +721,85 @@ cluster_dump(struct cluster *cluster)
 	fprintf(stderr, "----\n");
 }
 
+/* ---- the status ------------------------------------------------------------------- */
+
+size_t
+cluster_ask_status(struct cluster *cluster)
+{
+	size_t mark = cluster_mark(cluster);
+
+	cluster_signal(cluster, "MASTER", SIGUSR1);
+	cluster_wait(cluster, mark, "[master] status ],\"left_out\":");
+	return mark;
+}
+
+/* The line of the last status that has the text, without its beginning; or NULL. */
+static const char *
+status_line(const struct cluster *cluster, const char *text)
+{
+	static const char start[] = "[master] status ";
+	size_t i = cluster->record->count;
+	bool is_status = false, is_head = false;
+	const char *line;
+
+	while (i-- > 0 && !is_head) {
+		line = behind_head(cluster->record->lines[i]);
+		if (strncmp(line, start, strlen(start)) != 0)
+			continue;
+		line += strlen(start);
+		is_status = is_status || line[0] == ']';
+		is_head = is_status && strncmp(line, "{\"name\":", 8) == 0;
+		if (is_status && strstr(line, text) != NULL)
+			return line;
+	}
+	return NULL;
+}
+
+const char *
+cluster_status(struct cluster *cluster, const char *who, const char *field)
+{
+	static char value[512];
+	char wanted[64];
+	const char *line;
+	int slot;
+
+	turn(cluster, 0);
+	if (who == NULL)
+		snprintf(wanted, sizeof wanted, "{\"name\":");
+	else if (sscanf(who, "app %d", &slot) == 1)
+		snprintf(wanted, sizeof wanted, "{\"role\":\"app\",\"slot\":%d,", slot);
+	else if (strcmp(who, "agent") == 0 || strcmp(who, "PARENT") == 0)
+		snprintf(wanted, sizeof wanted, "{\"role\":\"%s\"",
+		         who[0] == 'a' ? "agent" : "parent");
+	else
+		snprintf(wanted, sizeof wanted, "\"pid\":%ld,", (long)cluster_pid(cluster, who));
+	line = status_line(cluster, wanted);
+	snprintf(wanted, sizeof wanted, "\"%s\":", field);
+	if (line == NULL || (line = strstr(line, wanted)) == NULL)
+		return NULL;
+	line += strlen(wanted);
+	if (line[0] == '"')
+		snprintf(value, sizeof value, "%.*s", (int)strcspn(line + 1, "\""), line + 1);
+	else if (line[0] == '[')
+		snprintf(value, sizeof value, "%.*s]", (int)strcspn(line, "]"), line);
+	else
+		snprintf(value, sizeof value, "%.*s", (int)strcspn(line, ",}"), line);
+	return value;
+}
+
+long long
+cluster_figure(struct cluster *cluster, const char *who, const char *field)
+{
+	const char *value = cluster_status(cluster, who, field);
+
+	if (value == NULL || (!isdigit((unsigned char)value[0]) && value[0] != '-')) {
+		cluster_dump(cluster);
+		cr_assert(false, "no figure \"%s\" of %s in the status", field,
+		          who != NULL ? who : "the cluster");
+	}
+	return atoll(value);
+}
+
 /* ---- what a process saw -------------------------------------------------------- */
 
 /* The message of a line of this pid, as "ACTION DATA": its length, or 0. */
@@ -866,7 +973,7 @@ end_of(struct cluster *cluster, const char *who)
 			continue;
 		snprintf(reason, sizeof reason, "%s", at + strlen(wanted));
 		if (at != line)
-			reason[strlen(reason) - 1] = '\0'; /* ')' */
+			reason[strcspn(reason, ")")] = '\0'; /* " (app 0)" may follow */
 		return reason;
 	}
 	return NULL;

@@ -27,7 +27,8 @@
  *
  * What a test looks for, and what it is told, has symbolic names: a pid is AGENT#n,
  * APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and what egg-ready
- * carries is <options>.
+ * carries is <options>. A line of the log is looked at behind its head, which has the time;
+ * cluster_next_line has it whole.
  *
  * A test that fails prints the record. However a test ends,
  * none of its processes outlives it, nor does its folder.
@@ -110,11 +111,22 @@ size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ..
 size_t cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);
 const char *cluster_line(struct cluster *cluster, const char *format, ...) CLUTCH_PRINTF(2, 3);
-/* The first line from `*from` on that has the text, as it was written: with pids; and
- * `*from` is then behind it. NULL if there is none. */
+/* The first line from `*from` on that has the text, as it was written: with pids, and with
+ * its head; and `*from` is then behind it. NULL if there is none. */
 const char *cluster_next_line(struct cluster *cluster, size_t *from, const char *text);
 size_t cluster_mark(struct cluster *cluster); /* behind what is there now */
 void cluster_dump(struct cluster *cluster);   /* to stderr */
+
+/*
+ * The status. ask_status sends SIGUSR1 and waits until the log has all of it; returns where
+ * it begins. The others look at the last one. status: a field as text, without quotation
+ * marks; it lives until the next call; NULL if there is none. figure: the field as a number;
+ * the test fails if there is none. `who` is AGENT#n, APP#n, PARENT, "agent", "app 2" for a
+ * slot (the last row, if it has several), or NULL for the cluster's own fields.
+ */
+size_t cluster_ask_status(struct cluster *cluster);
+const char *cluster_status(struct cluster *cluster, const char *who, const char *field);
+long long cluster_figure(struct cluster *cluster, const char *who, const char *field);
 
 /*
  * What a process saw, in order, in egg's way: "egg-pids [APP#1] -> egg-ready
@@ -151,6 +163,10 @@ const char *cluster_wait_end(struct cluster *cluster, const char *who);
 
 /* Those alive, the master and grandchildren too: who holds the record's pipe. */
 size_t cluster_processes(struct cluster *cluster, pid_t *pids, size_t size);
+
+/* Behind the head of a line of the log: "2026-11-29 14:03:21.123 ERROR 3061 app 2: "; the
+ * line itself if it has none. */
+const char *behind_head(const char *line);
 
 bool process_is_alive(pid_t pid);          /* a zombie is not */
 long process_memory(pid_t pid);            /* resident, KiB; -1: dead */

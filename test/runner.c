@@ -7,6 +7,19 @@
  */
 #include <criterion/criterion.h>
 
+#include <signal.h>
+
+/* nohup(1) and a shell's `&` ignore signals, and every process inherits that: the tests are
+ * about signals that do something. */
+__attribute__((constructor)) static void
+take_signals_back(void)
+{
+	signal(SIGHUP, SIG_DFL);
+	signal(SIGINT, SIG_DFL);
+	signal(SIGQUIT, SIG_DFL);
+	signal(SIGPIPE, SIG_DFL);
+}
+
 #ifdef CRITERION_STAND_IN
 #include "without/runner.h"
 #else

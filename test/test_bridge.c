@@ -1142,3 +1142,38 @@ Test(bridge, a_bad_url_is_a_failed_start)
 	cluster_wait(c, 0, "[agent_worker] start error, exiting with code:1");
 	cluster_ended(c, 1);
 }
+
+/* What examples/bridge prints, in a story in which Redis is killed, and then an agent. */
+Test(bridge, the_example_loses_what_is_published_and_repeats_what_is_sent)
+{
+	static const char story[] =
+		"-- paris says \"one\"\n"
+		"paris hears \"one\" from paris, published\n"
+		"paris hears \"one\" from paris, sent\n"
+		"tokyo hears \"one\" from paris, published\n"
+		"tokyo hears \"one\" from paris, sent\n"
+		"-- Redis is killed, and paris says \"two\"\n"
+		"paris hears \"two\" from paris, published\n"
+		"-- Redis comes back, with what it has written to the disk\n"
+		"paris hears \"two\" from paris, sent\n"
+		"tokyo hears \"two\" from paris, sent\n"
+		"-- the app of tokyo is stopped, paris says \"three\", and the agent of tokyo is "
+		"killed\n"
+		"paris hears \"three\" from paris, published\n"
+		"paris hears \"three\" from paris, sent\n"
+		"tokyo hears \"three\" from paris, published\n"
+		"tokyo hears \"three\" from paris, sent\n"
+		"tokyo hears \"three\" from paris, sent\n"
+		"-- both clusters end\n";
+	char printed[4096];
+	FILE *output;
+
+	if (system("(command -v redis-server && command -v redis-cli) >/dev/null") != 0)
+		cr_skip_test("there is no redis-server, or no redis-cli");
+	clear_environment();
+	output = popen("TRIES=1000 sh examples/bridge_run 2>&1", "r");
+	cr_assert_not_null(output);
+	printed[fread(printed, 1, sizeof printed - 1, output)] = '\0';
+	cr_expect_eq(pclose(output), 0);
+	cr_expect_str_eq(printed, story);
+}

@@ -111,6 +111,21 @@ Test(draw, a_run_is_traced_and_drawn_in_one_step)
 	cr_assert_not_null(strstr(output, "fork"), "%s", output);
 }
 
+/* The trace does not know the other end of a channel that a process has joined, so there is no
+ * arrow, and nothing comes from the master. */
+Test(draw, a_message_on_a_joined_channel_is_a_note)
+{
+	write_trace(
+		"trace\t1000\tapp:0:7\t0\tstarts\tmaster:0:0\t0\t0\t->-:0\tparent 5\t-\t-1\t\t\n"
+		"trace\t2000\tapp:0:7\t0\tsends\tapp:0:7\t1\t9\t->-:0\t 0\t-\t-1\task\t\n"
+		"trace\t3000\tapp:0:7\t0\thears\tapp:0:7\t1\t0\t->-:0\t 0\t-\t-1\tanswer\t\n");
+	cr_assert_eq(shell("draw/draw $T/trace"), 0);
+	cr_assert_not_null(strstr(output, "sends ask, past the master"), "%s", output);
+	cr_assert_not_null(strstr(output, "hears answer, past the master"), "%s", output);
+	cr_assert_null(strstr(output, "in vain"), "%s", output);
+	cr_assert_null(strstr(output, "->"), "%s", output);
+}
+
 Test(draw, a_text_is_as_wide_as_wanted)
 {
 	char *line, *text = output;
@@ -135,6 +150,39 @@ Test(draw, can_be_limited)
 	cr_assert_eq(shell("draw/draw -t 50,100000 draw/traces/message.trace"), 0);
 	cr_assert_null(strstr(output, "fork"), "%s", output);
 	cr_assert_not_null(strstr(output, "SIGTERM"), "%s", output);
+}
+
+/* The pipe travels from the agent to the master, and from there to two apps; "done" is alone. */
+Test(draw, a_message_says_that_a_descriptor_travels_along)
+{
+	cr_assert_eq(
+		shell("draw/draw -a 'pipe done' draw/traces/handle.trace | grep -c 'pipe+handle'"),
+		0);
+	cr_assert_str_eq(output, "3\n");
+	cr_assert_eq(shell("draw/draw -f svg -a 'pipe done' draw/traces/handle.trace | "
+	                   "grep -c 'pipe+handle'"),
+	             0);
+	cr_assert_eq(shell("draw/draw -a 'pipe done' draw/traces/handle.trace | grep -c ' done '"),
+	             0);
+	cr_assert_str_eq(output, "2\n");
+}
+
+/* Within a time of the trace: app 1 waits already when it begins, and no message is in vain
+ * because it arrives after its end. */
+Test(draw, a_time_is_a_part_of_the_same_picture)
+{
+	write_trace("trace\t1000\tmaster:0:1\t0\twaits\tapp:1:3\t1\t9\t->-:0\tapp 0\t-\t-1\t\t\n"
+	            "trace\t3000\tmaster:0:1\t0\tsends\tapp:1:3\t1\t9\tagent>app:0\t "
+	            "0\t-\t9\tlate\t1\n"
+	            "trace\t4000\tmaster:0:1\t0\tsignals\tapp:1:3\t1\t9\t->-:0\tsignal "
+	            "15\t-\t-1\t\t\n"
+	            "trace\t5000\tapp:1:3\t0\thears\tmaster:0:0\t1\t0\tagent>app:0\t "
+	            "0\t-\t9\tlate\t1\n");
+	cr_assert_eq(shell("draw/draw -t 1,3.5 $T/trace"), 0);
+	cr_assert_not_null(strstr(output, "SIGTERM ~"), "%s", output);
+	cr_assert_not_null(strstr(output, "~>#\n"), "%s", output);
+	cr_assert_null(strstr(output, "vain"), "%s", output);
+	cr_assert_eq(shell("draw/draw -f svg -t 1,3.5 $T/trace | grep -c 'class=\"zone\"'"), 0);
 }
 
 /* Text is text, also in an SVG, and a message without a listener is not an order. */

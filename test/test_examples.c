@@ -51,16 +51,19 @@ read_file(const char *path)
 }
 
 /* The first block of README.md in that language that has the text; it lives until the next
- * file is read. */
+ * file is read. The language may be followed by what docs/check needs. */
 static const char *
 find_block(const char *language, const char *text)
 {
 	char *at = read_file("README.md"), *end = NULL;
 	char start[16];
 
-	snprintf(start, sizeof start, "```%s\n", language);
+	snprintf(start, sizeof start, "```%s", language);
 	while ((at = strstr(at, start)) != NULL) {
 		at += strlen(start);
+		if (*at != ' ' && *at != '\n')
+			continue;
+		at = strchr(at, '\n') + 1;
 		end = strstr(at, "```\n");
 		cr_assert(end != NULL);
 		*end = '\0';

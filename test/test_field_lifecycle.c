@@ -207,26 +207,12 @@ fence(struct cluster *c, const char *who)
 	}
 }
 
-/* Let the master print its table; returns where in the record to look for it. The master
- * has then done what the turns before had to do. */
-static size_t
-table(struct cluster *c)
-{
-	size_t mark = cluster_mark(c);
-
-	cluster_signal(c, "MASTER", SIGUSR1);
-	cluster_wait(c, mark, " undeliverable");
-	return mark;
-}
-
-static long
+/* The master has then done what the turns before had to do. */
+static long long
 undeliverable(struct cluster *c)
 {
-	const char *line;
-
-	table(c);
-	line = cluster_line(c, " undeliverable");
-	return atol(strchr(line, ' ') + 1);
+	cluster_ask_status(c);
+	return cluster_figure(c, NULL, "undeliverable");
 }
 
 /* How many app workers live? */
@@ -348,7 +334,7 @@ Test(field_lifecycle, a_job_of_an_app_that_is_replaced_has_until_the_deadline)
 	cluster_signal(c, "MASTER", SIGUSR2);
 	cluster_wait_death(c, "APP#1");
 	wait_job_told(c);
-	table(c); /* the master has counted its dead */
+	cluster_ask_status(c); /* the master has counted its dead */
 	wait_job_finished(c);
 	cluster_stop(c);
 }
@@ -369,7 +355,7 @@ Test(field_lifecycle, a_dead_app_keeps_its_number_while_its_job_lives)
 	send_to(c, app, "test-exit", NULL);
 	wait_job_told(c);
 	cluster_wait_death(c, "APP#1");
-	table(c);
+	cluster_ask_status(c);
 	cr_assert_eq(kill(app, 0), 0, "its number is free: %s", strerror(errno));
 	wait_job_finished(c);
 	cluster_stop(c);
@@ -587,7 +573,7 @@ Test(field_lifecycle, a_leaving_worker_hears_what_is_sent_to_its_pid_and_no_broa
 	cr_assert_eq(undeliverable(c), before, "what has reached a leaving worker is counted");
 	shared->go = true;
 	cluster_wait_death(c, "APP#1");
-	table(c); /* the master has counted its dead */
+	cluster_ask_status(c); /* the master has counted its dead */
 	send_to(c, app, "test-late", NULL);
 	fence(c, "APP#2");
 	cr_assert_eq(undeliverable(c), before + 1);
@@ -630,7 +616,7 @@ Test(field_lifecycle, a_worker_that_leaves_reads_its_channel_to_the_end)
 	cluster_turn(c);
 	cluster_signal(c, "MASTER", SIGUSR2);
 	cluster_wait(c, 0, "app_worker#2:APP#2 started");
-	table(c); /* the order to leave has been given */
+	cluster_ask_status(c); /* the order to leave has been given */
 	cr_assert_eq(kill(app, SIGCONT), 0);
 	cluster_wait_death(c, "APP#1");
 	for (i = 1; i <= COUNT; i++)
@@ -679,10 +665,9 @@ Test(field_lifecycle, no_tick_of_a_schedule_fails_while_workers_are_replaced)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, the_table_shows_who_is_leaving)
+Test(field_lifecycle, the_status_shows_the_process_that_leaves)
 {
 	struct cluster *c;
-	size_t mark;
 
 	share();
 	c = cluster_start(
@@ -690,10 +675,10 @@ Test(field_lifecycle, the_table_shows_who_is_leaving)
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGUSR2);
 	cluster_wait(c, 0, "APP#1 leaves");
-	mark = table(c);
-	cr_assert_eq(cluster_count(c, mark, " APP#2 listening "), 1);
-	cr_assert_eq(cluster_count(c, mark, " APP#1 listening "), 0);
-	cr_assert_eq(cluster_count(c, mark, " APP#1 leaving "), 1);
+	cluster_ask_status(c);
+	cr_assert_str_eq(cluster_status(c, "APP#2", "state"), "listening");
+	cr_assert_str_eq(cluster_status(c, "APP#1", "state"), "leaving");
+	cr_assert_eq(cluster_figure(c, "APP#1", "slot"), cluster_figure(c, "APP#2", "slot"));
 	shared->go = true;
 	cluster_wait_death(c, "APP#1");
 	cluster_stop(c);
@@ -927,7 +912,7 @@ Test(field_lifecycle, a_slot_counts_once_before_all_have_started)
 	cluster_wait(c, 0, "APP#2 loads");
 	send_to(c, cluster_pid(c, "APP#1"), "test-leave", NULL);
 	cluster_wait(c, 0, "app_worker#3:APP#3 started");
-	table(c);
+	cluster_ask_status(c);
 	cluster_turn(c);
 	cr_assert_eq(cluster_count(c, 0, " egg started"), 0, "slot 1 has never been ready");
 	cr_assert_eq(cluster_count(c, 0, " saw egg-ready "), 0);
@@ -974,7 +959,7 @@ Test(field_lifecycle, a_worker_that_is_being_ended_replaces_nobody)
 	cluster_signal(c, "MASTER", SIGUSR2);
 	cluster_wait(c, 0, "APP#2 is ready at last");
 	cluster_wait_death(c, "APP#2");
-	table(c); /* the master has counted its dead */
+	cluster_ask_status(c); /* the master has counted its dead */
 	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
 	fence(c, "APP#1");
 	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
@@ -1105,7 +1090,7 @@ Test(field_lifecycle, a_reload_is_not_given_up_because_a_worker_of_another_died)
 	reload_while_a_refork_loads(c);
 	cluster_signal(c, "APP#2", SIGKILL);
 	cluster_wait_death(c, "APP#2");
-	table(c); /* the master has counted its dead */
+	cluster_ask_status(c); /* the master has counted its dead */
 	cr_assert_eq(cluster_count(c, mark, "reload given up"), 0,
 	             "the reload's own worker lives, or there is none");
 	shared->load = true;
@@ -1137,7 +1122,7 @@ Test(field_lifecycle, two_newcomers_that_are_ready_at_once_do_not_end_each_other
 	cluster_wait(c, 0, "AGENT#1 saw test-turn");
 	if (newcomers > 1)
 		cluster_wait(c, 0, " leaves");
-	table(c);
+	cluster_ask_status(c);
 	cr_assert_eq(cluster_count(c, 0, "APP#2 leaves") + cluster_count(c, 0, "APP#3 leaves"),
 	             newcomers - 1);
 	cr_assert_eq(messenger_send_to_app(c->parent, "test-who", NULL), 0);
@@ -1227,7 +1212,7 @@ Test(field_lifecycle, a_close_does_not_wait_longer_for_a_worker_whose_channel_ha
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGUSR2);
 	cluster_wait(c, 0, "APP#1 hangs");
-	table(c); /* the master has heard that the channel has ended */
+	cluster_ask_status(c); /* the master has heard that the channel has ended */
 	cluster_stop(c);
 }
 
@@ -1294,8 +1279,8 @@ Test(field_lifecycle, the_longest_close_timeout_is_no_short_one)
 	send_to(c, cluster_pid(c, "APP#1"), "test-leave", NULL);
 	cluster_wait(c, 0, "APP#1 leaves");
 	cluster_wait(c, 0, "app_worker#2:APP#2 started");
-	table(c);
-	table(c); /* the clock has run in between */
+	cluster_ask_status(c);
+	cluster_ask_status(c); /* the clock has run in between */
 	shared->go = true;
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 1, signal: null");
 	cluster_stop(c);

@@ -302,7 +302,7 @@ expect_patience(const char *who, const char *other)
 	used = process_processor_time(cluster_pid(c, who)) + process_processor_time(c->master) -
 	       used;
 	cr_assert_lt(used, 400 * time_scale(), "%lldms are spent with nothing", (long long)used);
-	cr_assert_eq(cluster_count(c, 0, "stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	cr_assert_eq(cluster_count(c, 0, " sent #"), 0, "the sender did not wait");
 	resume_process(c, who);
 	cluster_wait(c, 0, ":%s heard #1000 of #1.", who);
@@ -328,7 +328,7 @@ Test(field_pause, a_paused_parent_is_not_stuck)
 	say(c, "APP#1", 1, TO_PARENT, 200, 8 * PIECE);
 	cr_assert_eq(messenger_pause(c->parent), 0);
 	let_pass(c, CLUTCH_STUCK_TIMEOUT + 1000);
-	cr_assert_eq(cluster_count(c, 0, "stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	cr_assert_eq(cluster_count(c, 0, " sent #"), 0, "the sender did not wait");
 	cr_assert_eq(messenger_resume(c->parent), 0);
 	cluster_wait(c, 0, ":PARENT saw test-end");

@@ -573,19 +573,12 @@ let_pass(struct cluster *c, int milliseconds)
 	cluster_until(c, is_later, &until, "time to pass");
 }
 
-/* What the master says that is queued for a process that listens. */
+/* What the master says that is queued for a process. */
 static size_t
 queued(struct cluster *c, const char *who)
 {
-	size_t bytes = 0, mark = cluster_mark(c);
-	const char *line;
-
-	cluster_signal(c, "MASTER", SIGUSR1);
-	cluster_wait(c, mark, " undeliverable");
-	line = cluster_line(c, " %s listening", who);
-	if (line != NULL)
-		sscanf(line, "[master] %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %zu", &bytes);
-	return bytes;
+	cluster_ask_status(c);
+	return (size_t)cluster_figure(c, who, "queued");
 }
 
 static bool
@@ -1073,7 +1066,7 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 	cluster_signal(c, "APP#3", SIGCONT);
 	cluster_wait(c, 0, ":APP#1 has gushed to APP#3");
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
-	cr_assert_eq(cluster_count(c, 0, "stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	stop(c);
 }
 
@@ -1231,7 +1224,7 @@ Test(field_traffic, a_pause_of_all_makes_nobody_stuck)
 	let_pass(c, 150);
 	signal_all(c, SIGCONT);
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
-	cr_assert_eq(cluster_count(c, 0, "stuck"), 0);
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
 	stop(c);
 }
@@ -1355,13 +1348,8 @@ act_once(struct messenger *agent, void *arg)
 static unsigned long
 undeliverable(struct cluster *c)
 {
-	size_t mark = cluster_mark(c);
-	unsigned long count = 0;
-
-	cluster_signal(c, "MASTER", SIGUSR1);
-	cluster_wait(c, mark, " undeliverable");
-	sscanf(cluster_line(c, " undeliverable"), "[master] %lu", &count);
-	return count;
+	cluster_ask_status(c);
+	return (unsigned long)cluster_figure(c, NULL, "undeliverable");
 }
 
 /* Whoever speaks to an agent that is not there is heard by the others all the same. */

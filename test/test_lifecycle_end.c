@@ -7,7 +7,7 @@
  *
  * While a cluster closes, the master logs no deaths. So each process that chooses
  * its exit says with which code ("exit of APP#1: 0"), and how the apps have ended
- * the master's table (SIGUSR1) shows while a patient agent waits for its order to
+ * the master's status (SIGUSR1) shows while a patient agent waits for its order to
  * go.
  *
  * Copyright (c) 2026 the clutch authors
@@ -410,62 +410,23 @@ expect_within(int64_t start, int64_t least, int64_t most)
 	          (long long)took, (long long)most * time_scale());
 }
 
-/* ---- the table --------------------------------------------------------------------- */
+/* ---- the status -------------------------------------------------------------------- */
 
-struct row {
-	char role[8], who[16], state[16], last_death[80];
-	int slot, reforks;
-	long age;
-	unsigned long long heard, told, bytes_in, bytes_out, queued;
-};
-
-/* Ask for it; where it begins in the record. */
-static size_t
-ask_for_table(struct cluster *c)
+static void
+expect_state(struct cluster *c, const char *who, const char *state)
 {
-	size_t mark = signal_master(c, SIGUSR1);
+	const char *is = cluster_status(c, who, "state");
 
-	cluster_wait(c, mark, " undeliverable");
-	return mark;
-}
-
-static bool
-parse_row(const char *line, struct row *row)
-{
-	return sscanf(line, "[master] %7s %d %15s %15s %lds %d %llu %llu %llu %llu %llu  %79[^\n]",
-	              row->role, &row->slot, row->who, row->state, &row->age, &row->reforks,
-	              &row->heard, &row->told, &row->bytes_in, &row->bytes_out, &row->queued,
-	              row->last_death) == 12;
-}
-
-/* The row of a process; its state is "none" if it has none. */
-static struct row
-row_of(struct cluster *c, size_t table, const char *who)
-{
-	static const char *const states[] = {"waiting", "starting", "listening", "disconnected",
-	                                     "dead"};
-	struct row row = {.state = "none"};
-	char text[64];
-	size_t i;
-
-	for (i = 0; i < sizeof states / sizeof states[0]; i++) {
-		snprintf(text, sizeof text, " %s %-12s ", who, states[i]);
-		if (cluster_count(c, table, "%s", text) == 0)
-			continue;
-		cr_assert(parse_row(cluster_line(c, "%s", text), &row), "not a row: %s",
-		          cluster_line(c, "%s", text));
-	}
-	return row;
+	cr_assert_str_eq(is != NULL ? is : "none", state, "%s", who);
 }
 
 /* How an app has ended, in a cluster that closes. */
 static void
 expect_end(struct cluster *c, const char *who, const char *end)
 {
-	struct row row = row_of(c, ask_for_table(c), who);
-
-	cr_assert_str_eq(row.state, "dead", "%s is %s", who, row.state);
-	cr_assert_str_eq(row.last_death, end, "%s: %s", who, row.last_death);
+	cluster_ask_status(c);
+	expect_state(c, who, "dead");
+	cr_assert_str_eq(cluster_status(c, who, "last_death"), end, "%s", who);
 }
 
 /* ---- 08: orders to the master ------------------------------------------------------- */
@@ -526,7 +487,7 @@ Test(lifecycle, s08d_a_second_sigterm_changes_nothing)
 		cluster_signal(c, "MASTER", SIGINT);
 		cluster_signal(c, "MASTER", SIGQUIT);
 		if (i % 10 == 0)
-			ask_for_table(c); /* the master has come by */
+			cluster_ask_status(c); /* the master has come by */
 	}
 	cr_assert_eq(cluster_count(c, mark, "exit of"), 0);
 	cr_assert_eq(cluster_count(c, mark, ":AGENT#1 waits"), 0);
@@ -534,7 +495,7 @@ Test(lifecycle, s08d_a_second_sigterm_changes_nothing)
 	cluster_wait(c, mark, ":AGENT#1 waits");
 	expect_end(c, "APP#1", "code: 0, signal: null");
 	cluster_signal(c, "MASTER", SIGTERM);
-	ask_for_table(c);
+	cluster_ask_status(c);
 	go(c, ROLE_AGENT);
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
 	cr_assert_eq(cluster_count(c, mark, "is killed by signal"), 1);
@@ -1029,7 +990,8 @@ start_draining(int app_close_timeout, int *client)
 	cluster_wait(c, 0, "app_worker#1:APP#1 disconnect");
 	cluster_wait(c, 0, ":APP#2 saw egg-ready");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
-	cr_assert_str_eq(row_of(c, ask_for_table(c), "APP#1").state, "disconnected");
+	cluster_ask_status(c);
+	expect_state(c, "APP#1", "disconnected");
 	return c;
 }
 
@@ -1167,7 +1129,8 @@ Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 
 	cluster_wait(c, 0, "app_worker#63:APP#63 died (code: 1, signal: null)");
 	for (i = 1; i <= 4; i++)
-		cluster_wait(c, 0, "worker died too fast: app_worker of slot %d waits", i);
+		cluster_wait(c, 0, "worker died too fast: app_worker of slot %d waits", i - 1);
+	cluster_ask_status(c); /* the parent has been told */
 	cr_assert_eq(cluster_count(c, 0, "app_worker#64"), 0);
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 63);
 	expect_given_up(c, begin);
@@ -1183,7 +1146,7 @@ Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 
 	cluster_wait(c, 0, "app_worker#63:APP#63 died (code: 1, signal: null)");
 	for (i = 2; i <= 4; i++)
-		cluster_wait(c, 0, "worker died too fast: app_worker of slot %d waits", i);
+		cluster_wait(c, 0, "worker died too fast: app_worker of slot %d waits", i - 1);
 	cluster_wait(c, 0, ":AGENT#1 saw egg-ready");
 	mark = cluster_mark(c);
 	used = process_processor_time(c->master);
@@ -1197,7 +1160,8 @@ Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 	cr_assert(clutch_now() - begin >= WINDOW);
 	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#1,APP#64,APP#65,APP#66]");
 	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
-	cr_assert_str_eq(row_of(c, ask_for_table(c), "APP#1").state, "listening");
+	cluster_ask_status(c);
+	expect_state(c, "APP#1", "listening");
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 62);
 	cr_assert_eq(cluster_count(c, 0, "app_worker#67"), 0);
 	cluster_stop(c);
@@ -1321,7 +1285,8 @@ expect_reload(struct cluster *c, size_t mark, int first)
 	cr_assert_not(agent_sees_fewer_than(c, mark, 3));
 	for (i = 0; i < 3; i++) {
 		snprintf(who, sizeof who, "APP#%d", first + i);
-		cr_assert_eq(row_of(c, ask_for_table(c), who).slot, i + 1);
+		cluster_ask_status(c);
+		cr_assert_eq(cluster_figure(c, who, "slot"), i);
 		snprintf(who, sizeof who, "APP#%d", first + i - 3);
 		cr_assert_str_eq(cluster_saw(c, mark, who), "");
 	}
@@ -1371,7 +1336,7 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 	order_and_wait(c, "APP#2", "reload 0");
 	order_and_wait(c, "APP#2", "reload 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
-	ask_for_table(c); /* the master has come by */
+	cluster_ask_status(c); /* the master has come by */
 	cr_assert_eq(cluster_count(c, 0, "refused"), 1);
 	cr_assert_eq(cluster_count(c, 0, "reload workers..."), 0);
 	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
@@ -1400,15 +1365,13 @@ Test(lifecycle, s13_reload_ordered_during_a_reload_begins_anew)
 static void
 expect_bad_reload(struct cluster *c, size_t mark, const char *end)
 {
-	size_t table;
-
 	cr_assert_str_eq(cluster_wait_end(c, "APP#4"), end);
 	cluster_wait(c, mark, "reload given up: the new app_worker died before it was ready");
 	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
-	table = ask_for_table(c);
-	cr_assert_str_eq(row_of(c, table, "APP#1").state, "listening");
-	cr_assert_str_eq(row_of(c, table, "APP#2").state, "listening");
-	cr_assert_str_eq(row_of(c, table, "APP#3").state, "listening");
+	cluster_ask_status(c);
+	expect_state(c, "APP#1", "listening");
+	expect_state(c, "APP#2", "listening");
+	expect_state(c, "APP#3", "listening");
 	cr_assert_not(agent_sees_fewer_than(c, mark, 3));
 	cr_assert_str_eq(cluster_saw(c, mark, "APP#1"), "");
 	recover();
@@ -1506,7 +1469,8 @@ Test(lifecycle, s13_an_old_app_dies_during_its_reload)
 	cluster_wait(c, mark, "reload given up");
 	cluster_wait(c, mark, ":APP#4 saw egg-ready");
 	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#2,APP#4]");
-	cr_assert_eq(row_of(c, ask_for_table(c), "APP#4").slot, 1);
+	cluster_ask_status(c);
+	cr_assert_eq(cluster_figure(c, "APP#4", "slot"), 0);
 	cluster_stop(c);
 }
 
@@ -1744,7 +1708,7 @@ Test(lifecycle, s14e_a_second_sigterm_and_the_pid_file)
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":APP#1 waits");
 	cluster_signal(c, "MASTER", SIGTERM);
-	ask_for_table(c);
+	cluster_ask_status(c);
 	expect_pid(c->master);
 	go(c, ROLE_APP);
 	cluster_ended(c, 0);
@@ -1788,7 +1752,7 @@ Test(lifecycle, s14_a_second_master_is_refused_as_long_as_the_first_lives)
 Test(lifecycle, s15_the_parent_closes_its_channel)
 {
 	struct cluster *c = start((struct options){.workers = 1});
-	size_t mark = cluster_mark(c), table;
+	size_t mark = cluster_mark(c);
 
 	shutdown(c->parent->channel.descriptor, SHUT_RDWR);
 	cluster_signal(c, "APP#1", SIGKILL);
@@ -1796,9 +1760,9 @@ Test(lifecycle, s15_the_parent_closes_its_channel)
 	cluster_wait_saw_from(c, mark, "AGENT#1",
 	                      "egg-pids [] -> egg-pids [] -> egg-pids [APP#2]"
 	                      " || egg-pids [] -> egg-pids [APP#2] -> egg-pids [APP#2]");
-	table = ask_for_table(c);
-	cr_assert_eq(cluster_count(c, table, "[master] parent"), 0);
-	cr_assert_str_eq(row_of(c, table, "APP#2").state, "listening");
+	cluster_ask_status(c);
+	cr_assert_null(cluster_status(c, "PARENT", "state"));
+	expect_state(c, "APP#2", "listening");
 	cr_assert_str_eq(cluster_saw(c, mark, "PARENT"), "");
 	cr_assert_not(c->dead);
 	cluster_stop(c);
@@ -1980,9 +1944,9 @@ Test(lifecycle, s16_without_a_parent)
 	bare_start(&bare, (struct options){.workers = 2}, false);
 	bare_wait(&bare, "[master] to stop it: Ctrl-C");
 	kill(bare.master, SIGUSR1);
-	bare_wait(&bare, " undeliverable");
-	cr_assert_eq(bare_count(&bare, "[master] parent"), 0);
-	cr_assert_eq(bare_count(&bare, " listening "), 3);
+	bare_wait(&bare, "[master] status ],");
+	cr_assert_eq(bare_count(&bare, "{\"role\":\"parent\""), 0);
+	cr_assert_eq(bare_count(&bare, "\"state\":\"listening\""), 3);
 	kill(bare.master, SIGTERM);
 	expect_bare_end(&bare);
 }
@@ -2248,33 +2212,32 @@ Test(lifecycle, s17_broadcasts_while_loading_and_when_ready)
 	cluster_stop(c);
 }
 
-/* ---- SIGUSR1: the table ------------------------------------------------------------------------------------ */
+/* ---- SIGUSR1: the status ----------------------------------------------------------------------------------- */
 
-Test(lifecycle, sigusr1_prints_a_line_for_each_process)
+Test(lifecycle, sigusr1_logs_a_line_for_each_process)
 {
 	struct cluster *c = start((struct options){.workers = 2});
-	size_t table = ask_for_table(c), at;
-	struct row row;
+	size_t at = cluster_ask_status(c), begin = at;
 
-	at = cluster_wait(c, table,
-	                  "[master] role   slot     pid state             age reforks     heard"
-	                  "      told    bytes in   bytes out   queued  last death");
-	cr_assert_eq(at, table + 3, "the summary comes first, then the header");
-	at = cluster_wait(c, at, "[master] parent ");
-	at = cluster_wait(c, at, "[master] agent ");
-	row = row_of(c, table, "AGENT#1");
-	cr_assert_str_eq(row.role, "agent");
-	cr_assert_str_eq(row.state, "listening");
-	cr_assert_eq(row.reforks, 0);
-	cr_assert_eq(row.queued, 0);
-	cr_assert_str_eq(row.last_death, "-");
-	row = row_of(c, table, "APP#2");
-	cr_assert_str_eq(row.role, "app");
-	cr_assert_str_eq(row.state, "listening");
-	cr_assert_eq(row.slot, 2);
-	cr_assert_eq(row_of(c, table, "APP#1").slot, 1);
-	cluster_wait(c, at, "[master] 0 undeliverable");
-	cr_assert_eq(cluster_mark(c) - table, 8, "nothing else");
+	at = cluster_wait(c, at, "[master] status {\"name\":\"egg\",\"pid\":MASTER,");
+	cr_assert_eq(at, begin + 1, "the cluster comes first");
+	at = cluster_wait(c, at, "status {\"role\":\"parent\",\"slot\":-1,\"pid\":0,");
+	at = cluster_wait(c, at, "status {\"role\":\"agent\",\"slot\":-1,\"pid\":AGENT#1,");
+	at = cluster_wait(c, at, "status {\"role\":\"app\",\"slot\":0,\"pid\":APP#1,");
+	at = cluster_wait(c, at, "status {\"role\":\"app\",\"slot\":1,\"pid\":APP#2,");
+	at = cluster_wait(c, at, "status ],\"left_out\":0}");
+	cr_assert_eq(at - begin, 6, "nothing else");
+	expect_state(c, NULL, "running");
+	cr_assert_eq(cluster_figure(c, NULL, "undeliverable"), 0);
+	cr_assert_eq(cluster_figure(c, NULL, "workers"), 2);
+	expect_state(c, "AGENT#1", "listening");
+	expect_state(c, "APP#2", "listening");
+	cr_assert_eq(cluster_figure(c, "APP#2", "reforks"), 0);
+	cr_assert_eq(cluster_figure(c, "APP#2", "refork_in"), 0);
+	cr_assert_eq(cluster_figure(c, "APP#2", "queued"), 0);
+	cr_assert_eq(cluster_figure(c, "APP#2", "waits"), 0);
+	cr_assert_str_eq(cluster_status(c, "APP#2", "waits_for"), "[]");
+	cr_assert_str_eq(cluster_status(c, "APP#2", "last_death"), "");
 	cluster_stop(c);
 }
 
@@ -2282,42 +2245,53 @@ Test(lifecycle, sigusr1_prints_a_line_for_each_process)
 static bool
 has_one_undeliverable(struct cluster *c, void *arg)
 {
-	size_t *table = arg;
+	(void)arg;
+	cluster_ask_status(c);
+	return cluster_figure(c, NULL, "undeliverable") == 1; /* D26 */
+}
 
-	*table = ask_for_table(c);
-	return cluster_count(c, *table, "[master] 1 undeliverable") > 0; /* D26 */
+struct figures {
+	long long heard, told, bytes_in, bytes_out;
+};
+
+static struct figures
+figures_of(struct cluster *c, const char *who)
+{
+	return (struct figures){cluster_figure(c, who, "heard"), cluster_figure(c, who, "told"),
+	                        cluster_figure(c, who, "bytes_in"),
+	                        cluster_figure(c, who, "bytes_out")};
 }
 
 /* Seven messages from one to another, one to nobody, and the orders to do so. */
 Test(lifecycle, sigusr1_counts_messages_and_bytes)
 {
 	struct cluster *c = start((struct options){.workers = 2});
-	unsigned long long size =
-		FRAME_HEADER + sizeof "test-talk" + sizeof "\"twenty bytes or so\"";
-	unsigned long long order = FRAME_HEADER + sizeof "test-order";
-	struct row agent, app, other, now;
-	size_t table = ask_for_table(c);
+	long long size = FRAME_HEADER + sizeof "test-talk" + sizeof "\"twenty bytes or so\"";
+	long long order = FRAME_HEADER + sizeof "test-order";
+	struct figures agent, app, other, now;
 
-	agent = row_of(c, table, "AGENT#1");
-	app = row_of(c, table, "APP#1");
-	other = row_of(c, table, "APP#2");
+	cluster_ask_status(c);
+	agent = figures_of(c, "AGENT#1");
+	app = figures_of(c, "APP#1");
+	other = figures_of(c, "APP#2");
 	order_and_wait(c, "APP#1", "talk 7");
 	order_and_wait(c, "APP#1", "talk-to-nobody 1");
 	cluster_wait(c, 0, ":AGENT#1 saw test-talk");
-	cluster_wait(c, table, "did talk-to-nobody");
-	cluster_until(c, has_one_undeliverable, &table, "the message to nobody");
-	now = row_of(c, table, "AGENT#1");
+	cluster_wait(c, 0, "did talk-to-nobody");
+	cluster_until(c, has_one_undeliverable, NULL, "the message to nobody");
+	now = figures_of(c, "AGENT#1");
 	cr_assert_eq(now.told - agent.told, 7);
 	cr_assert_eq(now.heard - agent.heard, 0);
 	cr_assert_eq(now.bytes_out - agent.bytes_out, 7 * size);
 	cr_assert_eq(now.bytes_in - agent.bytes_in, 0);
-	now = row_of(c, table, "APP#1");
+	now = figures_of(c, "APP#1");
 	cr_assert_eq(now.heard - app.heard, 8);
 	cr_assert_eq(now.told - app.told, 2);
-	cr_assert_eq(now.bytes_in - app.bytes_in, 7 * size + FRAME_HEADER + sizeof "test-talk" + 1);
+	cr_assert_eq(now.bytes_in - app.bytes_in,
+	             7 * size + FRAME_HEADER + (long long)sizeof "test-talk" + 1);
 	cr_assert_eq(now.bytes_out - app.bytes_out,
-	             2 * order + sizeof "talk 7" + sizeof "talk-to-nobody 1");
-	now = row_of(c, table, "APP#2");
+	             2 * order + (long long)(sizeof "talk 7" + sizeof "talk-to-nobody 1"));
+	now = figures_of(c, "APP#2");
 	cr_assert_eq(now.told + now.heard, other.told + other.heard);
 	cluster_stop(c);
 }
@@ -2325,8 +2299,7 @@ Test(lifecycle, sigusr1_counts_messages_and_bytes)
 Test(lifecycle, sigusr1_tells_of_deaths_and_ages)
 {
 	struct cluster *c = start((struct options){.workers = 2});
-	struct row row;
-	size_t table;
+	long long age;
 
 	pass(c, 1100);
 	cluster_signal(c, "APP#2", SIGKILL);
@@ -2334,21 +2307,21 @@ Test(lifecycle, sigusr1_tells_of_deaths_and_ages)
 	cluster_wait(c, 0, ":PARENT saw app-worker-died");
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "try to start a new agent_worker");
-	cr_assert_eq(cluster_count(c, ask_for_table(c), "AGENT#1"), 0);
+	cluster_ask_status(c);
+	cr_assert_null(cluster_status(c, "AGENT#1", "state"));
+	expect_state(c, "agent", "dead");
 	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
-	table = ask_for_table(c);
-	row = row_of(c, table, "APP#3");
-	cr_assert_eq(row.slot, 2);
-	cr_assert_eq(row.reforks, 1);
-	cr_assert_str_eq(row.last_death, "code: null, signal: SIGKILL");
-	row = row_of(c, table, "APP#1");
-	cr_assert_eq(row.reforks, 0);
-	cr_assert_str_eq(row.last_death, "-");
-	cr_assert(row.age >= 1 && row.age < 10 * time_scale(), "%ld s", row.age);
-	row = row_of(c, table, "AGENT#2");
-	cr_assert_eq(row.reforks, 1);
-	cr_assert_str_eq(row.last_death, "code: null, signal: SIGKILL");
-	cr_assert_eq(cluster_count(c, table, "APP#2"), 0);
+	cluster_ask_status(c);
+	cr_assert_eq(cluster_figure(c, "APP#3", "slot"), 1);
+	cr_assert_eq(cluster_figure(c, "APP#3", "reforks"), 1);
+	cr_assert_str_eq(cluster_status(c, "APP#3", "last_death"), "code: null, signal: SIGKILL");
+	cr_assert_eq(cluster_figure(c, "APP#1", "reforks"), 0);
+	cr_assert_str_eq(cluster_status(c, "APP#1", "last_death"), "");
+	age = cluster_figure(c, "APP#1", "age");
+	cr_assert(age >= 1100 && age < 10000 * time_scale(), "%lld ms", age);
+	cr_assert_eq(cluster_figure(c, "AGENT#2", "reforks"), 1);
+	cr_assert_str_eq(cluster_status(c, "AGENT#2", "last_death"), "code: null, signal: SIGKILL");
+	cr_assert_null(cluster_status(c, "APP#2", "state"));
 	cluster_stop(c);
 }
 
@@ -2380,34 +2353,29 @@ ask_for_status(struct cluster *c, ino_t old)
 {
 	struct stat status;
 
-	ask_for_table(c);
+	cluster_ask_status(c);
 	cluster_until(c, is_status_new, &old, "the status file");
 	cr_assert_eq(stat(status_file(""), &status), 0);
 	return status.st_ino;
 }
 
-/* All of it: from the master's name to the last line. */
+/* All of it: the same lines as in the log. */
 static void
 expect_whole_status(struct cluster *c)
 {
-	static const char lines[] = " 2 workers\n"
-				    "running, stops within 10000ms, reloads: 0 done, 0 given up\n"
-				    "role   slot     pid state             age reforks     heard"
-				    "      told    bytes in   bytes out   queued  last death\n"
-				    "parent    1       0 listening          0s       0 ";
 	const char *text = content_of(status_file(""));
 	char start[64];
 	size_t i, count = 0;
 
-	snprintf(start, sizeof start, "egg, pid %ld, ", (long)c->master);
+	snprintf(start, sizeof start, "{\"name\":\"egg\",\"pid\":%ld,", (long)c->master);
 	cr_assert_eq(strncmp(text, start, strlen(start)), 0, "%s", text);
-	cr_assert(strstr(text, lines) != NULL, "%s", text);
-	cr_assert(strstr(text, "\nagent     1 ") != NULL, "%s", text);
-	cr_assert(strstr(text, "\napp       2 ") != NULL, "%s", text);
+	cr_assert(strstr(text, "\"processes\":[\n{\"role\":\"parent\",") != NULL, "%s", text);
+	cr_assert(strstr(text, "},\n{\"role\":\"agent\",") != NULL, "%s", text);
+	cr_assert(strstr(text, "},\n{\"role\":\"app\",\"slot\":1,") != NULL, "%s", text);
 	for (i = 0; text[i] != '\0'; i++)
 		count += text[i] == '\n';
-	cr_assert_eq(count, 8, "%s", text);
-	cr_assert_str_eq(text + i - strlen("\n0 undeliverable\n"), "\n0 undeliverable\n");
+	cr_assert_eq(count, 6, "%s", text);
+	cr_assert_str_eq(text + i - strlen("}\n],\"left_out\":0}\n"), "}\n],\"left_out\":0}\n");
 }
 
 static bool
@@ -2417,8 +2385,8 @@ is_unfinished_status_gone(struct cluster *c, void *arg)
 	return access(status_file(".new"), F_OK) == -1;
 }
 
-/* The file system is full, as far as the master can tell: its third line does not
- * fit. What was there before stays there, whole; and there is no part of another. */
+/* The file system is full, as far as the master can tell: all but the beginning
+ * does not fit. What was there before stays there, whole; and there is no part of another. */
 Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
 {
 	struct rlimit full, before;
@@ -2463,8 +2431,8 @@ Test(lifecycle, signals_during_the_start)
 	for (i = 0; i < 4; i++) {
 		cluster_wait(c, 0, "%s", events[i]);
 		cluster_signal(c, "MASTER", SIGCHLD); /* nobody has died */
-		at = ask_for_table(c);
-		cluster_wait(c, at, " starting ");
+		at = cluster_ask_status(c);
+		cluster_wait(c, at, "\"state\":\"starting\"");
 		if (i == 1)
 			order(c, "AGENT#1", "ready 0");
 	}
@@ -2510,7 +2478,9 @@ Test(lifecycle, signals_while_the_agent_is_dead)
 	begin = clutch_now();
 	for (i = 0; i < 20; i++) {
 		cluster_signal(c, "MASTER", SIGCHLD);
-		cluster_wait(c, ask_for_table(c), "[master] agent     1       0 dead ");
+		cluster_ask_status(c);
+		expect_state(c, "agent", "dead");
+		cr_assert_eq(cluster_figure(c, "agent", "pid"), 0);
 	}
 	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
 	expect_within(begin, 900, 2000);
@@ -2565,7 +2535,7 @@ Test(lifecycle, an_app_counts_once)
 	order_and_wait(c, "APP#1", "listening 0");
 	order_and_wait(c, "APP#1", "listening 0");
 	cluster_wait(c, 0, "app_worker#1:APP#1 may not send listening: refused");
-	ask_for_table(c);
+	cluster_ask_status(c);
 	cr_assert_eq(cluster_count(c, 0, "saw egg-ready"), 0);
 	cr_assert_eq(cluster_count(c, 0, "remain 0"), 0);
 	order(c, "APP#2", "ready 0");

@@ -106,6 +106,8 @@ has_shape(const char *kind, const char *data)
 	if (strcmp(kind, "-") == 0)
 		return strcmp(data, "-") == 0;
 	find_shape(data, shape);
+	if (strcmp(kind, "STATUS") == 0)
+		return strncmp(data, "{\"name\":", 8) == 0;
 	if (strcmp(kind, "PIDS") == 0)
 		return strcmp(shape, "[0]") == 0 || strcmp(shape, "[]") == 0;
 	for (i = 0; strcmp(kind, "OPTIONS") == 0 && i < shape_count; i++)
@@ -114,6 +116,15 @@ has_shape(const char *kind, const char *data)
 			return true;
 		}
 	return false;
+}
+
+/* "any" process of the cluster but the master may ask, and "that" one is answered. */
+static bool
+has_role(const char *wanted, const char *role)
+{
+	if (strcmp(wanted, "any") == 0 || strcmp(wanted, "that") == 0)
+		return strcmp(role, "master") != 0;
+	return strcmp(wanted, role) == 0;
 }
 
 /* Of a line of the trace, the event "routes" and what follows it: peer, number, queue, roles,
@@ -132,8 +143,8 @@ check_line(const char *line)
 	if (strncmp(action, "test-", 5) == 0)
 		return;
 	for (i = 0; i < row_count; i++)
-		if (strcmp(rows[i].action, action) == 0 && strcmp(rows[i].from, from) == 0 &&
-		    strcmp(rows[i].to, to) == 0) {
+		if (strcmp(rows[i].action, action) == 0 && has_role(rows[i].from, from) &&
+		    has_role(rows[i].to, to)) {
 			rows[i].observed++;
 			cr_expect(has_shape(rows[i].data, data), "%s %s -> %s: not %s: %s", action,
 			          from, to, rows[i].data, data);
@@ -162,10 +173,34 @@ order_reload(struct messenger *agent, const struct message *message, void *arg)
 }
 
 static int
-run_agent(struct messenger *agent, void *arg)
+ask_status(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return messenger_send(messenger, "clutch-status", NULL, ROLE_MASTER);
+}
+
+static int
+tell_answer(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	report(messenger, "was answered");
+	return 0;
+}
+
+static int
+run_app(struct messenger *messenger, void *arg)
 {
 	(void)arg;
-	return messenger_on(agent, "test-reload", order_reload, NULL);
+	return messenger_on(messenger, "test-ask", ask_status, NULL) == 0
+	               ? messenger_on(messenger, "clutch-status", tell_answer, NULL)
+	               : -1;
+}
+
+static int
+run_agent(struct messenger *agent, void *arg)
+{
+	return messenger_on(agent, "test-reload", order_reload, NULL) == 0 ? run_app(agent, arg)
+	                                                                   : -1;
 }
 
 static int
@@ -183,6 +218,7 @@ start(struct options options)
 	clear_environment();
 	setenv("CLUTCH_TRACE", "1", 1);
 	options.agent = run_agent;
+	options.app = run_app;
 	cluster = cluster_start(&options);
 	cluster_ready(cluster);
 	return cluster;
@@ -213,7 +249,13 @@ Test(messages, the_cluster_sends_what_the_table_says_and_nothing_else)
 	cr_assert_eq(messenger_send(c->parent, "reload-worker", NULL, ROLE_MASTER), 0);
 	at = cluster_wait(c, at, "[master] reload done");
 	cr_assert_eq(messenger_send_to_agent(c->parent, "test-reload", NULL), 0);
-	cluster_wait(c, at, "[master] reload done");
+	at = cluster_wait(c, at, "[master] reload done");
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-ask", NULL), 0);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-ask", NULL), 0);
+	cr_assert_eq(messenger_send(c->parent, "clutch-status", NULL, ROLE_MASTER), 0);
+	cluster_wait(c, at, ":AGENT#2 was answered");
+	cluster_wait(c, at, "@app:1:APP#7 was answered");
+	cluster_wait(c, at, ":PARENT saw clutch-status ");
 	end(c);
 	end(start((struct options){.workers = 1})); /* no port */
 	for (i = 0; i < row_count; i++)

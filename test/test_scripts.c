@@ -38,7 +38,7 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"start --port=-1", "egg: --port=-1: give "},
 		{"start --port=+0", "egg: --port=+0: give "},
 		{"start --port=\t0", "egg: --port=\t0: give "},
-		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address or "},
+		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address, "},
 		{"start --host=", "egg: --host wants a value "},
 		{"start --env=", "egg: --env wants a value "},
 		{"start --pid-file=", "egg: --pid-file wants a value "},
@@ -64,6 +64,8 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"stop --workers=2", "egg: stop takes no --workers "},
 		{"--daemon status", "egg: status takes no --daemon "},
 		{"reload --stdout=x", "egg: reload takes no --stdout "},
+		{"stop --json", "egg: stop takes no --json "},
+		{"status --json=yes", "egg: --json takes no value "},
 	};
 	const char *text;
 	size_t i;
@@ -80,10 +82,10 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 Test(scripts, help_and_version)
 {
 	static const char *const words[] = {
-		"--workers=N", "--port=P",          "--host=H",   "--env=E",
-		"--pid-file=", "--timeout=S",       "--daemon",   "--stdout=",
-		"--stderr=",   "  start ",          "  stop ",    "  status ",
-		"  reload ",   "--end-with-parent", "\nstart:\n", "\nall:\n"};
+		"--workers=N", "--port=P",  "--host=H",   "--env=E",           "--pid-file=",
+		"--timeout=S", "--daemon",  "--stdout=",  "--stderr=",         "  start ",
+		"  stop ",     "  status ", "  reload ",  "--end-with-parent", "\nstart:\n",
+		"\nall:\n",    "--json ",   "\nstatus:\n"};
 	const char *text = command("stop --help", 0, "usage: egg [start | stop | status | reload]");
 	size_t i;
 
@@ -121,7 +123,7 @@ Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 	cr_assert(strstr(run.text, "app_worker#3") && !strstr(run.text, "app_worker#4"), "%s",
 	          run.text);
 	kill(run.pid, SIGUSR1); /* the launcher hands it on */
-	wait_text(&run, " undeliverable");
+	wait_text(&run, "[master] status ],");
 	kill(run.pid, SIGTERM);
 	cr_assert_eq(end(&run), 0, "%s", run.text);
 	nobody_is_left();
@@ -262,7 +264,7 @@ Test(scripts, an_ignored_sigint_is_not_handed_on)
 	kill(run.pid, SIGINT);
 	kill(run.pid, SIGQUIT);
 	kill(run.pid, SIGUSR1);
-	wait_text(&run, " undeliverable");
+	wait_text(&run, "[master] status ],");
 	kill(run.pid, SIGTERM);
 	wait_text(&run, "signal SIGTERM, closing");
 	cr_assert_eq(end(&run), 0, "%s", run.text);
@@ -383,7 +385,11 @@ Test(scripts, stop_waits_as_long_as_the_master_may_take)
 	          stuck.text);
 	cr_assert_lt(clutch_now() - begin, 30000);
 	cr_assert_eq(end(&slow), 0, "%s", slow.text);
-	cr_assert(strstr(slow.text, "egg: stopped (") == slow.text, "%s", slow.text);
+	cr_assert_not_null(strstr(slow.text, "\negg: stopped ("), "%s", slow.text);
+	cr_assert_geq(count_text(slow.text, "egg: waits for agent (pid "), 4, "%s", slow.text);
+	cr_assert_geq(count_text(slow.text, "), app 0 (pid "), 1, "%s", slow.text);
+	cr_assert_geq(count_text(slow.text, "), app 1 (pid "), 1, "%s", slow.text);
+	cr_assert_eq(count_text(slow.text, "the master"), 0, "%s", slow.text);
 	cr_assert_geq(clutch_now() - begin, 6000);
 	cr_assert(is_nobody_left(NULL));
 	wait_file("logs/egg-stdout.log", "[master] exit with code:0", 1);
@@ -536,10 +542,10 @@ Test(scripts, a_lock_for_reading_is_not_the_masters)
 	cr_assert_eq(close(descriptor), 0);
 }
 
-/* Put a file of that user in the table's place, as any user who may write to the folder
+/* Put a file of that user in the status's place, as any user who may write to the folder
  * can. */
 static void
-forge_table(uid_t user, bool link)
+forge_status(uid_t user, bool link)
 {
 	char path[256];
 	FILE *file;
@@ -554,19 +560,20 @@ forge_table(uid_t user, bool link)
 	file = fopen(path, "w");
 	if (file == NULL)
 		_exit(1);
-	fprintf(file, "egg\nrunning, stops within 1ms, reloads: 0 done\n");
+	fprintf(file, "{\"name\":\"egg\",\"state\":\"running\",\"app_close\":1,"
+	              "\"processes\":[\n],\"left_out\":0}\n");
 	fclose(file);
 	if (chown(path, user, (gid_t)-1) == -1)
 		_exit(1);
 }
 
-/* The order removes the old table: put a forged one there, again and again. */
+/* The order removes the old status: put a forged one there, again and again. */
 static void
 forge_on(uid_t user, bool link)
 {
 	for (;;) {
 		if (access(path_of("run/egg.pid.status"), F_OK) == -1)
-			forge_table(user, link);
+			forge_status(user, link);
 		poll(NULL, 0, 1);
 	}
 }
@@ -589,7 +596,7 @@ end_forger(pid_t pid)
 	unlink(path_of("run/egg.pid.status"));
 }
 
-Test(scripts, a_forged_table_is_not_believed)
+Test(scripts, a_forged_status_is_not_believed)
 {
 	pid_t master, forger;
 
@@ -661,7 +668,7 @@ Test(scripts, a_master_in_another_pid_namespace_is_left_alone)
 	nobody_is_left();
 }
 
-/* From outside, the kernel translates the numbers of locks, but the master's table has
+/* From outside, the kernel translates the numbers of locks, but the master's status has
  * the container's numbers. One of them is a stranger's here. */
 Test(scripts, the_numbers_of_a_container_are_not_killed_outside)
 {
@@ -699,7 +706,7 @@ Test(scripts, the_numbers_of_a_container_are_not_killed_outside)
 
 /* ---- status and reload -------------------------------------------------------- */
 
-Test(scripts, status_shows_the_masters_table)
+Test(scripts, status_shows_what_the_master_knows)
 {
 	const char *text;
 	char line[128];
@@ -712,7 +719,11 @@ Test(scripts, status_shows_the_masters_table)
 	cr_assert_eq(count_text(text, " listening "), 3, "%s", text);
 	cr_assert_eq(count_text(text, "[master]"), 0, "%s", text);
 	cr_assert_eq(count_text(text, "\n0 undeliverable\n"), 1, "%s", text);
-	wait_file("logs/egg-stdout.log", "[master] 0 undeliverable", 1);
+	cr_assert_eq(count_text(text, "\napp       0 "), 1, "%s", text);
+	cr_assert_eq(count_text(text, "\napp       1 "), 1, "%s", text);
+	text = command("status --json", 0, "{\"name\":\"egg\",\"pid\":");
+	cr_assert_str_eq(text, content_of(path_of("run/egg.pid.status")));
+	wait_file("logs/egg-stdout.log", "[master] status ],\"left_out\":0}", 1);
 	kill(master, SIGSTOP);
 	snprintf(line, sizeof line, "egg: pid %ld has not answered within 1 s", (long)master);
 	command("status --timeout=1", 1, line);
@@ -827,7 +838,7 @@ Test(scripts, a_reload_replaces_every_app_worker)
 	command("reload", 0, "egg: reloaded 3 app workers (");
 	after = command("status", 0, " reloads: 1 done, 0 given up\n");
 	for (row = strstr(before, "\na"); row != NULL; row = strstr(row + 1, "\na")) {
-		cr_assert_eq(sscanf(row, "%*s %*d %ld listening", &pid), 1, "%s", row);
+		cr_assert_eq(sscanf(row, "%*s %*s %ld listening", &pid), 1, "%s", row);
 		snprintf(wanted, sizeof wanted, " %ld listening ", pid);
 		if (strncmp(row, "\nagent", 6) == 0)
 			cr_assert(strstr(after, wanted) != NULL, "%s%s", before, after);

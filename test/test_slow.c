@@ -44,61 +44,42 @@ stop(struct cluster *c)
 /* ---- what the master says that is queued -------------------------------------- */
 
 struct question {
-	const char *row; /* that begins so, behind the slot: "APP#1 listening" */
+	const char *who; /* as cluster_status has it */
 	size_t queued;
 };
-
-static size_t
-queued(struct cluster *c, const char *row)
-{
-	size_t bytes = 0, mark = cluster_mark(c);
-	const char *line;
-
-	cluster_signal(c, "MASTER", SIGUSR1);
-	cluster_wait(c, mark, " undeliverable");
-	line = cluster_line(c, " %s", row);
-	if (line == NULL ||
-	    sscanf(line, "[master] %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %zu", &bytes) != 1)
-		return 0;
-	return bytes;
-}
 
 static bool
 is_above(struct cluster *c, void *arg)
 {
 	struct question *question = arg;
 
-	question->queued = queued(c, question->row);
+	cluster_ask_status(c);
+	question->queued = (size_t)cluster_figure(c, question->who, "queued");
 	return question->queued > CHANNEL_HIGH_WATER;
 }
 
 /* Wait until a process's queue is above the high mark: its senders wait now. */
 static void
-wait_until_full(struct cluster *c, const char *row)
+wait_until_full(struct cluster *c, const char *who)
 {
-	struct question question = {row, 0};
+	struct question question = {who, 0};
 	char what[64];
 
-	snprintf(what, sizeof what, "the queue of \"%s\" to fill", row);
+	snprintf(what, sizeof what, "the queue of %s to fill", who);
 	cluster_until(c, is_above, &question, what);
 	cr_assert(question.queued <= 2 * CHANNEL_HIGH_WATER + FRAME_MAX,
-	          "%zu bytes are queued for %s", question.queued, row);
+	          "%zu bytes are queued for %s", question.queued, who);
 }
 
 static unsigned long
 undeliverable(struct cluster *c)
 {
-	size_t mark = cluster_mark(c);
-	unsigned long count = 0;
-
-	cluster_signal(c, "MASTER", SIGUSR1);
-	cluster_wait(c, mark, " undeliverable");
-	sscanf(cluster_line(c, " undeliverable"), "[master] %lu", &count);
-	return count;
+	cluster_ask_status(c);
+	return (unsigned long)cluster_figure(c, NULL, "undeliverable");
 }
 
-/* Who asks while a table is being printed is not answered by its rest. */
-Test(slow, a_sigusr1_during_a_table_brings_another)
+/* A question during an answer is not answered by its rest. */
+Test(slow, a_sigusr1_during_a_status_brings_another)
 {
 	struct cluster *c = start(8);
 	size_t mark;
@@ -107,10 +88,10 @@ Test(slow, a_sigusr1_during_a_table_brings_another)
 	for (i = 0; i < 50; i++) {
 		mark = cluster_mark(c);
 		cluster_signal(c, "MASTER", SIGUSR1);
-		mark = cluster_wait(c, mark, "last death");
+		mark = cluster_wait(c, mark, "\"last_death\":");
 		cluster_signal(c, "MASTER", SIGUSR1);
-		mark = cluster_wait(c, mark, "last death");
-		cluster_wait(c, mark, " undeliverable");
+		mark = cluster_wait(c, mark, "\"last_death\":");
+		cluster_wait(c, mark, "[master] status ],");
 	}
 	stop(c);
 }
@@ -140,7 +121,7 @@ flood_and_resume(struct cluster *c, const char *what, void (*resume)(struct clus
 	unsigned long lost = undeliverable(c);
 
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), MANY, LARGE);
-	wait_until_full(c, "APP#1 listening");
+	wait_until_full(c, "APP#1");
 	exchange(c, "APP#2", "APP#3", 10);
 	say(c, "AGENT#1", 2, cluster_pid(c, "APP#2"), 10, 100); /* it waits with the others */
 	exchange(c, "APP#2", "APP#3", 20);
@@ -195,7 +176,7 @@ Test(slow, a_slow_reader_gets_everything)
 
 	order(c, "APP#1", "test-nap", "2");
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 1000, LARGE);
-	wait_until_full(c, "APP#1 listening");
+	wait_until_full(c, "APP#1");
 	exchange(c, "APP#2", "APP#3", 10);
 	be_patient(3);
 	cluster_wait(c, 0, ":APP#1 heard #1000 of #1.");
@@ -212,7 +193,7 @@ Test(slow, a_broadcast_waits_for_the_stopped_one_and_reaches_all)
 
 	cluster_signal(c, "APP#2", SIGSTOP);
 	say(c, "AGENT#1", 1, TO_APPS, 1000, LARGE);
-	wait_until_full(c, "APP#2 listening");
+	wait_until_full(c, "APP#2");
 	exchange(c, "APP#1", "APP#3", 10);
 	cr_assert_eq(cluster_count(c, 0, "sent #1000 of #1"), 0, "the sender did not wait");
 	cluster_signal(c, "APP#2", SIGCONT);
@@ -237,7 +218,7 @@ Test(slow, to_a_stopped_agent_several_apps_wait_and_the_others_talk)
 		snprintf(app, sizeof app, "APP#%d", i);
 		say(c, app, i, TO_AGENT, 400, LARGE);
 	}
-	wait_until_full(c, "AGENT#1 listening");
+	wait_until_full(c, "AGENT#1");
 	exchange(c, "APP#4", "APP#5", 10);
 	cr_assert_eq(cluster_count(c, 0, "sent #400 of #"), 0, "a sender did not wait");
 	cluster_signal(c, "AGENT#1", SIGCONT);
@@ -278,7 +259,7 @@ flood_stopped_parent(struct cluster *c)
 	say(c, "APP#3", 11, cluster_pid(c, "APP#2"), 0, 100);
 	say(c, "APP#1", 1, TO_PARENT, 300, LARGE);
 	stopped = stop_parent(c);
-	wait_until_full(c, "0 listening");
+	wait_until_full(c, "PARENT");
 	return stopped;
 }
 
@@ -329,7 +310,7 @@ Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .time
 	cluster_signal(c, "APP#1", SIGSTOP);
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), MANY, LARGE);
 	say(c, "APP#2", 2, cluster_pid(c, "APP#1"), 200, LARGE);
-	wait_until_full(c, "APP#1 listening");
+	wait_until_full(c, "APP#1");
 	exchange(c, "APP#3", "APP#3", 10);
 	mark = cluster_mark(c);
 	be_patient(5);
@@ -356,7 +337,7 @@ Test(slow, a_stuck_agent_is_killed_and_replaced, .timeout = 180)
 
 	cluster_signal(c, "AGENT#1", SIGSTOP);
 	say(c, "APP#1", 1, TO_AGENT, 300, LARGE);
-	wait_until_full(c, "AGENT#1 listening");
+	wait_until_full(c, "AGENT#1");
 	mark = cluster_mark(c);
 	be_patient(5);
 	cluster_wait(c, mark, "agent_worker#1:AGENT#1 is stuck, its queue is full: killed");
@@ -390,7 +371,7 @@ Test(slow, a_slow_app_that_lets_its_senders_go_on_is_not_stuck, .timeout = 180)
 		snprintf(app, sizeof app, "APP#%d", i);
 		say(c, app, i, cluster_pid(c, "APP#1"), 100, LARGE);
 	}
-	wait_until_full(c, "APP#1 listening");
+	wait_until_full(c, "APP#1");
 	cluster_until(c, is_later, &until, "the stuck timeout to pass");
 	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	cr_assert_eq(cluster_count(c, 0, "heard #100"), 0, "it was too fast to test anything");
@@ -419,7 +400,7 @@ Test(slow, a_queue_that_empties_at_once_wakes_its_senders)
 			snprintf(app, sizeof app, "APP#%d", i);
 			say(c, app, 10 * round + i, cluster_pid(c, "APP#5"), 70, LARGE);
 		}
-		wait_until_full(c, "APP#5 listening");
+		wait_until_full(c, "APP#5");
 		cluster_signal(c, "APP#5", SIGCONT);
 		for (i = 1; i <= 4; i++)
 			cluster_wait(c, 0, ":APP#5 heard #70 of #%d.", 10 * round + i);
@@ -450,10 +431,10 @@ Test(slow, both_directions_full_and_then_both_go_on)
 
 	cluster_signal(c, "APP#1", SIGSTOP);
 	say(c, "APP#2", 1, cluster_pid(c, "APP#1"), 500, LARGE);
-	wait_until_full(c, "APP#1 listening");
+	wait_until_full(c, "APP#1");
 	cluster_signal(c, "APP#2", SIGSTOP);
 	say(c, "APP#3", 3, cluster_pid(c, "APP#2"), 500, LARGE);
-	wait_until_full(c, "APP#2 listening");
+	wait_until_full(c, "APP#2");
 	say(c, "APP#1", 2, cluster_pid(c, "APP#2"), 500, LARGE); /* it begins when it goes on */
 	cluster_signal(c, "APP#1", SIGCONT);
 	cluster_signal(c, "APP#2", SIGCONT);
@@ -540,7 +521,7 @@ Test(slow, what_is_said_to_a_dead_agent_waits_beyond_the_high_mark) /* D24 */
 	say(c, "APP#1", 1, TO_AGENT, 25, LARGE);
 	say(c, "APP#2", 2, TO_AGENT, 25, LARGE);
 	say(c, "APP#3", 3, TO_AGENT, 100, 100);
-	wait_until_full(c, "dead ");
+	wait_until_full(c, "agent");
 	exchange(c, "APP#4", "APP#5", 10);
 	cr_assert_eq(cluster_count(c, 0, "AGENT#2"), 0, "too late to test anything");
 	cluster_wait(c, 0, ":AGENT#2 heard #25 of #1.");

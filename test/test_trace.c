@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -164,6 +165,37 @@ Test(trace, shows_a_message_on_its_way)
 	at = cluster_wait(c, at, "app:0:APP#1\t0\thears\tmaster:0:0\t");
 	at = cluster_wait(c, at, "agent>app:0\tlistener 1\t-\t7\tgreeting\t{\"a\":1}");
 	cluster_wait(c, at, "agent>app:0\tlistener 2\t-\t7\tgreeting\t{\"a\":1}");
+	cluster_stop(c);
+}
+
+/* The agent talks to itself over a pair of its own, both ends of which it has joined. */
+static int
+join_itself(struct messenger *agent, void *arg)
+{
+	struct messenger *end[2];
+	int i, pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == -1)
+		return -1;
+	for (i = 0; i < 2; i++) {
+		end[i] = messenger_open(pair[i], ROLE_AGENT);
+		if (end[i] == NULL || messenger_join(end[i], agent, NULL, NULL) == -1)
+			return -1;
+	}
+	(void)arg;
+	return messenger_send(end[0], "aside", NULL, ROLE_AGENT);
+}
+
+Test(trace, names_a_process_that_has_joined_a_channel_as_before)
+{
+	struct cluster *c;
+
+	clear_environment();
+	setenv("CLUTCH_TRACE", "1", 1);
+	c = cluster_start(&(struct options){.agent = join_itself, .app = run_app, .workers = 1});
+	cluster_wait(c, 0, "agent:0:AGENT#1\t0\tsends\tagent:0:AGENT#1\t");
+	cluster_wait(c, 0, "agent:0:AGENT#1\t0\thears\tagent:0:AGENT#1\t");
+	cluster_ready(c);
 	cluster_stop(c);
 }
 

@@ -65,7 +65,7 @@ static int
 on_greet(struct messenger *app, const struct message *message, void *arg)
 {
 	(void)message, (void)arg;
-	clutch_print_line(STDOUT_FILENO, "app %d is greeted", messenger_slot(app) + 1);
+	clutch_print_line(STDOUT_FILENO, "app %d is greeted", messenger_slot(app));
 	return 0;
 }
 

@@ -6,7 +6,7 @@ must_print 'connections were accepted'
 sed -n '/accepted/p' "$log"
 all_greeted()
 {
-	for app in 1 2 3 4 5 6 7 8; do
+	for app in 0 1 2 3 4 5 6 7; do
 		printed "app $app is greeted" 3 || return 1
 	done
 }

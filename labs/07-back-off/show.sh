@@ -6,7 +6,7 @@ started
 set -- $(children)
 kill -KILL "$2"
 sleep 3
-count=$(grep -c 'app_worker#.* start$' "$log")
+count=$(grep -c 'app_worker#.* start ' "$log")
 if [ "$count" -le 6 ]; then
 	echo "within 3 s the master has forked a few replacements"
 elif [ "$count" -ge 40 ]; then

@@ -1,8 +1,8 @@
 /*
  * Two signals for the master, the second while it is busy with the first. The master's
- * log is a pipe that no process reads and that the agent has filled, so that SIGUSR1
- * takes a while: each line of the table waits 10 ms, and is lost then. Meanwhile the
- * agent sends SIGTERM.
+ * log is a pipe that no process reads. The agent has filled it and left room for one line,
+ * so that SIGUSR1 takes a while: the first line of the status is written, the second one
+ * waits 10 ms before it is lost. As soon as the pipe is full again, the agent sends SIGTERM.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -13,7 +13,9 @@
 #include <signal.h>
 #include <unistd.h>
 
-#define WORKERS 40
+#define PIPE_PIECE 4096 /* when so much is read from a full pipe, poll(2) finds it writable */
+
+static int reading_end;
 
 static int
 say_again(struct messenger *agent, void *arg)
@@ -27,17 +29,29 @@ say_again(struct messenger *agent, void *arg)
 }
 
 static int
-send_two_signals(struct messenger *agent, void *arg)
+fill_log(void)
 {
 	int flags = fcntl(STDOUT_FILENO, F_GETFL);
-	static const char line[64];
+	static char piece[PIPE_PIECE];
 
 	fcntl(STDOUT_FILENO, F_SETFL, flags | O_NONBLOCK);
-	while (write(STDOUT_FILENO, line, sizeof line) > 0)
+	while (write(STDOUT_FILENO, piece, 64) > 0)
 		;
 	fcntl(STDOUT_FILENO, F_SETFL, flags);
+	return read(reading_end, piece, sizeof piece) == PIPE_PIECE ? 0 : -1;
+}
+
+static int
+send_two_signals(struct messenger *agent, void *arg)
+{
+	struct pollfd log = {.fd = STDOUT_FILENO, .events = POLLOUT};
+	int64_t deadline = clutch_now() + 2000;
+
+	if (fill_log() == -1)
+		return -1;
 	kill(getppid(), SIGUSR1);
-	poll(NULL, 0, 200); /* the master prints its table, 46 lines */
+	while (poll(&log, 1, 0) == 1 && clutch_now() < deadline)
+		; /* until the master has written its first line */
 	kill(getppid(), SIGTERM);
 	clutch_print_line(STDERR_FILENO, "the agent has sent SIGUSR1 and SIGTERM");
 	return messenger_set_timeout(agent, 3000, say_again, arg) == -1;
@@ -74,6 +88,7 @@ main(void)
 
 	if (pipe(ends) == -1 || dup2(ends[1], STDOUT_FILENO) == -1)
 		return 1;
+	reading_end = ends[0];
 	/* "local": no health check wakes the master */
-	return start_cluster(&(struct options){.agent = agent, .workers = WORKERS, .env = "local"});
+	return start_cluster(&(struct options){.agent = agent, .workers = 1, .env = "local"});
 }

@@ -156,15 +156,29 @@ is_one_stopped(void)
 	return false;
 }
 
+/* Agent and apps that are ready and do not leave. While forks fail, the storm may kill all of
+ * them. */
+static int
+count_speakers(void)
+{
+	struct record *record = next_record(NULL); /* the parent */
+	int count = 0;
+
+	while ((record = next_record(record)) != NULL)
+		count += !victim_of(record)->dead && record->ready_at != 0 && record->left_at == 0;
+	return count;
+}
+
 /* All send to the parent: it is never long without a message. A stopped process holds up all
- * that feed it, as it should: the time while there is one does not count. */
+ * that feed it, as it should: the time while there is one does not count, nor that in which
+ * no process sends. */
 static void
 watch_silence(void)
 {
 	int64_t now = clutch_now();
 	long long heard = me->counts.delivered;
 
-	if (is_one_stopped())
+	if (is_one_stopped() || count_speakers() == 0)
 		soak.heard_at += now - soak.looked_at;
 	soak.looked_at = now;
 	if (heard != soak.heard || !soak.is_storm) {
@@ -176,8 +190,8 @@ watch_silence(void)
 		soak.totals.silence = now - soak.heard_at;
 	if (now - soak.heard_at < SILENCE_LIMIT)
 		return;
-	fail("nothing has come to the parent for %d ms (under way: %s)", SILENCE_LIMIT,
-	     parts_under_way());
+	fail("nothing has come to the parent for %d ms, and %d processes send (under way: %s)",
+	     SILENCE_LIMIT, count_speakers(), parts_under_way());
 	soak.heard_at = now; /* and once more, if it goes on */
 }
 

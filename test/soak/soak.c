@@ -39,9 +39,9 @@
  * When it is told to, it ends with 0, and its last child has ended before it does. When it
  * is killed, its children leave by themselves, and the next master starts at once.
  *
- * While the storm lasts and no process is stopped, the parent is never without a message for
- * SILENCE_LIMIT, whatever a helper, a slow reader or the log does. A request that a worker
- * has begun to answer is answered, even if a reload replaces the worker meanwhile.
+ * While the storm lasts, processes send and none is stopped, the parent is never without a
+ * message for SILENCE_LIMIT, whatever a helper, a slow reader or the log does. A request that
+ * a worker has begun to answer is answered, even if a reload replaces the worker meanwhile.
  *
  * The seed decides the actions of the parent, and their times. It does not decide how the
  * system schedules, so a run cannot be repeated exactly. The state file keeps the sums:

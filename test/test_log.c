@@ -1,0 +1,736 @@
+/*
+ * What the log looks like, and what the master answers to clutch-status.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
+#include "commands.h"
+#include "compile.h"
+
+#include <criterion/criterion.h>
+
+#include <ctype.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+TestSuite(log, .timeout = 180);
+
+/* ---- a head, taken apart -------------------------------------------------------- */
+
+struct head {
+	char time[24], level[8], role[8];
+	long pid;
+	int slot; /* -1: none */
+};
+
+/* Does the text begin so, where 0 stands for any digit? */
+static bool
+has_shape(const char *text, const char *shape)
+{
+	for (; *shape != '\0'; text++, shape++)
+		if (*shape == '0' ? !isdigit((unsigned char)*text) : *text != *shape)
+			return false;
+	return true;
+}
+
+static void
+parse_head(const char *line, struct head *head)
+{
+	int end = 0;
+
+	cr_assert(has_shape(line, "0000-00-00 00:00:00.000 "), "no time: %s", line);
+	snprintf(head->time, sizeof head->time, "%.23s", line);
+	cr_assert_eq(sscanf(line + 24, "%7[A-Z] %ld %7[a-z]%n", head->level, &head->pid, head->role,
+	                    &end),
+	             3, "no level, pid and process: %s", line);
+	cr_assert(strcmp(head->level, "ERROR") == 0 || strcmp(head->level, "WARN") == 0 ||
+	                  strcmp(head->level, "INFO") == 0,
+	          "%s", line);
+	line += 24 + end;
+	head->slot = -1;
+	end = 0;
+	if (strcmp(head->role, "app") == 0)
+		cr_assert_eq(sscanf(line, " %d%n", &head->slot, &end), 1, "no slot: %s", line);
+	cr_assert(strncmp(line + end, ": ", 2) == 0, "the head has no end: %s", line);
+}
+
+/* The local time of now, as a head has it. */
+static void
+note_time(char *text, size_t size)
+{
+	struct timespec now;
+	struct tm local;
+	size_t used;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	used = strftime(text, size, "%Y-%m-%d %H:%M:%S", localtime_r(&now.tv_sec, &local));
+	snprintf(text + used, size - used, ".%03ld", now.tv_nsec / 1000000);
+}
+
+/* ---- every line ------------------------------------------------------------------- */
+
+static int
+fail_listener(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message, (void)arg;
+	return 9;
+}
+
+static int
+fail_on_order(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_on(messenger, "test-fail", fail_listener, NULL);
+}
+
+/* The head names the process that has printed the line. */
+static void
+check_process(struct cluster *c, const struct head *head, const char *line)
+{
+	const char *name = cluster_name(c, (pid_t)head->pid);
+	char wanted[16], born[64];
+
+	snprintf(wanted, sizeof wanted, "%s",
+	         strcmp(head->role, "app") == 0     ? "APP#"
+	         : strcmp(head->role, "agent") == 0 ? "AGENT#"
+	                                            : "MASTER");
+	cr_assert_eq(strncmp(name, wanted, strlen(wanted)), 0, "%s is not %s: %s", head->role, name,
+	             line);
+	snprintf(born, sizeof born, ":%s start (app %d)", name, head->slot);
+	cr_assert(head->slot == -1 || cluster_count(c, 0, "%s", born) == 1, "not of slot %d: %s",
+	          head->slot, line);
+}
+
+/* Returns how many lines there are. The times of one process never go back. */
+static size_t
+check_lines(struct cluster *c, const char *begin, const char *end)
+{
+	static struct head last[16];
+	struct head head;
+	size_t at = 0, count = 0, i;
+	const char *line;
+
+	while ((line = cluster_next_line(c, &at, "")) != NULL) {
+		if (line[0] == '@')
+			continue;
+		parse_head(line, &head);
+		check_process(c, &head, line);
+		cr_assert(strcmp(begin, head.time) <= 0 && strcmp(head.time, end) <= 0,
+		          "not from %s to %s: %s", begin, end, line);
+		for (i = 0; last[i].pid != 0 && last[i].pid != head.pid; i++)
+			;
+		cr_assert_leq(strcmp(last[i].time, head.time), 0, "%s and then %s", last[i].time,
+		              line);
+		last[i] = head;
+		count++;
+	}
+	return count;
+}
+
+Test(log, each_line_of_the_log_has_a_head)
+{
+	char begin[32], end[32];
+	struct cluster *c;
+	size_t at;
+
+	note_time(begin, sizeof begin);
+	c = cluster_start(
+		&(struct options){.agent = fail_on_order, .app = fail_on_order, .workers = 2});
+	cluster_ready(c);
+	cluster_signal(c, "APP#2", SIGKILL);
+	at = cluster_wait(c, 0, "app_worker#3:APP#3 started, remain 0");
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	at = cluster_wait(c, at, "agent_worker#2:AGENT#2 started");
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-fail", NULL), 0);
+	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "test-fail", NULL), 0);
+	cluster_wait(c, at, "[agent_worker] uncaught error 9 in a listener of \"test-fail\"");
+	cluster_wait(c, at, "[app_worker] uncaught error 9 in a listener of \"test-fail\"");
+	cluster_wait(c, at, "[master] app_worker#1:APP#1 died (code: 1, signal: null) (app 0)");
+	at = cluster_wait(c, at, "app_worker#4:APP#4 started");
+	cluster_signal(c, "MASTER", SIGUSR2);
+	at = cluster_wait(c, at, "[master] reload done");
+	cluster_ask_status(c);
+	cluster_signal(c, "MASTER", SIGTERM);
+	cluster_wait(c, at, "[master] exit with code:0");
+	cluster_wait_death(c, "MASTER");
+	note_time(end, sizeof end);
+	cr_assert_gt(check_lines(c, begin, end), 30);
+	cluster_ended(c, 0);
+}
+
+/* ---- the two streams --------------------------------------------------------------- */
+
+/* A field of the status of the default cluster, as a number. */
+static long
+status_number(const char *row, const char *name)
+{
+	char wanted[64];
+	const char *at = strstr(command("status --json", 0, row), row);
+
+	snprintf(wanted, sizeof wanted, "\"%s\":", name);
+	at = strstr(at, wanted);
+	cr_assert_not_null(at);
+	return atol(at + strlen(wanted));
+}
+
+/* Each line of a stream has one of these levels; returns the time of the line with the text. */
+static void
+check_stream(const char *name, const char *levels, const char *wanted, char time[24])
+{
+	static char text[64 * 1024];
+	struct head head;
+	char *line;
+
+	time[0] = '\0';
+	snprintf(text, sizeof text, "%s", content_of(path_of(name)));
+	for (line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+		parse_head(line, &head);
+		cr_assert(strstr(levels, head.level) != NULL, "in %s: %s", name, line);
+		if (strstr(line, wanted) != NULL)
+			memcpy(time, head.time, sizeof head.time);
+	}
+	cr_assert(time[0] != '\0', "%s is not in %s", wanted, name);
+}
+
+Test(log, the_two_streams_can_be_merged_by_time)
+{
+	char ready[24], died[24], again[24], gone[24];
+
+	home();
+	command("start --daemon", 0, "egg: started, pid ");
+	kill((pid_t)status_number("\"slot\":1,", "pid"), SIGKILL);
+	wait_file("logs/egg-stdout.log", "app_worker#3", 2);
+	command("stop", 0, "egg: stopped (");
+	check_stream("logs/egg-stdout.log", "INFO", "[master] egg started", ready);
+	check_stream("logs/egg-stderr.log", "WARN ERROR", " died (", died);
+	check_stream("logs/egg-stdout.log", "INFO", "[master] app_worker#3:", again);
+	check_stream("logs/egg-stdout.log", "INFO", "[master] exit with code:0", gone);
+	cr_assert_leq(strcmp(ready, died), 0, "%s %s", ready, died);
+	cr_assert_leq(strcmp(died, again), 0, "%s %s", died, again);
+	cr_assert_leq(strcmp(again, gone), 0, "%s %s", again, gone);
+	nobody_is_left();
+}
+
+/* ---- a terminal ---------------------------------------------------------------------- */
+
+Test(log, on_a_terminal_it_has_a_short_form)
+{
+	static struct run run;
+	char *line;
+
+	start_in_terminal(&run, "start --workers=1");
+	wait_text(&run, "[master] to stop it: Ctrl-C");
+	kill((pid_t)status_number("\"slot\":0,", "pid"), SIGKILL);
+	wait_text(&run, "app_worker#2");
+	wait_text(&run, " (app 0)\r\n");
+	cr_assert_eq(write(run.output, "\003", 1), 1);
+	cr_assert_eq(end(&run), 0, "%s", run.text);
+	cr_assert_not_null(strstr(run.text, " ERROR master: [master] app_worker#1:"), "%s",
+	                   run.text);
+	cr_assert_null(strstr(run.text, "INFO"), "%s", run.text);
+	for (line = strtok(run.text, "\r\n"); line != NULL; line = strtok(NULL, "\r\n")) {
+		if (strncmp(line, "^C", 2) == 0) /* the terminal's echo */
+			line += 2;
+		cr_assert(has_shape(line, "00:00:00.000 master: [master] ") ||
+		                  has_shape(line, "00:00:00.000 ERROR master: [master] ") ||
+		                  has_shape(line, "00:00:00.000 agent: [agent_worker] ") ||
+		                  has_shape(line, "00:00:00.000 app 0: [app_worker] "),
+		          "%s", line);
+	}
+	nobody_is_left();
+}
+
+/* ---- CLUTCH_LOG ---------------------------------------------------------------------- */
+
+/* Start, kill the app, let its replacement start, and stop. */
+static const char *
+run_with_level(const char *level)
+{
+	static struct run run;
+
+	home();
+	setenv("CLUTCH_LOG", level, 1);
+	manners.app_prints = "an app loads";
+	start(&run, "start --workers=1");
+	wait_text(&run, "an app loads\n");
+	while (strstr(command("status --json", 0, "\"name\":\"egg\""), "\"running\"") == NULL)
+		;
+	kill((pid_t)status_number("\"slot\":0,", "pid"), SIGKILL);
+	while (count_text(run.text, "an app loads\n") < 2)
+		read_output(&run, clutch_now() + time_limit());
+	command("stop", 0, "egg: stopped (");
+	cr_assert_eq(end(&run), 0, "%s", run.text);
+	return run.text;
+}
+
+Test(log, the_level_warn_hides_info)
+{
+	const char *text = run_with_level("Warn");
+
+	cr_assert_eq(count_text(text, " INFO "), 0, "%s", text);
+	cr_assert_eq(count_text(text, " ERROR "), 1, "%s", text);
+	cr_assert_eq(count_text(text, " died (code: null, signal: SIGKILL) (app 0)\n"), 1, "%s",
+	             text);
+}
+
+Test(log, the_level_info_hides_nothing)
+{
+	cr_assert_gt(count_text(run_with_level("info"), " INFO "), 8);
+}
+
+Test(log, a_bad_level_is_one_clear_line_and_exit_1)
+{
+	struct cluster *c;
+
+	clear_environment();
+	setenv("CLUTCH_LOG", "loud", 1);
+	c = cluster_start(&(struct options){.workers = 1});
+	cluster_wait(c, 0, "[master] CLUTCH_LOG=loud is no good: give error, warn or info");
+	cluster_wait_death(c, "MASTER");
+	cr_assert_eq(cluster_count(c, 0, "[master]"), 1);
+	cluster_ended(c, 1);
+}
+
+/* ---- a full log ------------------------------------------------------------------------ */
+
+static bool
+is_answered(const void *arg)
+{
+	(void)arg;
+	return access(path_of("run/egg.pid.status"), F_OK) == 0;
+}
+
+/* The master logs its status, four lines for one worker, and then writes it into the file. */
+static void
+ask(struct run *run, size_t *lines)
+{
+	unlink(path_of("run/egg.pid.status"));
+	kill(run->pid, SIGUSR1);
+	wait_until(is_answered, NULL, "the status file");
+	*lines += 5;
+}
+
+static size_t
+count_lost(const char *text)
+{
+	size_t count = 0, lost;
+
+	while ((text = strstr(text, " WARN ")) != NULL) {
+		text += 6;
+		if (sscanf(text, "%*d master: the log was full: %zu lines are lost\n", &lost) == 1)
+			count += lost;
+	}
+	return count;
+}
+
+Test(log, a_full_log_says_how_many_lines_it_has_cost)
+{
+	static struct run run;
+	size_t lines = 0, i;
+
+	start(&run, "start --workers=1");
+	wait_text(&run, "[master] to stop it");
+	for (i = 0; i < 60; i++) /* more than a pipe holds, and the test does not read */
+		ask(&run, &lines);
+	cr_assert_eq(count_lost(run.text), 0);
+	while (count_lost(run.text) == 0) {
+		while (poll(&(struct pollfd){run.output, POLLIN, 0}, 1, 100) == 1)
+			read_output(&run, clutch_now() + time_limit());
+		ask(&run, &lines);
+		cr_assert_lt(lines, 5000, "%s", run.text);
+	}
+	kill(run.pid, SIGTERM);
+	cr_assert_eq(end(&run), 0);
+	cr_assert_gt(count_lost(run.text), 20);
+	cr_assert_eq(count_text(run.text, "[master] status ") + count_lost(run.text), lines,
+	             "%zu were written, %zu lost, of %zu", count_text(run.text, "[master] status "),
+	             count_lost(run.text), lines);
+	nobody_is_left();
+}
+
+/* ---- a stranger's text ------------------------------------------------------------------ */
+
+static int
+fail_on_anything(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_on(messenger, NULL, fail_listener, NULL);
+}
+
+Test(log, control_characters_of_a_strangers_action_do_not_break_a_line)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = fail_on_anything, .workers = 1, .env = "local"});
+	size_t mark;
+
+	cluster_ready(c);
+	mark = cluster_mark(c);
+	cr_assert_eq(messenger_send_to_agent(c->parent, "a\n[master] forged\r\033[2J\177", NULL),
+	             0);
+	cluster_wait(c, mark,
+	             "[agent_worker] uncaught error 9 in a listener of "
+	             "\"a?[master] forged??[2J?\"");
+	cr_assert_eq(cluster_count(c, mark, "forged"), 1);
+	cluster_stop(c);
+}
+
+/* ---- JSON ---------------------------------------------------------------------------------- */
+
+static const char *skip_value(const char *at);
+
+static const char *
+skip_blanks(const char *at)
+{
+	return at + strspn(at, " \t\r\n");
+}
+
+static const char *
+skip_string(const char *at)
+{
+	if (*at++ != '"')
+		return NULL;
+	for (; *at != '"'; at++) {
+		if ((unsigned char)*at < ' ')
+			return NULL;
+		if (*at == '\\' && strchr("\"\\/bfnrt", *++at) == NULL)
+			return NULL;
+	}
+	return at + 1;
+}
+
+static const char *
+skip_number(const char *at)
+{
+	at += *at == '-';
+	if (!isdigit((unsigned char)*at) || (at[0] == '0' && isdigit((unsigned char)at[1])))
+		return NULL;
+	return at + strspn(at, "0123456789");
+}
+
+/* A list, or an object. */
+static const char *
+skip_members(const char *at)
+{
+	const char end = *at == '{' ? '}' : ']';
+
+	at = skip_blanks(at + 1);
+	if (*at == end)
+		return at + 1;
+	for (;; at++) {
+		if (end == '}') {
+			at = skip_string(skip_blanks(at));
+			at = at != NULL ? skip_blanks(at) : "";
+			if (*at++ != ':')
+				return NULL;
+		}
+		at = skip_value(at);
+		if (at == NULL)
+			return NULL;
+		at = skip_blanks(at);
+		if (*at == end)
+			return at + 1;
+		if (*at != ',')
+			return NULL;
+	}
+}
+
+/* Behind the value, or NULL if it is none. (No fraction, no exponent, no true, no null.) */
+static const char *
+skip_value(const char *at)
+{
+	at = skip_blanks(at);
+	if (*at == '{' || *at == '[')
+		return skip_members(at);
+	return *at == '"' ? skip_string(at) : skip_number(at);
+}
+
+static bool
+is_json(const char *text)
+{
+	const char *end = skip_value(text);
+
+	return *skip_blanks(text) == '{' && end != NULL && *skip_blanks(end) == '\0';
+}
+
+Test(log, the_checker_of_json_can_fail)
+{
+	static const char *const bad[] = {"",           "{",           "{\"a\"}",
+	                                  "{\"a\":}",   "{\"a\":1,}",  "{\"a\":01}",
+	                                  "{a:1}",      "[1]",         "{\"a\":[1}",
+	                                  "{\"a\":1}x", "{\"a\n\":1}", "{\"a\":1 \"b\":2}",
+	                                  "{\"a\":",    "{\"a\":\"}"};
+	size_t i;
+
+	for (i = 0; i < sizeof bad / sizeof bad[0]; i++)
+		cr_expect_not(is_json(bad[i]), "%s", bad[i]);
+	cr_assert(is_json("{\"a\":[{\"b\":-1},{}],\n\"c\":\"\"}"));
+}
+
+/* ---- clutch-status ---------------------------------------------------------------------------- */
+
+static int
+tell_status(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)arg;
+	report(messenger, "got %zu bytes from %s, %s", message->data_length,
+	       message->from == ROLE_MASTER ? "the master" : "a stranger",
+	       is_json(message->data) && strlen(message->data) == message->data_length ? "JSON"
+	                                                                               : "no JSON");
+	return 0;
+}
+
+static int
+ask_master(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return messenger_send(messenger, "clutch-status", NULL, ROLE_MASTER);
+}
+
+/* As if the agent were the master. */
+static int
+forge(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return messenger_send_to_agent(messenger, "clutch-status", "{}") == 0 &&
+	                       messenger_send_to_app(messenger, "clutch-status", "{}") == 0
+	               ? 0
+	               : -1;
+}
+
+static int
+be_curious(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_on(messenger, "clutch-status", tell_status, NULL) == 0 &&
+	                       messenger_on(messenger, "test-ask", ask_master, NULL) == 0 &&
+	                       messenger_on(messenger, "test-forge", forge, NULL) == 0
+	               ? 0
+	               : -1;
+}
+
+static char answer[4096]; /* the last one that the parent has got */
+
+static int
+keep_answer(struct messenger *parent, const struct message *message, void *arg)
+{
+	(void)parent, (void)arg;
+	snprintf(answer, sizeof answer, "%s", message->data);
+	return 0;
+}
+
+static bool
+has_answer(struct cluster *c, void *arg)
+{
+	(void)c, (void)arg;
+	return answer[0] != '\0';
+}
+
+Test(log, any_process_can_ask_for_the_status)
+{
+	char wanted[128];
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = be_curious, .app = be_curious, .workers = 2});
+
+	cluster_ready(c);
+	cr_assert_eq(messenger_on(c->parent, "clutch-status", keep_answer, NULL), 0);
+	cr_assert_eq(messenger_send(c->parent, "clutch-status", NULL, ROLE_MASTER), 0);
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-ask", NULL), 0);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-ask", NULL), 0);
+	cluster_until(c, has_answer, NULL, "the parent's answer");
+	cluster_wait(c, 0, ":AGENT#1 got ");
+	cluster_wait(c, 0, ":APP#1 got ");
+	cluster_wait(c, 0, ":APP#2 got ");
+	cr_assert_eq(cluster_count(c, 0, " bytes from the master, JSON"), 3);
+	cr_assert(is_json(answer), "%s", answer);
+	cr_assert_eq(count_text(answer, "{\"role\":"), 4, "%s", answer);
+	snprintf(wanted, sizeof wanted, "{\"role\":\"app\",\"slot\":1,\"pid\":%ld,",
+	         (long)cluster_pid(c, "APP#2"));
+	cr_assert_not_null(strstr(answer, wanted), "%s", answer);
+	cr_assert_not_null(strstr(answer, "\n],\"left_out\":0}"), "%s", answer);
+	cluster_stop(c);
+}
+
+Test(log, nobody_may_answer_in_the_masters_place)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = be_curious, .app = be_curious, .workers = 2});
+
+	cluster_ready(c);
+	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "test-forge", NULL), 0);
+	cluster_wait(c, 0, "app_worker#1:APP#1 may not send clutch-status: refused");
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-ask", NULL), 0);
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-ask", NULL), 0);
+	cluster_wait(c, 0, ":AGENT#1 got ");
+	cluster_wait(c, 0, ":APP#2 got ");
+	cr_assert_eq(cluster_count(c, 0, "from a stranger"), 0);
+	cr_assert_eq(cluster_count(c, 0, ":AGENT#1 got "), 1);
+	cluster_stop(c);
+}
+
+/* ---- what the rows say --------------------------------------------------------------------- */
+
+static char no_start[300];
+
+static int
+fail_while_file_exists(struct messenger *app, void *arg)
+{
+	(void)app, (void)arg;
+	return access(no_start, F_OK) == 0 ? -1 : 0;
+}
+
+static bool
+is_in_back_off(struct cluster *c, void *arg)
+{
+	(void)arg;
+	cluster_ask_status(c);
+	return cluster_figure(c, "app 1", "refork_in") > 0;
+}
+
+Test(log, a_slot_in_back_off_has_a_row)
+{
+	struct cluster *c;
+	FILE *file;
+
+	snprintf(no_start, sizeof no_start, "%s/no-start", test_folder());
+	c = cluster_start(&(struct options){.app = fail_while_file_exists, .workers = 2});
+	cluster_ready(c);
+	file = fopen(no_start, "w");
+	cr_assert(file != NULL && fclose(file) == 0);
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_until(c, is_in_back_off, NULL, "a back-off");
+	cr_assert_eq(cluster_figure(c, "app 1", "pid"), 0);
+	cr_assert_str_eq(cluster_status(c, "app 1", "state"), "waiting");
+	cr_assert_leq(cluster_figure(c, "app 1", "refork_in"), 32000);
+	cr_assert_gt(cluster_figure(c, "app 1", "reforks"), 0);
+	cr_assert_str_eq(cluster_status(c, "app 1", "last_death"), "code: 1, signal: null");
+	cr_assert_eq(cluster_figure(c, "app 0", "refork_in"), 0);
+	cr_assert_eq(unlink(no_start), 0);
+	cluster_stop(c);
+}
+
+static int
+flood(struct messenger *agent, void *arg)
+{
+	static char data[64 * 1024];
+	int sent = 0;
+
+	memset(data, 'x', sizeof data - 1);
+	while (sent < 16 && messenger_send_to_app(agent, "test-flood", data) == 0)
+		sent++;
+	return messenger_set_timeout(agent, 1, flood, arg) == -1;
+}
+
+static int
+flood_when_ready(struct messenger *agent, const struct message *message, void *arg)
+{
+	(void)message;
+	return flood(agent, arg);
+}
+
+static int
+be_loud(struct messenger *agent, void *arg)
+{
+	return messenger_on(agent, "test-begin", flood_when_ready, arg);
+}
+
+static bool
+is_waiting(struct cluster *c, void *arg)
+{
+	(void)arg;
+	cluster_ask_status(c);
+	return cluster_figure(c, "agent", "waits") > 50;
+}
+
+Test(log, the_status_says_for_which_process_another_one_waits)
+{
+	struct cluster *c = cluster_start(&(struct options){.agent = be_loud, .workers = 2});
+	long long waited;
+
+	cluster_ready(c);
+	cluster_signal(c, "APP#2", SIGSTOP);
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-begin", NULL), 0);
+	cluster_until(c, is_waiting, NULL, "the agent to wait");
+	cr_assert_str_eq(cluster_status(c, "agent", "waits_for"), "[\"app:1\"]");
+	cr_assert_gt(cluster_figure(c, "app 1", "queued"), CHANNEL_LOW_WATER);
+	cr_assert_str_eq(cluster_status(c, "app 1", "waits_for"), "[]");
+	waited = cluster_figure(c, "agent", "waits");
+	cluster_ask_status(c);
+	cr_assert_gt(cluster_figure(c, "agent", "waits"), waited - 1);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_signal(c, "APP#2", SIGCONT);
+	cluster_wait(c, 0, "agent_worker#2:AGENT#2 started");
+	cluster_stop(c);
+}
+
+/* ---- a tiny message ------------------------------------------------------------------------- */
+
+static const char tiny[] =
+	"#include \"messenger.h\"\n"
+	"#include <signal.h>\n"
+	"#include <stdio.h>\n"
+	"#include <unistd.h>\n"
+	"static int\n"
+	"on_status(struct messenger *agent, const struct message *m, void *arg)\n"
+	"{\n"
+	"	(void)agent, (void)arg;\n"
+	"	printf(\"%zu %s\\n\", m->data_length, m->data);\n"
+	"	fflush(stdout);\n"
+	"	return kill(getppid(), SIGTERM);\n"
+	"}\n"
+	"static int\n"
+	"on_ready(struct messenger *agent, const struct message *m, void *arg)\n"
+	"{\n"
+	"	(void)m, (void)arg;\n"
+	"	return messenger_send(agent, \"clutch-status\", NULL, ROLE_MASTER);\n"
+	"}\n"
+	"static int\n"
+	"agent(struct messenger *agent, void *arg)\n"
+	"{\n"
+	"	return messenger_on(agent, \"clutch-status\", on_status, arg) == 0\n"
+	"	       ? messenger_once(agent, \"egg-ready\", on_ready, arg) : -1;\n"
+	"}\n"
+	"int\n"
+	"main(void)\n"
+	"{\n"
+	"	return start_cluster(&(struct options){.agent = agent, .workers = 3});\n"
+	"}\n";
+
+/* Returns the status of a cluster of three apps whose messages are this small. */
+static const char *
+tiny_status(int data_max)
+{
+	const char *folder = test_folder(), *source = write_source("tiny.c", "%s", tiny), *text;
+	char path[300];
+	size_t length;
+
+	cr_assert(run("%s -std=c99 -D_POSIX_C_SOURCE=200809L -DMESSAGE_DATA_MAX=%d -I. -o "
+	              "%s/tiny %s sendmessage.c messenger.c agent.c worker.c master.c",
+	              environment("CC", "cc"), data_max, folder, source));
+	cr_assert(run("CLUTCH_LOG=error %s/tiny >%s/status", folder, folder));
+	snprintf(path, sizeof path, "%s/status", folder);
+	text = content_of(path);
+	cr_assert_eq(sscanf(text, "%zu ", &length), 1, "%s", text);
+	cr_assert_leq(length, (size_t)data_max);
+	text = strchr(text, ' ') + 1;
+	cr_assert(is_json(text), "%s", text);
+	return text;
+}
+
+Test(log, rows_that_find_no_room_are_counted)
+{
+	const char *text = tiny_status(600);
+
+	cr_assert_eq(strncmp(text, "{\"name\":\"", 9), 0, "%s", text);
+	cr_assert_eq(count_text(text, "{\"role\":"), 1, "%s", text);
+	cr_assert_not_null(strstr(text, "\n],\"left_out\":3}"), "%s", text);
+}
+
+Test(log, even_without_room_for_a_row_the_status_is_json)
+{
+	cr_assert_str_eq(tiny_status(100), "{\"processes\":[\n],\"left_out\":5}\n");
+}

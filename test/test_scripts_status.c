@@ -1,0 +1,185 @@
+/*
+ * The status as a table, and what start and stop say while they wait.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
+#include "commands.h"
+#include "egg-scripts/scripts.h"
+
+#include <criterion/criterion.h>
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+TestSuite(scripts_status, .timeout = 120);
+
+/* ---- the table ------------------------------------------------------------------ */
+
+/* What the table looks like. */
+static const char *
+table_of(const char *status)
+{
+	int saved = dup(1), file;
+	char path[300];
+
+	snprintf(path, sizeof path, "%s", path_of("table"));
+	file = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	cr_assert(saved != -1 && file != -1);
+	fflush(stdout);
+	dup2(file, 1);
+	scripts_print_table(status);
+	fflush(stdout);
+	dup2(saved, 1);
+	close(saved);
+	close(file);
+	return content_of(path);
+}
+
+#define HEAD                                                                                       \
+	"role   slot     pid state             age reforks     heard      told    bytes in   "     \
+	"bytes out   queued  waits for     last death\n"
+
+Test(scripts_status, a_table_has_each_field_of_the_status)
+{
+	cr_assert_str_eq(
+		table_of("{\"name\":\"hello\",\"pid\":4709,\"address\":\"http://127.0.0.1:7001\","
+	                 "\"state\":\"running\",\"age\":61999,\"workers\":3,\"reload\":{\"done\":2,"
+	                 "\"given_up\":1,\"slot\":0},\"undeliverable\":12,\"limits\":{\"start\":1,"
+	                 "\"app_close\":5000,\"agent_close\":6000,\"stuck\":30000},"
+	                 "\"processes\":[\n"
+	                 "{\"role\":\"parent\",\"slot\":-1,\"pid\":0,\"state\":\"listening\","
+	                 "\"age\":0,"
+	                 "\"reforks\":0,\"refork_in\":0,\"heard\":0,\"told\":3,\"bytes_in\":0,"
+	                 "\"bytes_out\":96,\"queued\":0,\"dropped\":0,\"waits_for\":[],\"waits\":0,"
+	                 "\"last_death\":\"\"},\n"
+	                 "{\"role\":\"agent\",\"slot\":-1,\"pid\":4710,\"state\":\"listening\","
+	                 "\"age\":61000,\"reforks\":0,\"refork_in\":0,\"heard\":123456,"
+	                 "\"told\":654321,\"bytes_in\":1111111,\"bytes_out\":2222222,\"queued\":0,"
+	                 "\"dropped\":0,\"waits_for\":[\"parent:-1\",\"app:2\"],\"waits\":3999,"
+	                 "\"last_death\":\"\"},\n"
+	                 "{\"role\":\"app\",\"slot\":0,\"pid\":4711,\"state\":\"leaving\",\"age\":"
+	                 "9000,"
+	                 "\"reforks\":1,\"refork_in\":0,\"heard\":1,\"told\":2,\"bytes_in\":3,"
+	                 "\"bytes_out\":4,\"queued\":5,\"dropped\":0,\"waits_for\":[],\"waits\":0,"
+	                 "\"last_death\":\"code: null, signal: SIGKILL\"},\n"
+	                 "{\"role\":\"app\",\"slot\":2,\"pid\":0,\"state\":\"waiting\",\"age\":0,"
+	                 "\"reforks\":7,\"refork_in\":3001,\"heard\":0,\"told\":0,\"bytes_in\":0,"
+	                 "\"bytes_out\":0,\"queued\":0,\"dropped\":0,\"waits_for\":[],\"waits\":0,"
+	                 "\"last_death\":\"code: 1, signal: null\"}\n"
+	                 "],\"left_out\":1}\n"),
+		"hello on http://127.0.0.1:7001, pid 4709, 61s, 3 workers\n"
+		"running, stops within 11000ms, reloads: 2 done, 1 given up, one under way\n" HEAD
+		"parent    -       0 listening          0s       0         0         3           0"
+		"          96        0  -             -\n"
+		"agent     -    4710 listening         61s       0    123456    654321     1111111"
+		"     2222222        0  parent, app 2 for 3s  -\n"
+		"app       0    4711 leaving            9s       1         1         2           3"
+		"           4        5  -             code: null, signal: SIGKILL\n"
+		"app       2       0 waiting            0s       7         0         0           0"
+		"           0        0  -             code: 1, signal: null, starts again in 4s\n"
+		"12 undeliverable\n"
+		"1 rows found no room\n");
+}
+
+/* Nothing that looks like a status crashes the command. */
+Test(scripts_status, a_status_that_is_cut_off_is_printed_as_far_as_it_goes)
+{
+	static const char whole[] =
+		"{\"name\":\"egg\",\"pid\":1,\"address\":\"\",\"processes\":[\n"
+		"{\"role\":\"app\",\"slot\":0,\"state\":\"waiting\",\"waits_for\":[\"app:1\"]}\n"
+		"],\"left_out\":0}\n";
+	char cut[sizeof whole];
+	size_t i;
+
+	for (i = 0; i < sizeof whole; i++) {
+		snprintf(cut, i + 1, "%s", whole);
+		cr_assert_not_null(strstr(table_of(cut), "role   slot     pid "), "%s", cut);
+	}
+}
+
+/* ---- start ----------------------------------------------------------------------- */
+
+Test(scripts_status, start_says_each_second_for_which_processes_it_waits)
+{
+	const char *text;
+	char logs[600];
+	size_t count;
+
+	home();
+	manners.app_is_never_ready = true;
+	text = command("start --daemon --timeout=4", 1, "egg: not ready within 4 s, stopping it\n");
+	count = count_text(text, "egg: waits for app 0 (pid ");
+	cr_assert(count >= 2 && count <= 4, "%s", text);
+	cr_assert_eq(count_text(text, "), app 1 (pid "), count, "%s", text);
+	snprintf(logs, sizeof logs, "; logs: %s, %s\n", path_of("logs/egg-stdout.log"),
+	         path_of("logs/egg-stderr.log"));
+	cr_assert_eq(count_text(text, logs), count, "%s", text);
+	text = command("start --timeout=4 --workers=1", 1, "egg: not ready within 4 s, ");
+	cr_assert_geq(count_text(text, "egg: waits for app 0 (pid "), 1, "%s", text);
+	cr_assert_eq(count_text(text, "; logs"), 0, "%s", text);
+	nobody_is_left();
+}
+
+Test(scripts_status, a_start_without_a_wait_says_where_the_logs_are)
+{
+	const char *text;
+	char logs[600];
+
+	home();
+	text = command("start --daemon", 0, "egg: started, pid ");
+	snprintf(logs, sizeof logs, "; logs: %s, %s\n", path_of("logs/egg-stdout.log"),
+	         path_of("logs/egg-stderr.log"));
+	cr_assert_not_null(strstr(text, logs), "%s", text);
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
+/* ---- stop ------------------------------------------------------------------------ */
+
+/* The app is dead, but not the process that it has started. */
+Test(scripts_status, stop_names_the_app_whose_processes_are_left)
+{
+	const char *text;
+
+	home();
+	manners.app_forks = manners.fork_is_stubborn = true;
+	program.app_close_timeout = 3000;
+	command("start --daemon --workers=1", 0, "egg: started, pid ");
+	wait_file("logs/egg-stderr.log", "stubborn\n", 1);
+	text = command("stop", 0, "egg: stopped (");
+	cr_assert_geq(count_text(text, "), processes of app 0 (group "), 1, "%s", text);
+	nobody_is_left();
+}
+
+/* A master that hangs has no answer, and so there are no names. */
+Test(scripts_status, stop_names_the_master_when_no_other_process_is_left)
+{
+	static char line[64];
+	pid_t master, pids[64];
+	size_t i, count;
+	const char *text;
+
+	home();
+	command("start --daemon", 0, "egg: started, pid ");
+	master = master_pid();
+	count = test_leashed(pids, 64);
+	cr_assert_eq(count, 4);
+	kill(master, SIGSTOP);
+	text = command("stop --timeout=2", 0, "egg: not stopped within 2 s: SIGKILL to all ");
+	cr_assert_eq(count_text(text, "egg: waits for pid "), 1, "%s", text);
+
+	command("start --daemon", 0, "egg: started, pid ");
+	master = master_pid();
+	count = test_leashed(pids, 64);
+	kill(master, SIGSTOP);
+	for (i = 0; i < count; i++)
+		if (pids[i] != master)
+			kill(pids[i], SIGKILL);
+	snprintf(line, sizeof line, "egg: waits for the master (pid %ld)\n", (long)master);
+	command("stop --timeout=2", 0, line);
+	nobody_is_left();
+}
