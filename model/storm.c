@@ -19,10 +19,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifndef MAP_ANONYMOUS /* POSIX.1-2008 has no name for it */
-#define MAP_ANONYMOUS 0x20
-#endif
-
 enum { WORKERS = 3, PIDS = 4096, STEP = 100, PATIENCE = 30000 };
 
 /* What all processes share. */
@@ -175,6 +171,18 @@ on_step(struct messenger *parent, void *arg)
 	return 0;
 }
 
+/* Memory that all processes share: a file without a name. */
+static bool
+open_world(void)
+{
+	FILE *file = tmpfile();
+
+	if (file == NULL || ftruncate(fileno(file), sizeof *world) == -1)
+		return false;
+	world = mmap(NULL, sizeof *world, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(file), 0);
+	return world != MAP_FAILED;
+}
+
 int
 main(int count, char **argument)
 {
@@ -194,9 +202,7 @@ main(int count, char **argument)
 	}
 	end_at = 1000 * (int64_t)atoi(argument[1]);
 	given_up_at = clutch_now() + end_at + PATIENCE;
-	world = mmap(NULL, sizeof *world, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-	             0);
-	if (world == MAP_FAILED)
+	if (!open_world())
 		return 1;
 	parent = fork_cluster(&options, &master);
 	if (parent == NULL || messenger_on(parent, "egg-ready", on_started, NULL) == -1 ||
