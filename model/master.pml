@@ -897,7 +897,7 @@ inline run_clock() {
 		}
 #ifdef CHECKS
 		if
-		:: is_started -> at_once = phase != PHASE_RUNNING; check_alive()
+		:: is_started -> check_alive(); at_once = phase != PHASE_RUNNING
 		:: true
 		fi
 #endif
