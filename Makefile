@@ -2,6 +2,7 @@
 #
 #	make                    the library and the examples, into build/
 #	make run                the data source and the service that caches it, until Ctrl-C
+#	make live               a page that shows a cluster alive, until Ctrl-C
 #	make test               every test;  make test T=sendmessage  one file of them
 #	make install            headers, libraries and manual pages, into prefix=/usr/local
 #	make uninstall          remove them again (more of this: packaging/packaging.mk)
@@ -47,7 +48,8 @@
 
 CORE     = sendmessage.c messenger.c agent.c worker.c master.c
 PACKAGES = $(wildcard cluster-client/*.c egg-schedule/*.c egg-scripts/*.c redis/*.c)
-HELPERS  = $(wildcard examples/http*.c) $(addprefix examples/ipc/,rsmq.c queue_lists.c queue_redis.c)
+HELPERS  = $(wildcard examples/http*.c) examples/status.c examples/live_app.c \
+           $(addprefix examples/ipc/,rsmq.c queue_lists.c queue_redis.c)
 EXAMPLES = $(filter-out $(HELPERS),$(wildcard examples/*.c examples/ipc/*.c))
 TESTS    = $(if $(T),test/test_$(T).c,$(wildcard test/test_*.c))
 
@@ -107,8 +109,20 @@ $(LIBRARY): $(LIBRARY_OBJECTS)
 
 HTTP = $(BUILD)/examples/http.o $(BUILD)/examples/http_head.o
 
-$(BUILD)/examples/hello $(BUILD)/examples/refresh $(BUILD)/examples/source: $(HTTP)
+$(addprefix $(BUILD)/examples/,hello live metrics refresh source): $(HTTP)
 $(BUILD)/examples/refresh: $(BUILD)/examples/http_client.o
+$(BUILD)/examples/live $(BUILD)/examples/metrics: $(BUILD)/examples/status.o
+$(BUILD)/examples/live: $(BUILD)/examples/live_app.o $(BUILD)/examples/live_html.o
+
+# The page is a part of its program: byte by byte, since a string in C may be too short.
+$(BUILD)/examples/live_html.c: examples/live.html
+	@mkdir -p $(@D)
+	$(Q){ echo 'extern const char live_html[]; const char live_html[] = {'; \
+		od -An -v -to1 $< | sed "s/ *\([0-7][0-7]*\)/'\\\\\1',/g"; echo '0};'; } >$@
+
+$(BUILD)/examples/live_html.o: $(BUILD)/examples/live_html.c
+	@echo "  cc  examples/live.html"
+	$(Q)$(COMPILE) $(POSIX) -c -o $@ $<
 
 $(BUILD)/examples/ipc/queue $(BUILD)/examples/ipc/rsmq_call: $(BUILD)/examples/ipc/rsmq.o
 $(BUILD)/examples/ipc/queue: $(BUILD)/examples/ipc/queue_lists.o $(BUILD)/examples/ipc/queue_redis.o
@@ -214,6 +228,10 @@ $(BUILD)/%.o: %.c
 # examples/run itself, which stops both clusters.
 run: all
 	@BUILD=$(BUILD) exec sh examples/run
+
+# A page that shows a cluster, and has buttons that break it: make live PORT=8080
+live: $(BUILD)/examples/live
+	@exec $< $(PORT:%=--port=%) $(EGG_WORKERS:%=--workers=%)
 
 # ---- traces and figures ----------------------------------------------------
 
@@ -455,7 +473,7 @@ book:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all run traces figures traces-check test criterion redis-server check sanitize valgrind \
+.PHONY: all run live traces figures traces-check test criterion redis-server check sanitize valgrind \
 	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
 	bench bench-ipc bench-bridge lab labs-check model model-short model-record docs-check \
 	docs-write book clean

@@ -2033,8 +2033,9 @@ bind_listener(struct master *master)
 	master->listener = socket(address.any.sa_family, SOCK_STREAM, 0);
 	if (master->listener != -1 &&
 	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
-	    bind_patiently(master, &address, length) == 0)
-		return address.any.sa_family == AF_UNIX ? lstat(options->host, &master->socket) : 0;
+	    bind_patiently(master, &address, length) == 0 &&
+	    (address.any.sa_family != AF_UNIX || lstat(options->host, &master->socket) == 0))
+		return 0;
 	if (errno != EADDRINUSE)
 		log_error("cannot listen on %s port %d: %s", options->host, options->port,
 		          strerror(errno));

@@ -163,11 +163,13 @@ call(struct messenger *app, void *arg)
 	return cluster_client_invoke(follower, "getPid", NULL, 0, on_answer, app);
 }
 
+/* The agent is dead. The follower learns of it in this turn: a timer comes behind that. Otherwise
+ * the call might go into the old connection, and fail. */
 static int
 on_call(struct messenger *app, const struct message *message, void *arg)
 {
 	(void)message;
-	return call(app, arg);
+	return messenger_set_timeout(app, 0, call, arg) == -1;
 }
 
 /* Now, and again when the parent has stopped the master. */

@@ -327,7 +327,7 @@ end_head(struct connection *connection)
 
 	if (head->length > HTTP_HEAD_MAX)
 		return 431;
-	if (!head->has_host && !connection->is_old)
+	if (head->host == NULL && !connection->is_old)
 		return 400;
 	if (head->body_length > HTTP_BODY_MAX)
 		return 413;
@@ -341,6 +341,8 @@ end_head(struct connection *connection)
 	    connection->input_length == head->length &&
 	    !output_text(connection, "HTTP/1.1 100 Continue\r\n\r\n"))
 		return 503;
+	connection->request.host = head->host != NULL ? head->host : "";
+	connection->request.origin = head->origin != NULL ? head->origin : "";
 	connection->keep_alive =
 		!head->says_close && (head->says_keep_alive || !connection->is_old);
 	connection->state = READ_BODY;
@@ -724,6 +726,12 @@ http_reply(struct http_request *request, int status, const char *type, const cha
 	return 0;
 }
 
+void
+http_last(struct http_request *request)
+{
+	((struct connection *)request)->keep_alive = false;
+}
+
 int
 http_subscribe(struct http_request *request, const char *type, const void *topic, const char *first)
 {
@@ -744,15 +752,17 @@ http_subscribe(struct http_request *request, const char *type, const void *topic
 }
 
 /* Only queue the text: the loop writes it. A stream that is not read fast enough ends. */
-void
+int
 http_publish(const void *topic, const char *text)
 {
 	struct connection *connection, *next;
+	int count = 0;
 
 	for (connection = connections; connection != NULL; connection = next) {
 		next = connection->next;
 		if (connection->state != STREAMING || connection->topic != topic)
 			continue;
+		count++;
 		if (pending(connection) == 0)
 			connection->since = clutch_now(); /* from now on it waits */
 		if (pending(connection) + strlen(text) <= HTTP_OUTPUT_MAX &&
@@ -763,4 +773,5 @@ http_publish(const void *topic, const char *text)
 		else
 			connection_drop(connection);
 	}
+	return count;
 }

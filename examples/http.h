@@ -52,6 +52,8 @@ struct http_request {
 	const char *method; /* "GET", "POST", or whatever the client sent: see http_allow */
 	const char *path;   /* begins with '/' */
 	const char *query;  /* what follows the '?', or "" */
+	const char *host;   /* what the client calls this server, or "" */
+	const char *origin; /* whose page sends it, as a browser says ("http://host"), or "" */
 	const char *body;   /* "" if there is none; body[body_length] is 0 */
 	size_t body_length;
 };
@@ -84,13 +86,20 @@ bool http_allow(struct http_request *request, const char *methods);
 int http_reply(struct http_request *request, int status, const char *type, const char *body);
 
 /*
+ * Let the connection end with the answer that follows. The client's next request then is on a
+ * new connection, which any worker that is able to accepts.
+ */
+void http_last(struct http_request *request);
+
+/*
  * Answer a request with 200 and a stream: a text that goes on until the client leaves or
  * does not read it, or the process leaves. It begins with `first`; http_publish adds a
  * text to all streams of a topic, and may be called anywhere, in a handler too. A topic is
- * any address. The rest is as at http_reply.
+ * any address. http_publish returns how many streams the topic has. The rest is as at
+ * http_reply.
  */
 int http_subscribe(struct http_request *request, const char *type, const void *topic,
                    const char *first);
-void http_publish(const void *topic, const char *text);
+int http_publish(const void *topic, const char *text);
 
 #endif

@@ -99,9 +99,11 @@ http_head_field(struct http_head *head, char *line)
 	if (strcasecmp(line, "Expect") == 0)
 		head->expects_continue = strcasecmp(value, "100-continue") == 0;
 	if (strcasecmp(line, "Host") == 0) {
-		if (head->has_host)
+		if (head->host != NULL)
 			return 400;
-		head->has_host = true;
+		head->host = value;
 	}
+	if (strcasecmp(line, "Origin") == 0)
+		head->origin = value;
 	return 0;
 }

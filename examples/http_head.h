@@ -14,7 +14,8 @@
 struct http_head {
 	size_t length; /* of the lines that have been read, in bytes */
 	size_t body_length;
-	bool has_host, has_body, expects_continue, says_close, says_keep_alive;
+	const char *host, *origin; /* in the text, or NULL */
+	bool has_body, expects_continue, says_close, says_keep_alive;
 };
 
 /*

@@ -1171,7 +1171,7 @@ Test(bridge, the_example_loses_what_is_published_and_repeats_what_is_sent)
 	if (system("(command -v redis-server && command -v redis-cli) >/dev/null") != 0)
 		cr_skip_test("there is no redis-server, or no redis-cli");
 	clear_environment();
-	output = popen("TRIES=1000 sh examples/bridge_run 2>&1", "r");
+	output = popen("TRIES=400 sh examples/bridge_run 2>&1", "r");
 	cr_assert_not_null(output);
 	printed[fread(printed, 1, sizeof printed - 1, output)] = '\0';
 	cr_expect_eq(pclose(output), 0);

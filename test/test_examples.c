@@ -529,6 +529,26 @@ Test(examples, source_without_stdin_stdout_or_stderr)
 		-1);
 }
 
+Test(examples, metrics_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "metrics",
+	                                   .arguments = {"--port=0", "--workers=2"},
+	                                   .processes = 5,
+	                                   .stays = true},
+	                 -1);
+}
+
+/* The cluster prints into a pipe of the parent's. */
+Test(examples, live_without_stdin_stdout_or_stderr)
+{
+	run_without_each(&(struct example){.name = "live",
+	                                   .arguments = {"--port=0", "--workers=2"},
+	                                   .processes = 5,
+	                                   .stays = true,
+	                                   .only_main = true},
+	                 -1);
+}
+
 Test(examples, registry_without_stdin_stdout_or_stderr)
 {
 	run_without_each(&(struct example){.name = "registry", .processes = 4}, -1);

@@ -1768,6 +1768,15 @@ static const struct {
 	{"reap_orphans", CALL_waitpid, "only as process 1 of a container"},
 	{"reset_signals", CALL_close, "only in a terminal"},
 	{"on_connection", CALL_close, "a connection whose flags cannot be set"},
+	{"remove_stale", CALL_lstat, "only with a path as host: test_options.c has its faults"},
+	{"remove_stale", CALL_socket, "a path as host"},
+	{"remove_stale", CALL_unlink, "a path as host"},
+	{"remove_stale", CALL_close, "a path as host"},
+	{"bind_patiently", CALL_poll, "the port is in use"},
+	{"bind_listener", CALL_lstat, "a path as host"},
+	{"remove_socket", CALL_lstat, "a path as host"},
+	{"remove_socket", CALL_unlink, "a path as host"},
+	{"open_listener", CALL_fcntl, "options.listener: test_options.c"},
 	{"channel_close", CALL_close, "a handle without its frame: the peer has died meanwhile"},
 };
 

@@ -84,6 +84,11 @@ respond(struct http_request *request, void *arg)
 		snprintf(body, sizeof body, "<%s>", request->query);
 		return http_reply(request, 200, NULL, body);
 	}
+	if (strcmp(request->path, "/last") == 0) {
+		snprintf(body, sizeof body, "<%.100s> <%.100s>", request->host, request->origin);
+		http_last(request);
+		return http_reply(request, 200, NULL, body);
+	}
 	if (strcmp(request->path, "/large") == 0)
 		return reply_large(request);
 	if (strcmp(request->path, "/push") == 0)
@@ -92,7 +97,7 @@ respond(struct http_request *request, void *arg)
 		return http_subscribe(request, NULL, &other_topic, "other\n");
 	if (strcmp(request->path, "/publish") == 0) {
 		snprintf(body, sizeof body, "%s\n", request->query);
-		http_publish(&topic, body);
+		report(request->app, "has %d streams", http_publish(&topic, body));
 		return http_reply(request, 200, NULL, "published\n");
 	}
 	if (strcmp(request->path, "/later") == 0) {
@@ -309,6 +314,22 @@ Test(http, what_keeps_a_connection_and_what_does_not)
 		             strcmp(table[i].after, "close") == 0 ? "" : "HTTP/1.1 200");
 		close(client);
 	}
+	cluster_stop(c);
+}
+
+/* The next request, on the same connection, has a head of its own. */
+Test(http, a_handler_sees_host_and_origin_and_ends_the_connection)
+{
+	struct cluster *c = start();
+
+	cr_assert_str_eq(strstr(converse(c, "GET / HTTP/1.1\r\nHost: a\r\nOrigin: b\r\n\r\n"
+	                                    "GET /last HTTP/1.1\r\nhost:  c:1 \r\n\r\n"
+	                                    "GET / HTTP/1.1\r\nHost: d\r\n\r\n"),
+	                        "hello\n"),
+	                 "hello\n" HEAD_OF("8", "close") "<c:1> <>");
+	cr_assert_str_eq(converse(c, "GET /last HTTP/1.1\r\nOrigin: http://c\r\nHost: c\r\n\r\n"),
+	                 HEAD_OF("14", "close") "<c> <http://c>");
+	cr_assert_str_eq(converse(c, "GET /last HTTP/1.0\r\n\r\n"), HEAD_OF("5", "close") "<> <>");
 	cluster_stop(c);
 }
 
@@ -763,6 +784,7 @@ Test(http, streams_hear_what_is_published)
 	expect_start(converse(c, "GET /publish?news HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 ");
 	cr_assert_str_eq(get(one, "news\n"), "news\n");
 	cr_assert_str_eq(get(two, "news\n"), "news\n");
+	cluster_wait(c, 0, "has 2 streams");
 	close(one); /* it is noticed before anything is published */
 	expect_descriptors(c, count - 1);
 	expect_start(converse(c, "GET /publish?more HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 ");

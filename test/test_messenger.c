@@ -2362,7 +2362,7 @@ Test(loop, a_role_catches_what_its_callbacks_let_fall)
 	prepare_a_turn(on_fail, watch_fail, timer_fail);
 	child->on_uncaught = uncaught;
 	turn();
-	expect_calls("a<listener 7>ba<listener 7>bc<watcher 8>de<timer 9>a");
+	expect_calls("a<listener of \"x\" 7>ba<listener of \"x\" 7>bc<watcher 8>de<timer 9>a");
 	close_pipes(2);
 }
 

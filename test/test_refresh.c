@@ -935,7 +935,7 @@ Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
 	                       (const char *[]){path, "start", "--daemon", "--workers=2",
 	                                        "--port=0", from, pid_file, output, leashed, NULL});
 	cr_assert(ask(&service, "{\"index\":1,\"lastUpdateBy\":\"force\",") > 0);
-	cr_assert_gt(command("\napp       2 ", (const char *[]){path, "status", pid_file, NULL}),
+	cr_assert_gt(command("\napp       1 ", (const char *[]){path, "status", pid_file, NULL}),
 	             0);
 	cr_assert_eq(command("refresh: reloaded ",
 	                     (const char *[]){path, "reload", from, pid_file, NULL}),
