@@ -20,7 +20,7 @@ FNR == 1 && NR > 1 { FS = "\t"; $0 = $0 }
 
 function complain(text)
 {
-	print "model: " FILENAME ", line " FNR ": " text
+	print "model: " name ", line " FNR ": " text
 	failed = 1
 }
 
@@ -126,7 +126,7 @@ END {
 	for (pid in died)
 		if (!(pid in reaped))
 			complain("the zombie " pid " was not reaped")
-	printf "%s: %d forks, %d ready, %d ends, %d TERM, %d KILL, %d dead: %s\n", FILENAME, seen["forks"],
+	printf "%s: %d forks, %d ready, %d ends, %d TERM, %d KILL, %d dead: %s\n", name, seen["forks"],
 		seen["ready"], seen["ends"], seen["TERM"], seen["KILL"], seen["dies"] + seen["fails"],
 		failed ? "not all of it is the model's" : "all of it is the model's"
 	exit failed
