@@ -1788,12 +1788,11 @@ hear_all(struct master *master, size_t count)
 static bool
 take(int number)
 {
-	bool came = got[number] != 0;
-
-	if (came)
-		clutch_trace("is signaled", NULL, NULL, "signal", number);
+	if (got[number] == 0)
+		return false; /* if it comes now, it stays for the next turn */
 	got[number] = 0;
-	return came;
+	clutch_trace("is signaled", NULL, NULL, "signal", number);
+	return true;
 }
 
 static void
