@@ -953,7 +953,7 @@ inline hear_all() {
 	}
 }
 
-/* C: master.c take 2090110246 */
+/* C: master.c take 236169611 */
 /* C: master.c obey 2479054325 */
 inline obey() {
 	if
