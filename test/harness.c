@@ -996,15 +996,23 @@ cluster_wait_end(struct cluster *cluster, const char *who)
 	return end_of(cluster, who);
 }
 
+/* The guardian may not have come to closing the pipe yet. */
+static size_t
+without(pid_t guardian, pid_t *pids, size_t count)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		if (pids[i] == guardian)
+			pids[i--] = pids[--count];
+	return count;
+}
+
 size_t
 cluster_processes(struct cluster *cluster, pid_t *pids, size_t size)
 {
-	size_t i, count = holders(cluster->record->inode, pids, size);
-
-	for (i = 0; i < count; i++) /* the guardian may not have come to closing it yet */
-		if (pids[i] == cluster->record->guardian)
-			pids[i--] = pids[--count];
-	return count;
+	return without(cluster->record->guardian, pids,
+	               holders(cluster->record->inode, pids, size));
 }
 
 int
@@ -1099,6 +1107,7 @@ test_folder(void)
 }
 
 static ino_t leash;
+static pid_t leash_guardian;
 
 int
 test_leash(void)
@@ -1108,7 +1117,8 @@ test_leash(void)
 
 	cr_assert(pipe(ends) == 0 && fstat(ends[0], &status) == 0);
 	leash = status.st_ino;
-	cr_assert(fork_guardian(leash, test_folder()) != -1);
+	leash_guardian = fork_guardian(leash, test_folder());
+	cr_assert(leash_guardian != -1);
 	close(ends[0]);
 	return ends[1];
 }
@@ -1116,7 +1126,7 @@ test_leash(void)
 size_t
 test_leashed(pid_t *pids, size_t size)
 {
-	return holders(leash, pids, size);
+	return without(leash_guardian, pids, holders(leash, pids, size));
 }
 
 struct cluster *
