@@ -45,6 +45,7 @@
 #define CHECK_INTERVAL 10000    /* manager.js:78 */
 #define CHECK_EXCEPTIONS 3      /* manager.js:74 */
 #define REFORK_DURATION 60000   /* cfork */
+#define REFORK_LIMIT_MAX 65536  /* the time of each is kept */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
 #define FORK_RETRY 1000 /* fork failed: no process or memory left */
@@ -112,7 +113,7 @@ struct slot {
 	int64_t refork_at; /* 0: not waiting for a re-fork */
 	int failures;      /* deaths in a row before a worker was ready */
 	int reforks;
-	char last_death[64];
+	char last_death[80];
 };
 
 struct master {
@@ -459,16 +460,29 @@ put_process(struct status *status, const struct master *master, const struct pro
 	    slot->last_death);
 }
 
+/* A text that is to stand in JSON: what would end it there becomes a question mark. Returns
+ * whether there was any. */
+static bool
+make_plain(char *text)
+{
+	bool changed = false;
+
+	for (; *text != '\0'; text++)
+		if ((unsigned char)*text < ' ' || *text == '"' || *text == '\\') {
+			*text = '?';
+			changed = true;
+		}
+	return changed;
+}
+
 static void
 put_cluster(struct status *status, const struct master *master)
 {
 	const struct options *options = &master->options;
-	char name[64], *at;
+	char name[64];
 
 	snprintf(name, sizeof name, "%s", options->name);
-	for (at = name; *at != '\0'; at++)
-		if ((unsigned char)*at < ' ' || *at == '"' || *at == '\\')
-			*at = '?'; /* it would end the text in JSON */
+	make_plain(name);
 	put(status,
 	    "{\"name\":\"%s\",\"pid\":%ld,\"address\":\"%s\",\"state\":\"%s\",\"age\":%lld,"
 	    "\"workers\":%d,\"reload\":{\"done\":%d,\"given_up\":%d,\"slot\":%d},"
@@ -769,6 +783,7 @@ become_child(struct master *master, const struct process *process, int descripto
 	master->pid_file = -1; /* it stays open, for the child's lock */
 	release(master, role == ROLE_AGENT);
 	messenger_disown();
+	clutch_trace_init(role, slot);
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
 	messenger = messenger_open(descriptor, role);
@@ -1362,7 +1377,8 @@ emit(void *arg, const struct message *message)
 		on_app_start(master, sender);
 	else if (strcmp(action, "reload-worker") == 0) /* master.js:138 */
 		on_reload(master);
-	else if (strcmp(action, "clutch-status") == 0) /* D52 */
+	else if (strcmp(action, "clutch-status") == 0 && /* D52; an answer outgrows its question */
+	         !process_is_above(sender, CHANNEL_HIGH_WATER))
 		tell(master, sender->role, sender->worker_id, action, get_status(master));
 	else if (strcmp(action, "clutch-barrier") == 0) /* D50 */
 		sender->barriers_heard++;
@@ -1864,6 +1880,10 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
+	if (options->log != 0 && fcntl(options->log, F_GETFL) == -1) {
+		log_error("options.log=%d: %s", options->log, strerror(errno));
+		return -1;
+	}
 	if (!clutch_log_set(parse_text(NULL, "CLUTCH_LOG", "info"), options->log)) {
 		log_error("CLUTCH_LOG=%s is no good: give error, warn or info",
 		          getenv("CLUTCH_LOG"));
@@ -1886,7 +1906,7 @@ parse_options(struct master *master, const struct options *given)
 	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
 	    parse_number(&options->stuck_timeout, NULL, INT_MAX, CLUTCH_STUCK_TIMEOUT) ||
 	    parse_number(&options->graceful_timeout, NULL, INT_MAX, CLUTCH_GRACEFUL_TIMEOUT) ||
-	    parse_number(&options->refork_limit, NULL, INT_MAX, 59) ||
+	    parse_number(&options->refork_limit, NULL, REFORK_LIMIT_MAX, 59) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
 	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
@@ -1920,11 +1940,11 @@ parse_address(const struct options *options, union address *address)
 	const in_port_t port = htons((in_port_t)(options->port > 0 ? options->port : 0));
 
 	memset(address, 0, sizeof *address);
-	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path &&
-	    strpbrk(host, "\"\\\n") == NULL) { /* it stands in JSON */
+	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path) {
 		address->path.sun_family = AF_UNIX;
 		strcpy(address->path.sun_path, host);
-		return sizeof address->path;
+		if (!make_plain(address->path.sun_path))
+			return sizeof address->path;
 	}
 	if (inet_pton(AF_INET, host, &address->v4.sin_addr) == 1) {
 		address->v4.sin_family = AF_INET;
@@ -2019,6 +2039,7 @@ describe_listener(struct master *master, const union address *address)
 	if (address->any.sa_family == AF_UNIX) {
 		master->options.port = 0;
 		snprintf(master->address, sizeof master->address, "%s", address->path.sun_path);
+		make_plain(master->address); /* options.listener may have any path */
 	} else {
 		master->options.port = ntohs(is_v6 ? address->v6.sin6_port : address->v4.sin_port);
 		inet_ntop(address->any.sa_family,
@@ -2197,6 +2218,7 @@ become_master(const struct options *given, int parent, const sigset_t *mask)
 
 	drop_handlers();
 	messenger_disown();
+	clutch_trace_init(ROLE_MASTER, 0);
 	if (options.in_child != NULL)
 		options.in_child(ROLE_MASTER, options.arg);
 	options.parent = parent;
