@@ -1962,9 +1962,10 @@ parse_address(const struct options *options, union address *address)
 }
 
 /* Remove the socket file of a master that was killed: one of this user's, to which no process
- * listens. */
+ * listens. One that refuses for the first time may be bound by a master that is about to
+ * listen: *refused is its number, and the next call removes it. */
 static void
-remove_stale(const union address *address, socklen_t length)
+remove_stale(const union address *address, socklen_t length, ino_t *refused)
 {
 	const char *path = address->path.sun_path;
 	struct stat status;
@@ -1975,8 +1976,11 @@ remove_stale(const union address *address, socklen_t length)
 		return;
 	client = socket(AF_UNIX, SOCK_STREAM, 0);
 	if (client != -1 && clutch_set_flags(client) == 0 &&
-	    connect(client, &address->any, length) == -1 && errno == ECONNREFUSED)
-		unlink(path);
+	    connect(client, &address->any, length) == -1 && errno == ECONNREFUSED) {
+		if (*refused == status.st_ino)
+			unlink(path);
+		*refused = status.st_ino;
+	}
 	close(client);
 }
 
@@ -1986,17 +1990,18 @@ bind_patiently(const struct master *master, const union address *address, sockle
 {
 	int64_t deadline = clutch_now() + PORT_PATIENCE;
 	bool waits = false;
+	ino_t refused = 0;
 
 	while (bind(master->listener, &address->any, length) == -1) {
 		if (errno != EADDRINUSE || clutch_now() >= deadline)
 			return -1;
 		if (waits)
-			poll(NULL, 0, 50);
+			poll(NULL, 0, 32 + (int)(getpid() % 32)); /* not in step with another */
 		else if (address->any.sa_family != AF_UNIX)
 			log_info("port %d is in use, waiting up to %dms", master->options.port,
 			         PORT_PATIENCE);
 		waits = true;
-		remove_stale(address, length);
+		remove_stale(address, length, &refused);
 	}
 	return 0;
 }

@@ -6,7 +6,7 @@
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
-#include "harness.h"
+#include "compile.h"
 
 #include <criterion/criterion.h>
 
@@ -334,6 +334,44 @@ Test(options, a_path_of_others_is_refused)
 	cluster_wait(second, 0, "[master] %s is in use", path.sun_path);
 	cluster_ended(second, 1);
 	cr_assert_eq(access(path.sun_path, F_OK), 0);
+}
+
+/* Between its bind and its listen, a master's socket refuses a connection. For this program it
+ * does so once; a cluster that starts ends by itself, with 0. */
+static const char second_master[] =
+	"#include \"messenger.h\"\n"
+	"#include <errno.h>\n#include <signal.h>\n#include <sys/socket.h>\n#include <unistd.h>\n"
+	"int connect(int descriptor, const struct sockaddr *address, socklen_t length)\n"
+	"{\n"
+	"	static int calls;\n"
+	"	(void)descriptor, (void)address, (void)length;\n"
+	"	errno = ECONNREFUSED;\n"
+	"	return calls++ == 0 ? -1 : 0;\n"
+	"}\n"
+	"static int stop(struct messenger *app, void *arg)\n"
+	"{ (void)app, (void)arg; return kill(getppid(), SIGTERM); }\n"
+	"static int answer(struct messenger *app, int descriptor, void *arg)\n"
+	"{ (void)app, (void)arg; return close(descriptor); }\n"
+	"int main(int count, char **words)\n"
+	"{\n"
+	"	(void)count;\n"
+	"	return start_cluster(&(struct options){.app = stop, .connection = answer,\n"
+	"	                                       .host = words[1], .workers = 1});\n"
+	"}\n";
+
+Test(options, a_path_whose_master_is_about_to_listen_is_left_alone)
+{
+	const char *build = environment("BUILD", "build"), *folder = test_folder();
+	struct cluster *c = start_at_path();
+
+	cluster_ready(c);
+	cr_assert(run("%s %s -I. -o %s/second %s %s/libclutch.a %s", environment("CC", "cc"),
+	              environment("CFLAGS", ""), folder,
+	              write_source("second.c", "%s", second_master), build,
+	              environment("LDFLAGS", "")));
+	cr_assert(run("! %s/second %s", folder, path.sun_path), "it took another's path");
+	cr_assert(is_answered((struct sockaddr *)&path, sizeof path));
+	cluster_stop(c);
 }
 
 Test(options, a_path_that_is_none_is_one_clear_line)
