@@ -987,10 +987,8 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 		messenger->watches[i].connection = false;
 		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
 	}
-	if (descriptor == messenger->accepted && !messenger->watches[i].connection) {
-		messenger->watches[i].connection = true;
-		messenger->connections++;
-	}
+	if (descriptor == messenger->accepted && !messenger->watches[i].connection)
+		messenger->connections += messenger->watches[i].connection = true;
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
 	messenger->set[i + 1].events = events;
