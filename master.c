@@ -45,7 +45,6 @@
 #define CHECK_INTERVAL 10000    /* manager.js:78 */
 #define CHECK_EXCEPTIONS 3      /* manager.js:74 */
 #define REFORK_DURATION 60000   /* cfork */
-#define REFORK_LIMIT_MAX 65536  /* the time of each is kept */
 #define BACKOFF_FIRST 1000      /* D11: 1, 2, 4 ... 32 s */
 #define BACKOFF_DOUBLINGS 5
 #define FORK_RETRY 1000 /* fork failed: no process or memory left */
@@ -459,17 +458,13 @@ put_process(struct status *status, const struct master *master, const struct pro
 	    slot->last_death);
 }
 
-/* A text that is to stand in JSON: what would end it there becomes a question mark. Returns
- * whether there was any. */
-static bool
+/* What would end a text in JSON becomes a question mark. */
+static void
 make_plain(char *text)
 {
-	bool changed = false;
-
 	for (; *text != '\0'; text++)
 		if ((unsigned char)*text < ' ' || *text == '"' || *text == '\\')
-			changed = *text = '?';
-	return changed;
+			*text = '?';
 }
 
 static void
@@ -784,7 +779,7 @@ become_child(struct master *master, const struct process *process, int descripto
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
 	messenger = messenger_open(descriptor, role);
-	clutch_trace_init(role, slot);
+	clutch_trace_init(role, slot); /* messenger_open knows no slot */
 	clutch_trace("starts", NULL, NULL, "parent", (long)getppid());
 	if (messenger == NULL ||
 	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
@@ -1942,7 +1937,7 @@ parse_options(struct master *master, const struct options *given)
 	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
 	    parse_number(&options->stuck_timeout, NULL, INT_MAX, CLUTCH_STUCK_TIMEOUT) ||
 	    parse_number(&options->graceful_timeout, NULL, INT_MAX, CLUTCH_GRACEFUL_TIMEOUT) ||
-	    parse_number(&options->refork_limit, NULL, REFORK_LIMIT_MAX, 59) ||
+	    parse_number(&options->refork_limit, NULL, 65536, 59) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
 	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
@@ -1979,7 +1974,8 @@ parse_address(const struct options *options, union address *address)
 	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path) {
 		address->path.sun_family = AF_UNIX;
 		strcpy(address->path.sun_path, host);
-		if (!make_plain(address->path.sun_path))
+		make_plain(address->path.sun_path);
+		if (strcmp(address->path.sun_path, host) == 0) /* it can stand in JSON */
 			return sizeof address->path;
 	}
 	if (inet_pton(AF_INET, host, &address->v4.sin_addr) == 1) {
