@@ -112,7 +112,7 @@ struct slot {
 	int64_t refork_at; /* 0: not waiting for a re-fork */
 	int failures;      /* deaths in a row before a worker was ready */
 	int reforks;
-	char last_death[64];
+	char last_death[80];
 };
 
 struct master {
@@ -458,16 +458,23 @@ put_process(struct status *status, const struct master *master, const struct pro
 	    slot->last_death);
 }
 
+/* What would end a text in JSON becomes a question mark. */
+static void
+make_plain(char *text)
+{
+	for (; *text != '\0'; text++)
+		if ((unsigned char)*text < ' ' || *text == '"' || *text == '\\')
+			*text = '?';
+}
+
 static void
 put_cluster(struct status *status, const struct master *master)
 {
 	const struct options *options = &master->options;
-	char name[64], *at;
+	char name[64];
 
 	snprintf(name, sizeof name, "%s", options->name);
-	for (at = name; *at != '\0'; at++)
-		if ((unsigned char)*at < ' ' || *at == '"' || *at == '\\')
-			*at = '?'; /* it would end the text in JSON */
+	make_plain(name);
 	put(status,
 	    "{\"name\":\"%s\",\"pid\":%ld,\"address\":\"%s\",\"state\":\"%s\",\"age\":%lld,"
 	    "\"workers\":%d,\"reload\":{\"done\":%d,\"given_up\":%d,\"slot\":%d},"
@@ -768,10 +775,11 @@ become_child(struct master *master, const struct process *process, int descripto
 	master->pid_file = -1; /* it stays open, for the child's lock */
 	release(master, role == ROLE_AGENT);
 	messenger_disown();
+	clutch_trace_init(role, slot);
 	if (options->in_child != NULL)
 		options->in_child(role, options->arg);
 	messenger = messenger_open(descriptor, role);
-	clutch_trace_init(role, slot);
+	clutch_trace_init(role, slot); /* messenger_open knows no slot */
 	clutch_trace("starts", NULL, NULL, "parent", (long)getppid());
 	if (messenger == NULL ||
 	    (role == ROLE_APP && (set_number("CFORK_WORKER_INDEX", slot) == -1 ||
@@ -1365,7 +1373,8 @@ emit(void *arg, const struct message *message)
 		on_app_start(master, sender);
 	else if (strcmp(action, "reload-worker") == 0) /* master.js:138 */
 		on_reload(master);
-	else if (strcmp(action, "clutch-status") == 0) /* D52 */
+	else if (strcmp(action, "clutch-status") == 0 && /* D52; an answer outgrows its question */
+	         !process_is_above(sender, CHANNEL_HIGH_WATER))
 		tell(master, sender->role, sender->worker_id, action, get_status(master));
 	else if (strcmp(action, "clutch-barrier") == 0) /* D50 */
 		sender->barriers_heard++;
@@ -1902,6 +1911,10 @@ parse_options(struct master *master, const struct options *given)
 	int legacy = 0;
 
 	*options = *given;
+	if (options->log != 0 && fcntl(options->log, F_GETFL) == -1) {
+		log_error("options.log=%d: %s", options->log, strerror(errno));
+		return -1;
+	}
 	if (!clutch_log_set(parse_text(NULL, "CLUTCH_LOG", "info"), options->log)) {
 		log_error("CLUTCH_LOG=%s is no good: give error, warn or info",
 		          getenv("CLUTCH_LOG"));
@@ -1924,7 +1937,7 @@ parse_options(struct master *master, const struct options *given)
 	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
 	    parse_number(&options->stuck_timeout, NULL, INT_MAX, CLUTCH_STUCK_TIMEOUT) ||
 	    parse_number(&options->graceful_timeout, NULL, INT_MAX, CLUTCH_GRACEFUL_TIMEOUT) ||
-	    parse_number(&options->refork_limit, NULL, INT_MAX, 59) ||
+	    parse_number(&options->refork_limit, NULL, 65536, 59) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
 	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
@@ -1958,11 +1971,12 @@ parse_address(const struct options *options, union address *address)
 	const in_port_t port = htons((in_port_t)(options->port > 0 ? options->port : 0));
 
 	memset(address, 0, sizeof *address);
-	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path &&
-	    strpbrk(host, "\"\\\n") == NULL) { /* it stands in JSON */
+	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path) {
 		address->path.sun_family = AF_UNIX;
 		strcpy(address->path.sun_path, host);
-		return sizeof address->path;
+		make_plain(address->path.sun_path);
+		if (strcmp(address->path.sun_path, host) == 0) /* it can stand in JSON */
+			return sizeof address->path;
 	}
 	if (inet_pton(AF_INET, host, &address->v4.sin_addr) == 1) {
 		address->v4.sin_family = AF_INET;
@@ -1980,9 +1994,10 @@ parse_address(const struct options *options, union address *address)
 }
 
 /* Remove the socket file of a master that was killed: one of this user's, to which no process
- * listens. */
+ * listens. One that refuses for the first time may be bound by a master that is about to
+ * listen: *refused is its number, and the next call removes it. */
 static void
-remove_stale(const union address *address, socklen_t length)
+remove_stale(const union address *address, socklen_t length, ino_t *refused)
 {
 	const char *path = address->path.sun_path;
 	struct stat status;
@@ -1993,8 +2008,11 @@ remove_stale(const union address *address, socklen_t length)
 		return;
 	client = socket(AF_UNIX, SOCK_STREAM, 0);
 	if (client != -1 && clutch_set_flags(client) == 0 &&
-	    connect(client, &address->any, length) == -1 && errno == ECONNREFUSED)
-		unlink(path);
+	    connect(client, &address->any, length) == -1 && errno == ECONNREFUSED) {
+		if (*refused == status.st_ino)
+			unlink(path);
+		*refused = status.st_ino;
+	}
 	close(client);
 }
 
@@ -2004,17 +2022,18 @@ bind_patiently(const struct master *master, const union address *address, sockle
 {
 	int64_t deadline = clutch_now() + PORT_PATIENCE;
 	bool waits = false;
+	ino_t refused = 0;
 
 	while (bind(master->listener, &address->any, length) == -1) {
 		if (errno != EADDRINUSE || clutch_now() >= deadline)
 			return -1;
 		if (waits)
-			poll(NULL, 0, 50);
+			poll(NULL, 0, 32 + (int)(getpid() % 32)); /* not in step with another */
 		else if (address->any.sa_family != AF_UNIX)
 			log_info("port %d is in use, waiting up to %dms", master->options.port,
 			         PORT_PATIENCE);
 		waits = true;
-		remove_stale(address, length);
+		remove_stale(address, length, &refused);
 	}
 	return 0;
 }
@@ -2057,6 +2076,7 @@ describe_listener(struct master *master, const union address *address)
 	if (address->any.sa_family == AF_UNIX) {
 		master->options.port = 0;
 		snprintf(master->address, sizeof master->address, "%s", address->path.sun_path);
+		make_plain(master->address); /* options.listener may have any path */
 	} else {
 		master->options.port = ntohs(is_v6 ? address->v6.sin6_port : address->v4.sin_port);
 		inet_ntop(address->any.sa_family,
@@ -2235,6 +2255,7 @@ become_master(const struct options *given, int parent, const sigset_t *mask)
 
 	drop_handlers();
 	messenger_disown();
+	clutch_trace_init(ROLE_MASTER, 0);
 	if (options.in_child != NULL)
 		options.in_child(ROLE_MASTER, options.arg);
 	options.parent = parent;

@@ -984,10 +984,11 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
 			return -1;
 		messenger->watch_count++;
-		messenger->watches[i].connection = descriptor == messenger->accepted;
-		messenger->connections += messenger->watches[i].connection;
+		messenger->watches[i].connection = false;
 		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
 	}
+	if (descriptor == messenger->accepted && !messenger->watches[i].connection)
+		messenger->connections += messenger->watches[i].connection = true;
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
 	messenger->set[i + 1].events = events;

@@ -188,7 +188,8 @@ struct options {
 	int graceful_timeout;     /* of messenger_graceful_exit; CLUTCH_GRACEFUL_TIMEOUT */
 	int stuck_timeout;        /* a process whose queue has held up its senders for this long
 	                           * is killed; CLUTCH_STUCK_TIMEOUT */
-	int refork_limit;         /* more re-forks than this within a minute wait; 59 */
+	int refork_limit;         /* more re-forks than this within a minute wait; 59, or up to
+	                           * 65536 */
 	int log;                  /* where the log of all processes of the cluster goes, a
 	                           * descriptor that stays open; 0: to stdout and stderr */
 	int parent;               /* this end of the channel to the parent: start_cluster

@@ -88,6 +88,14 @@ fail_on_order(struct messenger *messenger, void *arg)
 	return messenger_on(messenger, "test-fail", fail_listener, NULL);
 }
 
+/* The first line of a process: it has its name already. */
+static void
+log_birth(enum role role, void *arg)
+{
+	(void)role, (void)arg;
+	clutch_log(CLUTCH_INFO, "closes what it must not keep");
+}
+
 /* The head names the process that has printed the line. */
 static void
 check_process(struct cluster *c, const struct head *head, const char *line)
@@ -139,8 +147,8 @@ Test(log, each_line_of_the_log_has_a_head)
 	size_t at;
 
 	note_time(begin, sizeof begin);
-	c = cluster_start(
-		&(struct options){.agent = fail_on_order, .app = fail_on_order, .workers = 2});
+	c = cluster_start(&(struct options){
+		.agent = fail_on_order, .app = fail_on_order, .in_child = log_birth, .workers = 2});
 	cluster_ready(c);
 	cluster_signal(c, "APP#2", SIGKILL);
 	at = cluster_wait(c, 0, "app_worker#3:APP#3 started, remain 0");
@@ -569,6 +577,48 @@ Test(log, nobody_may_answer_in_the_masters_place)
 	cluster_wait(c, 0, ":APP#2 got ");
 	cr_assert_eq(cluster_count(c, 0, "from a stranger"), 0);
 	cr_assert_eq(cluster_count(c, 0, ":AGENT#1 got "), 1);
+	cluster_stop(c);
+}
+
+/* It asks many times, and reads no answer. */
+static int
+ask_often(struct messenger *app, const struct message *message, void *arg)
+{
+	int i;
+
+	(void)message, (void)arg;
+	for (i = 0; i < 12000; i++)
+		messenger_send(app, "clutch-status", NULL, ROLE_MASTER);
+	return raise(SIGSTOP);
+}
+
+static int
+ask_often_on_order(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return messenger_on(app, "test-often", ask_often, NULL);
+}
+
+static bool
+has_asked(struct cluster *c, void *arg)
+{
+	(void)arg;
+	cluster_ask_status(c);
+	return cluster_figure(c, "APP#1", "heard") > 5000;
+}
+
+/* An answer is larger than its question: those that wait do not fill the master's memory. */
+Test(log, who_reads_no_answer_gets_no_more)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.app = ask_often_on_order, .workers = 1});
+
+	cluster_ready(c);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-often", NULL), 0);
+	cluster_until(c, has_asked, NULL, "the questions");
+	cr_assert_gt(cluster_figure(c, "APP#1", "queued"), CHANNEL_HIGH_WATER / 2);
+	cr_assert_lt(cluster_figure(c, "APP#1", "queued"), 2 * CHANNEL_HIGH_WATER);
+	cluster_signal(c, "APP#1", SIGCONT);
 	cluster_stop(c);
 }
 

@@ -6,13 +6,14 @@
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
-#include "harness.h"
+#include "compile.h"
 
 #include <criterion/criterion.h>
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -26,7 +27,8 @@
 
 /* ---- in the processes ------------------------------------------------------------------- */
 
-/* "refuse": an uncaught error; "held": what came with it counts as a connection. */
+/* "refuse": an uncaught error; "held": what came with it counts as a connection, also if it
+ * is watched already. */
 static int
 on_ended(struct messenger *app, int descriptor, short revents, void *arg)
 {
@@ -43,6 +45,8 @@ on_held(struct messenger *app, const struct message *message, void *arg)
 	int kept = dup(message->handle);
 
 	(void)arg;
+	if (message->data != NULL)
+		messenger_watch(app, kept, POLLIN, on_ended, NULL);
 	report(app, "watches %d", messenger_watch_connection(app, kept, POLLIN, on_ended, NULL));
 	return 0;
 }
@@ -213,6 +217,22 @@ Test(options, a_listener_that_is_none_is_one_clear_line)
 	cluster_ended(c, 1);
 }
 
+/* The address stands in the JSON of egg-ready and of the status. */
+Test(options, a_listener_may_have_any_path)
+{
+	struct sockaddr_un odd = {.sun_family = AF_UNIX};
+	struct cluster *c;
+	int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(odd.sun_path, sizeof odd.sun_path, "%s/a\"b\tc", test_folder());
+	cr_assert_eq(bind(listener, (struct sockaddr *)&odd, sizeof odd), 0);
+	c = start_ready((struct options){.connection = answer, .listener = listener});
+	cluster_wait(c, 0, "\"address\":\"%s/a?b?c\",\"protocol\":\"http\"}", test_folder());
+	cr_assert(is_answered((struct sockaddr *)&odd, sizeof odd));
+	cluster_stop(c);
+	cr_assert_eq(access(odd.sun_path, F_OK), 0, "it is the caller's");
+}
+
 /* What systemd does with a socket unit. */
 Test(options, a_socket_that_systemd_has_bound_is_the_shared_port)
 {
@@ -316,16 +336,55 @@ Test(options, a_path_of_others_is_refused)
 	cr_assert_eq(access(path.sun_path, F_OK), 0);
 }
 
+/* Between its bind and its listen, a master's socket refuses a connection. For this program it
+ * does so once; a cluster that starts ends by itself, with 0. */
+static const char second_master[] =
+	"#include \"messenger.h\"\n"
+	"#include <errno.h>\n#include <signal.h>\n#include <sys/socket.h>\n#include <unistd.h>\n"
+	"int connect(int descriptor, const struct sockaddr *address, socklen_t length)\n"
+	"{\n"
+	"	static int calls;\n"
+	"	(void)descriptor, (void)address, (void)length;\n"
+	"	errno = ECONNREFUSED;\n"
+	"	return calls++ == 0 ? -1 : 0;\n"
+	"}\n"
+	"static int stop(struct messenger *app, void *arg)\n"
+	"{ (void)app, (void)arg; return kill(getppid(), SIGTERM); }\n"
+	"static int answer(struct messenger *app, int descriptor, void *arg)\n"
+	"{ (void)app, (void)arg; return close(descriptor); }\n"
+	"int main(int count, char **words)\n"
+	"{\n"
+	"	(void)count;\n"
+	"	return start_cluster(&(struct options){.app = stop, .connection = answer,\n"
+	"	                                       .host = words[1], .workers = 1});\n"
+	"}\n";
+
+Test(options, a_path_whose_master_is_about_to_listen_is_left_alone)
+{
+	const char *build = environment("BUILD", "build"), *folder = test_folder();
+	struct cluster *c = start_at_path();
+
+	cluster_ready(c);
+	cr_assert(run("%s %s -I. -o %s/second %s %s/libclutch.a %s", environment("CC", "cc"),
+	              environment("CFLAGS", ""), folder,
+	              write_source("second.c", "%s", second_master), build,
+	              environment("LDFLAGS", "")));
+	cr_assert(run("! %s/second %s", folder, path.sun_path), "it took another's path");
+	cr_assert(is_answered((struct sockaddr *)&path, sizeof path));
+	cluster_stop(c);
+}
+
 Test(options, a_path_that_is_none_is_one_clear_line)
 {
-	static const char *const bad[] = {"/with\"quote", "relative/path",
+	static const char *const bad[] = {"/with\"quote", "/with\ttab", "relative/path",
 	                                  "/no/such/folder/socket"};
-	static const char *const why[] = {"is no good", "is no good", "cannot listen on"};
+	static const char *const why[] = {"is no good", "is no good", "is no good",
+	                                  "cannot listen on"};
 	char long_path[200] = "/";
 	struct cluster *c;
 	size_t i;
 
-	for (i = 0; i < 3; i++) {
+	for (i = 0; i < 4; i++) {
 		c = start((struct options){.connection = answer, .host = bad[i]});
 		cluster_wait(c, 0, "%s", why[i]);
 		cluster_ended(c, 1);
@@ -338,11 +397,12 @@ Test(options, a_path_that_is_none_is_one_clear_line)
 
 /* APP#1 gets one end of a connection as a handle, and this is the other. */
 static int
-give_connection(struct cluster *c)
+give_connection(struct cluster *c, const char *data)
 {
-	struct message message = {.action = "test-held", .to = ROLE_APP};
+	struct message message = {.action = "test-held", .to = ROLE_APP, .data = data};
 	int pair[2];
 
+	message.data_length = data != NULL ? strlen(data) : 0;
 	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
 	message.handle = pair[0];
 	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
@@ -377,7 +437,7 @@ Test(options, more_reforks_than_the_limit_wait)
 Test(options, a_graceful_exit_has_its_own_timeout)
 {
 	struct cluster *c = start_ready((struct options){.graceful_timeout = 200});
-	int other = give_connection(c);
+	int other = give_connection(c, NULL);
 
 	messenger_send_to_app(c->parent, "test-refuse", NULL);
 	cluster_wait(c, 0, "[app_worker] will exit after 200ms at most");
@@ -406,18 +466,26 @@ Test(options, a_stuck_process_has_its_own_timeout)
 
 Test(options, numbers_out_of_range_are_one_clear_line)
 {
-	struct cluster *c = start((struct options){.refork_limit = -1});
+	static const int bad[] = {-1, INT_MAX};
+	struct cluster *c;
+	size_t i;
 
-	cluster_wait(c, 0, "[master] an option=-1 is no good: give a number from 1 to 2147483647");
-	cluster_ended(c, 1);
+	for (i = 0; i < 2; i++) {
+		c = start((struct options){.refork_limit = bad[i]});
+		cluster_wait(c, 0,
+		             "[master] an option=%d is no good: give a number from 1 to 65536",
+		             bad[i]);
+		cluster_ended(c, 1);
+	}
 }
 
 /* ---- a connection that came as a handle ------------------------------------------------------ */
 
-Test(options, a_leaving_worker_waits_for_a_connection_that_came_as_a_handle)
+static void
+leave_with_handle(const char *data)
 {
 	struct cluster *c = start_ready((struct options){.app_close_timeout = 60000});
-	int other = give_connection(c);
+	int other = give_connection(c, data);
 
 	cluster_signal(c, "APP#1", SIGTERM);
 	cluster_wait(c, 0, "[app_worker] beforeExit success"); /* and yet it waits */
@@ -427,6 +495,16 @@ Test(options, a_leaving_worker_waits_for_a_connection_that_came_as_a_handle)
 	cluster_wait(c, 0, ":APP#1 the other end is closed");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
 	cluster_stop(c);
+}
+
+Test(options, a_leaving_worker_waits_for_a_connection_that_came_as_a_handle)
+{
+	leave_with_handle(NULL);
+}
+
+Test(options, a_descriptor_that_is_watched_already_becomes_a_connection)
+{
+	leave_with_handle("\"watched\"");
 }
 
 /* ---- where the log goes ---------------------------------------------------------------------- */
@@ -454,4 +532,12 @@ Test(options, the_log_goes_to_a_descriptor)
 	cr_assert(strstr(text, "[app_worker] uncaught error 7 in a listener of \"test-refuse\"\n"));
 	cr_assert(strstr(text, "[agent_worker] beforeExit success\n") != NULL);
 	cr_assert(strstr(text, "[master] exit with code:0\n") != NULL);
+}
+
+Test(options, a_log_that_is_none_is_one_clear_line)
+{
+	struct cluster *c = start((struct options){.log = 999});
+
+	cluster_wait(c, 0, "[master] options.log=999: Bad file descriptor");
+	cluster_ended(c, 1);
 }
