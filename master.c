@@ -142,7 +142,6 @@ struct master {
 	int64_t trim_at;  /* 0: no queue keeps memory */
 	int exception;    /* failed health checks in a row */
 
-	bool can_drain;        /* a process that holds others up is itself read */
 	int64_t *reforks;      /* when the last options.refork_limit were, a ring */
 	unsigned refork_count; /* ever */
 
@@ -909,6 +908,10 @@ refork_due(struct master *master, int number)
 
 	if (!await(master, slot->refork_at))
 		return;
+	if (number != master->reload_slot && get_slot_worker(master, number) != NULL) {
+		slot->refork_at = 0; /* the reload that wanted it is over, or has begun anew */
+		return;
+	}
 	if (master->refork_count >= limit && allowed_at > master->now) {
 		slot->refork_at = allowed_at;
 		log_warn("worker died too fast: app_worker of slot %d waits %lldms", number,
@@ -1518,6 +1521,8 @@ on_process_exit(struct master *master, struct process *process, const siginfo_t 
 	int64_t deadline = 0;
 	bool more = true;
 
+	if (process->state == STATE_ONLINE)
+		process->state = STATE_LEAVING; /* it cannot get ready any more, nor replace any */
 	while (channel->descriptor != -1 && more && channel->bytes_in - first < LAST_WORDS) {
 		before = channel->bytes_in;
 		hear(master, process);
@@ -1636,23 +1641,59 @@ skip_lost_time(struct master *master, int timeout)
 
 /* ---- the loop ------------------------------------------------------------ */
 
+/* Does the process wait for another one that is itself read, or held? A process for which
+ * others wait has the stuck timeout from now on, whatever the length of its queue. */
+static bool
+is_held(struct master *master, const struct process *process)
+{
+	struct process *other;
+	bool held = false;
+
+	for (other = &master->parent; other != NULL; other = other->next) {
+		if (!process_waits_for(process, other))
+			continue;
+		if (other->full_since == 0)
+			other->full_since = master->now;
+		held = held || other->waits_since == 0 || other->held;
+	}
+	return held;
+}
+
+/* Which processes are held up by others that can drain their queues? The rest of those that
+ * wait are waiting for each other: a deadlock, in which none of them will ever read. */
+static void
+find_held(struct master *master)
+{
+	struct process *process;
+	bool found = true;
+
+	for (process = &master->parent; process != NULL; process = process->next)
+		process->held = false;
+	while (found) {
+		found = false;
+		for (process = &master->parent; process != NULL; process = process->next)
+			if (process->waits_since != 0 && !process->held && is_held(master, process))
+				process->held = found = true;
+	}
+}
+
 /* A queue that is full for too long costs its owner its life, before it harms others. The
- * clock does not run for a process that wants a pause, nor for one that is itself not read
- * because of others; unless all of these wait for each other. A process that was told to
- * end has a deadline of its own. A process that has closed its reading end is expected to
- * exit. */
+ * clock does not run for a process that wants a pause, nor for one that is held up by others.
+ * A process that was told to end has a deadline of its own. A process that has closed its
+ * reading end is expected to exit. */
 static void
 watch_queue(struct master *master, struct process *process)
 {
-	bool stopped = process->paused || (process->waits_since != 0 && master->can_drain) ||
-	               process->deadline >= DEADLINE_LEAVE;
+	bool stopped = process->paused || process->held || process->deadline >= DEADLINE_LEAVE;
 
 	if (process->channel.write_closed && process->deadline == DEADLINE_NONE &&
 	    is_alive(process))
 		expect(master, process, DEADLINE_DEAF);
-	if (stopped || !process_is_above(process, CHANNEL_LOW_WATER))
+	if (!process_is_above(process, CHANNEL_LOW_WATER))
 		process->full_since = 0;
-	else if (process->full_since == 0 && process_is_above(process, CHANNEL_HIGH_WATER))
+	else if (stopped ? process->full_since != 0
+	                 : process->full_since == 0 &&
+	                           process_is_above(process, CHANNEL_HIGH_WATER))
 		process->full_since = master->now;
 	if (process->full_since != 0 &&
 	    master->now - process->full_since >= master->options.stuck_timeout)
@@ -1711,7 +1752,6 @@ static size_t
 prepare_all(struct master *master)
 {
 	struct process *process;
-	bool can_drain = false;
 	size_t count = 1;
 
 	master->next_at = 0;
@@ -1720,10 +1760,8 @@ prepare_all(struct master *master)
 		watch_losses(process);
 		if (process->channel.descriptor != -1)
 			watch_queue(master, process);
-		can_drain = can_drain || (process->waits_since == 0 &&
-		                          process_is_above(process, CHANNEL_LOW_WATER));
 	}
-	master->can_drain = can_drain;
+	find_held(master);
 	master->set[0].fd = master->wake;
 	master->set[0].events = POLLIN;
 	for (process = &master->parent; process != NULL; process = process->next)

@@ -812,6 +812,7 @@ struct process {
 
 	int64_t waits_since; /* it is not read: these queues that it feeds are too long; 0: it is */
 	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
+	bool held; /* some of these can drain, or are held by others that can: it is not to blame */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */

@@ -76,7 +76,7 @@ struct connection {
 	char *body; /* of the request; NULL: it has none */
 
 	char *output;
-	size_t output_start, output_end, output_size;
+	size_t output_length, output_size;
 	size_t input_length;
 	char input[INPUT_SIZE];
 };
@@ -141,7 +141,7 @@ connection_drop(struct connection *connection)
 static size_t
 pending(const struct connection *connection)
 {
-	return connection->output_end - connection->output_start;
+	return connection->output_length;
 }
 
 /* Room for `size` more bytes at the output's end. */
@@ -152,10 +152,6 @@ output_reserve(struct connection *connection, size_t size)
 	size_t larger = (used + size + OUTPUT_KEEP - 1) / OUTPUT_KEEP * OUTPUT_KEEP;
 	char *grown;
 
-	if (connection->output_start > 0)
-		memmove(connection->output, connection->output + connection->output_start, used);
-	connection->output_start = 0;
-	connection->output_end = used;
 	if (connection->output_size - used >= size)
 		return true;
 	grown = realloc(connection->output, larger);
@@ -173,13 +169,14 @@ output_flush(struct connection *connection)
 	ssize_t n;
 
 	while (pending(connection) > 0) {
-		n = send(connection->descriptor, connection->output + connection->output_start,
-		         pending(connection), MSG_NOSIGNAL);
+		n = send(connection->descriptor, connection->output, pending(connection),
+		         MSG_NOSIGNAL);
 		if (n == -1 && errno == EINTR)
 			continue;
 		if (n == -1)
 			return errno == EAGAIN || errno == EWOULDBLOCK;
-		connection->output_start += (size_t)n;
+		connection->output_length -= (size_t)n;
+		memmove(connection->output, connection->output + n, pending(connection));
 		connection->since = clutch_now();
 	}
 	if (connection->output_size > OUTPUT_KEEP) {
@@ -187,7 +184,6 @@ output_flush(struct connection *connection)
 		connection->output = NULL;
 		connection->output_size = 0;
 	}
-	connection->output_start = connection->output_end = 0;
 	return true;
 }
 
@@ -198,8 +194,8 @@ output_text(struct connection *connection, const char *text)
 
 	if (!output_reserve(connection, length))
 		return false;
-	memcpy(connection->output + connection->output_end, text, length);
-	connection->output_end += length;
+	memcpy(connection->output + connection->output_length, text, length);
+	connection->output_length += length;
 	return true;
 }
 
@@ -216,12 +212,12 @@ output_head(struct connection *connection, int status, const char *type, const c
 
 	if (!output_reserve(connection, room))
 		return false;
-	written = snprintf(connection->output + connection->output_end, room, format, status,
+	written = snprintf(connection->output + connection->output_length, room, format, status,
 	                   reason(status), type, length, *allow != '\0' ? "Allow: " : "", allow,
 	                   *allow != '\0' ? "\r\n" : "",
 	                   connection->keep_alive ? "keep-alive" : "close");
 	assert(written > 0 && (size_t)written < room);
-	connection->output_end += (size_t)written;
+	connection->output_length += (size_t)written;
 	return true;
 }
 

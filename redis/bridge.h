@@ -1,35 +1,18 @@
 /*
  * A bridge between clusters: the apps of all clusters hear what one cluster sends.
  *
- *	  machine A                                           machine B
- *	app app app                                         app app app
- *	  \  |  /                                             \  |  /
- *	  master         PUBLISH, XADD      SUBSCRIBE,        master
- *	    |    ........> +-------+ .... XREADGROUP ....>      |
- *	  agent            | Redis |                          agent
- *	         <........ +-------+ <....................
+ *	machine A                                                        machine B
+ *	app app app                                                    app app app
+ *	  \  |  /                                                        \  |  /
+ *	   agent ..... PUBLISH, XADD ..> Redis ..> SUBSCRIBE, XREADGROUP .. agent
  *
- * Agents meet in Redis; apps know only their agent. The agent and each app start
- * their end with the same call:
+ * Agents meet in Redis (5 or newer); apps know only their agent. The agent and each app start
+ * their end with the same call in their role's function:
  *
- *	static const struct bridge_options options = {.url = "redis://10.0.0.1"};
+ *	bridge = bridge_start(messenger, &(struct bridge_options){.url = "redis://10.0.0.1"});
  *
- *	static int
- *	agent(struct messenger *agent, void *arg)
- *	{
- *		return bridge_start(agent, &options) == NULL;
- *	}
- *
- *	static int
- *	app(struct messenger *app, void *arg)
- *	{
- *		bridge = bridge_start(app, &options);
- *		return bridge == NULL || bridge_on(bridge, "refresh", on_refresh, arg) == -1;
- *	}
- *
- * and then, anywhere: bridge_publish(bridge, NULL, "refresh", "\"push\"").
- *
- * Two kinds of message:
+ * An app then calls bridge_on(bridge, "refresh", on_refresh, arg), and both can say
+ * bridge_publish(bridge, NULL, "refresh", "\"push\""), anywhere. Two kinds of message:
  *
  *	                 bridge_publish              bridge_send
  *	in Redis         publish/subscribe           a stream, one consumer group a cluster
@@ -41,16 +24,13 @@
  *	                                             each sender's, repeats aside
  *	own apps         at once, by the agent       through Redis, like all others
  *
- * Messages travel in batches: those that an agent publishes in one turn of its loop, and
- * those that a process sends while Redis takes the last ones.
+ * Messages travel in batches: those of one turn of the agent's loop, or those that wait while Redis
+ * takes the last ones. A bridge of clutch's first version, which knew no batches, is heard, and
+ * hears nothing: the logs of both sides say so.
  *
- * A cluster has joined from its agent's first connection on: Redis knows its name,
- * and keeps for it the messages that are sent from then on, up to BRIDGE_STREAM_MAX. When
- * Redis is restarted without appendonly, its messages are lost, and the clusters join
- * again by themselves. Redis 5 or newer.
- *
- * A bridge of clutch's first version, which sent each message alone, is heard, and hears
- * nothing: the logs of both sides say so.
+ * A cluster has joined from its agent's first connection on: Redis knows its name, and keeps for it
+ * the messages that are sent from then on, up to BRIDGE_STREAM_MAX. When Redis is restarted without
+ * appendonly, its messages are lost, and the clusters join again by themselves.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -72,24 +52,17 @@ extern "C" {
 
 /* The longest data, in bytes. The bridge's own text and the data must fit in a message. */
 #ifndef BRIDGE_DATA_MAX
-#if MESSAGE_DATA_MAX < 128 * 1024
-#define BRIDGE_DATA_MAX (MESSAGE_DATA_MAX / 2)
-#else
-#define BRIDGE_DATA_MAX (64 * 1024)
-#endif
+#define BRIDGE_DATA_MAX (MESSAGE_DATA_MAX < 128 * 1024 ? MESSAGE_DATA_MAX / 2 : 64 * 1024)
 #endif
 
-/* The most reliable messages, and the most bytes of them, that wait at their sender until
+/* The most bytes of reliable messages, and the most messages, that wait at their sender until
  * Redis has them; more are refused. */
-#ifndef BRIDGE_WAITING_MAX
-#define BRIDGE_WAITING_MAX 1024
-#endif
 #ifndef BRIDGE_WAITING_BYTES
 #define BRIDGE_WAITING_BYTES (4 * 1024 * 1024)
 #endif
+#define BRIDGE_WAITING_MAX (BRIDGE_WAITING_BYTES / 4096)
 
-/* The most batches that the agent takes from the stream at once. It takes more when the
- * apps have heard them. */
+/* The most batches that the agent takes from the stream before the apps have heard them. */
 #ifndef BRIDGE_BATCH
 #define BRIDGE_BATCH 128
 #endif
@@ -136,11 +109,9 @@ struct bridge_message {
 typedef int (*bridge_listener)(struct bridge *bridge, const struct bridge_message *message,
                                void *arg);
 
-/*
- * Agent and app: start this process's end, in the role's function. The agent does not
- * wait for Redis; without it the cluster runs on, and the log has one line.
- * NULL with errno: EINVAL (URL, channel or cluster; a role that is neither), ENOMEM.
- */
+/* Agent and app: start this process's end, in the role's function. The agent does not wait for
+ * Redis; without it the cluster runs on, and the log has one line. NULL with errno: EINVAL (URL,
+ * channel or cluster; a role that is neither), ENOMEM. */
 struct bridge *bridge_start(struct messenger *messenger, const struct bridge_options *options);
 
 /* App: call the listener for each message of that action; NULL: for every one, before
@@ -148,15 +119,13 @@ struct bridge *bridge_start(struct messenger *messenger, const struct bridge_opt
  * the next message on. errno: EINVAL (no listener; an agent), ENOMEM. */
 int bridge_on(struct bridge *bridge, const char *action, bridge_listener listener, void *arg);
 
-/*
- * Send to the apps of one cluster, or (NULL) of all, this one included. data is a C
- * string of JSON, or NULL.
+/* Send to the apps of one cluster, or (NULL) of all, this one included. data is a C string of
+ * JSON, or NULL.
  *   publish   and forget: who is there now may hear it. errno: as at messenger_send.
  *   send      reliably. Accepted, it waits here until Redis has it, over the death of
  *             the agent and of Redis; not over the death of this process.
  *             errno: ENOBUFS (so many wait already: it is not sent).
- * Both: EINVAL (a name), EMSGSIZE (the data), ENOMEM.
- */
+ * Both: EINVAL (a name), EMSGSIZE (the data), ENOMEM. */
 int bridge_publish(struct bridge *bridge, const char *cluster, const char *action,
                    const char *data);
 int bridge_send(struct bridge *bridge, const char *cluster, const char *action, const char *data);

@@ -16,13 +16,9 @@
  *
  * The client makes the connection, and makes it again when it is lost. A command waits
  * for a connection, is written once, never twice, and has one answer: the reply of Redis,
- * or REDIS_NO_REPLY with the reason.
- *
- *	command ----> queue ----> written ----> reply: the callback
- *	                |             |
- *	                |             `-- connection lost, no reply in time: REDIS_NO_REPLY
- *	                |                 (Redis may have done it, or not)
- *	                `-- not written in time: REDIS_NO_REPLY (Redis has not done it)
+ * or REDIS_NO_REPLY with the reason. If no byte of it was written in time, Redis has not
+ * done it. If the connection is lost or no reply comes in time after that, Redis may have
+ * done it, or not.
  *
  * As in messenger.h: times are milliseconds; an int result is 0, or -1 with errno
  * set and nothing changed; what you pass is read during the call and stays yours.
@@ -39,39 +35,22 @@
 extern "C" {
 #endif
 
-/* ------------------------------------------------------------------------ */
-/* Limits: each can be set on the compiler's command line                    */
-/* ------------------------------------------------------------------------ */
-
-/* The longest reply, in bytes, with all that is in it. */
+/* Limits. Those that do not follow from another can be set on the compiler's command line. The
+ * longest reply, in bytes; and in it: a line (a status, an error, a number), the elements of all
+ * arrays, and arrays in arrays. */
 #ifndef REDIS_REPLY_MAX
 #define REDIS_REPLY_MAX (16 * 1024 * 1024)
 #endif
-
-/* The most elements of one reply, those of its arrays included. */
-#ifndef REDIS_ELEMENTS_MAX
-#define REDIS_ELEMENTS_MAX 262144
-#endif
-
-/* How deep arrays may stand in arrays. */
-#ifndef REDIS_DEPTH_MAX
+#define REDIS_LINE_MAX (REDIS_REPLY_MAX / 256)
+#define REDIS_ELEMENTS_MAX (REDIS_REPLY_MAX / 64)
 #define REDIS_DEPTH_MAX 8
-#endif
 
-/* The longest line of a reply, in bytes: a status, an error, a number. */
-#ifndef REDIS_LINE_MAX
-#define REDIS_LINE_MAX (64 * 1024)
-#endif
-
-/* A command that would leave more bytes to be written is refused. */
+/* A command is refused that would leave more bytes to be written, or more commands without a
+ * reply. */
 #ifndef REDIS_QUEUE_MAX
 #define REDIS_QUEUE_MAX (4 * 1024 * 1024)
 #endif
-
-/* And so is one that would leave more commands without a reply. */
-#ifndef REDIS_PENDING_MAX
-#define REDIS_PENDING_MAX 16384
-#endif
+#define REDIS_PENDING_MAX (REDIS_QUEUE_MAX / 256)
 
 /* The time limit for connecting, and for a reply. A command waits as long for a connection;
  * when there is one, its time begins again. After three times as long without a byte, a
@@ -89,10 +68,6 @@ extern "C" {
 #ifndef REDIS_RETRY_MAX
 #define REDIS_RETRY_MAX 5000
 #endif
-
-/* ------------------------------------------------------------------------ */
-/* Replies                                                                   */
-/* ------------------------------------------------------------------------ */
 
 enum redis_type {
 	REDIS_STATUS,  /* "OK": text */
@@ -117,33 +92,27 @@ struct redis_reply {
 /* Is it a text (status, error, string) of these very bytes? */
 bool redis_is(const struct redis_reply *reply, const char *text);
 
-/* ------------------------------------------------------------------------ */
-/* A connection                                                              */
-/* ------------------------------------------------------------------------ */
-
 struct redis;
 
-/*
- * Called once for each command, never inside redis_command. Non-zero is C's
- * uncaught exception: in a messenger's loop it is the watcher's result; otherwise
- * redis_step returns -1 with ECANCELED.
- */
+/* Called once for each command, never inside redis_command. Non-zero is C's uncaught exception:
+ * in a messenger's loop it is the watcher's result; otherwise redis_step returns -1 with
+ * ECANCELED. */
 typedef int (*redis_callback)(struct redis *redis, const struct redis_reply *reply, void *arg);
 
 /* Zero (or NULL) in a field means its default. */
 struct redis_options {
 	int timeout;   /* REDIS_TIMEOUT; longer than any command may block in Redis */
 	int retry_max; /* REDIS_RETRY_MAX */
-	bool drops;    /* a lost connection ends all commands, not only those written: for
-	                * a program that begins again with each connection, in order */
+	/* A lost connection ends all commands, not only those written: for a program that
+	 * begins again with each connection, in order. */
+	bool drops;
 	/* The connection is ready (authenticated, its database selected), or it is lost
 	 * and the commands that were written have heard so. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
-	/* Subscribe to these channels (NULL behind the last), now and each time the connection
-	 * is made again; they stay yours, and in place until redis_close. The connection is for
-	 * them alone, and is ready when it listens to all of them; what was published before is
-	 * lost. Each message is an array of three: "message", the channel, the text. Non-zero:
-	 * as above. */
+	/* Subscribe to these channels (NULL behind the last; they stay yours, and in place until
+	 * redis_close), now and each time the connection is made again. The connection is for
+	 * them alone, and is ready when it listens to all of them. Each message is an array of
+	 * three: "message", the channel, the text. Non-zero: as above. */
 	const char *const *channels;
 	redis_callback on_message;
 	/* One line, without its line end: the connection was lost, cannot be made, is
@@ -152,34 +121,28 @@ struct redis_options {
 	void *arg; /* handed to all of them */
 };
 
-/*
- * Open a connection; it is made later, in the loop. The URL:
+/* Open a connection; it is made later, in the loop. The URL:
  *
  *	redis://[user][:password@]host[:port][/database]
  *	unix://[user][:password@]/path/of/socket[?db=database]
  *
- * (redis+unix:// is the same as unix://); %XX in user, password and path is the
- * byte XX; an IPv6 address stands in brackets. The host is best a numeric
- * address: a name is looked up at each try to connect, and getaddrinfo(3) waits
- * for its answer.
+ * (redis+unix:// is the same as unix://); %XX in user, password and path is the byte XX; an
+ * IPv6 address stands in brackets. A host that is a name is looked up at each try to connect,
+ * and getaddrinfo(3) waits for its answer.
  *
- * NULL with errno: EINVAL (the URL; channels without on_message), ENOMEM. The messenger
- * must outlive it. redis_close closes and frees; each command without a reply hears
- * REDIS_NO_REPLY, and what was not written is not written. Commands that these callbacks
- * queue are refused (EPIPE). Do not close a connection inside a callback of its own. NULL
- * is ignored.
- */
+ * NULL with errno: EINVAL (the URL; channels without on_message), ENOMEM. The messenger must
+ * outlive it. redis_close closes and frees; each command without a reply hears REDIS_NO_REPLY,
+ * and what was not written is not written. Commands that these callbacks queue are refused
+ * (EPIPE). Do not close a connection inside a callback of its own. NULL is ignored. */
 struct redis *redis_open(struct messenger *messenger, const char *url,
                          const struct redis_options *options);
 void redis_close(struct redis *redis);
 
-/*
- * Queue a command: up to 64 words as C strings, (char *)NULL behind the last; or
- * argc of them in argv, of these lengths (NULL: C strings). The callback may be
- * NULL. Commands queued in one turn of the loop leave in one write. errno: EINVAL
- * (no word, or too many; or this connection subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX),
- * ENOBUFS (the queue is full), ENOMEM, EPIPE (it is being closed).
- */
+/* Queue a command: up to 64 words as C strings, (char *)NULL behind the last; or argc of them in
+ * argv, of these lengths (NULL: C strings). The callback may be NULL. Commands queued in one turn
+ * of the loop leave together. errno: EINVAL (no word, or too many; or this connection
+ * subscribes), EMSGSIZE (larger than REDIS_QUEUE_MAX), ENOBUFS (the queue is full), ENOMEM,
+ * EPIPE (it is being closed). */
 #ifdef __GNUC__
 __attribute__((sentinel))
 #endif
@@ -195,16 +158,13 @@ size_t redis_pending(const struct redis *redis);
 /* What it is connected to, without user and password: for log lines. */
 const char *redis_name(const struct redis *redis);
 
-/*
- * Without a messenger. step: write what is queued, wait up to `timeout` (-1: as
- * long as it takes) for something to do, and do it. Returns 1 while the connection
- * is ready, otherwise 0: it is being made; -1 with EBUSY inside a callback,
- * ECANCELED as said at redis_callback, or poll(2)'s errno.
+/* Without a messenger. step: write what is queued, wait up to `timeout` (-1: as long as it takes)
+ * for something to do, and do it. Returns 1 while the connection is ready, otherwise 0: it is
+ * being made; -1 with EBUSY inside a callback, ECANCELED as said at redis_callback, or poll(2)'s
+ * errno.
  *
- * A foreign loop polls what `descriptor` returns (-1: none, for now) for what it
- * stores in *events, for `timeout` at the longest, and then, whatever happened, calls
- * redis_step(redis, 0).
- */
+ * A foreign loop polls what `descriptor` returns (-1: none, for now) for what it stores in *events,
+ * for `timeout` at the longest, and then, whatever happened, calls redis_step(redis, 0). */
 int redis_step(struct redis *redis, int timeout);
 int redis_descriptor(const struct redis *redis, short *events);
 int redis_timeout(const struct redis *redis);

@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- bytes to replies ------------------------------------------------------ */
-
 /* The decimal number of a line, from `at` to its \r at `end`, and nothing else. */
 static bool
 read_integer(const char *at, const char *end, int64_t *integer)
@@ -33,24 +31,35 @@ broken(struct resp_parser *resp, const char *why)
 	return RESP_BROKEN;
 }
 
-/* The line at resp->at, from its first byte to its \r. */
+/* The line at resp->at. Of a string and of an array it has only the length: reply->integer. */
 static enum resp
-take_line(struct resp_parser *resp, const char *bytes, size_t length, const char **end)
+take_line(struct resp_parser *resp, const char *bytes, size_t length, struct redis_reply *reply)
 {
-	const char *begin = bytes + resp->at;
-	size_t here = length - resp->at;
-	const char *found = memchr(begin, '\n', here);
+	const char *line = bytes + resp->at, *end = memchr(line, '\n', length - resp->at);
+	size_t size = end != NULL ? (size_t)(end - line) : length - resp->at;
 
-	if (here > 0 && memchr("+-:$*", *begin, 5) == NULL)
+	if (size > 0 && memchr("+-:$*", *line, 5) == NULL)
 		return broken(resp, "a reply that is not RESP2");
-	if ((found != NULL ? (size_t)(found - begin) : here) > REDIS_LINE_MAX)
+	if (size > REDIS_LINE_MAX)
 		return broken(resp, "a line longer than REDIS_LINE_MAX");
-	if (found == NULL)
+	if (end == NULL)
 		return RESP_TORN;
-	*end = found - 1;
-	if (**end != '\r' || memchr(begin, '\r', (size_t)(found - begin)) != *end)
+	end = memchr(line, '\r', size);
+	if (size == 0 || end != line + size - 1)
 		return broken(resp, "a line that does not end with CR LF");
-	resp->at += (size_t)(found - begin) + 1;
+	resp->at += size + 1;
+	*reply = (struct redis_reply){.type = *line == '-' ? REDIS_ERROR : REDIS_STATUS,
+	                              .text = line + 1,
+	                              .length = size - 2};
+	if (*line == '+' || *line == '-')
+		return RESP_WHOLE;
+	*reply = (struct redis_reply){.type = REDIS_INTEGER, .text = ""};
+	if (!read_integer(line + 1, end, &reply->integer))
+		return broken(resp, "a number that is none");
+	if (*line != ':' && reply->integer == -1)
+		*reply = (struct redis_reply){.type = REDIS_NIL, .text = ""};
+	else if (*line != ':')
+		reply->type = *line == '$' ? REDIS_STRING : REDIS_ARRAY;
 	return RESP_WHOLE;
 }
 
@@ -71,12 +80,20 @@ take_string(struct resp_parser *resp, const char *bytes, size_t length, struct r
 	return RESP_WHOLE;
 }
 
-/* Reserve the elements of an array. */
+/* One reply. The depth of the recursion is bounded. */
 static enum resp
-take_array(struct resp_parser *resp, struct redis_reply *reply, int depth)
+take_reply(struct resp_parser *resp, char *bytes, size_t length, struct redis_reply *reply,
+           int depth)
 {
+	enum resp result = take_line(resp, bytes, length, reply);
+	struct redis_reply *element = resp->elements + resp->used;
 	int64_t count = reply->integer;
+	size_t i;
 
+	if (result == RESP_WHOLE && reply->type == REDIS_STRING)
+		return take_string(resp, bytes, length, reply);
+	if (result != RESP_WHOLE || reply->type != REDIS_ARRAY)
+		return result;
 	if (count < 0 || count > REDIS_ELEMENTS_MAX)
 		return broken(resp,
 		              "an array longer than REDIS_ELEMENTS_MAX, or of negative length");
@@ -84,57 +101,35 @@ take_array(struct resp_parser *resp, struct redis_reply *reply, int depth)
 		return broken(resp, "arrays nested deeper than REDIS_DEPTH_MAX");
 	if (resp->used + (size_t)count > REDIS_ELEMENTS_MAX)
 		return broken(resp, "more elements than REDIS_ELEMENTS_MAX");
-	*reply = (struct redis_reply){.type = REDIS_ARRAY,
-	                              .text = "",
-	                              .element = resp->elements + resp->used,
-	                              .count = (size_t)count};
-	resp->used += (size_t)count;
-	return resp->used > resp->size ? RESP_TORN : RESP_WHOLE;
-}
-
-/* One reply. The depth of the recursion is bounded. */
-static enum resp
-take_reply(struct resp_parser *resp, char *bytes, size_t length, struct redis_reply *reply,
-           int depth)
-{
-	const char *line = bytes + resp->at, *end;
-	enum resp result = take_line(resp, bytes, length, &end);
-	struct redis_reply *element;
-
-	if (result != RESP_WHOLE)
-		return result;
-	*reply = (struct redis_reply){.type = *line == '-' ? REDIS_ERROR : REDIS_STATUS,
-	                              .text = line + 1,
-	                              .length = (size_t)(end - line) - 1};
-	if (*line == '+' || *line == '-')
-		return RESP_WHOLE;
-	*reply = (struct redis_reply){.type = REDIS_INTEGER, .text = ""};
-	if (!read_integer(line + 1, end, &reply->integer))
-		return broken(resp, "a number that is none");
-	if (*line == ':')
-		return RESP_WHOLE;
-	if (reply->integer == -1) {
-		*reply = (struct redis_reply){.type = REDIS_NIL, .text = ""};
-		return RESP_WHOLE;
-	}
-	if (*line == '$')
-		return take_string(resp, bytes, length, reply);
-	result = take_array(resp, reply, depth);
-	element = resp->elements + resp->used - reply->count;
-	for (; result == RESP_WHOLE && element < reply->element + reply->count; element++)
-		result = take_reply(resp, bytes, length, element, depth + 1);
+	*reply = (struct redis_reply){
+		.type = REDIS_ARRAY, .text = "", .element = element, .count = (size_t)count};
+	resp->used += reply->count;
+	if (resp->used > resp->size)
+		return RESP_TORN;
+	for (i = 0; result == RESP_WHOLE && i < reply->count; i++)
+		result = take_reply(resp, bytes, length, &element[i], depth + 1);
 	return result;
 }
 
 enum resp
 resp_parse(struct resp_parser *resp, char *bytes, size_t length)
 {
+	struct redis_reply *grown;
 	enum resp result;
 	size_t i;
 
-	resp->at = 0;
-	resp->used = 1;
-	result = resp->size == 0 ? RESP_TORN : take_reply(resp, bytes, length, resp->elements, 0);
+	do {
+		if (resp->used >= resp->size) {
+			grown = realloc(resp->elements, 2 * (resp->used + 1) * sizeof *grown);
+			if (grown == NULL)
+				return broken(resp, strerror(ENOMEM));
+			resp->elements = grown;
+			resp->size = 2 * (resp->used + 1);
+		}
+		resp->at = 0;
+		resp->used = 1;
+		result = take_reply(resp, bytes, length, resp->elements, 0);
+	} while (resp->used > resp->size);
 	if (result == RESP_TORN ? length > REDIS_REPLY_MAX : resp->at > REDIS_REPLY_MAX)
 		return broken(resp, "a reply longer than REDIS_REPLY_MAX");
 	for (i = 0; result == RESP_WHOLE && i < resp->used; i++)
@@ -144,24 +139,31 @@ resp_parse(struct resp_parser *resp, char *bytes, size_t length)
 	return result;
 }
 
-/* ---- words to bytes -------------------------------------------------------- */
+char *
+resp_number(char *at, uint64_t number)
+{
+	char digits[24], *first = digits + sizeof digits - 1;
+	size_t length;
+
+	*first = '\0';
+	do
+		*--first = (char)('0' + number % 10);
+	while ((number /= 10) > 0);
+	length = (size_t)(digits + sizeof digits - 1 - first);
+	memcpy(at, first, length + 1);
+	return at + length;
+}
 
 /* "*3" or "$5", and the end of the line: its length; the bytes too, unless they are NULL. */
 static size_t
 put_head(char *bytes, char kind, size_t number)
 {
-	char line[24], *first = line + sizeof line;
-	size_t length;
+	char line[32] = {kind}, *end = resp_number(line + 1, number);
+	size_t length = (size_t)(end - line) + 2;
 
-	*--first = '\n';
-	*--first = '\r';
-	do
-		*--first = (char)('0' + number % 10);
-	while ((number /= 10) > 0);
-	*--first = kind;
-	length = (size_t)(line + sizeof line - first);
+	memcpy(end, "\r\n", 2);
 	if (bytes != NULL)
-		memcpy(bytes, first, length);
+		memcpy(bytes, line, length);
 	return length;
 }
 

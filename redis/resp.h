@@ -1,13 +1,9 @@
 /*
- * RESP2, the language of Redis: bytes to replies, words to bytes. No input, no
- * output, no memory of its own: redis.c has those.
+ * RESP2, the language of Redis: bytes to replies, words to bytes.
  *
  *	+OK\r\n             a status           $5\r\nhello\r\n    a string, any bytes
  *	-ERR no\r\n         an error           $-1\r\n  *-1\r\n   nil
  *	:42\r\n             an integer         *2\r\n ... ...     an array of two
- *
- * A reply comes in pieces, and is parsed from its beginning when another piece is there: a
- * string is passed over by its length, so that this costs little.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -20,19 +16,20 @@
 enum resp { RESP_WHOLE, RESP_TORN, RESP_BROKEN };
 
 struct resp_parser {
-	struct redis_reply *elements; /* room for these; the first is the reply */
-	size_t size;
-	size_t used;     /* RESP_WHOLE: so many are in it; of RESP_TORN this many are known */
-	size_t at;       /* RESP_WHOLE: it has so many bytes */
-	const char *why; /* RESP_BROKEN: it is no reply */
+	struct redis_reply *elements; /* the first is the reply; to be freed */
+	size_t size, used;            /* there is room for `size`, and `used` are in it */
+	size_t at;                    /* RESP_WHOLE: it has so many bytes */
+	const char *why;              /* RESP_BROKEN: it is no reply */
 };
 
-/* Parse the reply that begins at bytes[0]. RESP_TORN: more bytes must come, unless there are
- * more elements in it than room: then more room must. The texts of a whole reply stand where
- * they were read, and a 0 ends each: parse it once. */
+/* Parse the reply that begins at bytes[0]. RESP_TORN: more bytes must come. The texts of a whole
+ * reply stand where they were read, and a 0 ends each: parse it once. */
 enum resp resp_parse(struct resp_parser *resp, char *bytes, size_t length);
 
 /* The bytes of a command, and how many they are; with NULL only that. */
 size_t resp_command(char *bytes, size_t argc, const char *const argv[], const size_t lengths[]);
+
+/* Write a number as a C string, and return the address of its end. */
+char *resp_number(char *at, uint64_t number);
 
 #endif

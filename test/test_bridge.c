@@ -36,12 +36,14 @@ on_adds(struct bridge *from, const struct bridge_message *message, void *arg)
 	return bridge_on(from, "adds", on_adds, arg);
 }
 
+enum { LARGE = 60 * 1024 };
+
 /* "CLUSTER ACTION DATA" to publish or to send; CLUSTER is "*" for all. "many N" sends so
- * many, 1 to N. */
+ * many, 1 to N; "large N" too, each of LARGE bytes. */
 static int
 on_order(struct messenger *messenger, const struct message *message, void *arg)
 {
-	char to[64], action[64], data[64] = "";
+	char to[64], action[64], data[64] = "", *large;
 	int i, many, result;
 
 	(void)arg;
@@ -52,6 +54,19 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 				break;
 		}
 		report(messenger, "took %d, %s", i - 1, i > many ? "all" : strerror(errno));
+		return 0;
+	}
+	if (strcmp(message->action, "test-large") == 0) {
+		large = malloc(LARGE + 1);
+		memset(large, 'x', LARGE);
+		large[0] = large[LARGE - 1] = '"';
+		large[LARGE] = '\0';
+		for (i = 1, many = atoi(message->data); i <= many; i++) {
+			snprintf(data, sizeof data, "%04d", i);
+			memcpy(large + 1, data, 4);
+			cr_assert_eq(bridge_send(bridge, NULL, "large", large), 0);
+		}
+		free(large);
 		return 0;
 	}
 	if (strcmp(message->action, "test-burst") == 0) {
@@ -93,6 +108,7 @@ start_end(struct messenger *messenger, void *arg)
 	messenger_on(messenger, "test-publish", on_order, NULL);
 	messenger_on(messenger, "test-forge", on_forge, NULL);
 	messenger_on(messenger, "test-burst", on_order, NULL);
+	messenger_on(messenger, "test-large", on_order, NULL);
 	return messenger_on(messenger, "test-many", on_order, NULL);
 }
 
@@ -130,11 +146,9 @@ start_impatient(const char *name, int workers, int timeout)
 {
 	struct cluster *c = start_options(
 		name, workers, &(struct bridge_options){.url = server.url, .timeout = timeout});
-	int i;
 
 	cluster_ready(c);
-	for (i = 1; i <= workers; i++)
-		cluster_wait(c, 0, "@agent:-1:AGENT#1 saw bridge-hello:bridge APP#%d ", i);
+	cluster_wait(c, 0, "@agent:-1:AGENT#1 saw egg-ready "); /* it knows all apps by then */
 	return c;
 }
 
@@ -369,6 +383,30 @@ Test(bridge, a_thousand_reliable_messages_come_in_order)
 	cr_assert_eq(cluster_count(b, 0, ":APP#2 heard many"), 1000);
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 1000);
 	cr_assert_eq(cluster_count(a, 0, ":APP#1 heard many"), 1000);
+	part(a, b);
+}
+
+/* What is read at once is more than the agent can send its apps at once. */
+Test(bridge, large_messages_that_wait_all_come)
+{
+	struct cluster *a, *b;
+	char what[32];
+	size_t at = 0;
+	int i;
+
+	meet(&a, 1, &b, 1);
+	cluster_stop(b);
+	for (i = 0; i < 3; i++) {
+		order(a, "APP#1", "test-large", "60");
+		at = cluster_wait(a, at, ":APP#1 heard large \"0060");
+	}
+	b = start("B", 1);
+	for (i = 0, at = 0; i < 180; i++) {
+		snprintf(what, sizeof what, ":APP#1 heard large \"%04d", i % 60 + 1);
+		at = cluster_wait(b, at, "%s", what);
+	}
+	until_settled(a);
+	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard large"), 180);
 	part(a, b);
 }
 
@@ -974,6 +1012,57 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
 	cr_assert_eq(cluster_count(a, 0, "is no message of a bridge"), 3);
 	cr_assert_eq(cluster_count(a, 0, "is too short"), 0);
+	part(a, NULL);
+}
+
+/* Of an entry that is left out no message is heard, and of one that is published neither. */
+Test(bridge, a_batch_that_is_wrong_at_its_end_is_left_out_whole)
+{
+	static const char message[] =
+		"{\"id\":\"x-1\",\"from\":\"B\",\"to\":\"\",\"action\":\"half\"}";
+	struct cluster *a;
+	char script[256];
+
+	meet(&a, 1, NULL, 0);
+	snprintf(script, sizeof script,
+	         "redis.call('xadd','clutch:bridge:stream','*','m','[%zu,%s,9,{\"id\":\"x\"]') "
+	         "return 1",
+	         sizeof message - 1, message);
+	administrate(script);
+	cluster_wait(a, 0, "is no message of a bridge; it is left out");
+	snprintf(script, sizeof script,
+	         "return redis.call('publish','clutch:bridge','[%zu,%s,9,{\"id\":\"x\"]')",
+	         sizeof message - 1, message);
+	administrate(script);
+	cluster_wait(a, 0, "what somebody has published is no message");
+	order(a, "APP#1", "test-send", "* good 1");
+	wait_heard(a, "APP#1", "good 1 from A");
+	until_settled(a);
+	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
+	part(a, NULL);
+}
+
+/* Publish now and then what is no message: are there two lines? */
+static bool
+is_said_twice(struct cluster *c, void *arg)
+{
+	int64_t *published = arg;
+
+	if (clutch_now() - *published > 1500) { /* the last loss has ended, and had no other */
+		administrate("return redis.call('publish','clutch:bridge','hello')");
+		*published = clutch_now();
+	}
+	return cluster_count(c, 0, "what somebody has published is no message") == 2;
+}
+
+/* A loss, its end, and the same loss again. */
+Test(bridge, the_same_loss_again_is_another_line)
+{
+	int64_t published = 0;
+	struct cluster *a;
+
+	meet(&a, 1, NULL, 0);
+	cluster_until(a, is_said_twice, &published, "a second line");
 	part(a, NULL);
 }
 

@@ -5,7 +5,7 @@
  *
  * A process that waits here waits for `shared`, memory that the test and all processes
  * of its cluster have in common. A worker that is told to leave says "leaves" in its
- * callback of messenger_before_close. The program is linked with --wrap for fork.
+ * callback of messenger_before_close. The program is linked with --wrap for fork and poll.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -45,6 +45,9 @@ struct shared {
 	volatile int gaps;  /* a worker missed a broadcast between two that it heard */
 	volatile pid_t job; /* what an application has forked */
 	volatile bool job_told, job_finished;
+	volatile int forks_to_fail;
+	volatile pid_t hold; /* the next poll of this process waits for a death, 0: of none */
+	volatile bool held;  /* it does */
 	unsigned char is_sent[NUMBERS], is_heard[NUMBERS]; /* of send_random */
 	unsigned char all_heard[SLOTS][NUMBERS];           /* of broadcasts */
 };
@@ -95,12 +98,37 @@ __wrap_fork(void)
 {
 	static bool raised;
 
+	if (shared != NULL && shared->forks_to_fail > 0) {
+		shared->forks_to_fail--;
+		errno = EAGAIN;
+		return -1;
+	}
 	if (!fork_fails || getpid() == test_pid)
 		return fork_session ? fork_leader() : __real_fork();
 	if (!raised)
 		raise(SIGTERM);
 	raised = true;
 	errno = EAGAIN;
+	return -1;
+}
+
+int __real_poll(struct pollfd *set, nfds_t count, int timeout);
+int __wrap_poll(struct pollfd *set, nfds_t count, int timeout);
+
+/* A child ends while the master sleeps: poll reports the signal, and not what the child has
+ * said before. */
+int
+__wrap_poll(struct pollfd *set, nfds_t count, int timeout)
+{
+	siginfo_t info;
+
+	if (shared == NULL || shared->hold != getpid() || count == 1) /* the log */
+		return __real_poll(set, count, timeout);
+	shared->hold = 0;
+	shared->held = true;
+	while (waitid(P_ALL, 0, &info, WEXITED | WNOWAIT) == -1 && errno == EINTR)
+		;
+	errno = EINTR;
 	return -1;
 }
 
@@ -936,6 +964,72 @@ Test(field_lifecycle, a_worker_that_is_being_ended_replaces_nobody)
 	fence(c, "APP#1");
 	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0, "no place is free");
+	cluster_stop(c);
+}
+
+/* The second worker says that it is ready, and is dead when the master hears it. */
+static int
+second_is_short_lived(struct messenger *app, void *arg)
+{
+	if (shared->sent++ != 1)
+		return polite(app, arg);
+	messenger_ready_later(app);
+	shared->hold = getppid();
+	messenger_send_to_agent(app, "test-turn", NULL);
+	while (!shared->held)
+		messenger_step(app, 5);
+	messenger_ready(app, 0);
+	_exit(0);
+}
+
+Test(field_lifecycle, a_worker_that_is_dead_replaces_nobody)
+{
+	struct cluster *c;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain, .app = second_is_short_lived});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	cluster_wait(c, 0, "app_worker#2:APP#2 died (code: 0, signal: null");
+	cluster_wait(c, 0, "reload given up");
+	fence(c, "APP#1");
+	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0, "no place is free");
+	cluster_stop(c);
+}
+
+/* Of two: the third is ready at once, and then a fork fails. The fourth is never ready. */
+static int
+fourth_loads(struct messenger *app, void *arg)
+{
+	int number = ++shared->sent;
+
+	if (number == 3)
+		shared->forks_to_fail = 1;
+	if (number == 4)
+		messenger_ready_later(app);
+	return polite(app, arg);
+}
+
+/* The fork that has failed was for the reload of the second slot. */
+Test(field_lifecycle, a_refork_of_a_reload_that_begins_anew_is_no_second_worker)
+{
+	struct cluster *c;
+	size_t mark;
+
+	share();
+	c = cluster_start(&(struct options){.agent = plain,
+	                                    .app = fourth_loads,
+	                                    .workers = 2,
+	                                    .worker_start_timeout = 3000 * time_scale()});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR2);
+	mark = cluster_wait(c, 0, "cannot fork app_worker");
+	cluster_signal(c, "MASTER", SIGUSR2);
+	mark = cluster_wait(c, mark, "reload workers... anew");
+	cluster_wait(c, mark, "app_worker#4:APP#4 start timeout"); /* longer than FORK_RETRY */
+	cluster_wait(c, mark, "reload given up");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#5:"), 0, "two workers have the same slot");
 	cluster_stop(c);
 }
 

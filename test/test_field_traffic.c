@@ -1070,6 +1070,25 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 	stop(c);
 }
 
+/* APP#2 writes to itself, and reads nothing meanwhile. APP#1 reads nothing either, but its
+ * queue is not so long that another process waits for it. */
+Test(field_traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
+{
+	struct cluster *c = start(3);
+	size_t mark = cluster_mark(c);
+	long self = (long)cluster_pid(c, "APP#2");
+
+	cluster_signal(c, "APP#1", SIGSTOP);
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 16, PIECE);
+	cluster_wait(c, mark, ":AGENT#1 sent #16 of #1");
+	tell(c, "APP#2", "gush %ld %ld", self, self);
+	cluster_wait(c, mark, "app_worker#2:APP#2 is stuck, its queue is full: killed");
+	cluster_signal(c, "APP#1", SIGCONT);
+	cluster_wait(c, mark, ":APP#1 heard #16 of #1.");
+	cr_assert_eq(cluster_count(c, 0, "is stuck, its queue is full: killed"), 1);
+	stop(c);
+}
+
 /* ---- forks that fail --------------------------------------------------------------------- */
 
 /* All apps die in a shortage of 10 s, in which no fork works. */

@@ -336,6 +336,21 @@ Test(options, a_path_that_is_none_is_one_clear_line)
 	cluster_ended(c, 1);
 }
 
+/* APP#1 gets one end of a connection as a handle, and this is the other. */
+static int
+give_connection(struct cluster *c)
+{
+	struct message message = {.action = "test-held", .to = ROLE_APP};
+	int pair[2];
+
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+	message.handle = pair[0];
+	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
+	cluster_wait(c, 0, ":APP#1 watches 0");
+	close(pair[0]);
+	return pair[1];
+}
+
 /* ---- limits -------------------------------------------------------------------------------- */
 
 Test(options, more_reforks_than_the_limit_wait)
@@ -362,18 +377,12 @@ Test(options, more_reforks_than_the_limit_wait)
 Test(options, a_graceful_exit_has_its_own_timeout)
 {
 	struct cluster *c = start_ready((struct options){.graceful_timeout = 200});
-	struct message message = {.action = "test-held", .to = ROLE_APP};
-	int pair[2];
+	int other = give_connection(c);
 
-	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-	message.handle = pair[0];
-	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
-	cluster_wait(c, 0, ":APP#1 watches 0");
 	messenger_send_to_app(c->parent, "test-refuse", NULL);
 	cluster_wait(c, 0, "[app_worker] will exit after 200ms at most");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 1, signal: null");
-	close(pair[0]);
-	close(pair[1]);
+	close(other);
 	cluster_stop(c);
 }
 
@@ -408,19 +417,13 @@ Test(options, numbers_out_of_range_are_one_clear_line)
 Test(options, a_leaving_worker_waits_for_a_connection_that_came_as_a_handle)
 {
 	struct cluster *c = start_ready((struct options){.app_close_timeout = 60000});
-	struct message message = {.action = "test-held", .to = ROLE_APP};
-	int pair[2];
+	int other = give_connection(c);
 
-	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-	message.handle = pair[0];
-	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
-	cluster_wait(c, 0, ":APP#1 watches 0");
-	close(pair[0]);
 	cluster_signal(c, "APP#1", SIGTERM);
 	cluster_wait(c, 0, "[app_worker] beforeExit success"); /* and yet it waits */
 	messenger_send_to_app(c->parent, "test-late", NULL);
 	cluster_wait(c, 0, ":APP#1 saw test-late");
-	close(pair[1]);
+	close(other);
 	cluster_wait(c, 0, ":APP#1 the other end is closed");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
 	cluster_stop(c);
