@@ -38,7 +38,7 @@ static const struct option {
 	{"port", "P", FIELD(options.port), NUMBER, START, 0, 65535,
          "the shared port, 0 is any free one [PORT, or 7001]"},
 	{"host", "H", FIELD(options.host), TEXT, START, 0, 0,
-         "a numeric address, or localhost [HOST, or 127.0.0.1]"},
+         "an address, localhost, or a socket's path [HOST, or 127.0.0.1]"},
 	{"env", "E", FIELD(options.env), TEXT, START, 0, 0,
          "local, unittest: no worker is replaced [EGG_SERVER_ENV, or prod]"},
 	{"daemon", NULL, FIELD(daemon), FLAG, START, 0, 0, "run in the background"},

@@ -64,7 +64,9 @@ extern "C" {
  * SIGCHLD, and ignores SIGPIPE. The master of a daemon reloads on SIGHUP, too.
  *
  * Where NOTIFY_SOCKET is set, start in the foreground tells systemd READY=1 and
- * STOPPING=1. The variable is removed: no process of the cluster inherits it.
+ * STOPPING=1. Where LISTEN_FDS is set for this process, start takes the first socket that
+ * systemd has bound, instead of host and port. The variables are removed: no process of
+ * the cluster inherits them.
  *
  * Descriptors 0, 1 and 2 are opened (/dev/null) where they are closed. A daemon closes
  * the descriptors from 3 on that are not close-on-exec: they belong to the process that
