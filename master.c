@@ -201,7 +201,8 @@ signal_process(const struct process *process, int number)
 	if (is_alive(process)) {
 		clutch_trace("signals", &process->channel, NULL, "signal", number);
 		kill(-process->worker_id, number);
-		kill(process->worker_id, number);
+		if (getpgid(process->worker_id) != process->worker_id)
+			kill(process->worker_id, number);
 	}
 }
 
@@ -1973,7 +1974,7 @@ parse_address(const struct options *options, union address *address)
 	memset(address, 0, sizeof *address);
 	if (host[0] == '/' && strlen(host) < sizeof address->path.sun_path) {
 		address->path.sun_family = AF_UNIX;
-		strcpy(address->path.sun_path, host);
+		memcpy(address->path.sun_path, host, strlen(host) + 1);
 		make_plain(address->path.sun_path);
 		if (strcmp(address->path.sun_path, host) == 0) /* it can stand in JSON */
 			return sizeof address->path;
@@ -2084,7 +2085,7 @@ describe_listener(struct master *master, const union address *address)
 		          host, sizeof host);
 		is_v6 = is_v6 && strcmp(host, "::") != 0;
 		if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
-			strcpy(host, "127.0.0.1");
+			snprintf(host, sizeof host, "127.0.0.1");
 		snprintf(master->address, sizeof master->address,
 		         is_v6 ? "http://[%s]:%d" : "http://%s:%d", host, master->options.port);
 	}

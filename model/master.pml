@@ -204,7 +204,7 @@ inline dies(n) {
 /* What SIGTERM does to a process is the process's own affair: see `world`. SIGKILL works,
  * if not at the first time, then at the second. */
 /* C: master.c is_alive 935368864 */
-/* C: master.c signal_process 4093424758 */
+/* C: master.c signal_process 4003216065 */
 inline signal_process(n, event) {
 	if
 	:: IS_ALIVE(n) ->
@@ -732,7 +732,7 @@ inline condemn(n) {
 /* One read: the message that makes a process ready, or the end; or what none may send. */
 /* C: sendmessage.c channel_read 2316672175 */
 /* C: master.c may_say 1773463059 */
-/* C: master.c emit 1194521397 */
+/* C: master.c emit 1034965217 */
 /* C: master.c hear 3156642103 */
 inline hear(n) {
 	if

@@ -366,7 +366,7 @@ static void
 send_batch(struct bridge *bridge)
 {
 	static struct batch batch;
-	static char text[sizeof batch.text];
+	static char text[sizeof batch.text + 64];
 	const struct outgoing *next = bridge->first;
 	struct reading reading = {batch.text, NULL, bridge->number + 1,
 	                          messenger_pid(bridge->messenger)};

@@ -160,16 +160,16 @@ static bool
 is_safe(const char *name)
 {
 	static const char *const safe[] = {
-		"_exit",       "alarm",      "clock_gettime", "fflush",     "free",
-		"htonl",       "ntohl",      "rand_r",        "getenv",     "geteuid",
-		"getpgrp",     "getpid",     "getppid",       "htons",      "inet_pton",
-		"connect",     "inet_ntop",  "strcpy",        "strpbrk",    "isatty",
-		"localtime_r", "strcasecmp", "strftime",      "strtok",     "memcmp",
-		"memcpy",      "memmove",    "memset",        "ntohs",      "sched_yield",
-		"sigaddset",   "sigdelset",  "sigemptyset",   "sigfillset", "sigprocmask",
-		"snprintf",    "sprintf",    "stderr",        "stdout",     "strchr",
-		"strcmp",      "strerror",   "strlen",        "strspn",     "strtol",
-		"sysconf",     "vsnprintf"};
+		"getpgid",     "_exit",       "alarm",      "clock_gettime", "fflush",
+		"free",        "htonl",       "ntohl",      "rand_r",        "getenv",
+		"geteuid",     "getpgrp",     "getpid",     "getppid",       "htons",
+		"inet_pton",   "connect",     "inet_ntop",  "strcpy",        "strpbrk",
+		"isatty",      "localtime_r", "strcasecmp", "strftime",      "strtok",
+		"memcmp",      "memcpy",      "memmove",    "memset",        "ntohs",
+		"sched_yield", "sigaddset",   "sigdelset",  "sigemptyset",   "sigfillset",
+		"sigprocmask", "snprintf",    "sprintf",    "stderr",        "stdout",
+		"strchr",      "strcmp",      "strerror",   "strlen",        "strspn",
+		"strtol",      "sysconf",     "vsnprintf"};
 	size_t i;
 	int call;
 
