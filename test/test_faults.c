@@ -1777,6 +1777,7 @@ static const struct {
 	{"remove_socket", CALL_lstat, "a path as host"},
 	{"remove_socket", CALL_unlink, "a path as host"},
 	{"open_listener", CALL_fcntl, "options.listener: test_options.c"},
+	{"signal_process", CALL_kill, "a process that has left its group"},
 	{"parse_options", CALL_fcntl, "options.log: test_options.c"},
 	{"channel_close", CALL_close, "a handle without its frame: the peer has died meanwhile"},
 };

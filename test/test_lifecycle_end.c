@@ -1121,6 +1121,13 @@ expect_given_up(struct cluster *c, int64_t begin)
 	cluster_ended(c, 1);
 }
 
+static bool
+knows_all_deaths(struct cluster *c, void *arg)
+{
+	(void)arg;
+	return cluster_count(c, 0, ":PARENT saw app-worker-died") >= 63;
+}
+
 Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 {
 	int64_t begin = clutch_now();
@@ -1130,7 +1137,7 @@ Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 	cluster_wait(c, 0, "app_worker#63:APP#63 died (code: 1, signal: null)");
 	for (i = 1; i <= 4; i++)
 		cluster_wait(c, 0, "worker died too fast: app_worker of slot %d waits", i - 1);
-	cluster_ask_status(c); /* the parent has been told */
+	cluster_until(c, knows_all_deaths, NULL, "what the parent is told of 63 deaths");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#64"), 0);
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 63);
 	expect_given_up(c, begin);
