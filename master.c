@@ -416,7 +416,8 @@ static void CLUTCH_PRINTF(2, 3) put(struct status *status, const char *format, .
 	}
 }
 
-/* The processes for which one waits: ["agent:-1","app:2"], as in a trace, as many as find room. */
+/* The processes for which a sender waits: ["agent:-1","app:2"], as in a trace, as many as find
+ * room. */
 static void
 list_waits(const struct master *master, const struct process *sender, char *json, size_t size)
 {
@@ -1995,8 +1996,8 @@ parse_address(const struct options *options, union address *address)
 }
 
 /* Remove the socket file of a master that was killed: one of this user's, to which no process
- * listens. One that refuses for the first time may be bound by a master that is about to
- * listen: *refused is its number, and the next call removes it. */
+ * listens. A file that refuses for the first time may belong to a master that is about to
+ * listen: *refused then holds the file's number, and the next call removes the file. */
 static void
 remove_stale(const union address *address, socklen_t length, ino_t *refused)
 {

@@ -233,7 +233,8 @@ struct options {
  *	OPTIONS  {"workers":2} if options.connection is NULL
  *	STATUS   {"name":"hello","pid":4709, ... "processes":[...],"left_out":0}: a row for each
  *	         process and for each slot without one (docs/operating.md); rows that find no
- *	         room in MESSAGE_DATA_MAX are only counted
+ *	         room in MESSAGE_DATA_MAX are only counted. There is no answer while more than
+ *	         CHANNEL_HIGH_WATER bytes wait for the process that asks
  *
  * The two actions that tell of a death are sent only after egg-ready: a death before it is a
  * failed start. No process may send these actions in the cluster's place, nor egg's
@@ -247,9 +248,9 @@ struct options {
  * the app workers, relay their messages, re-fork the dead, and, on SIGTERM,
  * SIGINT or SIGQUIT, stop apps, agent and itself. Returns only in the master,
  * when every child is gone: 0 after such a signal; 1 if the start failed (one
- * line on stderr says why) or the cluster was given up. SIGUSR1: it logs all that it
- * knows, as the answer to clutch-status has it; SIGUSR2: it replaces the app workers one after the other,
- * as the message reload-worker does. An order to reload while a reload is under
+ * line on stderr says why) or the cluster was given up. SIGUSR1: the master logs all that
+ * it knows, as the answer to clutch-status has it; SIGUSR2: it replaces the app workers one
+ * after the other, as the message reload-worker does. An order to reload while a reload is under
  * way begins it anew.
  * egg: egg-cluster/index.js startCluster, egg-cluster/lib/master.js
  */
@@ -811,9 +812,10 @@ struct process {
 	const char *killed_for; /* why the master gave it up, or NULL */
 	struct process *next;   /* app workers, in order of registration */
 
-	int64_t waits_since; /* it is not read: these queues that it feeds are too long; 0: it is */
+	int64_t waits_since; /* the master does not read it since then, because queues that it
+	                      * feeds are too long; 0: the master reads it */
 	unsigned char waits_for[(CLUTCH_WORKERS_MAX + 2) / 8 + 1]; /* bits: parent, agent, slots */
-	bool held; /* some of these can drain, or are held by others that can: it is not to blame */
+	bool held;          /* a process for which this one waits can drain, or is held itself */
 	int64_t full_since; /* its own queue has held up others since then; 0: it has not */
 	uint64_t barriers_told, barriers_heard; /* agent: sent to it, and answered */
 	uint64_t leave_after; /* app to be replaced: the agent must have answered this one */
@@ -846,8 +848,8 @@ struct master_messenger {
  * every receiver. receive does so for a message that came over the sender's
  * channel; a receiver whose queue is then too long makes the sender wait.
  * process_stop_waiting: lets the sender be read again, if every queue for which it
- * waits has drained; returns whether it may be read. process_waits_for: is this one such
- * a queue?
+ * waits has drained; returns whether it may be read. process_waits_for: is the receiver's
+ * queue one of those?
  */
 void master_messenger_send(struct master_messenger *messenger, struct message *data);
 void master_messenger_receive(struct master_messenger *messenger, struct process *sender,
