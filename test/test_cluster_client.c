@@ -1689,12 +1689,16 @@ static void
 expect_turns(const char *first, const char *second, const char *sign)
 {
 	struct cluster *c = start(1);
+	size_t mark;
 
+	settled(c, "APP#1");
 	did(c, "AGENT#1", first);
 	order(c, "AGENT#1", second);
 	cluster_wait(c, cluster_wait(c, 0, "%s", sign), "%s", sign);
+	mark = cluster_mark(c);
 	did(c, "AGENT#1", "close");
 	did(c, "AGENT#1", "make");
+	cluster_wait(c, mark, ":AGENT#1 connection"); /* the app has seen the end of the first */
 	settled(c, "APP#1");
 	cluster_stop(c);
 }
