@@ -30,6 +30,9 @@
 /* The same for messenger_close. */
 #define CLOSE_FLUSH_TIMEOUT 1000
 
+/* How long a channel is left alone when the system was short of memory for it, in ms. */
+#define SHORTAGE_PAUSE 10
+
 /* How long nothing happens in a process before its queue's memory is freed, in ms. */
 #define QUIET_TIME 1000
 
@@ -345,21 +348,23 @@ clutch_print_line(int descriptor, const char *format, ...)
 	write_line(descriptor, line, length, LOG_PATIENCE);
 }
 
-/* This process, and, in a process that is no master, its master. */
-static struct process self, its_master = {.role = ROLE_MASTER};
-static unsigned long log_lost, trace_lost;
-static int64_t log_silent_until;
+struct clutch_logging clutch_logging = {.least = CLUTCH_INFO};
+static const struct process its_master = {.role = ROLE_MASTER}; /* of an agent or an app */
 static const char *const levels[] = {"ERROR", "WARN", "INFO"};
-static enum clutch_level least_level = CLUTCH_INFO;
-static int log_descriptor; /* options.log */
+static unsigned long trace_lost;
+static struct {
+	unsigned long lost;
+	int64_t silent_until;
+} streams[2]; /* stdout, stderr */
 bool clutch_log_alarm;
 
 bool
-clutch_log_set(const char *level, int descriptor)
+clutch_log_set(const char *level)
 {
-	log_descriptor = descriptor;
-	for (least_level = CLUTCH_ERROR; least_level <= CLUTCH_INFO; least_level++)
-		if (strcasecmp(level, levels[least_level]) == 0)
+	enum clutch_level *least = &clutch_logging.least;
+
+	for (*least = CLUTCH_ERROR; *least <= CLUTCH_INFO; ++*least)
+		if (strcasecmp(level, levels[*least]) == 0)
 			return true;
 	return false;
 }
@@ -377,12 +382,12 @@ put_head(char *line, enum clutch_level level, bool is_short)
 	         localtime_r(&now.tv_sec, &local));
 	if (!is_short)
 		snprintf(pid, sizeof pid, "%ld ", (long)getpid());
-	if (self.role == ROLE_APP)
-		snprintf(slot, sizeof slot, " %d", self.slot);
+	if (clutch_logging.self.role == ROLE_APP)
+		snprintf(slot, sizeof slot, " %d", clutch_logging.self.slot);
 	return (size_t)sprintf(line, "%s.%03ld %s%s%s%s%s: ", time, now.tv_nsec / 1000000,
 	                       is_short && level == CLUTCH_INFO ? "" : levels[level],
 	                       is_short && level == CLUTCH_INFO ? "" : " ", pid,
-	                       clutch_role_name(self.role), slot);
+	                       clutch_role_name(clutch_logging.self.role), slot);
 }
 
 /* Lines that find no room are counted, and the next one says how many were lost before it;
@@ -391,17 +396,19 @@ void
 clutch_log(enum clutch_level level, const char *format, ...)
 {
 	int standard = level == CLUTCH_INFO ? STDOUT_FILENO : STDERR_FILENO;
-	int descriptor = log_descriptor != 0 ? log_descriptor : standard;
+	int descriptor = clutch_logging.descriptor != 0 ? clutch_logging.descriptor : standard;
+	unsigned long *lost = &streams[descriptor == STDERR_FILENO].lost;
+	int64_t *silent_until = &streams[descriptor == STDERR_FILENO].silent_until;
 	bool is_short = isatty(descriptor) == 1;
 	char line[2 * LOG_LINE], *end = line, *text;
 	int64_t before = clutch_now(), after;
 	va_list arguments;
 
-	if (level > least_level)
+	if (level > clutch_logging.least)
 		return;
-	if (log_lost > 0) {
+	if (*lost > 0) {
 		end += put_head(end, CLUTCH_WARN, is_short);
-		end += sprintf(end, "the log was full: %lu lines are lost\n", log_lost);
+		end += sprintf(end, "the log was full: %lu lines are lost\n", *lost);
 	}
 	end += put_head(end, level, is_short);
 	text = end;
@@ -415,16 +422,16 @@ clutch_log(enum clutch_level level, const char *format, ...)
 	*end++ = '\n';
 	if (clutch_log_alarm)
 		alarm(1);
-	if (before >= log_silent_until &&
-	    write_line(descriptor, line, (size_t)(end - line), log_lost > 0 ? 0 : LOG_PATIENCE))
-		log_lost = 0;
+	if (before >= *silent_until &&
+	    write_line(descriptor, line, (size_t)(end - line), *lost > 0 ? 0 : LOG_PATIENCE))
+		*lost = 0;
 	else
-		log_lost++;
+		++*lost;
 	if (clutch_log_alarm)
 		alarm(0);
 	after = clutch_now();
 	if (after - before > LOG_BLOCKED / 2)
-		log_silent_until = after + LOG_SILENCE;
+		*silent_until = after + LOG_SILENCE;
 }
 
 #define TRACE_FORMAT                                                                               \
@@ -458,16 +465,17 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 	char line[2 * LOG_LINE + 512], *end = line;
 	int saved = errno, patience = trace_lost > 0 ? 0 : LOG_PATIENCE;
 	long length = message == NULL || !message->data ? -1 : (long)message->data_length;
+	const struct process *self = &clutch_logging.self;
 	struct timespec now;
 
-	channel = channel != NULL ? channel : &self.channel;
+	channel = channel != NULL ? channel : &self->channel;
 	message = message != NULL ? message : &none;
 	action = message->action != NULL ? message->action : "";
 	if (only != NULL && *only && strcmp(only, action) != 0)
 		return;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	end += sprintf(end, TRACE_FORMAT, now.tv_sec * 1000000LL + now.tv_nsec / 1000, NAME(&self),
-	               trace_lost, event, NAME(channel->process != NULL ? channel->process : &self),
+	end += sprintf(end, TRACE_FORMAT, now.tv_sec * 1000000LL + now.tv_nsec / 1000, NAME(self),
+	               trace_lost, event, NAME(channel->process != NULL ? channel->process : self),
 	               (long)(strchr("sw", *event) ? channel->messages_out : channel->messages_in),
 	               channel_pending(channel), clutch_role_name(message->from),
 	               clutch_role_name(message->to), (long)message->receiver_pid, detail, value,
@@ -495,9 +503,9 @@ clutch_trace_init(enum role role, int slot)
 	const char *wanted = getenv("CLUTCH_TRACE");
 
 	clutch_tracer = wanted && *wanted && strcmp(wanted, "0") != 0 ? trace_event : NULL;
-	if (getpid() != self.worker_id) /* a child has lost none */
-		trace_lost = log_lost = 0;
-	self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
+	if (getpid() != clutch_logging.self.worker_id) /* a child has lost none */
+		trace_lost = streams[0].lost = streams[1].lost = 0;
+	clutch_logging.self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
 }
 
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
@@ -1129,15 +1137,16 @@ int
 messenger_timeout(const struct messenger *messenger)
 {
 	const struct messenger *at = NULL;
-	int64_t left;
+	int64_t left = INT_MAX;
 
+	if (messenger->timer_count > 0)
+		left = messenger->timers[0].due - clutch_now();
 	while ((at = next_turned(messenger, at)) != NULL)
 		if (may_go_on(at))
-			return 0;
-	if (messenger->timer_count == 0)
-		return -1;
-	left = messenger->timers[0].due - clutch_now();
-	return left > 0 ? (int)left : 0;
+			left = 0;
+		else if (at->channel.starved && left > SHORTAGE_PAUSE)
+			left = SHORTAGE_PAUSE;
+	return left == INT_MAX ? -1 : left > 0 ? (int)left : 0;
 }
 
 /* Call those that are due now; what they set comes in a later turn. */
@@ -1199,13 +1208,15 @@ serve(struct messenger *messenger, short revents)
 	hear(messenger);
 }
 
-/* What poll(2) waits for at a channel. */
+/* What poll(2) waits for at a channel. During a shortage poll would return at once. */
 static void
 prepare_entry(const struct messenger *messenger, struct pollfd *entry)
 {
+	bool starved = messenger->channel.starved;
+
 	entry->fd = messenger->channel.descriptor;
-	entry->events = messenger->paused ? 0 : POLLIN;
-	if (channel_pending(&messenger->channel) > 0)
+	entry->events = messenger->paused || starved ? 0 : POLLIN;
+	if (channel_pending(&messenger->channel) > 0 && !starved)
 		entry->events |= POLLOUT;
 	entry->revents = 0;
 }
@@ -1296,10 +1307,7 @@ turn(struct messenger *messenger, size_t least, int timeout)
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
 	while ((at = next_turned(messenger, at)) != NULL)
-		if (channel_take_starved(&at->channel)) { /* poll would return at once */
-			entry_of(at)->events = 0;
-			timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
-		}
+		channel_take_starved(&at->channel); /* the next turn tries again */
 	if (wait_for_events(messenger, timeout) == -1 && errno != EINTR)
 		return -1;
 	while ((at = next_turned(messenger, at)) != NULL)

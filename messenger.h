@@ -568,10 +568,10 @@ extern "C" {
  * Offsets are fixed, so that the master copies the bytes it read, and stamps from and to
  * into the copy.
  *
- *  0               4       5       6       7               8               12
- *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
- *  | length        | from  |  to   | flags | action length | receiverPid   | action | 0 | data | 0 |
- *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
+ *  0            4      5      6       7               8             12
+ *  +------------+------+------+-------+---------------+-------------+--------+---+------+---+
+ *  | length     | from |  to  | flags | action length | receiverPid | action | 0 | data | 0 |
+ *  +------------+------+------+-------+---------------+-------------+--------+---+------+---+
  */
 enum frame {
 	FRAME_LENGTH = 0,
@@ -720,9 +720,8 @@ int clutch_set_flags(int descriptor);
 /* An alarm may end a write that waits: SIGALRM is handled, and not the application's. */
 extern bool clutch_log_alarm;
 
-/* The name of the least level that is printed, and options.log; false: no level has this
- * name. */
-bool clutch_log_set(const char *level, int descriptor);
+/* Set the least level that is printed; false: no level has this name. */
+bool clutch_log_set(const char *level);
 
 /*
  * The trace (docs/trace.md): a line for each event, if CLUTCH_TRACE said so when
@@ -826,6 +825,13 @@ struct process {
 	int64_t deadline_at; /* 0: none */
 	enum deadline deadline;
 };
+
+/* How this process logs and traces. start_cluster gives back what it finds. */
+extern struct clutch_logging {
+	struct process self; /* its role, slot and pid */
+	enum clutch_level least;
+	int descriptor; /* options.log */
+} clutch_logging;
 
 struct worker_manager {
 	struct process *workers; /* egg's Map: in order of registration */
