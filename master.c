@@ -60,6 +60,8 @@
 #define PID_SIZE 12          /* a pid in JSON, and its comma, in bytes */
 #define STATUS_END 32        /* the last line of the status, in bytes */
 
+typedef char egg_pids_hold_all[MESSAGE_DATA_MAX >= CLUTCH_WORKERS_MAX * PID_SIZE + 2 ? 1 : -1];
+
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
 
 /* A handler may call only what is async-signal-safe, and runs between any two lines of the
@@ -1897,23 +1899,18 @@ processors(void)
 	return count < 1 ? 1 : count > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX : (int)count;
 }
 
-/* Before the first fork: is there a descriptor for each, and room for the pids of all? */
+/* Each process has a descriptor in the master: is there one for all, before the first fork? */
 static int
-check_workers(int workers)
+check_descriptors(int workers)
 {
+	int wanted = workers + OTHER_DESCRIPTORS;
 	long limit = sysconf(_SC_OPEN_MAX);
-	int descriptors = workers + OTHER_DESCRIPTORS, data = workers * PID_SIZE + 2;
 
-	if (limit != -1 && limit < descriptors)
-		log_error("%d workers need %d descriptors, and the limit is %ld: raise it "
-		          "(ulimit -n), or start fewer workers",
-		          workers, descriptors, limit);
-	else if (MESSAGE_DATA_MAX < data)
-		log_error("%d workers need a MESSAGE_DATA_MAX of %d, and it is %ld: compile with a "
-		          "larger one, or start fewer workers",
-		          workers, data, (long)MESSAGE_DATA_MAX);
-	else
+	if (limit == -1 || limit >= wanted)
 		return 0;
+	log_error("%d workers need %d descriptors, and the limit is %ld: raise it (ulimit -n), "
+	          "or start fewer workers",
+	          workers, wanted, limit);
 	return -1;
 }
 
@@ -1964,7 +1961,7 @@ parse_options(struct master *master, const struct options *given)
 		strcmp(options->env, "local") != 0 && strcmp(options->env, "unittest") != 0;
 	snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
 	         options->workers);
-	return check_workers(options->workers);
+	return check_descriptors(options->workers);
 }
 
 union address {
