@@ -1115,6 +1115,7 @@ on_agent_start(struct master *master) /* :351 */
 	if (agent->state == STATE_ONLINE) {     /* and not told to leave meanwhile */
 		agent->state = STATE_LISTENING; /* :352 started */
 		agent->deadline = DEADLINE_NONE;
+		clutch_trace("is ready", &agent->channel, NULL, "", 0);
 	}
 	/* D8: first which workers there are, then that all is ready */
 	if (master->is_started) /* :369 D8 */
@@ -1170,6 +1171,7 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 
 	worker->state = STATE_LISTENING;
 	worker->deadline = DEADLINE_NONE;
+	clutch_trace("is ready", &worker->channel, NULL, "", 0);
 	if (old != worker) { /* D12 */
 		old->is_dev_reload = true;
 		old->state = STATE_LEAVING;

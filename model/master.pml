@@ -551,7 +551,7 @@ inline on_agent_exit() {
 	fi
 }
 
-/* C: master.c on_agent_start 935843822 */
+/* C: master.c on_agent_start 1507116949 */
 inline on_agent_start() {
 	old = p[AGENT].state;
 	if
@@ -600,7 +600,7 @@ inline on_app_exit(n) {
 	fi
 }
 
-/* C: master.c on_app_start 23226080 */
+/* C: master.c on_app_start 3263120664 */
 inline on_app_start(n) {
 	number_of = p[n].slot;
 	get_slot_worker(number_of);
