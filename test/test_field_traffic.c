@@ -708,7 +708,10 @@ Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
 		exchange(c, "AGENT#1", "APP#5", 1000);
 		cluster_wait(c, mark, ":%s got it bare", who);
-		cluster_wait(c, mark, "handle");
+		cluster_wait(c, mark,
+		             "app_worker#%d:%s: no descriptor or memory for a handle: its "
+		             "message goes without it, as do more of this kind (app %d)",
+		             i + 2, who, i + 1);
 		cr_assert_eq(cluster_count(c, mark, "handle"), 1, "one line says so");
 		exchange(c, "APP#1", who, 1000);
 		world->shortage = 0;

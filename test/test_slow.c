@@ -319,7 +319,8 @@ Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .time
 	exchange(c, "APP#3", "APP#3", 10);
 	mark = cluster_mark(c);
 	be_patient(5);
-	mark = cluster_wait(c, mark, "app_worker#1:APP#1 is stuck, its queue is full: killed");
+	mark = cluster_wait(c, mark,
+	                    "app_worker#1:APP#1 is stuck, its queue is full: killed (app 0)");
 	cr_assert_eq(cluster_count(c, 0, "sent #"), 2,
 	             "a sender did not wait"); /* the exchange's */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
