@@ -984,7 +984,7 @@ Test(field_traffic, an_app_survives_a_stderr_at_its_limit)
 	struct cluster *c = start_with_log_at_its_limit(STDERR_FILENO);
 	size_t mark = cluster_mark(c);
 
-	tell(c, "APP#3", "what nobody knows"); /* an uncaught error: it says so */
+	tell(c, "APP#3", "uncaught 1"); /* it says so */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_wait_death(c, "APP#3");
 	exchange(c, "APP#1", "APP#2", 1000);
