@@ -25,10 +25,10 @@
  *	@app:0:4711 loaded                                             reported
  *	@exit:0:4711 code: 110, signal: null                           reaped by the test
  *
- * What a test looks for, and what it is told, has symbolic names: a pid is AGENT#n,
- * APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and what egg-ready
- * carries is <options>. A line of the log is looked at behind its head, which has the time;
- * cluster_next_line has it whole.
+ * What a test looks for has symbolic names: a pid is AGENT#n, APP#n (the n-th one forked),
+ * MASTER or PARENT, the port is PORT, and what egg-ready carries is <options>. A line of the
+ * log is looked at behind its head, which has the time; cluster_next_line has it whole.
+ * Lines that a test is given have pids: a number in them may be equal to one.
  *
  * A test that fails prints the record. However a test ends,
  * none of its processes outlives it, nor does its folder.
@@ -103,8 +103,8 @@ void clear_environment(void);
 /*
  * The record. `from` is where to look: 0 is its beginning, and what `wait`
  * returns is behind the line that it found, so that a chain of waits is also
- * about order. count does not wait. line finds the last such line, symbolic, or
- * NULL; it lives until the next call.
+ * about order. count does not wait. line finds the last such line, or NULL, as it
+ * was written, without its head; it lives as long as the cluster.
  */
 size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);

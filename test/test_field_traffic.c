@@ -825,7 +825,7 @@ move_and_load(struct messenger *messenger, void *arg)
 Test(field_traffic, an_app_that_has_left_its_group_has_a_start_timeout)
 {
 	struct cluster *c = launch((struct options){
-		.app = move_and_load, .worker_start_timeout = 500, .app_close_timeout = 300});
+		.app = move_and_load, .worker_start_timeout = 1500, .app_close_timeout = 300});
 
 	cluster_wait(c, 0, ":APP#1 has moved");
 	cluster_ended(c, 1);
@@ -834,7 +834,7 @@ Test(field_traffic, an_app_that_has_left_its_group_has_a_start_timeout)
 Test(field_traffic, an_agent_that_has_left_its_group_has_a_start_timeout)
 {
 	struct cluster *c = launch((struct options){
-		.agent = move_and_load, .worker_start_timeout = 500, .agent_close_timeout = 300});
+		.agent = move_and_load, .worker_start_timeout = 1500, .agent_close_timeout = 300});
 
 	cluster_wait(c, 0, ":AGENT#1 has moved");
 	cluster_ended(c, 1);
@@ -1267,7 +1267,7 @@ expect_pause_while_closing(const char *who, struct options options)
 {
 	struct cluster *c;
 
-	options.app_close_timeout = options.agent_close_timeout = 1000;
+	options.app_close_timeout = options.agent_close_timeout = 2500; /* less than PAUSE */
 	c = launch(options);
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGTERM);
@@ -1327,7 +1327,7 @@ load_until_released(struct messenger *app, void *arg)
 Test(field_traffic, a_pause_takes_no_time_from_an_app_that_starts)
 {
 	struct cluster *c =
-		launch((struct options){.app = load_until_released, .worker_start_timeout = 1000});
+		launch((struct options){.app = load_until_released, .worker_start_timeout = 2500});
 
 	cluster_wait(c, 0, ":APP#1 is loading");
 	stop_for_a_while(c);
