@@ -659,11 +659,16 @@ is_buried_or_fat(struct cluster *c, void *arg)
 static void
 expect_finite_last_words(const char *who, const char *died, const char *replaced)
 {
-	struct cluster *c = start(3);
-	long before = process_memory(c->master);
-	struct suspect suspect = {died, before + 256 * 1024};
-	size_t mark = cluster_mark(c), count = 1 + 1 + 3;
+	struct cluster *c = launch((struct options){
+		.workers = 3, .app_close_timeout = 2000, .agent_close_timeout = 2000});
+	struct suspect suspect = {.died = died};
+	size_t mark, count = 1 + 1 + 3;
+	long before;
 
+	cluster_ready(c);
+	before = process_memory(c->master);
+	suspect.most = before + 256 * 1024;
+	mark = cluster_mark(c);
 	tell(c, who, "help leave");
 	cluster_until(c, is_buried_or_fat, &suspect, "a death");
 	assert_memory(c, "the helpers of a dead process speak", before, 8 * 1024);
