@@ -1115,6 +1115,26 @@ test_folder(void)
 	return test_folder_path;
 }
 
+int
+test_free_port(void)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	static unsigned number;
+	int descriptor, result;
+
+	if (number == 0) /* tests begin at the same time, and in PID namespaces of their own */
+		number = (unsigned)clutch_now() * 61 + (unsigned)getpid() * 7;
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	do {
+		address.sin_port = htons((in_port_t)(10000 + number++ % 20000));
+		descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		cr_assert(descriptor != -1);
+		result = bind(descriptor, (struct sockaddr *)&address, sizeof address);
+		close(descriptor);
+	} while (result == -1);
+	return ntohs(address.sin_port);
+}
+
 static ino_t leash;
 static pid_t leash_guardian;
 

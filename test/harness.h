@@ -68,6 +68,10 @@ struct cluster {
 /* A folder of the test's own, empty at first; it is removed with all in it. */
 const char *test_folder(void);
 
+/* A TCP port of 127.0.0.1 that is free, another one at each call. It is below those that the
+ * system gives to connections, so that none of them has it before the test does. */
+int test_free_port(void);
+
 /*
  * For processes that are no cluster's: whoever has inherited this descriptor is
  * killed when the test is over, however it ends. leashed: those that live, without

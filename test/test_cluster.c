@@ -790,11 +790,12 @@ Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
 	cluster_stop(c);
 }
 
-/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
- * agent waits for the next one. */
-Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+/* False: the machine was so busy that the next agent was there before the messages. */
+static bool
+find_receivers(void)
 {
 	struct cluster *c = start_obeying(2);
+	bool in_time;
 	char text[64];
 	size_t mark;
 
@@ -806,11 +807,24 @@ Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 	order(c, "APP#1", "sendToAgent 0 0 0 late 2");
 	order(c, "APP#1", "message 0 0 0 by-default 3");
 	cluster_wait(c, mark, ":APP#2 saw by-pid 1 from app to app receiverPid APP#2");
-	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0, "too slow to prove anything");
-
-	cluster_wait_saw(c, "AGENT#2",
-	                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	round_of(c, "APP#1 APP#2", "APP#1", "sendToApp 0 0 0 behind 4");
+	in_time = cluster_count(c, 0, "agent_worker#2") == 0;
+	if (in_time)
+		cluster_wait_saw(c, "AGENT#2",
+		                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> "
+		                 "egg-ready <options>");
 	cluster_stop(c);
+	return in_time;
+}
+
+/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
+ * agent waits for the next one. */
+Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+{
+	int tries = 5;
+
+	while (!find_receivers())
+		cr_assert_gt(--tries, 0, "too slow to prove anything");
 }
 
 /* ---- start -------------------------------------------------------------------- */
@@ -2010,6 +2024,7 @@ Test(cluster, a_handle_travels_to_agent_and_apps)
 	mark = send_handle(c, 0, ROLE_APP); /* each gets its own; the sender, too */
 	cr_assert_eq(cluster_count(c, mark, " saw pipe from app to app handle"), 3);
 	cr_assert_eq(cluster_count(c, mark, "has no handle"), 0);
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids"); /* the master has closed it */
 	cr_assert_eq(process_descriptors(c->master), before);
 	cluster_stop(c);
 }

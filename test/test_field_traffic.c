@@ -503,9 +503,9 @@ launch(struct options options)
 	if (options.app == NULL)
 		options.app = act;
 	if (options.app_close_timeout == 0)
-		options.app_close_timeout = 300;
+		options.app_close_timeout = 1000;
 	if (options.agent_close_timeout == 0)
-		options.agent_close_timeout = 300;
+		options.agent_close_timeout = 1000;
 	c = cluster_start(&options);
 	world->master = c->master;
 	return c;
@@ -610,11 +610,12 @@ are_so_many(struct cluster *c, void *arg)
 	return cluster_processes(c, pids, 64) == *(size_t *)arg;
 }
 
-/* An ordinary user, whose processes nobody else has: limits count for it. */
+/* An ordinary user, whose processes nobody else has: limits count for it. (The clock tells
+ * apart processes of two PID namespaces that have the same number.) */
 static void
 become_nobody(void)
 {
-	uid_t user = (uid_t)(40000 + getpid() % 20000);
+	uid_t user = (uid_t)(40000 + (getpid() * 61 + clutch_now()) % 20000);
 
 	if (geteuid() != 0)
 		cr_skip_test("only root can become another user");
@@ -673,7 +674,7 @@ expect_finite_last_words(const char *who, const char *died, const char *replaced
 	cluster_until(c, is_buried_or_fat, &suspect, "a death");
 	assert_memory(c, "the helpers of a dead process speak", before, 8 * 1024);
 	mark = cluster_wait(c, mark, "%s", died);
-	exchange(c, "APP#2", "APP#3", 1000);
+	exchange(c, "APP#2", "APP#3", 3000);
 	cluster_wait(c, mark, "%s", replaced);
 	cluster_until(c, are_so_many, &count, "the helpers to be gone");
 	cr_assert_eq(cluster_count(c, 0, "was told to end"), HELPERS / 2,
@@ -719,11 +720,11 @@ Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone
 		snprintf(who, sizeof who, "APP#%d", i + 2);
 		world->shortage = shortages[i];
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
-		exchange(c, "AGENT#1", "APP#5", 1000);
+		exchange(c, "AGENT#1", "APP#5", 3000);
 		cluster_wait(c, mark, ":%s got it bare", who);
 		cluster_wait(c, mark, "handle");
 		cr_assert_eq(cluster_count(c, mark, "handle"), 1, "one line says so");
-		exchange(c, "APP#1", who, 1000);
+		exchange(c, "APP#1", who, 3000);
 		world->shortage = 0;
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
 		cluster_wait(c, mark, ":%s got it whole", who);
@@ -762,7 +763,7 @@ expect_shortage_in_sender(const char *who)
 		tell(c, who, "pass %ld", (long)cluster_pid(c, "APP#2"));
 		cluster_wait(c, mark, ":APP#2 got it whole");
 	}
-	exchange(c, who, "APP#2", 1000);
+	exchange(c, who, "APP#2", 3000);
 	stop(c);
 }
 
@@ -791,12 +792,12 @@ Test(field_traffic, descriptors_in_flight_hold_up_no_other_channel)
 	tell(c, "APP#1", "park");
 	cluster_wait(c, 0, ":APP#1 has parked");
 	tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, "APP#2"));
-	exchange(c, "APP#3", "APP#4", 1000);
+	exchange(c, "APP#3", "APP#4", 3000);
 	cluster_wait(c, 0, ":APP#2 got it");
 	cr_assert_eq(cluster_count(c, 0, ":APP#2 got it bare"), 1);
 	cluster_wait(c, 0, "handle");
 	cr_assert_eq(cluster_count(c, 0, "handle"), 1, "one line says so");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -883,10 +884,10 @@ divert_log(struct cluster *c, int log, int descriptor, pid_t pid, int processes)
 {
 	world->log_of = pid;
 	world->log[log] = descriptor;
-	exchange(c, "AGENT#1", "APP#1", 1000); /* so that each of them turns its loop */
-	exchange(c, "APP#2", "APP#3", 1000);
-	exchange(c, "AGENT#1", "APP#1", 1000);
-	exchange(c, "APP#2", "APP#3", 1000);
+	exchange(c, "AGENT#1", "APP#1", 3000); /* so that each of them turns its loop */
+	exchange(c, "APP#2", "APP#3", 3000);
+	exchange(c, "AGENT#1", "APP#1", 3000);
+	exchange(c, "APP#2", "APP#3", 3000);
 	cluster_until(c, are_diverted, &processes, "the log to be another one");
 }
 
@@ -947,7 +948,7 @@ Test(field_traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 	since = clutch_now();
 	for (i = 0; i < 100; i++) {
 		cluster_signal(c, "MASTER", SIGUSR1);
-		exchange(c, "APP#2", "APP#3", 1000);
+		exchange(c, "APP#2", "APP#3", 3000);
 	}
 	cr_assert_lt(clutch_now() - since, 5000 * time_scale(), "it took %lldms",
 	             (long long)(clutch_now() - since));
@@ -985,7 +986,7 @@ Test(field_traffic, an_app_survives_a_stdout_at_its_limit)
 
 	cluster_signal(c, "APP#3", SIGTERM); /* it says so */
 	cr_assert_str_eq(cluster_wait_end(c, "APP#3"), "code: 0, signal: null");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -997,7 +998,7 @@ Test(field_traffic, an_app_survives_a_stderr_at_its_limit)
 	tell(c, "APP#3", "what nobody knows"); /* an uncaught error: it says so */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_wait_death(c, "APP#3");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	mark = cluster_mark(c);
 	cluster_signal(c, "MASTER", SIGUSR1);
 	cluster_wait(c, mark, "code: 1, signal: null");
@@ -1009,8 +1010,8 @@ Test(field_traffic, the_master_survives_a_stdout_at_its_limit)
 	struct cluster *c = start_with_log_at_its_limit(STDOUT_FILENO);
 
 	cluster_signal(c, "MASTER", SIGUSR1);
-	exchange(c, "APP#1", "APP#2", 1000);
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -1023,7 +1024,7 @@ Test(field_traffic, the_master_survives_a_stderr_at_its_limit)
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -1046,7 +1047,7 @@ Test(field_traffic, an_app_that_is_always_too_slow_is_replaced)
 	order(c, "APP#2", "test-finish", "");
 	cluster_wait(c, mark, ":APP#2 heard #");
 	cluster_wait(c, mark, ":APP#3 heard #");
-	exchange(c, "APP#2", "APP#3", 1000);
+	exchange(c, "APP#2", "APP#3", 3000);
 	cluster_stop(c); /* APP#4 has not heard the stream's beginning */
 }
 
@@ -1063,11 +1064,11 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 	wait_until_full(c, "APP#2");
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 100, PIECE);
 	wait_until_full(c, "APP#1");
-	let_pass(c, 900);
+	let_pass(c, 800);
 	cluster_signal(c, "APP#2", SIGCONT);
 	cluster_wait(c, 0, ":APP#1 has gushed to APP#2");
 	wait_until_full(c, "APP#3");
-	let_pass(c, 900);
+	let_pass(c, 800);
 	cluster_signal(c, "APP#3", SIGCONT);
 	cluster_wait(c, 0, ":APP#1 has gushed to APP#3");
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
@@ -1501,7 +1502,7 @@ expect_second_reload(void (*reload)(struct cluster *c))
 	cluster_wait_death(c, "APP#1");
 	cluster_wait_death(c, "APP#2");
 	cluster_wait_death(c, "APP#3");
-	exchange(c, "APP#4", "APP#5", 1000);
+	exchange(c, "APP#4", "APP#5", 3000);
 	stop(c);
 }
 

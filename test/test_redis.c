@@ -664,20 +664,6 @@ Test(redis, a_subscriber_notices_that_its_server_is_gone)
 	server_end(&server, SIGTERM);
 }
 
-static int
-free_port(void)
-{
-	struct sockaddr_in address = {.sin_family = AF_INET};
-	socklen_t length = sizeof address;
-	int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	cr_assert(bind(descriptor, (struct sockaddr *)&address, sizeof address) == 0);
-	cr_assert(getsockname(descriptor, (struct sockaddr *)&address, &length) == 0);
-	close(descriptor);
-	return ntohs(address.sin_port);
-}
-
 /* "localhost" may be ::1 first, where nobody is: then the next one is tried. */
 Test(redis, over_tcp_by_number_and_by_name)
 {
@@ -687,7 +673,7 @@ Test(redis, over_tcp_by_number_and_by_name)
 	size_t i;
 
 	skip_without_redis();
-	snprintf(port, sizeof port, "%d", free_port());
+	snprintf(port, sizeof port, "%d", test_free_port());
 	server_start(&server, "--port", port, "--bind", "127.0.0.1", NULL);
 	for (i = 0; i < 2; i++) {
 		snprintf(url, sizeof url, "redis://%s:%s/0", i == 0 ? "127.0.0.1" : "localhost",
