@@ -367,7 +367,7 @@ Test(field_lifecycle, a_job_that_does_not_obey_is_killed_at_the_deadline)
 
 	share();
 	c = cluster_start(&(struct options){
-		.agent = plain, .app = has_a_job, .arg = shared, .app_close_timeout = 400});
+		.agent = plain, .app = has_a_job, .arg = shared, .app_close_timeout = 1500});
 	cluster_ready(c);
 	cluster_wait(c, 0, "APP#1 has a job");
 	send_to(c, cluster_pid(c, "APP#1"), "test-exit", NULL);
