@@ -701,7 +701,8 @@ Test(hostile, a_frame_that_never_ends)
 	leave_a_frame_open("agent");
 }
 
-/* A byte costs the master a turn of its loop at most. */
+/* A byte costs the master a turn of its loop at most: about 2 us. If each byte cost a copy of
+ * what is there already, it would be minutes. */
 static void
 crumble(const char *role)
 {
@@ -713,7 +714,7 @@ crumble(const char *role)
 	used = process_processor_time(stage.c->master) - before;
 	fprintf(stderr, "the master's processor time for 1 MiB byte by byte from an %s: %lld ms\n",
 	        role, (long long)used);
-	cr_assert(used < 2000LL * time_scale(), "%lld ms", (long long)used);
+	cr_assert(used < 10000LL * time_scale(), "%lld ms", (long long)used);
 	cr_assert_eq(cluster_count(stage.c, mark, " died ("), 0);
 	close_stage(&stage, "1 MiB byte by byte");
 }
