@@ -77,7 +77,7 @@ struct batch {
 	char text[MESSAGE_DATA_MAX];
 };
 
-/* What is to be read: a batch or one message, and what stood before it. */
+/* A text that is being read: a batch or one message, and the number and pid before it. */
 struct reading {
 	const char *at, *end;
 	uint64_t number;

@@ -104,7 +104,7 @@ static const char visibility_script[] =
 
 /* ---- a call -------------------------------------------------------------- */
 
-/* What is to be done with the reply, and what came of it. */
+/* One call: what is to be done with the reply, and the result. */
 struct call {
 	int (*take)(const struct redis_reply *reply, void *to);
 	void *to;
@@ -137,7 +137,7 @@ name_is_valid(const char *name)
 	return length >= 1 && length <= RSMQ_NAME_MAX && strspn(name, NAME_LETTERS) == length;
 }
 
-/* Run a script on the keys of a queue, with so many words more, and wait. */
+/* Run a script on the keys of a queue, with these further words, and wait. */
 static int
 run(struct redis *redis, const char *script, const char *name, size_t count,
     const char *const words[], struct call *call)
