@@ -285,7 +285,7 @@ check:
 # Each process writes the errors that a sanitizer finds into a file, so that none is missed
 # in a child whose exit status no process reads, or whose stderr is closed. (The folder is
 # everybody's: some tests become another user.) Leaks are looked for in children, too: see
-# test/leaks.h.
+# test/leaks.h. The processes are slower, and so a wait may take twice as long.
 SANITIZE    = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 SANITIZE_CC = $(shell mkdir -p build; echo 'int main(void) { return 0; }' >build/probe.c; \
 	for cc in clang gcc $(CC); do \
@@ -298,6 +298,7 @@ sanitize:
 	rm -rf build/sanitize/report; mkdir -p -m 777 build/sanitize/report; \
 	ASAN_OPTIONS="$$ASAN_OPTIONS:detect_leaks=1:log_path=build/sanitize/report/of" \
 	UBSAN_OPTIONS="$$UBSAN_OPTIONS:print_stacktrace=1:log_path=build/sanitize/report/of" \
+	TEST_TIME_SCALE="$${TEST_TIME_SCALE:-2}" \
 	$(MAKE) BUILD=build/sanitize CC="$$cc" CFLAGS='-O1 -g $(SANITIZE) -include test/leaks.h' test; \
 	status=$$?; \
 	cat build/sanitize/report/of.* >build/sanitize/reports 2>/dev/null; \
