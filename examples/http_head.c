@@ -11,25 +11,6 @@
 #include <string.h>
 #include <strings.h>
 
-int
-http_head_line(struct http_head *head, char *text, size_t length, char **line)
-{
-	char *end = text + length;
-	char *p = text + head->length;
-
-	for (*line = p; p < end && *p != '\n'; p++)
-		if (iscntrl((unsigned char)*p) && *p != '\t' &&
-		    !(*p == '\r' && (p + 1 == end || p[1] == '\n')))
-			return -1;
-	if (p == end)
-		return 0;
-	head->length = (size_t)(p + 1 - text);
-	if (p > *line && p[-1] == '\r')
-		p--;
-	*p = '\0';
-	return 1;
-}
-
 bool
 http_is_token(const char *text)
 {
@@ -79,8 +60,8 @@ trim(char *text)
 }
 
 /* A line that continues the line before it begins with a space, so its name is no token. */
-int
-http_head_field(struct http_head *head, char *line)
+static int
+parse_field(struct http_head *head, char *line)
 {
 	char *value = strchr(line, ':');
 
@@ -106,4 +87,46 @@ http_head_field(struct http_head *head, char *line)
 	if (strcasecmp(line, "Origin") == 0)
 		head->origin = value;
 	return 0;
+}
+
+/* Cut the next line out. Returns 1; 0 if the line is not complete; -1 if it has a control
+ * character. */
+static int
+cut_line(struct http_head *head, char *text, size_t length, char **line)
+{
+	char *end = text + length;
+	char *p = text + head->length;
+
+	for (*line = p; p < end && *p != '\n'; p++)
+		if (iscntrl((unsigned char)*p) && *p != '\t' &&
+		    !(*p == '\r' && (p + 1 == end || p[1] == '\n')))
+			return -1;
+	if (p == end)
+		return 0;
+	head->length = (size_t)(p + 1 - text);
+	if (p > *line && p[-1] == '\r')
+		p--;
+	*p = '\0';
+	return 1;
+}
+
+/* Some clients send an empty line before a head: behind a body. */
+int
+http_head_parse(struct http_head *head, char *text, size_t length)
+{
+	int found, status = 0;
+	char *line;
+
+	while (status == 0 && !head->is_whole) {
+		found = cut_line(head, text, length, &line);
+		if (found != 1)
+			return found == 0 ? 0 : 400;
+		if (*line == '\0')
+			head->is_whole = head->start != NULL;
+		else if (head->start == NULL)
+			head->start = line;
+		else
+			status = parse_field(head, line);
+	}
+	return status;
 }
