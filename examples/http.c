@@ -45,12 +45,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Bytes. */
 #define INPUT_MAX (HTTP_HEAD_MAX + HTTP_BODY_MAX)
-#define OUTPUT_KEEP 4096 /* a larger buffer is given back when it is empty */
 
-/* Milliseconds. */
-#define LINGER_TIMEOUT 1000 /* for the client's end of file */
+#define LINGER_TIMEOUT 1000 /* ms, for the client's end of file */
 
 enum state { IDLE, READING, ANSWERING, STREAMING, CLOSING };
 
@@ -69,8 +66,8 @@ struct connection {
 	const char *allow; /* the methods for an answer with 405, or NULL */
 	const void *topic; /* of a stream, or NULL */
 
-	char *output;
-	size_t output_length, output_size;
+	char *output; /* what the socket has not taken, or NULL */
+	size_t output_length;
 
 	/* A request stays in the input until it is answered. There is room for the largest one,
 	 * but the system gives memory only to the pages that are used. */
@@ -141,30 +138,25 @@ pending(const struct connection *connection)
 /* Append to what the client is to get: all of it; or nothing, if there is no memory. */
 static bool CLUTCH_PRINTF(2, 3) output(struct connection *connection, const char *format, ...)
 {
-	size_t used = pending(connection), size;
+	size_t used = pending(connection);
+	char *grown = NULL;
 	va_list values;
-	char *grown;
-	int length = 0;
+	int length;
 
-	do {
-		size = (used + (size_t)length) / OUTPUT_KEEP * OUTPUT_KEEP + OUTPUT_KEEP;
-		if (size > connection->output_size) {
-			grown = realloc(connection->output, size);
-			if (grown == NULL)
-				return false;
-			connection->output = grown;
-			connection->output_size = size;
-		}
-		va_start(values, format);
-		length = vsnprintf(connection->output + used, connection->output_size - used,
-		                   format, values);
-		va_end(values);
-		if (length < 0)
-			return false;
-	} while ((size_t)length >= connection->output_size - used);
+	va_start(values, format);
+	length = vsnprintf(NULL, 0, format, values);
+	va_end(values);
+	if (length >= 0)
+		grown = realloc(connection->output, used + (size_t)length + 1);
+	if (grown == NULL)
+		return false;
+	va_start(values, format);
+	vsnprintf(grown + used, (size_t)length + 1, format, values);
+	va_end(values);
+	connection->output = grown;
+	connection->output_length += (size_t)length;
 	if (used == 0)
 		connection->since = clutch_now(); /* from now on it waits to be written */
-	connection->output_length += (size_t)length;
 	return true;
 }
 
@@ -179,13 +171,12 @@ output_flush(struct connection *connection)
 	n = send(connection->descriptor, connection->output, pending(connection), MSG_NOSIGNAL);
 	if (n == -1)
 		return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+	connection->since = clutch_now();
 	connection->output_length -= (size_t)n;
 	memmove(connection->output, connection->output + n, pending(connection));
-	connection->since = clutch_now();
-	if (pending(connection) == 0 && connection->output_size > OUTPUT_KEEP) {
+	if (pending(connection) == 0) {
 		free(connection->output);
 		connection->output = NULL;
-		connection->output_size = 0;
 	}
 	return true;
 }
@@ -325,6 +316,10 @@ read_request(struct connection *connection)
 	struct http_head *head = &connection->head;
 	int status = http_head_parse(head, connection->input, connection->input_length);
 	bool has_begun = head->start != NULL || connection->input_length > head->length;
+	/* A connection that was just accepted has had no chance to ask: its request is on the
+	 * way. One that has had an answer is no longer needed when the process leaves. */
+	bool is_over = connection->end_of_file ||
+	               (connection->keep_alive && messenger_closing(connection->request.app));
 
 	if (status == 0 && head->start != NULL && connection->request.path == NULL)
 		status = parse_request_line(connection, head->start);
@@ -340,9 +335,9 @@ read_request(struct connection *connection)
 		return 0;
 	if (connection->end_of_file && has_begun)
 		return 400; /* the rest of the request will not come */
-	if (connection->end_of_file)
+	if (!has_begun && is_over)
 		connection->state = CLOSING;
-	else if (has_begun && connection->state == IDLE) {
+	if (has_begun && connection->state == IDLE) {
 		connection->state = READING;
 		connection->since = clutch_now();
 	}
@@ -398,20 +393,6 @@ step(struct connection *connection, int *uncaught)
 
 /* ---- the connection ------------------------------------------------------ */
 
-/* Has the connection something left to do? */
-static bool
-is_needed(struct connection *connection)
-{
-	if (connection->state == STREAMING)
-		return !connection->end_of_file;
-	if (connection->state == CLOSING && pending(connection) == 0)
-		return !connection->end_of_file && shutdown(connection->descriptor, SHUT_WR) == 0;
-	/* A connection that was just accepted has had no chance to ask: its request is on the
-	 * way. One that has had an answer is no longer needed when the process leaves. */
-	return connection->state != IDLE || pending(connection) > 0 || !connection->keep_alive ||
-	       !messenger_closing(connection->request.app);
-}
-
 /* Returns false if the client is gone. */
 static bool
 connection_read(struct connection *connection)
@@ -427,7 +408,9 @@ connection_read(struct connection *connection)
 		return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
 	connection->end_of_file = n == 0;
 	if (connection->state <= READING)
-		connection->input_length += (size_t)n; /* otherwise nothing reads it */
+		connection->input_length += (size_t)n;
+	if (connection->state == STREAMING && connection->end_of_file)
+		connection->state = CLOSING;
 	return true;
 }
 
@@ -445,7 +428,10 @@ on_event(struct messenger *app, int descriptor, short revents, void *arg)
 	do
 		alive = alive && output_flush(connection);
 	while (alive && step(connection, &uncaught));
-	if (alive && is_needed(connection))
+	if (connection->state == CLOSING && pending(connection) == 0)
+		alive = alive && !connection->end_of_file &&
+		        shutdown(connection->descriptor, SHUT_WR) == 0;
+	if (alive)
 		watch(connection, 0);
 	else
 		connection_drop(connection);
