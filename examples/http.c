@@ -4,25 +4,23 @@
  * A connection answers one request, and reads the next one after that. So the answers
  * leave in order, and a request needs no memory but the connection's.
  *
- *	 first byte         complete            http_subscribe
- *	IDLE ----> READING ----------> ANSWERING -----------> STREAMING
- *	 ^  |         |                 |   |                     |
- *	 |  | end of  | refused:        |   | http_reply,         | the process leaves,
- *	 |  | file    | an error        |   | "Connection: close" | or its client is slow
- *	 |  v         v                 |   v                     v
- *	 | CLOSING <--------------------|--------------------------
- *	 |                              |
- *	 +------------------------------+
- *	        http_reply, keep-alive
+ *	      first byte         complete             http_subscribe
+ *	IDLE ------------> READING --------> ANSWERING ------------> STREAMING
+ *	|  ^                 |               |   |                     |
+ *	|  | http_reply      |               |   |                     |
+ *	|  +-----------------|---------------+   |                     |
+ *	|                    |                   | the last            | the client is gone or
+ *	| end of file        | an error          | http_reply          | slow, the process leaves
+ *	+--------------------+--> CLOSING <------+---------------------+
  *
- * CLOSING: write what is left, and then wait for the client's end of file, because a socket
- * closed with unread input sends a reset, which can overtake the answer and destroy it at
- * the client.
+ * CLOSING: write what is left, and then wait for the client's end of file. A socket that is
+ * closed with unread input sends a reset, which can overtake the answer and destroy it at the
+ * client.
  *
- * Handlers are called by connection_run alone, and connection_run by the loop. What happens
- * elsewhere changes the state of a connection, and asks the loop to go on with it
- * (run_later): an answer that comes later, a text for a stream, the end of the process. So
- * whatever a handler does, no connection ends under it.
+ * The loop calls on_event, which reads, writes and calls the handlers. What comes from elsewhere
+ * (an answer that comes later, a text for a stream, a time limit, the end of the process)
+ * changes the state of a connection, and lets the loop go on with it: run_later. So no
+ * connection ends while its handler runs.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -49,6 +47,7 @@
 
 #define LINGER_TIMEOUT 1000 /* ms, for the client's end of file */
 
+/* A connection reads a request in the first two. */
 enum state { IDLE, READING, ANSWERING, STREAMING, CLOSING };
 
 struct connection {
@@ -181,7 +180,7 @@ output_flush(struct connection *connection)
 	return true;
 }
 
-/* ---- the loop's next step with a connection ---------------------------------- */
+/* ---- what the loop is to do ------------------------------------------------ */
 
 static int on_event(struct messenger *app, int descriptor, short revents, void *arg);
 
@@ -265,48 +264,43 @@ refuse(struct connection *connection, int status)
 	http_reply(&connection->request, status, NULL, body);
 }
 
-/* ---- the head of a request: 0, or the status to refuse it with ----------- */
+/* ---- one request --------------------------------------------------------- */
 
-/* "/path?query", or "http://host/path?query", which clients send to proxies. */
-static int
-parse_target(struct http_request *request, char *target)
+/* End the text at this character, and return what stands behind it, or "". */
+static char *
+cut(char *text, char at)
 {
-	char *mark;
+	char *end = strchr(text, at);
 
+	if (end == NULL)
+		return text + strlen(text);
+	*end = '\0';
+	return end + 1;
+}
+
+/* "GET /path?query HTTP/1.1", or "GET http://host/path?query HTTP/1.1", as clients send it to
+ * proxies. Returns 0, or the status to refuse it with. */
+static int
+parse_request_line(struct connection *connection, char *method)
+{
+	char *target = cut(method, ' '), *version = cut(target, ' ');
+
+	if (!http_is_token(method) || strchr(target, '\t') != NULL ||
+	    strncmp(version, "HTTP/", 5) != 0 || !isdigit((unsigned char)version[5]) ||
+	    version[6] != '.' || !isdigit((unsigned char)version[7]) || version[8] != '\0')
+		return 400;
+	if (version[5] != '1')
+		return 505;
 	if (strncasecmp(target, "http://", 7) == 0)
 		target += 7 + strcspn(target + 7, "/?");
 	else if (*target != '/')
 		return 400;
-	request->path = *target == '/' ? target : "/";
-	mark = strchr(target, '?');
-	request->query = mark != NULL ? mark + 1 : "";
-	if (mark != NULL)
-		*mark = '\0';
-	return 0;
-}
-
-static int
-parse_request_line(struct connection *connection, char *method)
-{
-	char *target = strchr(method, ' ');
-	char *version = target != NULL ? strchr(target + 1, ' ') : NULL;
-
-	if (version == NULL || strchr(method, '\t') != NULL)
-		return 400;
-	*target++ = '\0';
-	*version++ = '\0';
-	if (!http_is_token(method) || strncmp(version, "HTTP/", 5) != 0 ||
-	    !isdigit((unsigned char)version[5]) || version[6] != '.' ||
-	    !isdigit((unsigned char)version[7]) || version[8] != '\0')
-		return 400;
-	if (version[5] != '1')
-		return 505;
 	connection->is_old = version[7] == '0';
 	connection->request.method = method;
-	return parse_target(&connection->request, target);
+	connection->request.query = cut(target, '?');
+	connection->request.path = *target != '\0' ? target : "/";
+	return 0;
 }
-
-/* ---- one request --------------------------------------------------------- */
 
 /* Read what has come of a request. Returns 0 if it is complete, or the status to refuse it
  * with; -1: wait. A wrong line, as of a TLS handshake, is refused before the head is whole. */
@@ -393,28 +387,28 @@ step(struct connection *connection, int *uncaught)
 
 /* ---- the connection ------------------------------------------------------ */
 
-/* Returns false if the client is gone. */
+/* Behind the last request nothing is read but the end. Returns false if the client is gone. */
 static bool
 connection_read(struct connection *connection)
 {
 	const struct http_head *head = &connection->head;
-	char *end = connection->input + connection->input_length;
+	size_t used = connection->input_length;
 	size_t most = HTTP_HEAD_MAX + (head->is_whole ? head->body_length : 0);
 	ssize_t n;
 
-	assert(connection->input_length < most);
-	n = recv(connection->descriptor, end, most - connection->input_length, 0);
+	assert(used < most);
+	n = recv(connection->descriptor, connection->input + used, most - used, 0);
 	if (n == -1)
 		return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
 	connection->end_of_file = n == 0;
 	if (connection->state <= READING)
-		connection->input_length += (size_t)n;
+		connection->input_length = used + (size_t)n;
 	if (connection->state == STREAMING && connection->end_of_file)
 		connection->state = CLOSING;
 	return true;
 }
 
-/* Do all that can be done now. */
+/* Do all that can be done now. Returns the handler's result, if it was called. */
 static int
 on_event(struct messenger *app, int descriptor, short revents, void *arg)
 {
@@ -428,6 +422,7 @@ on_event(struct messenger *app, int descriptor, short revents, void *arg)
 	do
 		alive = alive && output_flush(connection);
 	while (alive && step(connection, &uncaught));
+	/* All is written: say so, as often as the client sends something. */
 	if (connection->state == CLOSING && pending(connection) == 0)
 		alive = alive && !connection->end_of_file &&
 		        shutdown(connection->descriptor, SHUT_WR) == 0;
