@@ -441,13 +441,12 @@ wait_limit(const struct connection *connection)
 {
 	if (pending(connection) > 0)
 		return HTTP_WRITE_TIMEOUT;
+	if (connection->state == IDLE)
+		return messenger_closing(connection->request.app) ? LINGER_TIMEOUT
+		                                                  : HTTP_IDLE_TIMEOUT;
 	if (connection->state == READING)
 		return HTTP_REQUEST_TIMEOUT;
-	if (connection->state == ANSWERING || connection->state == STREAMING)
-		return 0;
-	return connection->state == CLOSING || messenger_closing(connection->request.app)
-	               ? LINGER_TIMEOUT
-	               : HTTP_IDLE_TIMEOUT;
+	return connection->state == CLOSING ? LINGER_TIMEOUT : 0;
 }
 
 /* One interval for all connections: a timer for each would be set and cleared with each
