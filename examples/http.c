@@ -137,20 +137,23 @@ pending(const struct connection *connection)
 /* Append to what the client is to get: all of it; or nothing, if there is no memory. */
 static bool CLUTCH_PRINTF(2, 3) output(struct connection *connection, const char *format, ...)
 {
+	char text[1024], *grown = NULL; /* most answers are shorter, and are formatted once */
 	size_t used = pending(connection);
-	char *grown = NULL;
 	va_list values;
 	int length;
 
 	va_start(values, format);
-	length = vsnprintf(NULL, 0, format, values);
+	length = vsnprintf(text, sizeof text, format, values);
 	va_end(values);
 	if (length >= 0)
 		grown = realloc(connection->output, used + (size_t)length + 1);
 	if (grown == NULL)
 		return false;
 	va_start(values, format);
-	vsnprintf(grown + used, (size_t)length + 1, format, values);
+	if ((size_t)length < sizeof text)
+		memcpy(grown + used, text, (size_t)length);
+	else
+		vsnprintf(grown + used, (size_t)length + 1, format, values);
 	va_end(values);
 	connection->output = grown;
 	connection->output_length += (size_t)length;
@@ -197,13 +200,12 @@ watch(struct connection *connection, short more)
 	                       on_event, connection);
 }
 
-/* Let the loop go on with the connection, as soon as the socket can be written. It needs no
- * memory to watch what is watched already: if this fails, the client is gone. */
+/* Let the loop go on with the connection, as soon as the socket can be written. This cannot
+ * fail: it needs no memory to watch what is watched already. */
 static void
 run_later(struct connection *connection)
 {
-	if (watch(connection, POLLOUT) == -1)
-		connection_drop(connection);
+	watch(connection, POLLOUT);
 }
 
 /* ---- answers ------------------------------------------------------------- */
@@ -223,19 +225,18 @@ forget_request(struct connection *connection)
 	connection->request = (struct http_request){.app = connection->request.app, .method = ""};
 }
 
-int
-http_reply(struct http_request *request, int status, const char *type, const char *body)
+static void
+answer(struct connection *connection, int status, const char *type, const char *body)
 {
-	struct connection *connection = (struct connection *)request;
-	bool is_head = strcmp(request->method, "HEAD") == 0;
+	bool is_leaving = messenger_closing(connection->request.app);
+	bool is_head = strcmp(connection->request.method, "HEAD") == 0;
 	const char *allow = connection->allow;
 	char length[48] = ""; /* a stream has none: it ends with its connection */
 	bool is_whole;
 
-	assert(connection->state == ANSWERING);
 	if (connection->topic == NULL)
 		snprintf(length, sizeof length, "Content-Length: %zu\r\n", strlen(body));
-	if (connection->topic != NULL || messenger_closing(request->app))
+	if (connection->topic != NULL || is_leaving)
 		connection->keep_alive = false;
 	is_whole = output(connection,
 	                  "HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%s%s%s%sConnection: %s\r\n\r\n%s",
@@ -245,11 +246,9 @@ http_reply(struct http_request *request, int status, const char *type, const cha
 	                  connection->keep_alive ? "keep-alive" : "close", is_head ? "" : body);
 	connection->keep_alive &= is_whole; /* the end tells that an answer is missing */
 	connection->state = connection->keep_alive ? IDLE : CLOSING;
-	if (connection->topic != NULL && is_whole && !is_head && !messenger_closing(request->app))
+	if (connection->topic != NULL && is_whole && !is_head && !is_leaving)
 		connection->state = STREAMING;
 	forget_request(connection);
-	run_later(connection);
-	return 0;
 }
 
 /* An error, and the end: nothing that this client sends after it is read. */
@@ -260,8 +259,7 @@ refuse(struct connection *connection, int status)
 
 	snprintf(body, sizeof body, "%d %s\n", status, reason(status));
 	connection->keep_alive = false;
-	connection->state = ANSWERING;
-	http_reply(&connection->request, status, NULL, body);
+	answer(connection, status, NULL, body);
 }
 
 /* ---- one request --------------------------------------------------------- */
@@ -464,10 +462,12 @@ sweep(struct messenger *app, void *arg)
 		limit = wait_limit(connection);
 		if (limit == 0 || now - connection->since < limit)
 			continue;
-		if (connection->state == READING)
+		if (connection->state == READING) {
 			refuse(connection, 408);
-		else
+			run_later(connection);
+		} else {
 			connection_drop(connection);
+		}
 	}
 	if (connections == NULL) {
 		messenger_clear_timeout(app, sweeper);
@@ -524,6 +524,20 @@ http_serve(struct messenger *app, int descriptor, http_handler handler, void *ar
 }
 
 /* ---- for handlers ---------------------------------------------------------- */
+
+int
+http_reply(struct http_request *request, int status, const char *type, const char *body)
+{
+	struct connection *connection = (struct connection *)request;
+
+	assert(connection->state == ANSWERING);
+	answer(connection, status, type, body);
+	if (connection->descriptor != -1)
+		run_later(connection);
+	else
+		connection_drop(connection); /* the client had gone before its answer */
+	return 0;
+}
 
 bool
 http_allow(struct http_request *request, const char *methods)
