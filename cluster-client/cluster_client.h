@@ -310,7 +310,7 @@ struct packet_type {
 	const char *action; /* NULL ends the list */
 	bool has_name;
 	bool early; /* it is heard before the link is registered, too */
-	const char *(*heard)(struct cluster_link *link, const struct packet *packet);
+	const char *(*heard)(struct cluster_link *link, const struct packet *packet); /* or NULL */
 };
 
 /* One end: a messenger that is joined to the process's. */
@@ -364,7 +364,7 @@ struct value {
 struct topic {
 	struct topic *next; /* in the bucket */
 	uint32_t hash;
-	int busy;        /* functions that are using it just now */
+	int users;       /* functions that are using it just now */
 	bool subscribed; /* a client's: the leader knows; a leader's: the real client knows */
 	struct listener *listeners;
 	size_t count; /* of those that are not removed */
@@ -430,7 +430,7 @@ struct cluster_client *cluster_base_new(struct messenger *messenger, const char 
                                         const struct real_client *real,
                                         const struct cluster_client_options *options);
 void cluster_base_free(struct cluster_client *client);
-int cluster_base_connect(struct messenger *messenger, void *client);
+void cluster_base_connect(struct cluster_client *client);
 void cluster_base_clear_timer(struct cluster_client *client, int *timer);
 
 /* At the end of this turn, make the calls that are due, and remove the listeners and followers
@@ -450,12 +450,15 @@ void cluster_base_log(const struct cluster_client *client, const char *who, cons
 const struct real_method *cluster_base_find_method(const struct real_client *real,
                                                    const char *name);
 
-/* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. sweep frees
- * it if nothing is left. clear frees all of a table. add, at the end or as the first: NULL
+/* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. leave ends a use, and
+ * frees the topic if nothing is left of it. each calls a function for each topic, until one
+ * returns a result that is not 0. clear frees all of a table. add, at the end or as the first: NULL
  * with ENOMEM. find_listener: the match that was added last, or NULL. */
 struct topic *cluster_topic_find(struct topics *topics, const char *key);
 struct topic *cluster_topic_make(struct topics *topics, const char *key);
-void cluster_topic_sweep(struct topics *topics, struct topic *topic);
+void cluster_topic_leave(struct topics *topics, struct topic *topic);
+typedef int (*cluster_topic_function)(struct topic *topic, void *arg);
+int cluster_topic_each(struct topics *topics, cluster_topic_function function, void *arg);
 void cluster_topic_clear(struct topics *topics);
 struct listener *cluster_topic_add(struct topic *topic, cluster_listener call, void *arg,
                                    bool first);

@@ -212,13 +212,30 @@ free_topic(struct topics *topics, struct topic *topic)
 
 /* A subscribed key stays, even if it has no listener: it is still to be unsubscribed. */
 void
-cluster_topic_sweep(struct topics *topics, struct topic *topic)
+cluster_topic_leave(struct topics *topics, struct topic *topic)
 {
-	if (topic->busy > 0)
+	if (--topic->users > 0)
 		return;
 	sweep_listeners(topic);
 	if (topic->count == 0 && topic->published == NULL && !topic->subscribed)
 		free_topic(topics, topic);
+}
+
+int
+cluster_topic_each(struct topics *topics, cluster_topic_function function, void *arg)
+{
+	struct topic *topic, *next;
+	int result = 0;
+	size_t i;
+
+	for (i = 0; i < TOPIC_BUCKETS && result == 0; i++)
+		for (topic = topics->buckets[i]; topic != NULL && result == 0; topic = next) {
+			topic->users++;
+			result = function(topic, arg);
+			next = topic->next;
+			cluster_topic_leave(topics, topic);
+		}
+	return result;
 }
 
 void
@@ -368,15 +385,17 @@ say(struct cluster_client *client, const struct packet *packet)
 	return cluster_link_say(&client->link, packet);
 }
 
-/* Call `again` after a delay that grows, unless a retry is set already. */
+static int on_retry(struct messenger *messenger, void *arg);
+
+/* Try again after a delay that grows, unless a retry is set already. */
 static void
-retry(struct cluster_client *client, messenger_timer again)
+retry(struct cluster_client *client)
 {
 	int id;
 
 	if (client->retry != 0 || client->closed)
 		return;
-	id = messenger_set_timeout(client->messenger, client->delay, again, client);
+	id = messenger_set_timeout(client->messenger, client->delay, on_retry, client);
 	client->retry = id > 0 ? id : 0;
 	client->delay = client->delay < CLUSTER_CLIENT_RETRY_MAX / 2 ? 2 * client->delay
 	                                                             : CLUSTER_CLIENT_RETRY_MAX;
@@ -403,13 +422,14 @@ say_published(struct cluster_client *client, struct topic *topic)
 
 /* Tell the leader what it does not know yet about a key. */
 static int
-say_topic(struct cluster_client *client, struct topic *topic)
+say_topic(struct topic *topic, void *arg)
 {
+	struct cluster_client *client = arg;
 	bool listens = topic->count > 0;
 	struct packet packet = {.action = listens ? "subscribe" : "unSubscribe",
 	                        .name = topic->key};
 
-	if (listens != topic->subscribed) {
+	if (listens != topic->subscribed && !client->closed) {
 		topic->subscribed = listens;
 		if (say(client, &packet) == -1) {
 			topic->subscribed = !listens;
@@ -419,25 +439,6 @@ say_topic(struct cluster_client *client, struct topic *topic)
 	if (topic->published == NULL || topic->said || client->closed)
 		return 0;
 	return say_published(client, topic);
-}
-
-static int
-say_topics(struct cluster_client *client)
-{
-	struct topic *topic, *next;
-	int result = 0;
-	size_t i;
-
-	for (i = 0; i < TOPIC_BUCKETS && result == 0; i++)
-		for (topic = client->topics.buckets[i]; topic != NULL && result == 0;
-		     topic = next) {
-			topic->busy++;
-			result = client->closed ? 0 : say_topic(client, topic);
-			next = topic->next;
-			topic->busy--;
-			cluster_topic_sweep(&client->topics, topic);
-		}
-	return result;
 }
 
 /* Send the calls that wait for ready. In the agent the real client is called inside of it, and
@@ -469,48 +470,32 @@ say_calls(struct cluster_client *client)
 	return 0;
 }
 
-static int say_again(struct messenger *messenger, void *arg);
-
 /* The client is ready when all is said. Where the queue is full, what is left follows later. */
 static void
 say_all(struct cluster_client *client)
 {
 	client->ready = true;
-	if (say_topics(client) == 0 && say_calls(client) == 0) {
+	if (cluster_topic_each(&client->topics, say_topic, client) == 0 && say_calls(client) == 0) {
 		cluster_base_tick(client); /* it calls those who wait for ready */
 		return;
 	}
 	client->ready = false;
-	retry(client, say_again);
-}
-
-static int
-say_again(struct messenger *messenger, void *arg)
-{
-	struct cluster_client *client = arg;
-
-	(void)messenger;
-	client->retry = 0;
-	say_all(client);
-	return cluster_base_result(client);
+	retry(client);
 }
 
 /* The agent's own calls have no timeout: it asks no leader. */
-static int
-register_again(struct messenger *messenger, void *arg)
+static void
+register_again(struct cluster_client *client)
 {
-	struct cluster_client *client = arg;
 	int timeout = client->leader != NULL ? 0 : client->options.response_timeout;
 	struct packet packet = {.action = "register_channel"};
 	char text[48];
 
-	client->retry = 0;
 	packet.length = (size_t)snprintf(text, sizeof text, "%ld %d",
-	                                 (long)messenger_pid(messenger), timeout);
+	                                 (long)messenger_pid(client->messenger), timeout);
 	packet.data = text;
 	if (say(client, &packet) == -1)
-		retry(client, register_again);
-	return cluster_base_result(client);
+		retry(client);
 }
 
 static int
@@ -534,16 +519,17 @@ on_registered(struct cluster_link *link, const struct packet *packet)
 	struct cluster_client *client = link->client;
 	struct cluster_error error = {packet->name, packet->data};
 
-	if (client->ready || client->retry != 0)
+	if (link->registered || client->retry != 0)
 		return "gave an answer that nobody asked for";
-	if (!packet->failed) {
+	link->registered = !packet->failed;
+	if (link->registered) {
 		client->delay = CLUSTER_CLIENT_RETRY_MIN;
 		say_all(client);
 		return NULL;
 	}
 	settle_all(client, &client->waiters, &error);
 	settle_all(client, &client->waiting, &error);
-	retry(client, register_again); /* D36: without an end */
+	retry(client); /* D36: without an end */
 	return NULL;
 }
 
@@ -561,7 +547,7 @@ on_value(struct cluster_link *link, const struct packet *packet)
 		return NULL;
 	for (last = next = topic->listeners; last != NULL && last->next != NULL;)
 		last = last->next;
-	topic->busy++; /* a listener cannot free the topic, or a listener of it */
+	topic->users++; /* a listener cannot free the topic, or a listener of it */
 	while ((listener = next) != NULL) {
 		next = listener != last ? listener->next : NULL; /* added ones stand behind */
 		if (client->closed || listener->removed || (packet->id == LATE && !listener->late))
@@ -570,8 +556,7 @@ on_value(struct cluster_link *link, const struct packet *packet)
 		check(client, listener->call(client, topic->key, packet->data, packet->length,
 		                             listener->arg));
 	}
-	topic->busy--;
-	cluster_topic_sweep(&client->topics, topic);
+	cluster_topic_leave(&client->topics, topic);
 	return NULL;
 }
 
@@ -596,6 +581,14 @@ static const struct packet_type types[] = {{"subscribe_result", true, true, on_v
 
 /* ---- connecting -------------------------------------------------------------------- */
 
+static int
+unsay_topic(struct topic *topic, void *arg)
+{
+	(void)arg;
+	topic->subscribed = topic->said = false;
+	return 0;
+}
+
 /* What was sent fails, all the rest is to be said again. */
 static void
 ended(struct cluster_link *link, const char *why)
@@ -603,21 +596,14 @@ ended(struct cluster_link *link, const char *why)
 	static const struct cluster_error error = {
 		"SocketCloseError", "The leader is gone. The call may have been made, or not."};
 	struct cluster_client *client = link->client;
-	struct topic *topic, *next;
-	size_t i;
 
 	if (why != NULL)
 		cluster_base_log(client, "the leader", why, "connecting again");
 	client->ready = false;
 	cluster_base_clear_timer(client, &client->retry);
-	for (i = 0; i < TOPIC_BUCKETS; i++)
-		for (topic = client->topics.buckets[i]; topic != NULL; topic = next) {
-			topic->subscribed = topic->said = false;
-			next = topic->next;
-			cluster_topic_sweep(&client->topics, topic);
-		}
+	cluster_topic_each(&client->topics, unsay_topic, NULL);
 	settle_all(client, &client->sent, &error);
-	retry(client, cluster_base_connect);
+	retry(client);
 }
 
 /* Give the leader its end: as the handle of a message to the agent (D33: nobody else can
@@ -657,16 +643,30 @@ make_pair(struct cluster_client *client)
 }
 
 /* egg: _connect, _registerChannel. What we say now waits in the socket. */
-int
-cluster_base_connect(struct messenger *messenger, void *arg)
+void
+cluster_base_connect(struct cluster_client *client)
+{
+	if (make_pair(client) == 0)
+		register_again(client);
+	else
+		retry(client);
+}
+
+/* Go on with what has failed. */
+static int
+on_retry(struct messenger *messenger, void *arg)
 {
 	struct cluster_client *client = arg;
 
+	(void)messenger;
 	client->retry = 0;
-	if (make_pair(client) == 0)
-		return register_again(messenger, arg);
-	retry(client, cluster_base_connect);
-	return 0;
+	if (client->link.messenger == NULL)
+		cluster_base_connect(client);
+	else if (!client->link.registered)
+		register_again(client);
+	else
+		say_all(client);
+	return cluster_base_result(client);
 }
 
 /* ---- what the user says ------------------------------------------------------------ */
@@ -703,7 +703,7 @@ begin_listening(struct cluster_client *client, struct topic *topic, struct liste
 	struct packet packet = {.action = "subscribe", .id = LATE, .name = topic->key};
 
 	if (!topic->subscribed)
-		return client->ready ? say_topic(client, topic) : 0;
+		return client->ready ? say_topic(topic, client) : 0;
 	listener->late = true;
 	return say(client, &packet);
 }
@@ -725,14 +725,13 @@ cluster_client_subscribe(struct cluster_client *client, const char *key, cluster
 	topic = cluster_topic_make(&client->topics, key);
 	if (topic == NULL)
 		return -1;
-	topic->busy++;
+	topic->users++;
 	listener = cluster_topic_add(topic, call, arg, false);
 	if (listener != NULL)
 		result = begin_listening(client, topic, listener);
 	if (result == -1 && listener != NULL)
 		cluster_topic_remove(topic, listener);
-	topic->busy--;
-	cluster_topic_sweep(&client->topics, topic);
+	cluster_topic_leave(&client->topics, topic);
 	return result;
 }
 
@@ -746,19 +745,18 @@ cluster_client_unsubscribe(struct cluster_client *client, const char *key, clust
 	if (check_key(client, key) == -1)
 		return -1;
 	topic = cluster_topic_find(&client->topics, key);
-	listener = topic != NULL ? cluster_topic_find_listener(topic, call, arg) : NULL;
-	if (listener == NULL && (topic == NULL || call != NULL || topic->count == 0))
+	if (topic == NULL || topic->count == 0)
 		return cluster_base_refuse(ENOENT);
-	if (call != NULL)
+	listener = call != NULL ? cluster_topic_find_listener(topic, call, arg) : topic->listeners;
+	if (listener == NULL)
+		return cluster_base_refuse(ENOENT);
+	do
 		cluster_topic_remove(topic, listener);
-	for (listener = topic->listeners; call == NULL && listener != NULL;
-	     listener = listener->next)
-		cluster_topic_remove(topic, listener);
-	topic->busy++;
-	if (client->ready && say_topic(client, topic) == -1)
+	while (call == NULL && (listener = listener->next) != NULL);
+	topic->users++;
+	if (client->ready && say_topic(topic, client) == -1)
 		say_all(client);
-	topic->busy--;
-	cluster_topic_sweep(&client->topics, topic);
+	cluster_topic_leave(&client->topics, topic);
 	return 0;
 }
 
@@ -799,7 +797,7 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 	old = topic->published;
 	topic->published = value;
 	topic->said = false;
-	topic->busy++;
+	topic->users++;
 	if (client->ready)
 		result = say_published(client, topic);
 	if (result == -1) {
@@ -807,8 +805,7 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 		topic->said = true;
 	}
 	free(result == -1 ? value : old);
-	topic->busy--;
-	cluster_topic_sweep(&client->topics, topic);
+	cluster_topic_leave(&client->topics, topic);
 	return result;
 }
 
@@ -1034,6 +1031,6 @@ cluster_client_follower(struct messenger *app, const char *name, const struct re
 	struct cluster_client *client = cluster_base_new(app, name, real, options);
 
 	if (client != NULL)
-		cluster_base_connect(app, client);
+		cluster_base_connect(client);
 	return client;
 }

@@ -33,6 +33,9 @@ static size_t call_count;
 /* The most lines in a minute about followers. */
 #define LINES_MAX 32
 
+/* The longest text of an error: a longer one is cut. */
+#define ERROR_MAX 1024
+
 struct follower {
 	struct cluster_link link; /* first: a pointer to one is a pointer to the other */
 	struct follower *next;
@@ -50,15 +53,10 @@ struct cluster_call {
 	int64_t since;
 };
 
-/* The texts of an error; long ones are cut. */
-struct error_texts {
-	char code[CLUSTER_CLIENT_KEY_MAX], message[1024];
-};
-
 struct leader {
-	enum { LEADER_STARTING, LEADER_READY, LEADER_FAILED } state; /* of the real client */
-	bool told, failed;                                           /* how its start went */
-	struct error_texts error;
+	enum start { STARTING, READY, FAILED } start; /* of the real client */
+	enum start outcome;                           /* it has just told how its start went */
+	char code[CLUSTER_CLIENT_KEY_MAX], message[ERROR_MAX + 1];
 	struct topics topics;
 	struct follower *followers, *own; /* own: the agent's, or NULL */
 	size_t follower_count;
@@ -111,73 +109,23 @@ tell(struct follower *follower, const struct packet *packet)
 		drop(follower);
 }
 
-static void
-set_error(struct error_texts *error, const char *code, const char *message)
-{
-	snprintf(error->code, sizeof error->code, "%s", code != NULL ? code : "");
-	snprintf(error->message, sizeof error->message, "%s", message != NULL ? message : "");
-}
-
+/* It is valid until the next one. */
 static struct packet
-error_packet(const char *action, const struct error_texts *error)
+error_packet(const char *action, const char *code, const char *message)
 {
+	static char name[CLUSTER_CLIENT_KEY_MAX];
+
+	snprintf(name, sizeof name, "%s", code != NULL ? code : "");
 	return (struct packet){.action = action,
-	                       .name = error->code,
-	                       .data = error->message,
-	                       .length = strlen(error->message),
+	                       .name = name,
+	                       .data = message,
+	                       .length = message != NULL ? strnlen(message, ERROR_MAX) : 0,
 	                       .failed = true};
 }
 
 /* ---- subscriptions --------------------------------------------------------------- */
 
-/* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
- * client may close its leader here; after that it is not called for the other keys. */
-static void
-unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
-{
-	if (!topic->subscribed || topic->count > 0)
-		return;
-	topic->subscribed = false;
-	free(topic->last);
-	topic->last = NULL;
-	if (client->real->unsubscribe != NULL && !client->closed)
-		client->real->unsubscribe(client, topic->key, client->real->arg);
-}
-
-static void
-remove_follower(struct cluster_client *client, struct topic *topic, struct follower *follower)
-{
-	struct listener *listener = cluster_topic_find_listener(topic, NULL, follower);
-
-	if (listener == NULL)
-		return;
-	cluster_topic_remove(topic, listener);
-	follower->keys--;
-	topic->busy++;
-	unsubscribe_upstream(client, topic);
-	topic->busy--;
-}
-
-/* Subscribe once, at the first subscriber: egg: _doSubscribe; a value may come inside of it. */
-static const char *
-add_follower(struct cluster_client *client, struct topic *topic, struct follower *follower, int id)
-{
-	struct message last = topic->packet;
-
-	if (cluster_topic_find_listener(topic, NULL, follower) == NULL) {
-		if (cluster_topic_add(topic, NULL, follower, follower->own) == NULL)
-			return "subscribed to more than there is memory for";
-		follower->keys++;
-	}
-	last.receiver_pid = id;
-	if (topic->last != NULL && cluster_link_send(&follower->link, topic->key, &last) == -1)
-		drop(follower);
-	if (topic->subscribed)
-		return NULL;
-	topic->subscribed = true;
-	client->real->subscribe(client, topic->key, client->real->arg);
-	return NULL;
-}
+static const char no_memory[] = "subscribed to more than there is memory for";
 
 static const char *
 on_subscribe(struct cluster_link *link, const struct packet *packet)
@@ -186,7 +134,8 @@ on_subscribe(struct cluster_link *link, const struct packet *packet)
 	struct cluster_client *client = link->client;
 	struct topics *topics = &client->leader->topics;
 	struct topic *topic;
-	const char *why;
+	struct message last;
+	bool known;
 
 	if (client->real->subscribe == NULL)
 		return "subscribed, which is not offered";
@@ -194,12 +143,48 @@ on_subscribe(struct cluster_link *link, const struct packet *packet)
 		return "subscribed to too many keys";
 	topic = cluster_topic_make(topics, packet->name);
 	if (topic == NULL)
-		return "subscribed to more than there is memory for";
-	topic->busy++;
-	why = add_follower(client, topic, follower, packet->id);
-	topic->busy--;
-	cluster_topic_sweep(topics, topic);
-	return why;
+		return no_memory;
+	topic->users++;
+	known = cluster_topic_find_listener(topic, NULL, follower) != NULL;
+	if (!known && cluster_topic_add(topic, NULL, follower, follower->own) == NULL) {
+		cluster_topic_leave(topics, topic);
+		return no_memory;
+	}
+	follower->keys += !known;
+	last = topic->packet;
+	last.receiver_pid = packet->id;
+	if (topic->last != NULL && cluster_link_send(link, topic->key, &last) == -1)
+		drop(follower);
+	if (!topic->subscribed) { /* egg: _doSubscribe; a value may come inside of it */
+		topic->subscribed = true;
+		client->real->subscribe(client, topic->key, client->real->arg);
+	}
+	cluster_topic_leave(topics, topic);
+	return NULL;
+}
+
+/* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
+ * client may close its leader here; after that it is not called for the other keys. The result
+ * says whether this was the follower's last key. */
+static int
+remove_follower(struct topic *topic, void *arg)
+{
+	struct follower *follower = arg;
+	struct cluster_client *client = follower->link.client;
+	struct listener *listener = cluster_topic_find_listener(topic, NULL, follower);
+
+	if (listener == NULL)
+		return 0;
+	cluster_topic_remove(topic, listener);
+	follower->keys--;
+	if (topic->count == 0) {
+		topic->subscribed = false;
+		free(topic->last);
+		topic->last = NULL;
+		if (client->real->unsubscribe != NULL && !client->closed)
+			client->real->unsubscribe(client, topic->key, client->real->arg);
+	}
+	return follower->keys == 0;
 }
 
 static const char *
@@ -209,8 +194,9 @@ on_unsubscribe(struct cluster_link *link, const struct packet *packet)
 	struct topic *topic = cluster_topic_find(topics, packet->name);
 
 	if (topic != NULL) {
-		remove_follower(link->client, topic, (struct follower *)(void *)link);
-		cluster_topic_sweep(topics, topic);
+		topic->users++;
+		remove_follower(topic, link);
+		cluster_topic_leave(topics, topic);
 	}
 	return NULL;
 }
@@ -313,25 +299,6 @@ release(struct follower *follower)
 		free(follower);
 }
 
-static void
-free_call(struct cluster_call *call)
-{
-	call_count--;
-	call->follower->calls--;
-	if (call->follower->gone)
-		release(call->follower);
-	free(call);
-}
-
-/* egg: "no response if processing timeout, just record error" */
-static bool
-is_late(const struct cluster_call *call)
-{
-	const struct follower *follower = call->follower;
-
-	return follower->timeout > 0 && clutch_now() - call->since > follower->timeout;
-}
-
 static int
 answer(struct cluster_call *call, struct packet *packet)
 {
@@ -339,18 +306,24 @@ answer(struct cluster_call *call, struct packet *packet)
 
 	if (call == NULL) /* one-way */
 		return 0;
-	follower = call->follower;
 	if (packet->length > CLUSTER_CLIENT_DATA_MAX)
 		return cluster_base_refuse(EMSGSIZE);
+	follower = call->follower;
 	packet->id = call->id;
-	if (follower->link.messenger != NULL && is_late(call)) {
+	/* egg: "no response if processing timeout, just record error" */
+	if (follower->link.messenger != NULL && follower->timeout > 0 &&
+	    clutch_now() - call->since > follower->timeout) {
 		complain(follower, "waited longer than its timeout", "its call is not answered");
 	} else if (cluster_link_say(&follower->link, packet) == -1) {
 		if (follower->own)
 			return -1;
 		drop(follower);
 	}
-	free_call(call);
+	free(call);
+	call_count--;
+	follower->calls--;
+	if (follower->gone)
+		release(follower);
 	return 0;
 }
 
@@ -365,11 +338,8 @@ cluster_client_reply(struct cluster_call *call, const void *data, size_t length)
 int
 cluster_client_fail(struct cluster_call *call, const char *code, const char *message)
 {
-	struct error_texts error;
-	struct packet packet;
+	struct packet packet = error_packet("invoke_result", code, message);
 
-	set_error(&error, code, message);
-	packet = error_packet("invoke_result", &error);
 	return answer(call, &packet);
 }
 
@@ -380,13 +350,13 @@ on_invoke(struct cluster_link *link, const struct packet *packet)
 	const struct real_client *real = link->client->real;
 	const struct real_method *method = cluster_base_find_method(real, packet->name);
 	struct cluster_call *call = NULL;
-	static const struct error_texts error = {"ClusterCallLimitError",
-	                                         "Too many calls wait for the real client."};
-	struct packet refusal = error_packet("invoke_result", &error);
+	struct packet refusal;
 
 	if (method == NULL) /* D33 */
 		return "called a method that is not listed";
 	if (packet->id != 0 && (call = new_call(follower, packet->id)) == NULL) {
+		refusal = error_packet("invoke_result", "ClusterCallLimitError",
+		                       "Too many calls wait for the real client.");
 		refusal.id = packet->id;
 		tell(follower, &refusal);
 		return NULL;
@@ -401,7 +371,7 @@ on_invoke(struct cluster_link *link, const struct packet *packet)
 static void
 start(struct cluster_client *client)
 {
-	client->leader->state = LEADER_STARTING;
+	client->leader->start = STARTING;
 	if (client->real->ready != NULL)
 		client->real->ready(client, client->real->arg);
 	else
@@ -415,10 +385,10 @@ answer_registration(struct follower *follower)
 	struct leader *leader = follower->link.client->leader;
 	struct packet packet = {.action = "register_channel_res"};
 
-	follower->waiting = leader->state == LEADER_STARTING;
-	follower->link.registered = leader->state == LEADER_READY;
-	if (leader->state == LEADER_FAILED)
-		packet = error_packet(packet.action, &leader->error);
+	follower->waiting = leader->start == STARTING;
+	follower->link.registered = leader->start == READY;
+	if (leader->start == FAILED)
+		packet = error_packet(packet.action, leader->code, leader->message);
 	if (!follower->waiting)
 		tell(follower, &packet);
 }
@@ -452,16 +422,9 @@ on_register(struct cluster_link *link, const struct packet *packet)
 	follower->pid = pid;
 	if (count_of(leader, pid) > CLUSTER_CLIENT_PROCESS_MAX)
 		return "is one too many of its process";
-	if (follower->own && leader->state == LEADER_FAILED)
+	if (follower->own && leader->start == FAILED)
 		start(link->client);
 	answer_registration(follower);
-	return NULL;
-}
-
-static const char *
-on_heartbeat(struct cluster_link *link, const struct packet *packet)
-{
-	(void)link, (void)packet;
 	return NULL;
 }
 
@@ -478,7 +441,7 @@ static const struct packet_type types[] = {{"invoke", true, false, on_invoke},
                                            {"subscribe", true, false, on_subscribe},
                                            {"unSubscribe", true, false, on_unsubscribe},
                                            {"register_channel", false, true, on_register},
-                                           {"heartbeat", false, true, on_heartbeat},
+                                           {"heartbeat", false, true, NULL},
                                            {"invoke_result", false, false, on_answer},
                                            {"subscribe_result", true, false, on_answer},
                                            {NULL, false, false, NULL}};
@@ -505,17 +468,8 @@ static void
 forget(struct cluster_client *client, struct follower *follower)
 {
 	struct leader *leader = client->leader;
-	struct topic *topic, *next;
-	size_t i;
 
-	for (i = 0; i < TOPIC_BUCKETS && follower->keys > 0; i++)
-		for (topic = leader->topics.buckets[i]; topic != NULL; topic = next) {
-			topic->busy++;
-			remove_follower(client, topic, follower);
-			next = topic->next;
-			topic->busy--;
-			cluster_topic_sweep(&leader->topics, topic);
-		}
+	cluster_topic_each(&leader->topics, remove_follower, follower);
 	leader->follower_count--;
 	if (leader->own == follower)
 		leader->own = NULL;
@@ -608,8 +562,8 @@ tell_started(struct cluster_client *client)
 	struct leader *leader = client->leader;
 	struct follower *follower;
 
-	leader->told = false;
-	leader->state = leader->failed ? LEADER_FAILED : LEADER_READY;
+	leader->start = leader->outcome;
+	leader->outcome = STARTING;
 	for (follower = leader->followers; follower != NULL; follower = follower->next)
 		if (follower->waiting)
 			answer_registration(follower);
@@ -620,7 +574,7 @@ cluster_leader_tick(struct cluster_client *client)
 {
 	struct follower **link = &client->leader->followers, *follower;
 
-	if (client->leader->told)
+	if (client->leader->outcome != STARTING)
 		tell_started(client);
 	while ((follower = *link) != NULL) {
 		if (follower->link.messenger == NULL) {
@@ -637,13 +591,16 @@ cluster_client_started(struct cluster_client *client, const struct cluster_error
 {
 	struct leader *leader = client->leader;
 
-	if (client->closed || leader == NULL || leader->state != LEADER_STARTING || leader->told)
+	if (client->closed || leader == NULL || leader->start != STARTING ||
+	    leader->outcome != STARTING)
 		return;
-	leader->told = true;
-	leader->failed = error != NULL;
+	leader->outcome = error == NULL ? READY : FAILED;
 	if (error != NULL) {
-		cluster_base_log(client, "the real client", "did not start", error->message);
-		set_error(&leader->error, error->code, error->message);
+		snprintf(leader->code, sizeof leader->code, "%s",
+		         error->code != NULL ? error->code : "");
+		snprintf(leader->message, sizeof leader->message, "%s",
+		         error->message != NULL ? error->message : "");
+		cluster_base_log(client, "the real client", "did not start", leader->message);
 	}
 	cluster_base_tick(client);
 }
@@ -695,7 +652,7 @@ cluster_client_leader(struct messenger *agent, const char *name, const struct re
 	leader->topics.most = SIZE_MAX;
 	leader->lines_since = clutch_now();
 	leader->random = (unsigned)getpid() * 2654435761U ^ (unsigned)clutch_now();
-	cluster_base_connect(agent, client);
+	cluster_base_connect(client);
 	start(client);
 	return client;
 }

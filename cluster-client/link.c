@@ -135,7 +135,7 @@ hear(struct cluster_link *link, const struct message *message)
 	why = read_packet(&packet, type, message, link->name);
 	if (why == NULL && !link->registered && !type->early)
 		return "spoke before it was registered";
-	if (why == NULL)
+	if (why == NULL && type->heard != NULL)
 		why = type->heard(link, &packet);
 	link->name[0] = '\0';
 	return why;
@@ -191,6 +191,7 @@ cluster_link_open(struct cluster_link *link, int descriptor)
 	}
 	link->messenger = messenger;
 	link->name[0] = '\0';
+	link->registered = false;
 	return 0;
 }
 
