@@ -388,7 +388,7 @@ struct topics {
 struct pending {
 	struct pending *next;
 	struct cluster_client *client;
-	struct pendings *list;
+	struct pending_list *list;
 	uint64_t number;                 /* the n-th of this client */
 	cluster_ready_callback on_ready; /* it waits for ready, and is no call; or NULL */
 	const struct real_method *method;
@@ -398,7 +398,7 @@ struct pending {
 	struct value *data; /* the argument of a call that is not sent yet */
 };
 
-struct pendings {
+struct pending_list {
 	struct pending *first, **end;
 };
 
@@ -412,7 +412,7 @@ struct cluster_client {
 	int result;         /* of the callbacks of this turn */
 	struct topics topics;
 	/* Those that wait for ready: callbacks, and calls; and the calls without an answer. */
-	struct pendings waiters, waiting, sent;
+	struct pending_list waiters, waiting, sent;
 	size_t call_count, waiting_bytes;
 	uint64_t number;            /* of the last pending */
 	int tick, retry, heartbeat; /* timers; 0: none */

@@ -251,7 +251,7 @@ cluster_topic_clear(struct topics *topics)
 /* ---- callbacks that are called once ------------------------------------------------- */
 
 static void
-append(struct pendings *list, struct pending *pending)
+append(struct pending_list *list, struct pending *pending)
 {
 	pending->list = list;
 	pending->next = NULL;
@@ -289,7 +289,7 @@ find_sent(const struct cluster_client *client, int id)
 }
 
 static struct pending *
-add_pending(struct cluster_client *client, struct pendings *list, const struct pending *what)
+add_pending(struct cluster_client *client, struct pending_list *list, const struct pending *what)
 {
 	const struct pending *oldest = client->sent.first;
 	struct pending *pending = malloc(sizeof *pending);
@@ -336,7 +336,8 @@ settle(struct pending *pending, const struct cluster_error *error, const char *d
 /* What a callback adds is settled the next time. A callback that closes the client has settled
  * all the rest. */
 static void
-settle_all(struct cluster_client *client, struct pendings *list, const struct cluster_error *error)
+settle_all(struct cluster_client *client, struct pending_list *list,
+           const struct cluster_error *error)
 {
 	uint64_t last = client->number;
 
