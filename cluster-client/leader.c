@@ -33,8 +33,11 @@ static size_t call_count;
 /* The most lines in a minute about followers. */
 #define LINES_MAX 32
 
-/* The longest text of an error: a longer one is cut. */
-#define ERROR_MAX 1024
+/* The longest text of an error: a longer one is cut. With its code it fits into a message. */
+enum {
+	ERROR_ROOM = MESSAGE_DATA_MAX - CLUSTER_CLIENT_KEY_MAX,
+	ERROR_MAX = ERROR_ROOM < 1024 ? ERROR_ROOM : 1024
+};
 
 struct follower {
 	struct cluster_link link; /* first: a pointer to one is a pointer to the other */
