@@ -49,15 +49,16 @@ cluster_link_compose(const struct packet *packet, char *buffer)
 int
 cluster_link_send(struct cluster_link *link, const char *name, const struct message *message)
 {
-	struct message before = {.action = "name", .data = name, .handle = -1};
 	int result = 0;
 
 	if (link->messenger == NULL)
 		return 0; /* as if it ended a little later */
-	if (message->to == PACKET_NAMED_BEFORE) {
-		before.data_length = strlen(name);
-		result = messenger_send_message(link->messenger, &before);
-	}
+	if (message->to == PACKET_NAMED_BEFORE)
+		result = messenger_send_message(link->messenger,
+		                                &(struct message){.action = "name",
+		                                                  .data = name,
+		                                                  .data_length = strlen(name),
+		                                                  .handle = -1});
 	if (result == 0)
 		result = messenger_send_message(link->messenger, message);
 	return result == -1 && errno == EPIPE ? 0 : result; /* the end is read soon */
