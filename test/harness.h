@@ -25,10 +25,10 @@
  *	@app:0:4711 loaded                                             reported
  *	@exit:0:4711 code: 110, signal: null                           reaped by the test
  *
- * What a test looks for, and what it is told, has symbolic names: a pid is AGENT#n,
- * APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and what egg-ready
- * carries is <options>. A line of the log is looked at behind its head, which has the time;
- * cluster_next_line has it whole.
+ * What a test looks for has symbolic names: a pid is AGENT#n, APP#n (the n-th one forked),
+ * MASTER or PARENT, the port is PORT, and what egg-ready carries is <options>. A line of the
+ * log is looked at behind its head, which has the time; cluster_next_line has it whole.
+ * Lines that a test is given have pids: a number in them may be equal to one.
  *
  * A test that fails prints the record. However a test ends,
  * none of its processes outlives it, nor does its folder.
@@ -51,6 +51,25 @@ void report(const struct messenger *messenger, const char *format, ...) CLUTCH_P
  * then " receiverPid P" and " handle" if it has them. */
 int observe(struct messenger *messenger);
 
+/*
+ * Children that obey. An order is a line that begins with a word. A process does it, and
+ * reports "did LINE: yes", or why it could not. Each process knows
+ *
+ *	exit CODE       ready STATUS       uncaught ERROR (in the listener)
+ *	ignore          (it ignores SIGTERM from now on)
+ *	graceful        (messenger_graceful_exit)
+ *
+ * and the words of a table, or of several. The last row of a table has no word: its
+ * function, if there is one, takes each other line. The function gets the whole line, and returns 0, -1 with errno, or
+ * the error of a listener. order_rest: what stands behind the word.
+ */
+struct order {
+	const char *word;
+	int (*obey)(struct messenger *messenger, const char *line);
+};
+int obey_orders(struct messenger *messenger, const struct order *orders);
+const char *order_rest(const char *line);
+
 /* Write bytes to the process's own channel, past all that would check them. */
 int raw_write(const struct messenger *messenger, const void *bytes, size_t length);
 
@@ -67,6 +86,10 @@ struct cluster {
 
 /* A folder of the test's own, empty at first; it is removed with all in it. */
 const char *test_folder(void);
+
+/* A TCP port of 127.0.0.1 that is free, another one at each call. It is below those that the
+ * system gives to connections, so that none of them has it before the test does. */
+int test_free_port(void);
 
 /*
  * For processes that are no cluster's: whoever has inherited this descriptor is
@@ -103,8 +126,8 @@ void clear_environment(void);
 /*
  * The record. `from` is where to look: 0 is its beginning, and what `wait`
  * returns is behind the line that it found, so that a chain of waits is also
- * about order. count does not wait. line finds the last such line, symbolic, or
- * NULL; it lives until the next call.
+ * about order. count does not wait. line finds the last such line, or NULL, as it
+ * was written, without its head; it lives as long as the cluster.
  */
 size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);
@@ -147,6 +170,11 @@ void cluster_until(struct cluster *cluster, bool (*is_so)(struct cluster *cluste
 
 /* Let the parent turn its loop, so that what it has sent leaves. */
 void cluster_turn(struct cluster *cluster);
+
+/* Give a process an order, see obey_orders. did: and wait until it has done that; returns the
+ * place in the record behind it. */
+void cluster_order(struct cluster *cluster, const char *who, const char *line);
+size_t cluster_did(struct cluster *cluster, const char *who, const char *line);
 
 /* ---- processes -------------------------------------------------------------- */
 

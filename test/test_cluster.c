@@ -115,43 +115,55 @@ send_garbage(struct messenger *messenger)
 	raw_write(messenger, garbage, sizeof garbage);
 }
 
-/* An order is "NUMBER WORD REST"; the number is its marker's. */
 static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
+order_call(struct messenger *messenger, const char *line)
 {
-	char word[16];
-	const char *rest = strchr(message->data, ' ') + 1;
-	int number = atoi(message->data), value = 0, result = 0;
 	struct call call;
 
-	(void)arg;
-	sscanf(rest, "%15s %d", word, &value);
-	if (parse_call(rest, &call))
-		report(messenger, "did %s %d", call.method, perform(messenger, &call));
-	else if (strcmp(word, "opids") == 0)
-		report_opids(messenger);
-	else if (strcmp(word, "ready") == 0)
-		report(messenger, "did ready %d", messenger_ready(messenger, value));
-	else if (strcmp(word, "exit") == 0)
-		exit(value);
-	else if (strcmp(word, "ignore") == 0)
-		signal(SIGTERM, SIG_IGN);
-	else if (strcmp(word, "garbage") == 0)
-		send_garbage(messenger);
-	else if (strcmp(word, "uncaught") == 0)
-		result = 7;
-	if (number > 0)
-		send_markers(messenger, number);
-	return result;
+	errno = parse_call(line, &call) ? perform(messenger, &call) : EINVAL;
+	return errno == 0 ? 0 : -1;
 }
+
+static int
+order_opids(struct messenger *messenger, const char *line)
+{
+	(void)line;
+	report_opids(messenger);
+	return 0;
+}
+
+static int
+order_garbage(struct messenger *messenger, const char *line)
+{
+	(void)line;
+	send_garbage(messenger);
+	return 0;
+}
+
+static int
+order_markers(struct messenger *messenger, const char *line)
+{
+	send_markers(messenger, atoi(order_rest(line)));
+	return 0;
+}
+
+static const struct order orders[] = {{"broadcast", order_call},
+                                      {"sendToApp", order_call},
+                                      {"sendToAgent", order_call},
+                                      {"sendRandom", order_call},
+                                      {"sendTo", order_call},
+                                      {"send", order_call},
+                                      {"message", order_call},
+                                      {"opids", order_opids},
+                                      {"garbage", order_garbage},
+                                      {"markers", order_markers},
+                                      {NULL, NULL}};
 
 static int
 obey(struct messenger *messenger, void *arg)
 {
 	(void)arg;
-	if (observe(messenger) == -1)
-		return -1;
-	return messenger_on(messenger, "test-order", on_order, NULL);
+	return observe(messenger) == -1 ? -1 : obey_orders(messenger, orders);
 }
 
 static int
@@ -159,27 +171,6 @@ obey_and_be_ready_later(struct messenger *messenger, void *arg)
 {
 	messenger_ready_later(messenger);
 	return obey(messenger, arg);
-}
-
-/* Order it, and do not wait. */
-static void
-order_with(struct cluster *c, const char *who, int number, const char *text)
-{
-	char data[256];
-	struct message message = {.action = "test-order",
-	                          .receiver_pid = cluster_pid(c, who),
-	                          .data = data,
-	                          .handle = -1};
-
-	message.data_length = (size_t)snprintf(data, sizeof data, "%d %s", number, text);
-	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
-	cluster_turn(c);
-}
-
-static void
-order(struct cluster *c, const char *who, const char *text)
-{
-	order_with(c, who, 0, text);
 }
 
 /* Wait until each of `everyone` ("AGENT#1 APP#1 ...") and the parent has seen it. */
@@ -204,6 +195,7 @@ round_of(struct cluster *c, const char *everyone, const char *who, const char *t
 	static int number;
 	size_t mark = cluster_mark(c);
 	struct call call;
+	char markers[32];
 
 	number++;
 	if (strcmp(who, "PARENT") == 0) {
@@ -211,7 +203,9 @@ round_of(struct cluster *c, const char *everyone, const char *who, const char *t
 		cr_assert_eq(perform(c->parent, &call), 0, "%s", text);
 		send_markers(c->parent, number);
 	} else {
-		order_with(c, who, number, text);
+		cluster_order(c, who, text);
+		snprintf(markers, sizeof markers, "markers %d", number);
+		cluster_order(c, who, markers);
 	}
 	wait_for_marker(c, everyone, mark, number);
 	return mark;
@@ -502,10 +496,13 @@ static void
 substitute_receiver(struct cluster *c, struct row *row, const char *action)
 {
 	const char *line = cluster_line(c, " saw %s ", action);
-	char name[8], old[8];
+	const char *name;
+	char old[8];
+	long pid;
 	int i;
 
-	cr_assert(line != NULL && sscanf(line, "@app:%*d:%7s", name) == 1);
+	cr_assert(line != NULL && sscanf(line, "@app:%*d:%ld", &pid) == 1);
+	name = cluster_name(c, (pid_t)pid);
 	cr_assert(sscanf(row->column[RECEIVED], "%7s", old) == 1);
 	for (i = WIRE; i <= HEARD; i++)
 		replace_all(&row->column[i], old, name);
@@ -572,9 +569,10 @@ check_row(struct cluster *c, struct row *row, const char *everyone)
 	}
 	mark = round_of(c, everyone, row->column[SENDER], text);
 	if (strcmp(row->column[SENDER], "PARENT") != 0)
-		cr_assert_eq(cluster_count(c, mark, ":%s did %.*s %d", row->column[SENDER],
-		                           (int)strcspn(text, " "), text, divergence->error),
-		             1, "%s: %s: %s", row->column[SENDER], row->column[CALL], text);
+		cr_assert_eq(
+			cluster_count(c, mark, ":%s did %s: %s", row->column[SENDER], text,
+		                      divergence->error == 0 ? "yes" : strerror(divergence->error)),
+			1, "%s: %s: %s", row->column[SENDER], row->column[CALL], text);
 	if (divergence->any_app)
 		substitute_receiver(c, row, action);
 	check_received(c, row, mark, action);
@@ -737,7 +735,7 @@ Test(cluster, send_random_is_uniform)
 	for (i = 1; i <= 3; i++) {
 		cluster_wait(c, 0, ":APP#%d counted ", i);
 		line = cluster_line(c, ":APP#%d counted ", i);
-		cr_assert_eq(sscanf(line, "@app:%*d:%*s counted %d", &count), 1);
+		cr_assert_eq(sscanf(line, "@app:%*d:%*d counted %d", &count), 1);
 		cr_assert(count > 844 && count < 1156, "APP#%d got %d", i, count);
 		total += count;
 	}
@@ -750,10 +748,10 @@ Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(3);
 
-	order(c, "APP#2", "garbage");
+	cluster_order(c, "APP#2", "garbage");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"),
 	                 "code: null, signal: SIGKILL, broke the protocol");
-	cluster_wait(c, 0, "app_worker#2:APP#2 broke the protocol: killed");
+	cluster_wait(c, 0, "app_worker#2:APP#2 broke the protocol: killed (app 1)");
 	cluster_wait(c, 0, ":APP#4 saw egg-ready");
 	round_of(c, "AGENT#1 APP#1 APP#3 APP#4", "APP#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#5"), 0);
@@ -765,7 +763,7 @@ Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(2);
 
-	order(c, "AGENT#1", "garbage");
+	cluster_order(c, "AGENT#1", "garbage");
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"),
 	                 "code: null, signal: SIGKILL, broke the protocol");
 	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
@@ -787,11 +785,12 @@ Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
 	cluster_stop(c);
 }
 
-/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
- * agent waits for the next one. */
-Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+/* False: the machine was so busy that the next agent was there before the messages. */
+static bool
+find_receivers(void)
 {
 	struct cluster *c = start_obeying(2);
+	bool in_time;
 	char text[64];
 	size_t mark;
 
@@ -799,15 +798,28 @@ Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 	cluster_wait(c, 0, ":PARENT saw agent-worker-died");
 	mark = cluster_mark(c);
 	snprintf(text, sizeof text, "sendTo %d 0 0 by-pid 1", (int)cluster_pid(c, "APP#2"));
-	order(c, "APP#1", text);
-	order(c, "APP#1", "sendToAgent 0 0 0 late 2");
-	order(c, "APP#1", "message 0 0 0 by-default 3");
+	cluster_order(c, "APP#1", text);
+	cluster_order(c, "APP#1", "sendToAgent 0 0 0 late 2");
+	cluster_order(c, "APP#1", "message 0 0 0 by-default 3");
 	cluster_wait(c, mark, ":APP#2 saw by-pid 1 from app to app receiverPid APP#2");
-	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0, "too slow to prove anything");
-
-	cluster_wait_saw(c, "AGENT#2",
-	                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	round_of(c, "APP#1 APP#2", "APP#1", "sendToApp 0 0 0 behind 4");
+	in_time = cluster_count(c, 0, "agent_worker#2") == 0;
+	if (in_time)
+		cluster_wait_saw(c, "AGENT#2",
+		                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> "
+		                 "egg-ready <options>");
 	cluster_stop(c);
+	return in_time;
+}
+
+/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
+ * agent waits for the next one. */
+Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+{
+	int tries = 5;
+
+	while (!find_receivers())
+		cr_assert_gt(--tries, 0, "too slow to prove anything");
 }
 
 /* ---- start -------------------------------------------------------------------- */
@@ -881,21 +893,21 @@ Test(cluster, the_agent_is_ready_before_apps_are_forked)
 	cr_assert_eq(cluster_count(c, 0, "app_worker"), 0);
 	cr_assert_eq(cluster_count(c, 0, "started"), 0);
 
-	order(c, "AGENT#1", "ready 0");
+	cluster_order(c, "AGENT#1", "ready 0");
 	at = cluster_wait(c, 0, "agent_worker#1:AGENT#1 started");
 	at = cluster_wait(c, at, "app_worker#1:APP#1 start");
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	at = cluster_wait(c, at, "app_worker#2:APP#2 started, remain 1");
 	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0);
 
-	order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
 	at = cluster_wait(c, at, "app_worker#1:APP#1 started, remain 0");
 	cluster_wait(c, at, "egg started");
 	cluster_wait_saw(c, "AGENT#1",
 	                 "egg-pids [APP#2] -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
-	order(c, "APP#1", "ready 0"); /* EALREADY */
-	cluster_wait(c, at, ":APP#1 did ready -1");
+	cluster_order(c, "APP#1", "ready 0"); /* EALREADY */
+	cluster_wait(c, at, ":APP#1 did ready 0: Operation already in progress");
 	cluster_stop(c);
 }
 
@@ -916,7 +928,7 @@ Test(cluster, what_agent_and_parent_say_to_apps_before_they_are_forked_arrives_f
 	cluster_pid(c, "AGENT#1");
 	round_of(c, "AGENT#1", "AGENT#1", "opids"); /* so the greetings are at the master */
 	round_of(c, "AGENT#1", "PARENT", "sendToApp 0 0 0 hello [3]");
-	order(c, "AGENT#1", "ready 0");
+	cluster_order(c, "AGENT#1", "ready 0");
 #define GREETINGS "hello [1] -> hello [2] -> hello [3] -> "
 	cluster_wait_saw(c, "APP#1", GREETINGS "egg-pids [AGENT#1] -> egg-ready <options>");
 	cluster_wait_saw(c, "APP#2", GREETINGS "egg-pids [AGENT#1] -> egg-ready <options>");
@@ -995,7 +1007,7 @@ expect_failed_start(struct plan plan, bool is_agent, const char *end)
 		&(struct options){.agent = is_agent ? start_badly : obey,
 	                          .app = start_badly_in_slot_2,
 	                          .workers = 3,
-	                          .worker_start_timeout = plan.what == NEVER_READY ? 300 : 0,
+	                          .worker_start_timeout = plan.what == NEVER_READY ? 1500 : 0,
 	                          .arg = &plan});
 	size_t at;
 
@@ -1051,7 +1063,7 @@ Test(cluster, an_app_that_is_never_ready_ends_the_cluster)
 	int64_t start = clutch_now();
 
 	expect_failed_start((struct plan){NEVER_READY, 0}, false, TIMEOUT);
-	cr_assert(clutch_now() - start >= 300);
+	cr_assert(clutch_now() - start >= 1500);
 }
 
 Test(cluster, an_agent_that_is_never_ready_ends_the_cluster) /* D25 */
@@ -1059,7 +1071,7 @@ Test(cluster, an_agent_that_is_never_ready_ends_the_cluster) /* D25 */
 	int64_t start = clutch_now();
 
 	expect_failed_start((struct plan){NEVER_READY, 0}, true, TIMEOUT);
-	cr_assert(clutch_now() - start >= 300);
+	cr_assert(clutch_now() - start >= 1500);
 }
 
 /* ---- death and replacement -------------------------------------------------------- */
@@ -1129,7 +1141,7 @@ Test(cluster, an_app_that_exits_is_replaced) /* 03d */
 	size_t mark;
 	struct cluster *c = start_three(&mark);
 
-	order(c, "APP#2", "exit 1");
+	cluster_order(c, "APP#2", "exit 1");
 	expect_replacement(c, mark, "code: 1, signal: null");
 }
 
@@ -1147,7 +1159,7 @@ Test(cluster, an_app_with_an_uncaught_error_leaves_at_once_and_is_replaced) /* 0
 	size_t mark;
 	struct cluster *c = start_three(&mark);
 
-	order(c, "APP#2", "uncaught");
+	cluster_order(c, "APP#2", "uncaught 7");
 	cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
 	expect_replacement(c, mark, "code: 1, signal: null");
 }
@@ -1220,7 +1232,7 @@ Test(cluster, an_agent_with_an_uncaught_error_lives_on) /* 04d */
 {
 	struct cluster *c = start_obeying(1);
 
-	round_of(c, "AGENT#1 APP#1", "AGENT#1", "uncaught");
+	round_of(c, "AGENT#1 APP#1", "AGENT#1", "uncaught 7");
 	cluster_wait(c, 0, "[agent_worker] uncaught error 7 in a listener");
 	round_of(c, "AGENT#1 APP#1", "AGENT#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "died"), 0);
@@ -1487,9 +1499,9 @@ Test(cluster, a_failed_start_leaves_nobody_behind)
 	struct cluster *c = cluster_start(&(struct options){.agent = hang_when_leaving,
 	                                                    .app = hang_or_start_badly,
 	                                                    .workers = 2,
-	                                                    .worker_start_timeout = 300,
-	                                                    .app_close_timeout = 300,
-	                                                    .agent_close_timeout = 300,
+	                                                    .worker_start_timeout = 1500,
+	                                                    .app_close_timeout = 1000,
+	                                                    .agent_close_timeout = 1000,
 	                                                    .arg = &plan});
 
 	cluster_wait(c, 0, ":APP#1 hangs");
@@ -1528,23 +1540,23 @@ Test(cluster, close_timeouts_from_the_options)
 	setenv("EGG_APP_CLOSE_TIMEOUT", "9000", 1); /* the options come first */
 	setenv("EGG_AGENT_CLOSE_TIMEOUT", "9000", 1);
 	expect_close_timeouts(
-		(struct options){.app_close_timeout = 300, .agent_close_timeout = 200}, 300, 200);
+		(struct options){.app_close_timeout = 1000, .agent_close_timeout = 800}, 1000, 800);
 }
 
 Test(cluster, close_timeouts_from_the_environment)
 {
 	clear_environment();
-	setenv("EGG_APP_CLOSE_TIMEOUT", "250", 1);
-	setenv("EGG_AGENT_CLOSE_TIMEOUT", "350", 1);
+	setenv("EGG_APP_CLOSE_TIMEOUT", "800", 1);
+	setenv("EGG_AGENT_CLOSE_TIMEOUT", "1000", 1);
 	setenv("EGG_MASTER_CLOSE_TIMEOUT", "9000", 1); /* only what the others leave */
-	expect_close_timeouts((struct options){.workers = 0}, 250, 350);
+	expect_close_timeouts((struct options){.workers = 0}, 800, 1000);
 }
 
 Test(cluster, close_timeouts_from_the_old_variable)
 {
 	clear_environment();
-	setenv("EGG_MASTER_CLOSE_TIMEOUT", "270", 1);
-	expect_close_timeouts((struct options){.workers = 0}, 270, 270);
+	setenv("EGG_MASTER_CLOSE_TIMEOUT", "900", 1);
+	expect_close_timeouts((struct options){.workers = 0}, 900, 900);
 }
 
 /* ---- the shared port -------------------------------------------------------------------- */
@@ -2007,6 +2019,7 @@ Test(cluster, a_handle_travels_to_agent_and_apps)
 	mark = send_handle(c, 0, ROLE_APP); /* each gets its own; the sender, too */
 	cr_assert_eq(cluster_count(c, mark, " saw pipe from app to app handle"), 3);
 	cr_assert_eq(cluster_count(c, mark, "has no handle"), 0);
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids"); /* the master has closed it */
 	cr_assert_eq(process_descriptors(c->master), before);
 	cluster_stop(c);
 }

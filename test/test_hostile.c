@@ -17,7 +17,8 @@
 TestSuite(hostile, .timeout = 120);
 
 /* The master may keep one frame of a hostile child, and a queue up to its high
- * mark with what a read puts on top. KiB. */
+ * mark with what a read puts on top. (Of the largest frame for all apps each app's queue
+ * has a copy: twice as much.) KiB. */
 enum { GROWTH = 6 * 1024 };
 
 enum { MILLION = 1000000 };
@@ -385,20 +386,20 @@ static const struct attack {
 
 /* "NAME ROUND" */
 static int
-on_attack(struct messenger *messenger, const struct message *message, void *arg)
+order_attack(struct messenger *messenger, const char *line)
 {
-	char name[32];
-	int round;
-	size_t i;
+	size_t i, length = strcspn(line, " ");
 
-	(void)arg;
-	if (sscanf(message->data, "%31s %d", name, &round) != 2)
-		return -1;
 	for (i = 0; i < sizeof attacks / sizeof attacks[0]; i++)
-		if (strcmp(attacks[i].name, name) == 0)
-			attacks[i].run(messenger, round);
-	return 0;
+		if (strlen(attacks[i].name) == length &&
+		    memcmp(attacks[i].name, line, length) == 0) {
+			attacks[i].run(messenger, atoi(order_rest(line)));
+			return 0;
+		}
+	return -1;
 }
+
+static const struct order orders[] = {{NULL, order_attack}};
 
 static int
 on_told(struct messenger *messenger, const struct message *message, void *arg)
@@ -413,8 +414,7 @@ talk_or_attack(struct messenger *messenger, void *arg)
 {
 	int i;
 
-	if (talk(messenger, arg) == -1 ||
-	    messenger_on(messenger, "test-attack", on_attack, NULL) == -1 ||
+	if (obey_orders(messenger, orders) == -1 || talk(messenger, arg) == -1 ||
 	    messenger_on(messenger, "test-forged", on_told, NULL) == -1 ||
 	    messenger_on(messenger, "test-drip", on_told, NULL) == -1)
 		return -1;
@@ -494,7 +494,7 @@ finish_traffic(struct stage *stage)
 	int i;
 
 	for (i = 0; finishes[i] != NULL; i++)
-		order(stage->c, finishes[i], "test-finish", "");
+		cluster_order(stage->c, finishes[i], "finish");
 	for (i = 0; i < 4; i++)
 		cluster_wait(stage->c, mark, " of #%d.", 101 + i);
 	assert_nothing_bad(stage->c);
@@ -509,7 +509,8 @@ close_stage(struct stage *stage, const char *what)
 	cluster_until(stage->c, has_descriptors, &stage->descriptors,
 	              "the master to have as many descriptors as at first");
 	snprintf(title, sizeof title, "%s by a hostile %s", what, stage->role);
-	assert_memory(stage->c, title, stage->memory, GROWTH);
+	assert_memory(stage->c, title, stage->memory,
+	              strcmp(what, "extremes") == 0 ? 2 * GROWTH : GROWTH);
 	cluster_stop(stage->c);
 }
 
@@ -520,7 +521,7 @@ attack(struct stage *stage, const char *name, int round)
 	char data[64];
 
 	snprintf(data, sizeof data, "%s %d", name, round);
-	order(stage->c, stage->who, "test-attack", data);
+	cluster_order(stage->c, stage->who, data);
 	return mark;
 }
 
@@ -699,7 +700,8 @@ Test(hostile, a_frame_that_never_ends)
 	leave_a_frame_open("agent");
 }
 
-/* A byte costs the master a turn of its loop at most. */
+/* A byte costs the master a turn of its loop at most: about 2 us. If each byte cost a copy of
+ * what is there already, it would be minutes. */
 static void
 crumble(const char *role)
 {
@@ -711,7 +713,7 @@ crumble(const char *role)
 	used = process_processor_time(stage.c->master) - before;
 	fprintf(stderr, "the master's processor time for 1 MiB byte by byte from an %s: %lld ms\n",
 	        role, (long long)used);
-	cr_assert(used < 2000LL * time_scale(), "%lld ms", (long long)used);
+	cr_assert(used < 10000LL * time_scale(), "%lld ms", (long long)used);
 	cr_assert_eq(cluster_count(stage.c, mark, " died ("), 0);
 	close_stage(&stage, "1 MiB byte by byte");
 }

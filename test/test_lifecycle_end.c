@@ -71,7 +71,7 @@ __wrap__exit(int code)
 enum { FLOOD = 10000, FLOOD_SIZE = 200 };
 
 static int
-flood(struct messenger *app, int value)
+order_flood(struct messenger *app, const char *line)
 {
 	char data[FLOOD_SIZE + 1];
 	int i;
@@ -81,7 +81,7 @@ flood(struct messenger *app, int value)
 		if (messenger_send_to_agent(app, "test-flood", data) == -1)
 			report(app, "cannot send %d: %s", i, strerror(errno));
 	}
-	exit(value);
+	exit(atoi(order_rest(line)));
 }
 
 static int
@@ -97,26 +97,11 @@ on_flood(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-static int
-order_exit(struct messenger *messenger, int value)
-{
-	(void)messenger;
-	exit(value);
-}
-
-static int
-order_ignore(struct messenger *messenger, int value)
-{
-	(void)messenger, (void)value;
-	signal(SIGTERM, SIG_IGN);
-	return 0;
-}
-
 /* Its channel ends, and it lives. */
 static int
-order_hang_up(struct messenger *messenger, int value)
+order_hang_up(struct messenger *messenger, const char *line)
 {
-	(void)value;
+	(void)line;
 	shutdown(messenger->channel.descriptor, SHUT_RDWR);
 	while (pause() == -1)
 		;
@@ -124,81 +109,49 @@ order_hang_up(struct messenger *messenger, int value)
 }
 
 static int
-order_uncaught(struct messenger *messenger, int value)
+order_reload(struct messenger *messenger, const char *line)
 {
-	(void)messenger;
-	return value;
-}
-
-static int
-order_ready(struct messenger *messenger, int value)
-{
-	return messenger_ready(messenger, value);
-}
-
-static int
-order_reload(struct messenger *messenger, int value)
-{
-	(void)value;
+	(void)line;
 	return messenger_send(messenger, "reload-worker", NULL, ROLE_MASTER);
 }
 
 static int
-order_listening(struct messenger *messenger, int value)
+order_listening(struct messenger *messenger, const char *line)
 {
-	(void)value;
+	(void)line;
 	return messenger_send(messenger, "listening", NULL, ROLE_MASTER);
 }
 
 static int
-order_talk(struct messenger *messenger, int value)
+order_talk(struct messenger *messenger, const char *line)
 {
-	while (value-- > 0)
+	int count = atoi(order_rest(line));
+
+	while (count-- > 0)
 		if (messenger_send_to_agent(messenger, "test-talk", "\"twenty bytes or so\"") == -1)
 			return 1;
 	return 0;
 }
 
 static int
-order_talk_to_nobody(struct messenger *messenger, int value)
+order_talk_to_nobody(struct messenger *messenger, const char *line)
 {
-	while (value-- > 0)
+	int count = atoi(order_rest(line));
+
+	while (count-- > 0)
 		messenger_send_to(messenger, 0x7ffffffe, "test-talk", NULL);
 	return 0;
 }
 
-static const struct {
-	const char *word;
-	int (*obey)(struct messenger *messenger, int value);
-} orders[] = {
-	{"exit", order_exit},
-	{"flood", flood},
+static const struct order orders[] = {
+	{"flood", order_flood},
 	{"hang-up", order_hang_up},
-	{"ignore", order_ignore},
 	{"listening", order_listening},
-	{"ready", order_ready},
 	{"reload", order_reload},
 	{"talk", order_talk},
 	{"talk-to-nobody", order_talk_to_nobody},
-	{"uncaught", order_uncaught},
+	{NULL, NULL},
 };
-
-/* "WORD NUMBER" */
-static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
-{
-	char word[32];
-	int value = 0, result = 0;
-	size_t i;
-
-	(void)arg;
-	sscanf(message->data, "%31s %d", word, &value);
-	for (i = 0; i < sizeof orders / sizeof orders[0]; i++)
-		if (strcmp(word, orders[i].word) == 0)
-			result = orders[i].obey(messenger, value);
-	report(messenger, "did %s", word);
-	return result;
-}
 
 static bool told_to_go;
 static bool unobserved; /* a flood in the record would drown the log (D17) */
@@ -222,8 +175,7 @@ obey(struct messenger *messenger, void *arg)
 
 	on_exit(say_exit, NULL);
 	says_its_exit = true;
-	if ((!unobserved && observe(messenger) == -1) ||
-	    messenger_on(messenger, "test-order", on_order, NULL) == -1 ||
+	if ((!unobserved && observe(messenger) == -1) || obey_orders(messenger, orders) == -1 ||
 	    messenger_on(messenger, "test-go", on_go, NULL) == -1 ||
 	    messenger_on(messenger, "test-flood", on_flood, &expected) == -1 ||
 	    (close != NULL && messenger_before_close(messenger, close, NULL) == -1))
@@ -321,23 +273,6 @@ start_patient(struct options options)
 	return start(options);
 }
 
-/* Order it, and do not wait. */
-static void
-order(struct cluster *c, const char *who, const char *text)
-{
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
-	cluster_turn(c);
-}
-
-static void
-order_and_wait(struct cluster *c, const char *who, const char *text)
-{
-	size_t mark = cluster_mark(c);
-
-	order(c, who, text);
-	cluster_wait(c, mark, ":%s did %.*s", who, (int)strcspn(text, " "), text);
-}
-
 static bool
 has_passed(struct cluster *c, void *arg)
 {
@@ -398,7 +333,8 @@ expect_quiet_end(struct cluster *c, size_t mark, int workers)
 	cluster_ended(c, 0);
 }
 
-/* A limit for what must be fast. */
+/* A limit for what must be fast: less than the limit that would hold otherwise, which is 5 s in
+ * most cases, and far more than it takes, since the machine may have other things to do. */
 static void
 expect_within(int64_t start, int64_t least, int64_t most)
 {
@@ -452,7 +388,7 @@ expect_orderly_end(int number, const char *name)
 	go(c, ROLE_AGENT);
 	cluster_wait(c, at, "exit of AGENT#1: 0");
 	expect_quiet_end(c, mark, 3);
-	expect_within(begin, 0, 2000);
+	expect_within(begin, 0, 4500);
 }
 
 Test(lifecycle, s08a_sigterm_to_the_master)
@@ -517,8 +453,8 @@ expect_end_of_loading(messenger_callback load, const char *end)
 	cluster_wait(c, 0, ":APP#2 loads");
 	cluster_pid(c, "APP#2");
 	if (load == load_long) { /* who obeys has returned from its function */
-		order_and_wait(c, "APP#1", "talk 0");
-		order_and_wait(c, "APP#2", "talk 0");
+		cluster_did(c, "APP#1", "talk 0");
+		cluster_did(c, "APP#2", "talk 0");
 	}
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":AGENT#1 waits");
@@ -550,7 +486,7 @@ expect_end_of_loading_agent(messenger_callback load, size_t exits)
 	cluster_wait(c, 0, ":AGENT#1 loads");
 	cluster_pid(c, "AGENT#1");
 	if (load == load_long)
-		order_and_wait(c, "AGENT#1", "talk 0");
+		cluster_did(c, "AGENT#1", "talk 0");
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "[master] exit with code:0");
 	cr_assert_eq(cluster_count(c, 0, "exit of AGENT#1: 0"), exits);
@@ -611,7 +547,7 @@ Test(lifecycle, s08_sigterm_while_the_agent_starts)
 	struct cluster *c;
 
 	manners.agent.load = load_into_the_end;
-	c = launch((struct options){.workers = 2, .agent_close_timeout = 300});
+	c = launch((struct options){.workers = 2, .agent_close_timeout = 1000});
 	cluster_wait(c, 0, "agent_worker#1:AGENT#1 started");
 	cluster_wait(c, 0, "[master] exit with code:0");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#"), 0);
@@ -644,7 +580,7 @@ Test(lifecycle, s09a_sigkill_to_the_master)
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 110, signal: null");
 	expect_silence(c, mark, 3);
 	cluster_killed(c, SIGKILL);
-	expect_within(begin, 0, 1000);
+	expect_within(begin, 0, 4500);
 }
 
 /* D3: egg's agent hangs for good. Here nobody is left soon after its timeout. */
@@ -655,7 +591,7 @@ Test(lifecycle, s09b_sigkill_to_the_master_while_all_hang_when_they_close)
 
 	manners.agent.close = manners.app.close = close_never;
 	c = start((struct options){
-		.workers = 2, .app_close_timeout = 300, .agent_close_timeout = 300});
+		.workers = 2, .app_close_timeout = 1000, .agent_close_timeout = 1000});
 	mark = signal_master(c, SIGKILL);
 	cluster_wait(c, mark, ":AGENT#1 hangs");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
@@ -719,12 +655,12 @@ Test(lifecycle, s12a_an_app_ignores_sigterm)
 	int64_t begin;
 	size_t mark;
 
-	order_and_wait(c, "APP#1", "ignore");
-	order_and_wait(c, "APP#2", "ignore");
+	cluster_did(c, "APP#1", "ignore");
+	cluster_did(c, "APP#2", "ignore");
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 5000, 6000);
+	expect_within(begin, 5000, 9500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	go(c, ROLE_AGENT);
@@ -739,13 +675,14 @@ Test(lifecycle, s12b_an_app_hangs_when_it_closes)
 	size_t mark;
 
 	manners.app.close = close_never;
-	c = start_patient((struct options){.workers = 2, .app_close_timeout = 400});
+	/* Its own alarm has whole seconds, and must not come first. */
+	c = start_patient((struct options){.workers = 2, .app_close_timeout = 1100});
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":APP#1 hangs");
 	cluster_wait(c, mark, ":APP#2 hangs");
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 400, 1400);
+	expect_within(begin, 1100, 4500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	go(c, ROLE_AGENT);
@@ -762,7 +699,7 @@ expect_killed_agent(struct cluster *c, size_t mark, int64_t begin)
 	cluster_wait(c, mark, "kill agent worker with signal SIGTERM");
 	cr_assert(process_is_alive(cluster_pid(c, "AGENT#1")));
 	cluster_wait(c, mark, "[master] exit with code:0");
-	expect_within(begin, 400, 1400);
+	expect_within(begin, 1000, 4500);
 	cr_assert_not(process_is_alive(cluster_pid(c, "AGENT#1")));
 	cr_assert_eq(cluster_count(c, mark, "exit of AGENT#1"), 0);
 	expect_quiet_end(c, mark, 2);
@@ -771,10 +708,10 @@ expect_killed_agent(struct cluster *c, size_t mark, int64_t begin)
 /* D3, D27: egg's master exits before its agent. */
 Test(lifecycle, s12c_the_agent_ignores_sigterm)
 {
-	struct cluster *c = start((struct options){.workers = 2, .agent_close_timeout = 400});
+	struct cluster *c = start((struct options){.workers = 2, .agent_close_timeout = 1000});
 	int64_t begin;
 
-	order_and_wait(c, "AGENT#1", "ignore");
+	cluster_did(c, "AGENT#1", "ignore");
 	begin = clutch_now();
 	expect_killed_agent(c, signal_master(c, SIGTERM), begin);
 }
@@ -786,7 +723,7 @@ Test(lifecycle, s12d_the_agent_hangs_when_it_closes)
 	int64_t begin;
 
 	manners.agent.close = close_never_ever;
-	c = start((struct options){.workers = 2, .agent_close_timeout = 400});
+	c = start((struct options){.workers = 2, .agent_close_timeout = 1000});
 	begin = clutch_now();
 	expect_killed_agent(c, signal_master(c, SIGTERM), begin);
 }
@@ -801,17 +738,17 @@ Test(lifecycle, s12e_close_timeouts_from_the_environment)
 	setenv("EGG_APP_CLOSE_TIMEOUT", "1500", 1);
 	setenv("EGG_AGENT_CLOSE_TIMEOUT", "1000", 1);
 	c = start((struct options){.workers = 2});
-	order_and_wait(c, "APP#1", "ignore");
-	order_and_wait(c, "APP#2", "ignore");
-	order_and_wait(c, "AGENT#1", "ignore");
+	cluster_did(c, "APP#1", "ignore");
+	cluster_did(c, "APP#2", "ignore");
+	cluster_did(c, "AGENT#1", "ignore");
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "kill agent worker with signal SIGTERM");
-	expect_within(begin, 1500, 2100);
+	expect_within(begin, 1500, 4500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	cluster_wait(c, mark, "[master] exit with code:0");
-	expect_within(begin, 2500, 3500);
+	expect_within(begin, 2500, 6000);
 	cr_assert_eq(cluster_count(c, mark, "exit of"), 0);
 	expect_quiet_end(c, mark, 2);
 }
@@ -894,14 +831,14 @@ Test(lifecycle, s12h_a_grandchild_ignores_sigterm)
 	size_t mark;
 
 	manners.app.load = load_and_fork;
-	c = start((struct options){.workers = 1, .app_close_timeout = 400});
+	c = start((struct options){.workers = 1, .app_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	cr_assert_eq(cluster_processes(c, all, 8), 4);
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "exit of APP#1: 0");
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
-	expect_within(begin, 400, 1400);
+	expect_within(begin, 1000, 4500);
 	expect_quiet_end(c, mark, 1); /* nobody: neither is the grandchild */
 }
 
@@ -911,7 +848,7 @@ Test(lifecycle, s12h_a_grandchild_of_the_agent_ignores_sigterm)
 	size_t mark;
 
 	manners.agent.load = load_and_fork;
-	c = start((struct options){.workers = 1, .agent_close_timeout = 400});
+	c = start((struct options){.workers = 1, .agent_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
@@ -932,7 +869,7 @@ Test(lifecycle, s12h_a_grandchild_does_not_survive_a_failed_start)
 
 	manners.agent.load = load_and_fork;
 	manners.app.load = load_badly;
-	c = launch((struct options){.workers = 1, .agent_close_timeout = 400});
+	c = launch((struct options){.workers = 1, .agent_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	cluster_wait(c, 0, "exit of AGENT#1: 110");
 	cluster_ended(c, 1);
@@ -945,7 +882,7 @@ Test(lifecycle, s12h_a_grandchild_goes_with_its_killed_parent)
 	pid_t all[8];
 
 	manners.app.load = load_and_fork;
-	c = start((struct options){.workers = 1, .app_close_timeout = 400});
+	c = start((struct options){.workers = 1, .app_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait(c, 0, ":APP#2 saw egg-ready");
@@ -986,7 +923,7 @@ start_draining(int app_close_timeout, int *client)
 
 	*client = cluster_connect(c);
 	cluster_wait(c, 0, ":APP#1 accepted");
-	order(c, "APP#1", "uncaught 7");
+	cluster_order(c, "APP#1", "uncaught 7");
 	cluster_wait(c, 0, "app_worker#1:APP#1 disconnect");
 	cluster_wait(c, 0, ":APP#2 saw egg-ready");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
@@ -1020,7 +957,7 @@ Test(lifecycle, s12i_sigterm_to_the_master_while_an_app_drains_for_ever)
 	size_t mark = signal_master(c, SIGTERM);
 
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 1700, 3000);
+	expect_within(begin, 1700, 4500);
 	expect_end(c, "APP#1", "code: 0, signal: null");
 	go(c, ROLE_AGENT);
 	expect_quiet_end(c, mark, 2);
@@ -1220,21 +1157,23 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 {
 	struct cluster *c;
 	int64_t death;
+	size_t at;
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
 	manners.app.load = load_and_hang_up_if_sick;
 	c = start((struct options){.workers = 1});
 	fall_ill();
-	order(c, "APP#1", "hang-up 0");
+	cluster_order(c, "APP#1", "hang-up 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 disconnect");
+	death = clutch_now(); /* the master may count both in one turn, at one time */
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait_end(c, "APP#1");
 	recover();
-	death = clutch_now();
 	cluster_signal(c, "APP#2", SIGKILL);
-	cluster_wait_end(c, "APP#2");
-	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0, "nobody has waited for APP#2");
-	cluster_wait(c, 0, ":APP#3 saw egg-ready");
+	at = cluster_wait(c, 0, "app_worker#2:APP#2 died (");
+	cluster_wait(c, at, ":APP#3 saw egg-ready");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), cluster_count(c, at, "app_worker#3"),
+	             "nobody has waited for APP#2");
 	cr_assert(clutch_now() - death >= 1000, "after a second at the earliest");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
 	cluster_stop(c);
@@ -1327,10 +1266,10 @@ Test(lifecycle, s13_reload_ordered_by_the_agent_and_again)
 	struct cluster *c = start((struct options){.workers = 3});
 	size_t mark = cluster_mark(c);
 
-	order(c, "AGENT#1", "reload 0");
+	cluster_order(c, "AGENT#1", "reload 0");
 	expect_reload(c, mark, 4);
 	mark = cluster_mark(c);
-	order(c, "AGENT#1", "reload 0");
+	cluster_order(c, "AGENT#1", "reload 0");
 	expect_reload(c, mark, 7);
 	cluster_stop(c);
 }
@@ -1340,8 +1279,8 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 
-	order_and_wait(c, "APP#2", "reload 0");
-	order_and_wait(c, "APP#2", "reload 0");
+	cluster_did(c, "APP#2", "reload 0");
+	cluster_did(c, "APP#2", "reload 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
 	cluster_ask_status(c); /* the master has come by */
 	cr_assert_eq(cluster_count(c, 0, "refused"), 1);
@@ -1399,7 +1338,7 @@ start_and_reload_badly(messenger_callback load, size_t *mark)
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
 	manners.app.load = load;
-	c = start((struct options){.workers = 3, .worker_start_timeout = 500 * time_scale()});
+	c = start((struct options){.workers = 3, .worker_start_timeout = 1500 * time_scale()});
 	fall_ill();
 	*mark = cluster_mark(c);
 	order_reload_by_parent(c);
@@ -1444,7 +1383,7 @@ Test(lifecycle, s13_sigterm_during_a_reload)
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
 	manners.app.load = load_into_the_end_if_sick;
-	c = start((struct options){.workers = 3, .app_close_timeout = 300});
+	c = start((struct options){.workers = 3, .app_close_timeout = 1000});
 	fall_ill();
 	mark = cluster_mark(c);
 	order_reload_by_parent(c);
@@ -1926,7 +1865,7 @@ expect_key_to_end_it(const char *keys, const char *signal_name)
 	cr_assert_eq(write(bare.output, keys, strlen(keys)), (ssize_t)strlen(keys));
 	expect_bare_end(&bare);
 	cr_assert(strstr(bare.text, signal_name) != NULL, "%s", bare.text);
-	expect_within(begin, 0, 1000);
+	expect_within(begin, 0, 4500);
 }
 
 Test(lifecycle, s08e_ctrl_c_in_a_terminal)
@@ -2281,8 +2220,8 @@ Test(lifecycle, sigusr1_counts_messages_and_bytes)
 	agent = figures_of(c, "AGENT#1");
 	app = figures_of(c, "APP#1");
 	other = figures_of(c, "APP#2");
-	order_and_wait(c, "APP#1", "talk 7");
-	order_and_wait(c, "APP#1", "talk-to-nobody 1");
+	cluster_did(c, "APP#1", "talk 7");
+	cluster_did(c, "APP#1", "talk-to-nobody 1");
 	cluster_wait(c, 0, ":AGENT#1 saw test-talk");
 	cluster_wait(c, 0, "did talk-to-nobody");
 	cluster_until(c, has_one_undeliverable, NULL, "the message to nobody");
@@ -2441,10 +2380,10 @@ Test(lifecycle, signals_during_the_start)
 		at = cluster_ask_status(c);
 		cluster_wait(c, at, "\"state\":\"starting\"");
 		if (i == 1)
-			order(c, "AGENT#1", "ready 0");
+			cluster_order(c, "AGENT#1", "ready 0");
 	}
-	order(c, "APP#1", "ready 0");
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_ready(c);
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
 	cluster_stop(c);
@@ -2480,17 +2419,19 @@ Test(lifecycle, signals_while_the_agent_is_dead)
 	int64_t begin;
 	int i;
 
+	begin = clutch_now();
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "try to start a new agent_worker");
-	begin = clutch_now();
 	for (i = 0; i < 20; i++) {
 		cluster_signal(c, "MASTER", SIGCHLD);
 		cluster_ask_status(c);
+		if (cluster_count(c, 0, "agent_worker#2:") > 0)
+			break; /* a busy machine: the second is over */
 		expect_state(c, "agent", "dead");
 		cr_assert_eq(cluster_figure(c, "agent", "pid"), 0);
 	}
 	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
-	expect_within(begin, 900, 2000);
+	expect_within(begin, 1000, 4500);
 	cr_assert_eq(cluster_count(c, 0, "agent_worker#3"), 0);
 	cluster_stop(c);
 }
@@ -2504,7 +2445,7 @@ start_flood(size_t *mark)
 	c = launch((struct options){.workers = 1});
 	cluster_ready(c);
 	*mark = cluster_mark(c);
-	order(c, "APP#1", "flood 3");
+	cluster_order(c, "APP#1", "flood 3");
 	return c;
 }
 
@@ -2538,14 +2479,14 @@ Test(lifecycle, an_app_counts_once)
 	c = launch((struct options){.workers = 2});
 	cluster_wait(c, 0, ":APP#1 loads");
 	cluster_wait(c, 0, ":APP#2 loads");
-	order_and_wait(c, "APP#1", "ready 0");
-	order_and_wait(c, "APP#1", "listening 0");
-	order_and_wait(c, "APP#1", "listening 0");
+	cluster_did(c, "APP#1", "ready 0");
+	cluster_did(c, "APP#1", "listening 0");
+	cluster_did(c, "APP#1", "listening 0");
 	cluster_wait(c, 0, "app_worker#1:APP#1 may not send listening: refused");
 	cluster_ask_status(c);
 	cr_assert_eq(cluster_count(c, 0, "saw egg-ready"), 0);
 	cr_assert_eq(cluster_count(c, 0, "remain 0"), 0);
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_ready(c);
 	cr_assert_eq(cluster_count(c, 0, "remain 0"), 1);
 	cluster_stop(c);
