@@ -346,7 +346,7 @@ const struct packet_type *cluster_link_find(const struct packet_type *types, con
  * egg: cluster-client/lib/wrapper/base.js, lib/follower.js
  */
 
-/* One that hears the values of a key. */
+/* It hears the values of a key. */
 struct listener {
 	struct listener *next;
 	cluster_listener call; /* NULL: arg is a leader's follower */
@@ -411,7 +411,7 @@ struct cluster_client {
 	bool closed, ended; /* ended: no function uses the client any more */
 	int result;         /* of the callbacks of this turn */
 	struct topics topics;
-	/* Those that wait for ready: callbacks, and calls; and the calls without an answer. */
+	/* The callbacks and the calls that wait for ready; the calls without an answer. */
 	struct pending_list waiters, waiting, sent;
 	size_t call_count, waiting_bytes;
 	uint64_t number;            /* of the last pending */
@@ -450,10 +450,10 @@ void cluster_base_log(const struct cluster_client *client, const char *who, cons
 const struct real_method *cluster_base_find_method(const struct real_client *real,
                                                    const char *name);
 
-/* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. leave ends a use, and
- * frees the topic if nothing is left of it. each calls a function for each topic, until one
- * returns a result that is not 0. clear frees all of a table. add, at the end or as the first: NULL
- * with ENOMEM. find_listener: the match that was added last, or NULL. */
+/* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. leave ends a use, which
+ * `users` counts, and frees the topic if nothing is left of it. each calls the function for each
+ * topic until a result is not 0. clear frees all of a table. add, at the end or as the first:
+ * NULL with ENOMEM. find_listener: the match that was added last, or NULL. */
 struct topic *cluster_topic_find(struct topics *topics, const char *key);
 struct topic *cluster_topic_make(struct topics *topics, const char *key);
 void cluster_topic_leave(struct topics *topics, struct topic *topic);

@@ -477,7 +477,7 @@ say_all(struct cluster_client *client)
 {
 	client->ready = true;
 	if (cluster_topic_each(&client->topics, say_topic, client) == 0 && say_calls(client) == 0) {
-		cluster_base_tick(client); /* it calls those who wait for ready */
+		cluster_base_tick(client); /* the callbacks that wait for ready */
 		return;
 	}
 	client->ready = false;
