@@ -341,6 +341,7 @@ settle_all(struct cluster_client *client, struct pending_list *list,
 {
 	uint64_t last = client->number;
 
+	/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): settle has detached what it frees */
 	while (list->first != NULL && list->first->number <= last)
 		settle(list->first, error, NULL, 0);
 }
@@ -801,11 +802,12 @@ cluster_client_publish(struct cluster_client *client, const char *key, const voi
 	topic->users++;
 	if (client->ready)
 		result = say_published(client, topic);
-	if (result == -1) {
+	if (result == -1 && topic->published == value) {
 		topic->published = old;
 		topic->said = true;
+		old = value;
 	}
-	free(result == -1 ? value : old);
+	free(old);
 	cluster_topic_leave(&client->topics, topic);
 	return result;
 }

@@ -139,6 +139,7 @@ hear(struct cluster_link *link, const struct message *message)
 	if (why == NULL && type->heard != NULL)
 		why = type->heard(link, &packet);
 	link->name[0] = '\0';
+	/* cppcheck-suppress returnDanglingLifetime ; it is a string literal */
 	return why;
 }
 
