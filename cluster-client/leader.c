@@ -175,17 +175,18 @@ on_subscribe(struct cluster_client *client, struct follower *follower, const str
 	struct packet last = {.type = PACKET_SUBSCRIBE_RESULT, .id = packet->id};
 	const char *why = NULL;
 	struct topic *topic;
+	bool is_new;
 
 	if (client->real->subscribe == NULL)
 		return "subscribed, which is not offered";
-	if (follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
-		return "subscribed to too many keys";
 	topic = cluster_topic_make(topics, packet->name);
 	if (topic == NULL)
 		return no_memory;
 	topic->busy++;
-	if (find_follower(topic, follower) == topic->follower_count &&
-	    !add_follower(topic, follower))
+	is_new = find_follower(topic, follower) == topic->follower_count;
+	if (is_new && follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
+		why = "subscribed to too many keys";
+	else if (is_new && !add_follower(topic, follower))
 		why = no_memory;
 	else if (!topic->subscribed) { /* egg: _doSubscribe; a value may come inside of it */
 		topic->subscribed = true;
