@@ -229,7 +229,7 @@ inline reap_all() {
 /* Nothing happens any more, but that a child says something new. */
 #define AT_REST (!ANY(READABLE) && !ANY(WRITABLE) && !ANY(TOLLS) && !ANY(READS_LATER))
 
-/* C: master.c loop 4242234115 */
+/* C: master.c loop 3637057502 */
 active proctype master() {
 	do
 	:: d_step { prepare_all(); i = 0; j = 0; r = 0; found = 0; stuck_timeout = 0 }

@@ -507,7 +507,7 @@ inline reload_next() {
 	fi
 }
 
-/* C: master.c on_ready 4153601481 */
+/* C: master.c on_ready 568227486 */
 inline on_ready() {
 	d_step {
 		is_started = 1;
@@ -551,7 +551,7 @@ inline on_agent_exit() {
 	fi
 }
 
-/* C: master.c on_agent_start 935843822 */
+/* C: master.c on_agent_start 572699261 */
 inline on_agent_start() {
 	old = p[AGENT].state;
 	if
@@ -600,7 +600,7 @@ inline on_app_exit(n) {
 	fi
 }
 
-/* C: master.c on_app_start 1300088183 */
+/* C: master.c on_app_start 2011793415 */
 inline on_app_start(n) {
 	number_of = p[n].slot;
 	get_slot_worker(number_of);
@@ -1016,8 +1016,8 @@ inline invariants() {
 	 (phase == PHASE_RUNNING && (agent_refork_at || refork_at[0] || refork_at[SLOTS - 1] || CHECK_AT)))
 
 /* C: master.c open_places 995434256 */
-/* C: master.c run_cluster 323625669 */
-/* C: master.c loop 4242234115 */
+/* C: master.c run_cluster 3956513552 */
+/* C: master.c loop 3637057502 */
 active proctype master() {
 	d_step {
 		for (i : 1 .. SLOTS) { p[i].slot = i - 1; p[i].disable_refork = 1 }

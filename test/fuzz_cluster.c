@@ -496,7 +496,8 @@ open_processes(void)
 	if (processes[0] != NULL)
 		return;
 	nothing = open("/dev/null", O_WRONLY | O_CLOEXEC);
-	CHECK(nothing != -1 && clutch_log_set("error", nothing));
+	CHECK(nothing != -1);
+	clutch_logging.descriptor = nothing;
 	for (i = 0; i < 2; i++) {
 		CHECK(channel_pair(pair) == 0);
 		processes[i] = messenger_open(pair[0], i == 0 ? ROLE_AGENT : ROLE_APP);

@@ -361,6 +361,47 @@ Test(log, a_full_log_says_how_many_lines_it_has_cost)
 	nobody_is_left();
 }
 
+/* All that is in a pipe whose writing end is this process's no more. */
+static const char *
+rest_of(int descriptor)
+{
+	static char text[512 * 1024];
+	ssize_t length;
+	size_t used = 0;
+
+	while ((length = read(descriptor, text + used, sizeof text - 1 - used)) > 0)
+		used += (size_t)length;
+	text[used] = '\0';
+	return text;
+}
+
+/* A full stdout costs stderr nothing: no line, no patience, and no word about lost lines. */
+Test(log, a_full_stream_is_no_matter_of_the_other_one)
+{
+	int i, out[2], error[2], status;
+	const char *text;
+	pid_t pid;
+
+	cr_assert(pipe(out) == 0 && pipe(error) == 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(out[1], STDOUT_FILENO);
+		dup2(error[1], STDERR_FILENO);
+		for (i = 0; i < 200; i++)
+			clutch_log(CLUTCH_INFO, "%01000d", i);
+		clutch_log(CLUTCH_ERROR, "an error");
+		_exit(0);
+	}
+	close(out[1]);
+	close(error[1]);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	text = rest_of(error[0]);
+	cr_assert_not_null(strstr(text, ": an error\n"), "%s", text);
+	cr_assert_null(strstr(text, "the log was full"), "%s", text);
+	text = rest_of(out[0]);
+	cr_assert(count_text(text, " INFO ") > 10 && count_text(text, " INFO ") < 200);
+}
+
 /* ---- a stranger's text ------------------------------------------------------------------ */
 
 static int
