@@ -17,7 +17,6 @@
 #include "cluster-client/cluster_client.h"
 #include "fuzz.h"
 
-#include <fcntl.h>
 #include <sys/socket.h>
 
 static struct text happened, expected;

@@ -20,7 +20,6 @@
 #include "messenger.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 

@@ -14,7 +14,6 @@
 
 #include <arpa/inet.h>
 #include <ctype.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <sys/un.h>
 

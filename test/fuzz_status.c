@@ -13,7 +13,6 @@
 #include "fuzz.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/param.h>
 
 /* The rows of the status: lines behind the first that begin like one. */
