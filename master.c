@@ -167,15 +167,19 @@ static void close_cluster(struct master *master);
 
 /* ---- processes ------------------------------------------------------------ */
 
-/* "app_worker#2:4711", "agent_worker#1:4710" or "parent", for a line about a process; valid
- * until the next call. egg's number is that of the fork: the slot follows it in IN_SLOT. */
-#define IN_SLOT " (app %d)"
+/* "app_worker#2:4711", "agent_worker#1:4710" or "parent", for a line about a process. egg's
+ * number is that of the fork: a line about an app ends with its slot, in_slot. Both are valid
+ * until the next call. */
+static char in_slot[16];
 
 static const char *
 process_name(const struct process *process)
 {
 	static char name[64];
 
+	in_slot[0] = '\0';
+	if (process->role == ROLE_APP)
+		snprintf(in_slot, sizeof in_slot, " (app %d)", process->slot);
 	if (process->role == ROLE_PARENT)
 		return "parent";
 	snprintf(name, sizeof name, "%s_worker#%d:%ld", clutch_role_name(process->role),
@@ -902,7 +906,7 @@ on_fork(struct master *master, const struct process *worker)
 {
 	if (worker == NULL)
 		return false;
-	log_info("%s start" IN_SLOT, process_name(worker), worker->slot);
+	log_info("%s start%s", process_name(worker), in_slot);
 	if (worker->slot == master->reload_slot)
 		master->reload_id = worker->id;
 	tell_app_pids(master, worker->worker_id); /* D7 */
@@ -1114,6 +1118,7 @@ on_agent_start(struct master *master) /* :351 */
 	if (agent->state == STATE_ONLINE) {     /* and not told to leave meanwhile */
 		agent->state = STATE_LISTENING; /* :352 started */
 		agent->deadline = DEADLINE_NONE;
+		clutch_trace("is ready", &agent->channel, NULL, "", 0);
 	}
 	/* D8: first which workers there are, then that all is ready */
 	if (master->is_started) /* :369 D8 */
@@ -1139,13 +1144,13 @@ on_app_exit(struct master *master, struct process *worker) /* :392 */
 	if (master->phase != PHASE_RUNNING) /* :393 closed */
 		return;
 	if (!replaced) /* :397 isDevReload */
-		log_error("%s died (%s)" IN_SLOT, name, slot->last_death, number);
+		log_error("%s died (%s)%s", name, slot->last_death, in_slot);
 	delete_worker(master, worker); /* :419 */
 	tell_agent_pids(master);       /* :422 egg-pids */
 	if (master->is_started) {      /* :427 isAllWorkerStarted */
 		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
 	} else { /* :434 */
-		log_error("%s start fail, exiting with code:1" IN_SLOT, name, number);
+		log_error("%s start fail, exiting with code:1%s", name, in_slot);
 		fail(master, 1); /* :438 */
 		return;
 	}
@@ -1169,6 +1174,7 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 
 	worker->state = STATE_LISTENING;
 	worker->deadline = DEADLINE_NONE;
+	clutch_trace("is ready", &worker->channel, NULL, "", 0);
 	if (old != worker) { /* D12 */
 		old->is_dev_reload = true;
 		old->state = STATE_LEAVING;
@@ -1177,9 +1183,9 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 	slot->started = true;    /* :471 startSuccessCount, D18 */
 	for (i = 0; i < master->options.workers; i++)
 		remain += !master->slots[i].started;
-	log_info("%s started%s%s, remain %d (%lldms)" IN_SLOT, process_name(worker),
+	log_info("%s started%s%s, remain %d (%lldms)%s", process_name(worker),
 	         master->address[0] != '\0' ? " at " : "", master->address, remain,
-	         (long long)(master->now - worker->forked_at), worker->slot);
+	         (long long)(master->now - worker->forked_at), in_slot);
 	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
 	worker->disable_refork = false;
@@ -1298,7 +1304,7 @@ on_disconnect(struct master *master, struct process *process)
 		process->channel.process = process;
 		return;
 	}
-	log_info("%s disconnect" IN_SLOT, process_name(process), process->slot);
+	log_info("%s disconnect%s", process_name(process), in_slot);
 	tell_agent_pids(master); /* D9 */
 	if (!process->disable_refork)
 		refork(master, process->slot);
@@ -1310,8 +1316,8 @@ on_disconnect(struct master *master, struct process *process)
 static void
 condemn(struct master *master, struct process *process, const char *why)
 {
-	log_error("%s %s: %s", process_name(process), why,
-	          process->role == ROLE_PARENT ? "its channel is closed" : "killed");
+	log_error("%s %s: %s%s", process_name(process), why,
+	          process->role == ROLE_PARENT ? "its channel is closed" : "killed", in_slot);
 	process->killed_for = why;
 	signal_process(process, SIGKILL);
 	on_disconnect(master, process);
@@ -1398,8 +1404,8 @@ hear(struct master *master, struct process *process)
 		if (may_say(master, process, &message)) {
 			master_messenger_receive(&master->messenger, process, &message);
 		} else if (!process->refused) {
-			log_error("%s may not send %s: refused, as are more of this kind",
-			          process_name(process), message.action);
+			log_error("%s may not send %s: refused, as are more of this kind%s",
+			          process_name(process), message.action, in_slot);
 			process->refused = true;
 		}
 		if (message.handle != -1)
@@ -1585,7 +1591,7 @@ on_deadline(struct master *master, struct process *process)
 
 	process->deadline = DEADLINE_NONE;
 	if (deadline == DEADLINE_START) { /* D25 */
-		log_error("%s start timeout", process_name(process));
+		log_error("%s start timeout%s", process_name(process), in_slot);
 		process->killed_for = "start timeout";
 	}
 	if (deadline < DEADLINE_LEAVE) {
@@ -1715,13 +1721,13 @@ static void
 watch_losses(struct process *process)
 {
 	if (process->dropped > 0 && !process->drop_logged)
-		log_error("%s is not there and its queue is full: messages for it are dropped",
-		          process_name(process));
+		log_error("%s is not there and its queue is full: messages for it are dropped%s",
+		          process_name(process), in_slot);
 	process->drop_logged = process->dropped > 0;
 	if (process->channel.handles_lost > 0 && !process->handle_logged)
 		log_error("%s: no descriptor or memory for a handle: its message goes without it, "
-		          "as do more of this kind",
-		          process_name(process));
+		          "as do more of this kind%s",
+		          process_name(process), in_slot);
 	process->handle_logged = process->channel.handles_lost > 0;
 }
 

@@ -459,10 +459,9 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 {
 	static const struct message none = {.action = "", .handle = -1};
 	const char *path = getenv("CLUTCH_TRACE"), *only = getenv("CLUTCH_TRACE_ACTION"), *action;
-	struct pollfd file = {.fd = STDERR_FILENO, .events = POLLOUT};
 	bool to_file = path != NULL && strcmp(path, "1") != 0;
 	char line[2 * LOG_LINE + 512], *end = line;
-	int saved = errno, patience = trace_lost > 0 ? 0 : LOG_PATIENCE;
+	int saved = errno, patience = trace_lost > 0 ? 0 : LOG_PATIENCE, file = STDERR_FILENO;
 	long length = message == NULL || !message->data ? -1 : (long)message->data_length;
 	const struct process *self = &clutch_logging.self;
 	struct timespec now;
@@ -484,15 +483,12 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 	end = trace_text(end, message->data, length);
 	*end++ = '\n';
 	if (to_file)
-		file.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
-	if (file.fd == -1 && trace_lost == 0)
+		file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+	if (file == -1 && trace_lost == 0)
 		clutch_log(CLUTCH_WARN, "cannot write %s: %s", path, strerror(errno));
-	trace_lost++;
-	if (poll(&file, 1, patience) == 1 &&
-	    write(file.fd, line, (size_t)(end - line)) == end - line)
-		trace_lost = 0;
+	trace_lost = write_line(file, line, (size_t)(end - line), patience) ? 0 : trace_lost + 1;
 	if (to_file)
-		close(file.fd);
+		close(file);
 	errno = saved;
 }
 

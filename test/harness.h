@@ -59,8 +59,8 @@ int observe(struct messenger *messenger);
  *	ignore          (it ignores SIGTERM from now on)
  *	graceful        (messenger_graceful_exit)
  *
- * and the words of a table, whose last row has no word: its function, if there is one,
- * takes each other line. The function gets the whole line, and returns 0, -1 with errno, or
+ * and the words of a table, or of several. The last row of a table has no word: its
+ * function, if there is one, takes each other line. The function gets the whole line, and returns 0, -1 with errno, or
  * the error of a listener. order_rest: what stands behind the word.
  */
 struct order {

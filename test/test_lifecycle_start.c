@@ -1428,7 +1428,7 @@ Test(lifecycle, s06f_a_worker_that_is_never_ready)
 
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0 ", start timeout");
 	cr_assert(clutch_now() - now >= 500);
-	at = cluster_wait(c, 0, "[master] app_worker#1:APP#1 start timeout");
+	at = cluster_wait(c, 0, "[master] app_worker#1:APP#1 start timeout (app 0)");
 	at = cluster_wait(c, at, ":APP#1 exits 0");
 	cluster_wait(c, at, "app_worker#1:APP#1 start fail, exiting with code:1");
 	cluster_wait(c, at, ":AGENT#1 exits 110");

@@ -604,6 +604,42 @@ Test(log, any_process_can_ask_for_the_status)
 	cluster_stop(c);
 }
 
+/* More than a queue holds, and then the agent is ready: the apps are forked. */
+static int
+flood_apps(struct messenger *agent, void *arg)
+{
+	static char data[64 * 1024];
+	static size_t sent;
+
+	memset(data, '1', sizeof data - 1);
+	while (sent < 3 * CHANNEL_QUEUE_MAX && messenger_send_to_app(agent, "test", data) == 0)
+		sent += sizeof data;
+	if (sent < 3 * CHANNEL_QUEUE_MAX)
+		return messenger_set_timeout(agent, 1, flood_apps, arg) == -1;
+	messenger_ready(agent, 0);
+	return 0;
+}
+
+static int
+flood_and_be_ready(struct messenger *agent, void *arg)
+{
+	messenger_ready_later(agent);
+	return messenger_set_timeout(agent, 0, flood_apps, arg) == -1;
+}
+
+Test(log, an_app_whose_queue_is_full_before_it_is_forked_is_named_by_its_slot)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = flood_and_be_ready, .workers = 2});
+
+	cluster_wait(c, 0,
+	             "[master] app_worker#0:0 is not there and its queue is full: messages for "
+	             "it are dropped (app 0)");
+	cluster_wait(c, 0, "messages for it are dropped (app 1)");
+	cluster_ready(c);
+	cluster_stop(c);
+}
+
 Test(log, nobody_may_answer_in_the_masters_place)
 {
 	struct cluster *c = cluster_start(
@@ -611,7 +647,9 @@ Test(log, nobody_may_answer_in_the_masters_place)
 
 	cluster_ready(c);
 	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "test-forge", NULL), 0);
-	cluster_wait(c, 0, "app_worker#1:APP#1 may not send clutch-status: refused");
+	cluster_wait(c, 0,
+	             "app_worker#1:APP#1 may not send clutch-status: refused, as are more of "
+	             "this kind (app 0)");
 	cr_assert_eq(messenger_send_to_app(c->parent, "test-ask", NULL), 0);
 	cr_assert_eq(messenger_send_to_agent(c->parent, "test-ask", NULL), 0);
 	cluster_wait(c, 0, ":AGENT#1 got ");
