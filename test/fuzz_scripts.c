@@ -134,11 +134,13 @@ run_again(const char *program)
 	static struct text out, err;
 	struct command first = seen;
 	char text[3][16], pid_file[sizeof seen_pid_file];
-	const char *words[WORDS] = {program, called};
+	const char *words[WORDS] = {program};
 	const struct options *options = &first.options;
-	int count = 2;
+	int count = 1;
 
 	strcpy(pid_file, seen_pid_file);
+	if (strcmp(pid_file, "-") != 0) /* without a command there is none */
+		words[count++] = called;
 	count = add(words, count, lines[0], "workers", number(text[0], options->workers));
 	if (strcmp(called, "start") == 0) /* others may have PORT=0 in the environment */
 		count = add(words, count, lines[1], "port", number(text[1], options->port));
