@@ -137,21 +137,24 @@ on_subscribe(struct cluster_link *link, const struct packet *packet)
 	struct cluster_client *client = link->client;
 	struct topics *topics = &client->leader->topics;
 	struct topic *topic;
+	const char *why = NULL;
 	struct message last;
 	bool known;
 
 	if (client->real->subscribe == NULL)
 		return "subscribed, which is not offered";
-	if (follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
-		return "subscribed to too many keys";
 	topic = cluster_topic_make(topics, packet->name);
 	if (topic == NULL)
 		return no_memory;
 	topic->users++;
 	known = cluster_topic_find_listener(topic, NULL, follower) != NULL;
-	if (!known && cluster_topic_add(topic, NULL, follower, follower->own) == NULL) {
+	if (!known && follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
+		why = "subscribed to too many keys";
+	else if (!known && cluster_topic_add(topic, NULL, follower, follower->own) == NULL)
+		why = no_memory;
+	if (why != NULL) {
 		cluster_topic_leave(topics, topic);
-		return no_memory;
+		return why;
 	}
 	follower->keys += !known;
 	last = topic->packet;
