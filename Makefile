@@ -37,6 +37,7 @@
 #	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
 #	make docs-write         record anew what the documents quote and show
 #	make book               docs/book/ as one page, build/book.html, with pandoc
+#	make chapter CHAPTER=2  what the runs of a chapter need, in build/chapter2
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -244,13 +245,13 @@ live: $(BUILD)/examples/live
 
 # The traces that are committed, recorded anew; and the figures in the documents, drawn from
 # them. traces-check runs each once more, and compares what each process did.
-traces: $(BUILD)/draw/runs $(BUILD)/draw/relay
+traces: $(BUILD)/draw/runs $(BUILD)/draw/relay $(BUILD)/examples/bridge
 	@BUILD=$(BUILD) sh draw/traces/record $(RUN)
 
 figures:
 	@sh draw/figures/make
 
-traces-check: $(BUILD)/draw/runs $(BUILD)/draw/relay
+traces-check: $(BUILD)/draw/runs $(BUILD)/draw/relay $(BUILD)/examples/bridge
 	@BUILD=$(BUILD) sh draw/traces/check $(RUN)
 
 # ---- test ------------------------------------------------------------------
@@ -479,10 +480,13 @@ docs-write: all $(SHOWN)
 book:
 	@BUILD=$(BUILD) sh docs/check/book
 
+chapter: all $(SHOWN)
+	@BUILD=$(BUILD) sh docs/check/chapter '$(CHAPTER)'
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run live traces figures traces-check test criterion redis-server check sanitize valgrind \
 	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
 	bench bench-ipc bench-bridge lab labs-check model model-short model-record docs-check \
-	docs-write book clean
+	docs-write book chapter clean
