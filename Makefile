@@ -192,7 +192,8 @@ $(BUILD)/faults/%.o: %.c
 # socket buffer, a short CLUTCH_STUCK_TIMEOUT, and wrappers for a few calls.
 FIELD_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER=16384) \
                -DCLUTCH_STUCK_TIMEOUT=1500
-FIELD_WRAP   = $(addprefix -Wl$(COMMA)--wrap=,poll clock_gettime sendmsg recvmsg kill waitpid waitid)
+FIELD_CALLS  = poll clock_gettime send sendmsg recvmsg kill waitpid waitid
+FIELD_WRAP   = $(FIELD_CALLS:%=-Wl,--wrap=%)
 FIELD_TESTS  = $(BUILD)/test/test_field_traffic $(BUILD)/test/test_field_pause
 
 $(FIELD_TESTS): %: %.o $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(CORE:%.c=$(BUILD)/field/%.o)

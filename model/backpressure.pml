@@ -7,7 +7,10 @@
  *
  * A unit of data is one read (CHANNEL_READ_SIZE); HIGH and LOW are the two marks in this unit.
  * PROCESSES children feed whom they like: one, all, themselves; with SENDERS only the first
- * ones do. A child reads, or does not read for a while, or, with HANGS, never again.
+ * ones do. A child reads, or does not read for a while, or never again: while it writes, or
+ * because it hangs. The master cannot tell, it sees only whether a socket takes something now.
+ * So the model decides when the master looks, and keeps nothing of it before. With DEATHS a
+ * child may die, too.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -35,25 +38,36 @@ hidden byte B2_who_waits_is_looked_after;
 typedef process {
 	unsigned queue : 4;     /* channel_pending */
 	bit waits;              /* it is not read */
-	unsigned waits_for : 3; /* a bit for each process */
+	unsigned waits_for : PROCESSES; /* a bit for each process */
 	bit full_since;         /* the clock of the stuck timeout runs for it */
 	bit held;               /* another process is to blame */
-	bit reads;              /* POLLIN is asked for */
-
-	/* The kernel and the child. */
-	unsigned said : 3; /* one read is in its socket, for these receivers; 0: nothing is */
-	bit room;          /* its socket takes one read */
-	bit hangs;         /* it reads nothing any more */
-	bit dead, buried;
+	bit buried;             /* it is dead, or given up */
 };
 process p[PROCESSES];
-bit stuck_timeout;
-byte i, j, r, found;
+byte i, j, r, found, looked_after;
+byte said; /* one read, for these receivers */
+
+/* STEP is done for each process: a step each, so that the checker compares what it has seen
+ * after each of them. */
+#define EACH(STEP)                                                                        \
+	do                                                                                \
+	:: atomic { i < PROCESSES -> STEP; i++; r = 0 }                                   \
+	:: atomic { i == PROCESSES -> i = 0; break }                                      \
+	od
 
 /* ---- messenger.c --------------------------------------------------------------- */
 
 /* C: messenger.c process_is_above 3769478276 */
 #define ABOVE(n, mark) (p[n].queue > mark)
+
+/* Write once. The socket takes one read, if the child has read meanwhile. */
+/* C: sendmessage.c channel_flush 929637308 */
+inline channel_flush(n) {
+	if
+	:: p[n].queue > 0 -> p[n].queue--
+	:: true
+	fi
+}
 
 /* The master reads what a sender has said, and copies it into the receivers' queues. A queue
  * that is long is written at once (CHANNEL_FLUSH_SIZE). */
@@ -64,12 +78,9 @@ byte i, j, r, found;
 inline process_send(sender) {
 	for (r : 0 .. (PROCESSES - 1)) {
 		if
-		:: (p[sender].said >> r & 1) && !p[r].buried ->
+		:: (said >> r & 1) && !p[r].buried ->
 			p[r].queue++;
-			if
-			:: p[r].room -> p[r].queue--; p[r].room = 0
-			:: else
-			fi;
+			channel_flush(r);
 			assert(B1_queue_is_bounded || p[r].queue <= MOST);
 			if
 			:: ABOVE(r, HIGH) ->
@@ -80,7 +91,7 @@ inline process_send(sender) {
 		:: else
 		fi
 	}
-	p[sender].said = 0
+	said = 0
 }
 
 /* C: messenger.c process_waits_for 3752120348 */
@@ -104,8 +115,10 @@ inline process_stop_waiting(sender) {
 /* ---- master.c ------------------------------------------------------------------ */
 
 #define STOPPED(n) p[n].held
+#define CLOCK_RUNS(n) (p[n].full_since && !STOPPED(n))
 
-/* full_since is set anew, to now, while the process is stopped: so its timeout cannot come. */
+/* full_since is set anew, to now, while the process is stopped: so its timeout cannot come. Else
+ * it may come at any time. */
 /* C: master.c watch_queue 1595929738 */
 inline watch_queue(n) {
 	if
@@ -117,10 +130,8 @@ inline watch_queue(n) {
 		fi
 	fi;
 	if
-	:: stuck_timeout && p[n].full_since && !STOPPED(n) ->
-		stuck_timeout = 0;
-		on_disconnect(n) /* condemn */
-	:: else
+	:: CLOCK_RUNS(n) -> on_disconnect(n) /* condemn */
+	:: true
 	fi
 }
 
@@ -152,126 +163,84 @@ inline find_held() {
 /* Its queue is dropped. */
 /* C: master.c on_disconnect 3362922333 */
 inline on_disconnect(n) {
-	p[n].buried = 1; p[n].queue = 0; p[n].waits = 0; p[n].waits_for = 0; p[n].said = 0;
-	p[n].room = 0; p[n].full_since = 0; p[n].held = 0; p[n].reads = 0; p[n].hangs = 0; p[n].dead = 1
+	p[n].buried = 1; p[n].queue = 0; p[n].waits = 0; p[n].waits_for = 0;
+	p[n].full_since = 0; p[n].held = 0
 }
 
 /* C: master.c prepare_all 3922337180 */
 /* C: master.c prepare 174932422 */
-/* C: sendmessage.c channel_flush 929637308 */
 inline prepare_all() {
-	for (i : 0 .. (PROCESSES - 1)) {
-		if
-		:: p[i].room && p[i].queue > 0 -> p[i].queue--; p[i].room = 0
-		:: else
-		fi;
-		if
-		:: !p[i].buried -> watch_queue(i)
-		:: else
-		fi
+	EACH(channel_flush(i); if :: !p[i].buried -> watch_queue(i) :: else fi);
+	atomic {
+		find_held();
+		for (i : 0 .. (PROCESSES - 1)) {
+			if
+			:: !p[i].buried -> process_stop_waiting(i)
+			:: else
+			fi
+		}
 	}
-	find_held();
-	for (i : 0 .. (PROCESSES - 1)) {
-		if
-		:: !p[i].buried -> process_stop_waiting(i); p[i].reads = !p[i].waits
-		:: else
-		fi
-	}
+}
+
+/* One read of what a child says. */
+#define MAY_SPEAK(n) (n < SENDERS && !p[n].buried)
+#define EVERYONE ((1 << PROCESSES) - 1)
+inline hear(n) {
+	if
+	:: MAY_SPEAK(n) -> select(said : 1 .. EVERYONE); process_send(n)
+	:: true
+	fi
 }
 
 /* C: master.c hear_all 2627631141 */
 /* C: master.c hear 668160317 */
 inline hear_all() {
-	for (i : 0 .. (PROCESSES - 1)) {
-		if
-		:: p[i].reads && p[i].said -> process_send(i)
-		:: else
-		fi
-	}
+	EACH(if :: !p[i].waits -> hear(i) :: else fi)
 }
 
 /* A dead process's last words are heard, even if it waits. */
 /* C: master.c on_process_exit 232831310 */
 /* C: master.c reap_all 2639729848 */
 inline reap_all() {
-	for (i : 0 .. (PROCESSES - 1)) {
-		if
-		:: p[i].dead && !p[i].buried ->
-			if
-			:: p[i].said -> process_send(i)
-			:: else
-			fi;
-			on_disconnect(i)
-		:: else
-		fi
-	}
+#ifdef DEATHS
+	EACH(if :: !p[i].buried -> hear(i); on_disconnect(i) :: true fi)
+#else
+	skip
+#endif
 }
 
-#if PROCESSES == 2
-#define ANY(f) (f(0) || f(1))
-#else
-#define ANY(f) (f(0) || f(1) || f(2))
-#endif
-#define READABLE(n) (p[n].reads && p[n].said)
-#define WRITABLE(n) (p[n].room && p[n].queue > 0)
-#define TOLLS(n) (p[n].dead && !p[n].buried)
-#define WAITS(n) p[n].waits
-#define CLOCK_RUNS(n) (p[n].full_since && !STOPPED(n))
+/* ---- what must be true whenever the master goes to sleep ----------------------- */
 
-/* GUSHES: a child reads nothing while the master does not take what it writes. */
-#ifdef GUSHES
-#define WILL_READ(n) (!p[n].hangs && !p[n].dead && !p[n].said)
-#else
-#define WILL_READ(n) (!p[n].hangs && !p[n].dead)
-#endif
-#define READS_LATER(n) (WILL_READ(n) && !p[n].room)
-
-/* Nothing happens any more, but that a child says something new. */
-#define AT_REST (!ANY(READABLE) && !ANY(WRITABLE) && !ANY(TOLLS) && !ANY(READS_LATER))
+/* Should no process read any more from now on, each one that waits is heard again all the same:
+ * the time of a process runs that holds it up, directly or through others. */
+inline invariants() {
+	d_step {
+		looked_after = 0;
+		for (r : 1 .. PROCESSES) { /* until no more are found */
+			for (i : 0 .. (PROCESSES - 1)) {
+				for (j : 0 .. (PROCESSES - 1)) {
+					if
+					:: p[i].waits && WAITS_FOR(i, j) &&
+					   (CLOCK_RUNS(j) || (looked_after >> j & 1)) ->
+						looked_after = looked_after | (1 << i)
+					:: else
+					fi
+				}
+			}
+		}
+		for (i : 0 .. (PROCESSES - 1)) {
+			assert(B2_who_waits_is_looked_after || !p[i].waits || (looked_after >> i & 1))
+		}
+		looked_after = 0
+	}
+}
 
 /* C: master.c loop 3637057502 */
 active proctype master() {
 	do
-	:: d_step { prepare_all(); i = 0; j = 0; r = 0; found = 0; stuck_timeout = 0 }
-end_poll:
-	   atomic {
-		if
-		:: ANY(READABLE) || ANY(WRITABLE) || ANY(TOLLS)
-		:: AT_REST && ANY(WAITS) -> stuck_timeout = 1;
-			/* A process that waits is heard again: another one reads, or its time
-			 * runs. */
-			assert(B2_who_waits_is_looked_after || ANY(CLOCK_RUNS))
-		fi;
-		hear_all(); reap_all(); i = 0; r = 0 }
-	od
-}
-
-#define CHILD(n)                                                                          \
-	:: atomic { READS_LATER(n) -> p[n].room = 1 }                                     \
-	:: atomic { n < SENDERS && !p[n].dead && !p[n].said -> select(set : 1 .. EVERYONE); \
-		p[n].said = set; set = 0 }                                                \
-	MAY_HANG(n)                                                                       \
-	MAY_DIE(n)
-#define EVERYONE ((1 << PROCESSES) - 1)
-#ifdef HANGS
-#define MAY_HANG(n) :: atomic { !p[n].dead && !p[n].hangs -> p[n].hangs = 1 }
-#else
-#define MAY_HANG(n)
-#endif
-#ifdef DEATHS
-#define MAY_DIE(n) :: atomic { !p[n].dead -> p[n].dead = 1; p[n].hangs = 0 }
-#else
-#define MAY_DIE(n)
-#endif
-
-active proctype world() {
-	byte set;
-end_world:
-	do
-	CHILD(0)
-	CHILD(1)
-#if PROCESSES > 2
-	CHILD(2)
-#endif
+	:: prepare_all();
+	   d_step { invariants(); i = 0; j = 0; r = 0; found = 0 }
+	   hear_all(); /* poll, and who is heard */
+	   reap_all()
 	od
 }

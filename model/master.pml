@@ -72,16 +72,10 @@ typedef process {
 	bit is_reload_id; /* its id is master->reload_id */
 	bit told_pids;    /* not in C: this agent was sent egg-pids */
 
-	/* What the kernel and the child know. */
-	bit number;         /* its pid is its own: it was forked, and is not reaped */
-	bit alive;          /* a number, and not alive: a zombie */
-	unsigned words : 2; /* its "agent-start" or "listening" */
-	bit end;            /* its end of the channel is closed */
+	/* What the kernel knows. */
+	bit number; /* its pid is its own: it was forked, and is not reaped */
+	bit killed; /* SIGKILL has worked: the next turn finds a zombie */
 };
-
-#define UNSAID 0
-#define SAID 1 /* it is in the socket */
-#define HEARD 2
 
 #define AGENT 0
 process p[PLACES + 1]; /* the agent, and the list of app workers: 1 to count */
@@ -95,36 +89,43 @@ unsigned reload_slot : 2 = NO_SLOT;
 bit refork_at[SLOTS], agent_refork_at; /* is it not 0? */
 unsigned corpses : 2, killed_corpses : 2;
 
-bit wake;      /* the byte of the self-pipe */
-bit sleeps;    /* the master is in poll */
 /* These two only while the cluster is closed; before that nothing depends on them. */
 bit timed_out; /* poll has ended because a time has come */
 bit at_once;   /* a time that has come already: poll does not sleep */
-bit got_sigchld, got_sigterm, got_sigusr2, parent_gone;
 
-/* due: the time that has come for certain: that of a process, or one of these. */
+/* due: the time that has come for certain, while the cluster is closed: that of a process, or
+ * one of these. */
 #define DUE_CORPSES 6
-#define DUE_AGENT 7
-#define DUE_REFORK 8 /* and the slot */
 #define DUE_NOTHING 15
+unsigned due : 4;
+
+/* The loops over the processes: the next one, the last one. */
+byte i, last;
 
 /* What lives within one step of the master only: forget() sets it to 0 at the step's end. */
-byte i, j, k, found, old, number_of, failed, later, due, remain;
+byte j, k, found, old, number_of, failed, later, remain;
 bit pending, loading, deleted, never_ready, was_reload_id, changed;
 bit is_reaped; /* it is known to be dead, and speaks its last words */
 inline forget() {
 	d_step {
-		i = 0; j = 0; k = 0; found = 0; old = 0; number_of = 0; failed = 0; later = 0;
-		due = 0; remain = 0; deleted = 0; never_ready = 0; was_reload_id = 0; changed = 0;
-		pending = 0; loading = 0
+		j = 0; k = 0; found = 0; old = 0; number_of = 0; failed = 0; later = 0; remain = 0;
+		deleted = 0; never_ready = 0; was_reload_id = 0; changed = 0; pending = 0; loading = 0
 	}
 }
+
+/* STEP is done for each i from 0 to the last one: a step each, so that the checker compares what
+ * it has seen after each of them. */
+#define EACH(most, STEP)                                                                  \
+	atomic { i = 0; last = most };                                                    \
+	do                                                                                \
+	:: atomic { i <= last -> STEP; i++; forget() }                                    \
+	:: atomic { i > last -> i = 0; last = 0; break }                                  \
+	od
 
 #define IS_ALIVE(n) (p[n].worker_id && p[n].state != STATE_DEAD)
 #define HAS_CHANNEL(n)                                                                    \
 	(phase != PHASE_FAILING && (p[n].state == STATE_ONLINE ||                         \
 	                            p[n].state == STATE_LISTENING || p[n].state == STATE_LEAVING))
-#define READABLE(n) (HAS_CHANNEL(n) && (p[n].words == SAID || p[n].end))
 #define HOLDS(n, s)                                                                       \
 	(p[n].slot == s && !p[n].is_dev_reload &&                                         \
 	 (p[n].state == STATE_ONLINE || p[n].state == STATE_LISTENING))
@@ -158,7 +159,7 @@ inline forget() {
 #define ENDS 5     /* "ends" */
 #define DIES 6     /* "dies" */
 #define FAILS 7    /* the same, when the start has failed: all channels were closed before */
-hidden byte t_role, t_from, t_event, t_to;
+hidden byte t_n, t_role, t_from, t_event, t_to;
 c_decl {
 static unsigned char taken[2][8][8][8];
 static const char *const events[] = {"forks", "ready", "-", "TERM", "KILL", "ends", "dies",
@@ -168,8 +169,11 @@ static const char *const states[] = {"NONE", "ONLINE", "LISTENING", "LEAVING", "
 }
 inline transition(n, event, from, to) {
 	d_step {
-		t_role = (n > 0 -> 1 : 0); t_from = from; t_event = event; t_to = to;
+		t_n = n; t_role = (n > 0 -> 1 : 0); t_from = from; t_event = event; t_to = to;
 		c_code {
+			if (readtrail) /* for model/check show */
+				printf("step p[%d] %s %s %s %s\n", t_n, t_role ? "app" : "agent",
+				       states[t_from], events[t_event], states[t_to]);
 			if (!taken[t_role][t_from][t_event][t_to]) {
 				taken[t_role][t_from][t_event][t_to] = 1;
 				printf("transition %s %s %s %s\n", t_role ? "app" : "agent",
@@ -179,29 +183,9 @@ inline transition(n, event, from, to) {
 	}
 }
 
-/* ---- the kernel -------------------------------------------------------------- */
-
-inline signal_comes(which) {
-	which = 1; wake = 1
-}
-
-/* A process ends. What it has written can still be read. With GROUPS a child of it may hold
- * its end of the channel. */
-inline dies(n) {
-	p[n].alive = 0;
-	if
-	:: HAS_CHANNEL(n) -> p[n].end = 1
-#ifdef GROUPS
-	:: HAS_CHANNEL(n)
-#endif
-	:: else
-	fi;
-	signal_comes(got_sigchld)
-}
-
 /* ---- master.c ---------------------------------------------------------------- */
 
-/* What SIGTERM does to a process is the process's own affair: see `world`. SIGKILL works,
+/* What SIGTERM does to a process is the process's own affair: see `hear`. SIGKILL works,
  * if not at the first time, then at the second. */
 /* C: master.c is_alive 935368864 */
 /* C: master.c signal_process 4003216065 */
@@ -212,9 +196,8 @@ inline signal_process(n, event) {
 		if
 		:: event == KILL -> transition(n, KILL, p[n].state, p[n].state);
 			if
-			:: p[n].alive -> dies(n)
-			:: p[n].alive && p[n].deadline != DEADLINE_KILLED
-			:: !p[n].alive
+			:: p[n].killed = 1
+			:: !p[n].killed && p[n].deadline != DEADLINE_KILLED
 			fi
 		:: else
 		fi
@@ -238,13 +221,26 @@ inline expect(n, why) {
 	fi
 }
 
+/* Not in C: these are not read any more while the cluster is closed. So each has one value then,
+ * and states that differ in nothing else are one. Were they read, every re-fork would be due. */
+inline drop_plans() {
+	d_step {
+		for (j : 0 .. (SLOTS - 1)) { refork_at[j] = 1; started[j] = 0 }
+		agent_refork_at = 1;
+		for (j : 1 .. count) {
+			p[j].slot = 0; p[j].disable_refork = 0; p[j].is_dev_reload = 0;
+			p[j].is_reload_id = 0; p[j].told_pids = 0
+		}
+	}
+}
+
 /* C: master.c fail 3478447528 */
 inline fail() {
 	assert(phase == PHASE_RUNNING);
 	reload_slot = NO_SLOT;
 	phase = PHASE_FAILING;
+	drop_plans();
 	for (k : 0 .. count) {
-		p[k].words = UNSAID; p[k].end = 0;
 		if
 		:: IS_ALIVE(k) -> expect(k, DEADLINE_DISCONNECTED)
 		:: else
@@ -282,13 +278,13 @@ inline copy(to, from) {
 	p[to].worker_id = p[from].worker_id; p[to].disable_refork = p[from].disable_refork;
 	p[to].is_dev_reload = p[from].is_dev_reload; p[to].is_reload_id = p[from].is_reload_id;
 	p[to].told_pids = p[from].told_pids; p[to].number = p[from].number;
-	p[to].alive = p[from].alive; p[to].words = p[from].words; p[to].end = p[from].end
+	p[to].killed = p[from].killed
 }
 
 inline clear(n) {
 	p[n].state = STATE_NONE; p[n].deadline = DEADLINE_NONE; p[n].slot = 0; p[n].worker_id = 0;
 	p[n].disable_refork = 0; p[n].is_dev_reload = 0; p[n].is_reload_id = 0;
-	p[n].told_pids = 0; p[n].number = 0; p[n].alive = 0; p[n].words = UNSAID; p[n].end = 0
+	p[n].told_pids = 0; p[n].number = 0; p[n].killed = 0
 }
 
 /* The list stays in order of registration. */
@@ -366,7 +362,7 @@ inline fork_process(n) {
 		transition(n, FORKS, p[n].state, STATE_ONLINE);
 		p[n].worker_id = 1;
 		p[n].state = STATE_ONLINE;
-		p[n].number = 1; p[n].alive = 1; p[n].words = UNSAID; p[n].end = 0;
+		p[n].number = 1; p[n].killed = 0;
 		p[n].told_pids = 0;
 		expect(n, DEADLINE_START)
 	fi
@@ -416,7 +412,7 @@ inline refork_due(s) {
 	if
 	:: s != reload_slot && found > 0 -> refork_at[s] = 0
 	:: !(s != reload_slot && found > 0) -> fork_app_worker(s); on_fork(found)
-	:: due != DUE_REFORK + s /* not allowed yet */
+	:: true /* not allowed yet */
 	fi
 }
 
@@ -659,6 +655,7 @@ inline on_reload() {
 inline close_cluster() {
 	reload_slot = NO_SLOT;
 	phase = PHASE_CLOSING_APPS;
+	drop_plans();
 	for (k : 1 .. count) { terminate(k) }
 }
 
@@ -700,7 +697,6 @@ inline do_close() {
  * later changes nothing. */
 /* C: master.c on_disconnect 3362922333 */
 inline on_disconnect(n) {
-	p[n].words = UNSAID; p[n].end = 0;
 	transition(n, ENDS, p[n].state, STATE_DISCONNECTED);
 	if
 	:: n > 0 -> transition(n, ENDS, STATE_DISCONNECTED, STATE_DISCONNECTED)
@@ -729,24 +725,39 @@ inline condemn(n) {
 	on_disconnect(n)
 }
 
-/* One read: the message that makes a process ready, or the end; or what none may send. */
+/* A child does what it likes, or nothing: it says that it is ready, closes its end of the
+ * channel, ends. The master cannot tell when it has done so, only that it has, when it looks.
+ * So the model decides at that moment, and keeps nothing of it before. That is all that these
+ * functions may do, and more: */
+/* C: agent.c agent_run 1528847740 */
+/* C: agent.c clutch_process_start 2600521474 */
+/* C: agent.c clutch_process_leave 137344297 */
+/* C: worker.c worker_run 2900699826 */
+/* C: worker.c consider_leaving 750679438 */
+/* C: worker.c disconnect 1958245097 */
+/* C: worker.c has_left 4000535173 */
+#define MAY_END(n) (!IS_STEADY(n))
+
+/* One read: the message that makes a process ready, which one that is ready cannot send
+ * again; or the end; or what none may send. */
 /* C: sendmessage.c channel_read 2316672175 */
 /* C: master.c may_say 1773463059 */
 /* C: master.c emit 1034965217 */
 /* C: master.c hear 668160317 */
 inline hear(n) {
 	if
-	:: p[n].words == SAID -> p[n].words = HEARD;
+	:: p[n].state != STATE_LISTENING ->
 		if
 		:: n == AGENT -> on_agent_start()
 		:: n > 0 && p[n].state == STATE_ONLINE -> on_app_start(n)
 		:: else -> transition(n, READY, p[n].state, p[n].state)
 		fi
-	:: else ->
-		if
-		:: p[n].end -> on_disconnect(n)
-		:: else
-		fi
+	:: MAY_END(n) -> on_disconnect(n)
+#ifdef FAULTS
+	:: true
+#else
+	:: else
+#endif
 	fi
 #ifdef FAULTS
 	;
@@ -787,7 +798,7 @@ inline reap_corpses() {
 
 /* C: master.c on_process_exit 232831310 */
 inline on_process_exit(n) {
-	is_reaped = 1;
+	is_reaped = 1; p[n].killed = 1;
 	if
 	:: p[n].state == STATE_ONLINE ->
 		transition(n, SILENT, STATE_ONLINE, STATE_LEAVING);
@@ -795,7 +806,7 @@ inline on_process_exit(n) {
 	:: else
 	fi;
 	if
-	:: READABLE(n) -> hear(n) /* its last words */
+	:: HAS_CHANNEL(n) -> hear(n) /* its last words, or that there are none */
 	:: else
 	fi;
 	is_reaped = 0;
@@ -814,18 +825,18 @@ inline on_process_exit(n) {
 }
 
 /* C: master.c reap_all 2639729848 */
+inline reap_one() {
+	if
+	:: IS_ALIVE(i) && MAY_END(i) -> on_process_exit(i)
+	:: !IS_ALIVE(i) || !p[i].killed
+	fi;
+	if
+	:: deleted -> i--; last--
+	:: else
+	fi
+}
 inline reap_all() {
-	i = 0;
-	do
-	:: i > count -> break
-	:: else ->
-		deleted = 0;
-		if
-		:: IS_ALIVE(i) && !p[i].alive -> on_process_exit(i)
-		:: else
-		fi;
-		i = (deleted -> i : i + 1)
-	od
+	EACH(count, reap_one()) /* a process that is forked meanwhile lives until the next turn */
 }
 
 /* C: master.c on_deadline 2799675917 */
@@ -850,56 +861,61 @@ inline on_deadline(n) {
 
 /* Any time that the master waits for may have come; one has, if poll has ended for that. */
 /* C: master.c await 2659077446 */
+inline deadline_one() {
+	if
+	:: ARMED(i) -> at_once = phase != PHASE_RUNNING; on_deadline(i)
+	:: due != i
+	fi
+}
+inline refork_one() {
+	if
+	:: refork_at[i] -> refork_due(i)
+	:: true
+	fi
+}
 /* C: master.c run_clock 3913575375 */
 inline run_clock() {
-	due = DUE_NOTHING;
-	if
-	:: timed_out -> timed_out = 0;
+	atomic {
+		due = DUE_NOTHING;
 		if
-		:: ARMED(0) -> due = 0
-		:: ARMED(1) -> due = 1
-		:: ARMED(2) -> due = 2
+		:: timed_out -> timed_out = 0;
+			if
+			:: ARMED(0) -> due = 0
+			:: ARMED(1) -> due = 1
+			:: ARMED(2) -> due = 2
 #if PLACES > 2
-		:: ARMED(3) -> due = 3
+			:: ARMED(3) -> due = 3
 #endif
 #if PLACES > 3
-		:: ARMED(4) -> due = 4
+			:: ARMED(4) -> due = 4
 #endif
-		:: corpses + killed_corpses > 0 -> due = DUE_CORPSES
-		:: phase == PHASE_RUNNING && agent_refork_at -> due = DUE_AGENT
-		:: phase == PHASE_RUNNING && refork_at[0] -> due = DUE_REFORK
-#if SLOTS > 1
-		:: phase == PHASE_RUNNING && refork_at[1] -> due = DUE_REFORK + 1
-#endif
+			:: corpses + killed_corpses > 0 -> due = DUE_CORPSES
+			:: else
+			fi
 		:: else
 		fi
-	:: else
-	fi;
-	for (i : 0 .. count) {
-		if
-		:: ARMED(i) -> at_once = phase != PHASE_RUNNING; on_deadline(i)
-		:: due != i
-		fi
 	}
-	reap_corpses();
+	EACH(count, deadline_one());
+	atomic { reap_corpses(); forget() }
 	if
 	:: phase != PHASE_RUNNING
 	:: else ->
-		if
-		:: agent_refork_at -> at_once = phase != PHASE_RUNNING; fork_agent_worker()
-		:: due != DUE_AGENT
-		fi;
-		for (i : 0 .. (SLOTS - 1)) {
+		atomic {
 			if
-			:: refork_at[i] -> at_once = phase != PHASE_RUNNING; refork_due(i)
-			:: due != DUE_REFORK + i
-			fi
+			:: agent_refork_at -> fork_agent_worker()
+			:: true
+			fi;
+			forget()
 		}
+		EACH(SLOTS - 1, refork_one());
 #ifdef CHECKS
-		if
-		:: is_started -> check_alive(); at_once = phase != PHASE_RUNNING
-		:: true
-		fi
+		atomic {
+			if
+			:: is_started -> check_alive(); at_once = phase != PHASE_RUNNING
+			:: true
+			fi;
+			forget()
+		}
 #endif
 	fi
 }
@@ -923,7 +939,7 @@ inline prepare_all() {
 	at_once = 0;
 #ifdef PARENT
 	if
-	:: parent_gone -> parent_gone = 0; on_signal(); /* its queue is full for too long */
+	:: on_signal(); /* its queue is full for too long */
 		at_once = phase != PHASE_RUNNING /* trim_at: there was a queue */
 	:: true
 	fi;
@@ -932,38 +948,45 @@ inline prepare_all() {
 }
 
 /* C: master.c hear_all 2627631141 */
+inline hear_one() {
+	if
+	:: HAS_CHANNEL(i) -> hear(i)
+	:: true
+	fi
+}
 inline hear_all() {
 #ifdef PARENT
-	if
-	:: parent_gone -> parent_gone = 0; on_signal()
-	:: else
-	fi;
-#ifdef RELOADS
-	if
-	:: on_reload() /* its message */
-	:: true
-	fi;
-#endif
-#endif
-	for (i : 0 .. count) {
+	atomic {
 		if
-		:: READABLE(i) -> hear(i)
-		:: else
-		fi
+		:: on_signal() /* it is gone */
+		:: true
+		fi;
+#ifdef RELOADS
+		if
+		:: on_reload() /* its message */
+		:: true
+		fi;
+#endif
+		forget()
 	}
+#endif
+	EACH(count, hear_one()) /* a process that is forked meanwhile is not in the set */
 }
 
 /* C: master.c take 236169611 */
 /* C: master.c obey 2479054325 */
 inline obey() {
 	if
-	:: got_sigterm -> got_sigterm = 0; on_signal()
-	:: else
-	fi;
-	if
-	:: got_sigusr2 -> got_sigusr2 = 0; on_reload()
-	:: else
+	:: phase == PHASE_RUNNING -> on_signal()
+	:: true
 	fi
+#ifdef RELOADS
+	;
+	if
+	:: is_started && phase == PHASE_RUNNING -> on_reload()
+	:: true
+	fi
+#endif
 }
 
 /* ---- what must be true whenever the master goes to sleep ----------------------- */
@@ -999,21 +1022,12 @@ inline invariants() {
 			       p[i].state == STATE_LISTENING || IS_NEXT(i));
 			assert(P10_deadline_stays || p[i].state != STATE_DISCONNECTED ||
 			       p[i].deadline >= DEADLINE_LEAVE || IS_NEXT(i));
-			assert(P7_all_are_reaped || !p[i].alive || IS_ALIVE(i))
+			assert(P7_all_are_reaped || !p[i].number || IS_ALIVE(i))
 		}
-		assert(P5_closing_wakes_up || phase == PHASE_RUNNING || wake || at_once || ANY(READABLE) ||
-		       ANY(ARMED) || corpses + killed_corpses > 0);
-		}
+		assert(P5_closing_wakes_up || phase == PHASE_RUNNING || at_once || ANY(ARMED) ||
+		       corpses + killed_corpses > 0)
+	}
 }
-
-#ifdef CHECKS
-#define CHECK_AT is_started
-#else
-#define CHECK_AT false
-#endif
-#define NEXT_AT                                                                           \
-	(ANY(ARMED) || corpses + killed_corpses > 0 ||                                    \
-	 (phase == PHASE_RUNNING && (agent_refork_at || refork_at[0] || refork_at[SLOTS - 1] || CHECK_AT)))
 
 /* C: master.c open_places 995434256 */
 /* C: master.c run_cluster 3956513552 */
@@ -1023,24 +1037,11 @@ active proctype master() {
 		for (i : 1 .. SLOTS) { p[i].slot = i - 1; p[i].disable_refork = 1 }
 		i = 0
 	}
-	atomic { fork_agent_worker(); sleeps = 1; forget() }
+	atomic { fork_agent_worker(); forget() }
 	do
-	:: atomic { /* poll; children come while it sleeps */
-		if
-		:: at_once || wake || ANY(READABLE) || parent_gone
-		:: NEXT_AT -> timed_out = phase != PHASE_RUNNING
-		fi;
-		if
-		:: got_sigchld || got_sigterm || got_sigusr2 /* EINTR: nobody is heard, the byte stays */
-		:: hear_all(); wake = 0
-		fi;
-		sleeps = 0;
-		forget() }
-	   atomic { /* children come before the dead are counted, too */
-		if
-		:: got_sigchld -> got_sigchld = 0; reap_all()
-		:: else
-		fi;
+	:: hear_all(); /* poll, and who is heard */
+	   reap_all();
+	   atomic {
 		obey();
 		do_close();
 		reload_next();
@@ -1049,62 +1050,22 @@ active proctype master() {
 		:: else
 		fi;
 		prepare_all();
-		run_clock();
+		forget() }
+#ifdef ENDS_AT_LAST
+	   if
+	   :: phase != PHASE_RUNNING ->
+accept_P12_it_ends: timed_out = 1 /* a time has come */
+	   :: true
+	   fi;
+#endif
+	   run_clock();
+	   atomic {
 		invariants();
-		sleeps = 1;
+		at_once = 0; due = 0; i = 0;
 		forget() }
 	od;
 	atomic {
-		for (i : 0 .. count) {
-			assert(P7_all_are_reaped || (!p[i].alive && !p[i].number))
-		}
+		for (i : 0 .. count) { assert(P7_all_are_reaped || !p[i].number) }
 		assert(P7_all_are_reaped || corpses + killed_corpses == 0)
 	}
 }
-
-/* ---- the children, and those who send signals ------------------------------------ */
-
-/* A child does what it likes, or nothing: it says that it is ready, closes its end of the
- * channel, ends. After SIGKILL it can only end. What it says after poll has returned is heard
- * in the next turn, unless it ends at once: these are its last words. So all that these
- * functions may do, and more: */
-/* C: agent.c agent_run 1528847740 */
-/* C: agent.c clutch_process_start 2600521474 */
-/* C: agent.c clutch_process_leave 137344297 */
-/* C: worker.c worker_run 2900699826 */
-/* C: worker.c consider_leaving 750679438 */
-/* C: worker.c disconnect 1958245097 */
-/* C: worker.c has_left 4000535173 */
-#define MAY_SPEAK(n) (p[n].alive && HAS_CHANNEL(n) && !p[n].end && p[n].deadline != DEADLINE_KILLED)
-#define CHILD(n)                                                                          \
-	:: atomic { sleeps && MAY_SPEAK(n) && p[n].words == UNSAID -> p[n].words = SAID } \
-	:: atomic { sleeps && MAY_SPEAK(n) && !IS_STEADY(n) -> p[n].end = 1 }             \
-	:: atomic { p[n].alive && !IS_STEADY(n) -> dies(n) }                              \
-	:: atomic { !sleeps && MAY_SPEAK(n) && p[n].words == UNSAID -> p[n].words = SAID; dies(n) }
-
-active proctype world() {
-	do
-	CHILD(0)
-	CHILD(1)
-	CHILD(2)
-#if PLACES > 2
-	CHILD(3)
-#endif
-#if PLACES > 3
-	CHILD(4)
-#endif
-	:: atomic { phase == PHASE_RUNNING && !got_sigterm -> signal_comes(got_sigterm) }
-#ifdef RELOADS
-	:: atomic { phase == PHASE_RUNNING && !got_sigusr2 && is_started -> signal_comes(got_sigusr2) }
-#endif
-#ifdef PARENT
-	:: atomic { phase == PHASE_RUNNING && !parent_gone -> parent_gone = 1 }
-#endif
-	:: phase == PHASE_CLOSED -> break
-	od
-}
-
-/* P12: when the cluster is told to end, or fails, it ends, whatever the children do. */
-#ifdef ENDS_AT_LAST
-ltl P12_it_ends { [] ((got_sigterm || phase != PHASE_RUNNING) -> <> (phase == PHASE_CLOSED)) }
-#endif

@@ -111,8 +111,12 @@ $5 == "is ready" && known($6) { step($6, "ready") }
 $5 == "signals" && $10 == "signal 15" && known($6) { step($6, "TERM") }
 $5 == "signals" && $10 == "signal 9" && known($6) { step($6, "KILL") }
 $5 == "ends" && known($6) { step($6, "ends") }
-$5 == "dies" && known($6) { # where the start has failed, all channels were closed before
-	step($6, started || !can($6, "fails") ? "dies" : "fails")
+# Where the start or the health check has failed, all channels were closed before. The trace has no
+# line for that, and nothing is forked from then on.
+$5 == "dies" && known($6) {
+	fails = can($6, "fails") && !(started && can($6, "dies"))
+	step($6, fails ? "fails" : "dies")
+	closing = closing || fails
 	died[other[3]] = 1
 }
 $5 == "dies" || $5 == "signals" || $5 == "ends" {

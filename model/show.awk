@@ -1,5 +1,5 @@
-# A counterexample, in short: what comes from outside, and which inlines the master goes
-# through. Arguments: the model, and the output of ./pan -r.
+# A counterexample, in short: what happens to each process, and which inlines the master goes
+# through on the way. Arguments: the model, and the output of ./pan -r.
 #
 # Copyright (c) 2026 the clutch authors
 # SPDX-License-Identifier: MIT
@@ -12,18 +12,17 @@ FNR == NR {
 	where[FNR] = name
 	next
 }
+$1 == "step" { print substr($0, 6) }
 /^ *[0-9]+:.*proc/ {
 	line = $0
 	sub(/^.*pml:/, "", line)
 	line += 0
 	text = $0
 	sub(/^[^[]*\[/, "", text)
-	if ($0 ~ /\(world\)/) {
-		print "world: " text
-		last = ""
-	} else if (where[line] != last && text !~ /^else|^D_STEP|^[ijk] = /) {
+	if (where[line] != last && text !~ /^else|^D_STEP|^[ijk] = /) {
 		last = where[line]
-		print "\t" last
+		if (last !~ /_all$|_one$|^run_clock$|^watch_queue$/) # the loops, which end without a step
+			print "\t" last
 	}
 }
 /^pan:/ { print }

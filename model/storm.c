@@ -189,7 +189,7 @@ main(int count, char **argument)
 	struct options options = {.agent = agent,
 	                          .app = app,
 	                          .workers = WORKERS,
-	                          .worker_start_timeout = 300,
+	                          .worker_start_timeout = 1000,
 	                          .app_close_timeout = 400,
 	                          .agent_close_timeout = 400};
 	int64_t given_up_at;

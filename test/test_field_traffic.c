@@ -37,6 +37,8 @@ struct world {
 	int diverted; /* the processes that have done so */
 	/* poll(2) says that this log has room, but other writers have taken it; 0: none */
 	int crowded;
+	/* the master's queue for a process that will hang: how it writes large messages */
+	enum { WRITES, WRITES_NOTHING, WRITES_ONCE } writes;
 	/* recvmsg(2) finds nothing only if nothing has come for a while: who writes is fast */
 	bool prolific;
 	/* the children that the master has reaped, and the signals to their numbers */
@@ -132,6 +134,30 @@ __wrap_sendmsg(int descriptor, const struct msghdr *header, int flags)
 		return -1;
 	}
 	return __real_sendmsg(descriptor, header, flags);
+}
+
+ssize_t __real_send(int descriptor, const void *bytes, size_t length, int flags);
+ssize_t __wrap_send(int descriptor, const void *bytes, size_t length, int flags);
+
+/* A receiver whose socket is full reads once, between the messages of a turn of the master
+ * and the end of this turn: its queue rises above the high mark, and has fallen below it when
+ * the master looks. Then the receiver hangs. Each message makes the master write, and the
+ * queue is longer each time; the write at the end of the turn finds it as it was. */
+ssize_t
+__wrap_send(int descriptor, const void *bytes, size_t length, int flags)
+{
+	static size_t last;
+	bool again = length == last;
+
+	if (!is_master() || world->writes == WRITES || length < PIECE)
+		return __real_send(descriptor, bytes, length, flags);
+	last = length;
+	if (world->writes == WRITES_ONCE && again && length > CHANNEL_HIGH_WATER) {
+		world->writes = WRITES_NOTHING;
+		return (ssize_t)(length - CHANNEL_HIGH_WATER / 2);
+	}
+	errno = EAGAIN;
+	return -1;
 }
 
 ssize_t __real_recvmsg(int descriptor, struct msghdr *header, int flags);
@@ -1087,6 +1113,24 @@ Test(field_traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
 	cluster_signal(c, "APP#1", SIGCONT);
 	cluster_wait(c, mark, ":APP#1 heard #16 of #1.");
 	cr_assert_eq(cluster_count(c, 0, "is stuck, its queue is full: killed"), 1);
+	stop(c);
+}
+
+/* Its queue is above the high mark within one turn of the master only, but its sender waits. */
+Test(field_traffic, an_app_whose_queue_was_full_for_a_moment_is_stuck_when_it_hangs)
+{
+	struct cluster *c = start(2);
+	size_t mark = cluster_mark(c);
+
+	cluster_signal(c, "APP#1", SIGSTOP);
+	world->writes = WRITES_ONCE;
+	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 40, PIECE);
+	cluster_wait(c, mark, "app_worker#1:APP#1 is stuck, its queue is full: killed");
+	cr_assert_eq(world->writes, WRITES_NOTHING, "the queue was never full");
+	world->writes = WRITES;
+	cluster_wait(c, mark, ":AGENT#1 sent #40 of #1");
+	cluster_wait(c, mark, "app_worker#3:APP#3 started");
+	exchange(c, "AGENT#1", "APP#3", 1000);
 	stop(c);
 }
 
