@@ -277,8 +277,8 @@ END {
 		share[files[most]]++
 	}
 	for (i = 1; i <= mutants; i++)
-		print file_of[i] "\t" rank[i] "\t" row[i] | "sort -t '\t' -k 1,1 -k 2,2n >" room
-	close("sort -t '\t' -k 1,1 -k 2,2n >" room)
+		print file_of[i] "\t" rank[i] "\t" row[i] | "sort -t '\t' -k 2,2n >" room
+	close("sort -t '\t' -k 2,2n >" room)
 	while ((getline text <room) > 0) {
 		split(text, field, "\t")
 		if (taken[field[1]]++ < share[field[1]]) {
