@@ -60,6 +60,8 @@
 #define PID_SIZE 12          /* a pid in JSON, and its comma, in bytes */
 #define STATUS_END 32        /* the last line of the status, in bytes */
 
+typedef char egg_pids_hold_all[MESSAGE_DATA_MAX >= CLUTCH_WORKERS_MAX * PID_SIZE + 2 ? 1 : -1];
+
 static volatile sig_atomic_t got[SIGNAL_MAX + 1]; /* the signals that came */
 
 /* A handler may call only what is async-signal-safe, and runs between any two lines of the
@@ -136,7 +138,8 @@ struct master {
 	int reload_id;            /* the app worker that the reload has forked for it, or 0 */
 	int reloads_done, reloads_given_up;
 
-	int64_t now, start_time;
+	int64_t now, lost; /* its clock leaves out the time in which it was stopped */
+	int64_t start_time;
 	int64_t next_at;  /* when the clock runs at the latest; 0: not at all */
 	int64_t check_at; /* 0: no health check */
 	int64_t trim_at;  /* 0: no queue keeps memory */
@@ -164,15 +167,19 @@ static void close_cluster(struct master *master);
 
 /* ---- processes ------------------------------------------------------------ */
 
-/* "app_worker#2:4711", "agent_worker#1:4710" or "parent", for a line about a process; valid
- * until the next call. egg's number is that of the fork: the slot follows it in IN_SLOT. */
-#define IN_SLOT " (app %d)"
+/* "app_worker#2:4711", "agent_worker#1:4710" or "parent", for a line about a process. egg's
+ * number is that of the fork: a line about an app ends with its slot, in_slot. Both are valid
+ * until the next call. */
+static char in_slot[16];
 
 static const char *
 process_name(const struct process *process)
 {
 	static char name[64];
 
+	in_slot[0] = '\0';
+	if (process->role == ROLE_APP)
+		snprintf(in_slot, sizeof in_slot, " (app %d)", process->slot);
 	if (process->role == ROLE_PARENT)
 		return "parent";
 	snprintf(name, sizeof name, "%s_worker#%d:%ld", clutch_role_name(process->role),
@@ -456,7 +463,7 @@ put_process(struct status *status, const struct master *master, const struct pro
 	    (unsigned long long)channel->messages_in, (unsigned long long)channel->messages_out,
 	    (unsigned long long)channel->bytes_in, (unsigned long long)channel->written,
 	    channel_pending(channel), (unsigned long long)process->dropped, waits,
-	    (long long)(process->waits_since != 0 ? now - process->waits_since : 0),
+	    (long long)(process->waits_since != 0 ? clutch_now() - process->waits_since : 0),
 	    slot->last_death);
 }
 
@@ -899,7 +906,7 @@ on_fork(struct master *master, const struct process *worker)
 {
 	if (worker == NULL)
 		return false;
-	log_info("%s start" IN_SLOT, process_name(worker), worker->slot);
+	log_info("%s start%s", process_name(worker), in_slot);
 	if (worker->slot == master->reload_slot)
 		master->reload_id = worker->id;
 	tell_app_pids(master, worker->worker_id); /* D7 */
@@ -1030,7 +1037,7 @@ on_ready(struct master *master) /* :94 ready */
 
 	master->is_started = true; /* :95 */
 	log_info("%s started%s%s (%lldms)", name, master->address[0] != '\0' ? " on " : "",
-	         master->address, (long long)(clutch_now() - master->start_time));
+	         master->address, (long long)(master->now - master->start_time));
 	log_info("to stop it: Ctrl-C, or kill %ld", (long)master->messenger.pid);
 	tell(master, ROLE_PARENT, 0, "egg-ready", master->options_json); /* :109 */
 	tell(master, ROLE_APP, 0, "egg-ready", master->options_json);    /* :119 */
@@ -1111,6 +1118,7 @@ on_agent_start(struct master *master) /* :351 */
 	if (agent->state == STATE_ONLINE) {     /* and not told to leave meanwhile */
 		agent->state = STATE_LISTENING; /* :352 started */
 		agent->deadline = DEADLINE_NONE;
+		clutch_trace("is ready", &agent->channel, NULL, "", 0);
 	}
 	/* D8: first which workers there are, then that all is ready */
 	if (master->is_started) /* :369 D8 */
@@ -1120,7 +1128,7 @@ on_agent_start(struct master *master) /* :351 */
 	tell_app_pids(master, 0);                       /* :364 egg-pids */
 	tell(master, ROLE_APP, 0, "agent-start", NULL); /* :379 */
 	log_info("%s started (%lldms)", process_name(agent),
-	         (long long)(clutch_now() - agent->forked_at));
+	         (long long)(master->now - agent->forked_at));
 	if (master->forked[ROLE_APP] == 0 && master->phase == PHASE_RUNNING)
 		fork_app_workers(master); /* :142, D14 */
 }
@@ -1136,13 +1144,13 @@ on_app_exit(struct master *master, struct process *worker) /* :392 */
 	if (master->phase != PHASE_RUNNING) /* :393 closed */
 		return;
 	if (!replaced) /* :397 isDevReload */
-		log_error("%s died (%s)" IN_SLOT, name, slot->last_death, number);
+		log_error("%s died (%s)%s", name, slot->last_death, in_slot);
 	delete_worker(master, worker); /* :419 */
 	tell_agent_pids(master);       /* :422 egg-pids */
 	if (master->is_started) {      /* :427 isAllWorkerStarted */
 		tell(master, ROLE_PARENT, 0, "app-worker-died", NULL);
 	} else { /* :434 */
-		log_error("%s start fail, exiting with code:1" IN_SLOT, name, number);
+		log_error("%s start fail, exiting with code:1%s", name, in_slot);
 		fail(master, 1); /* :438 */
 		return;
 	}
@@ -1166,6 +1174,7 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 
 	worker->state = STATE_LISTENING;
 	worker->deadline = DEADLINE_NONE;
+	clutch_trace("is ready", &worker->channel, NULL, "", 0);
 	if (old != worker) { /* D12 */
 		old->is_dev_reload = true;
 		old->state = STATE_LEAVING;
@@ -1174,9 +1183,9 @@ on_app_start(struct master *master, struct process *worker) /* :448 */
 	slot->started = true;    /* :471 startSuccessCount, D18 */
 	for (i = 0; i < master->options.workers; i++)
 		remain += !master->slots[i].started;
-	log_info("%s started%s%s, remain %d (%lldms)" IN_SLOT, process_name(worker),
+	log_info("%s started%s%s, remain %d (%lldms)%s", process_name(worker),
 	         master->address[0] != '\0' ? " at " : "", master->address, remain,
-	         (long long)(clutch_now() - worker->forked_at), worker->slot);
+	         (long long)(master->now - worker->forked_at), in_slot);
 	if (master->is_started) /* :478 isAllWorkerStarted; D10: to the newcomer alone */
 		tell(master, ROLE_APP, worker->worker_id, "egg-ready", master->options_json);
 	worker->disable_refork = false;
@@ -1295,7 +1304,7 @@ on_disconnect(struct master *master, struct process *process)
 		process->channel.process = process;
 		return;
 	}
-	log_info("%s disconnect" IN_SLOT, process_name(process), process->slot);
+	log_info("%s disconnect%s", process_name(process), in_slot);
 	tell_agent_pids(master); /* D9 */
 	if (!process->disable_refork)
 		refork(master, process->slot);
@@ -1307,8 +1316,8 @@ on_disconnect(struct master *master, struct process *process)
 static void
 condemn(struct master *master, struct process *process, const char *why)
 {
-	log_error("%s %s: %s", process_name(process), why,
-	          process->role == ROLE_PARENT ? "its channel is closed" : "killed");
+	log_error("%s %s: %s%s", process_name(process), why,
+	          process->role == ROLE_PARENT ? "its channel is closed" : "killed", in_slot);
 	process->killed_for = why;
 	signal_process(process, SIGKILL);
 	on_disconnect(master, process);
@@ -1395,8 +1404,8 @@ hear(struct master *master, struct process *process)
 		if (may_say(master, process, &message)) {
 			master_messenger_receive(&master->messenger, process, &message);
 		} else if (!process->refused) {
-			log_error("%s may not send %s: refused, as are more of this kind",
-			          process_name(process), message.action);
+			log_error("%s may not send %s: refused, as are more of this kind%s",
+			          process_name(process), message.action, in_slot);
 			process->refused = true;
 		}
 		if (message.handle != -1)
@@ -1582,7 +1591,7 @@ on_deadline(struct master *master, struct process *process)
 
 	process->deadline = DEADLINE_NONE;
 	if (deadline == DEADLINE_START) { /* D25 */
-		log_error("%s start timeout", process_name(process));
+		log_error("%s start timeout%s", process_name(process), in_slot);
 		process->killed_for = "start timeout";
 	}
 	if (deadline < DEADLINE_LEAVE) {
@@ -1598,7 +1607,7 @@ on_deadline(struct master *master, struct process *process)
 }
 
 /* While a process has a deadline, the clock runs each second, so that it notices when the
- * master itself was stopped (see skip_lost_time). */
+ * master itself was stopped (see advance_clock). */
 static void
 run_clock(struct master *master)
 {
@@ -1631,23 +1640,16 @@ run_clock(struct master *master)
 }
 
 /* The whole cluster may have been stopped (a container that was paused, a laptop that
- * slept): then no process had the time that has passed, and deadlines move by it. */
+ * slept): then no process had the time that has passed, and no deadline comes by it. */
 static void
-skip_lost_time(struct master *master, int timeout)
+advance_clock(struct master *master, int timeout)
 {
-	struct process *process;
-	struct corpse *corpse;
-	int64_t lost = clutch_now() - master->now;
+	int64_t passed = clutch_now() - master->lost - master->now;
 
-	master->now += lost;
-	if (lost < timeout + LATE)
-		return;
-	for (process = &master->parent; process != NULL; process = process->next) {
-		process->deadline_at += lost;
-		process->full_since += process->full_since != 0 ? lost : 0;
-	}
-	for (corpse = master->corpses; corpse != NULL; corpse = corpse->next)
-		corpse->deadline += lost;
+	if (timeout >= 0 && passed >= timeout + LATE)
+		master->lost += passed;
+	else
+		master->now += passed;
 }
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -1719,13 +1721,13 @@ static void
 watch_losses(struct process *process)
 {
 	if (process->dropped > 0 && !process->drop_logged)
-		log_error("%s is not there and its queue is full: messages for it are dropped",
-		          process_name(process));
+		log_error("%s is not there and its queue is full: messages for it are dropped%s",
+		          process_name(process), in_slot);
 	process->drop_logged = process->dropped > 0;
 	if (process->channel.handles_lost > 0 && !process->handle_logged)
 		log_error("%s: no descriptor or memory for a handle: its message goes without it, "
-		          "as do more of this kind",
-		          process_name(process));
+		          "as do more of this kind%s",
+		          process_name(process), in_slot);
 	process->handle_logged = process->channel.handles_lost > 0;
 }
 
@@ -1840,13 +1842,13 @@ loop(struct master *master)
 			return;
 		count = prepare_all(master);
 		run_clock(master);
-		left = master->next_at - clutch_now();
+		left = master->next_at - master->now;
 		timeout = left < 0 ? 0 : left > INT_MAX ? INT_MAX : (int)left;
 		if (master->next_at == 0)
 			timeout = -1;
 		if (poll(master->set, count, timeout) == -1)
 			count = 0; /* EINTR, ENOMEM: the next turn asks again */
-		skip_lost_time(master, timeout);
+		advance_clock(master, timeout);
 
 		hear_all(master, count); /* the living speak */
 		if (count > 0 && master->set[0].revents != 0)
@@ -1871,7 +1873,7 @@ parse_text(const char *option, const char *name, const char *otherwise)
 static int
 parse_number(int *option, const char *name, int most, int otherwise)
 {
-	const char *text = name != NULL ? getenv(name) : NULL;
+	const char *text = getenv(name); /* no variable has the name of an option */
 	char given[16], *end;
 	long value;
 
@@ -1885,8 +1887,7 @@ parse_number(int *option, const char *name, int most, int otherwise)
 	}
 	value = strtol(text, &end, 10);
 	if (end == text || *end != '\0' || value < 1 || value > most) {
-		log_error("%s=%s is no good: give a number from 1 to %d",
-		          name != NULL ? name : "an option", text, most);
+		log_error("%s=%s is no good: give a number from 1 to %d", name, text, most);
 		return -1;
 	}
 	*option = (int)value;
@@ -1904,24 +1905,29 @@ processors(void)
 	return count < 1 ? 1 : count > CLUTCH_WORKERS_MAX ? CLUTCH_WORKERS_MAX : (int)count;
 }
 
+/* Each process has a descriptor in the master: is there one for all, before the first fork? */
+static int
+check_descriptors(int workers)
+{
+	int wanted = workers + OTHER_DESCRIPTORS;
+	long limit = sysconf(_SC_OPEN_MAX);
+
+	if (limit == -1 || limit >= wanted)
+		return 0;
+	log_error("%d workers need %d descriptors, and the limit is %ld: raise it (ulimit -n), "
+	          "or start fewer workers",
+	          workers, wanted, limit);
+	return -1;
+}
+
 /* egg: lib/utils/options.js */
 static int
 parse_options(struct master *master, const struct options *given)
 {
 	struct options *options = &master->options;
-	long descriptors = sysconf(_SC_OPEN_MAX);
 	int legacy = 0;
 
 	*options = *given;
-	if (options->log != 0 && fcntl(options->log, F_GETFL) == -1) {
-		log_error("options.log=%d: %s", options->log, strerror(errno));
-		return -1;
-	}
-	if (!clutch_log_set(parse_text(NULL, "CLUTCH_LOG", "info"), options->log)) {
-		log_error("CLUTCH_LOG=%s is no good: give error, warn or info",
-		          getenv("CLUTCH_LOG"));
-		return -1;
-	}
 	if (options->parent != 0) {
 		if (channel_attach(&master->parent.channel, options->parent) == -1) {
 			log_error("options.parent=%d: %s", options->parent, strerror(errno));
@@ -1930,32 +1936,38 @@ parse_options(struct master *master, const struct options *given)
 		master->parent.state = STATE_LISTENING;
 		master->worker_manager.parent = &master->parent;
 	}
+	if (options->log != 0 && fcntl(options->log, F_GETFL) == -1) {
+		log_error("options.log=%d: %s", options->log, strerror(errno));
+		return -1;
+	}
+	clutch_logging.descriptor = options->log;
+	if (!clutch_log_set(parse_text(NULL, "CLUTCH_LOG", "info"))) {
+		log_error("CLUTCH_LOG=%s is no good: give error, warn or info",
+		          getenv("CLUTCH_LOG"));
+		return -1;
+	}
 	if (options->name == NULL)
 		options->name = "egg";
 	options->env = parse_text(options->env, "EGG_SERVER_ENV", "prod");
 	options->host = parse_text(options->host, "HOST", "127.0.0.1");
 	if (parse_number(&options->workers, "EGG_WORKERS", CLUTCH_WORKERS_MAX, processors()) ||
 	    (options->port >= 0 && parse_number(&options->port, "PORT", 65535, 7001)) ||
-	    parse_number(&options->worker_start_timeout, NULL, INT_MAX, 600000) ||
-	    parse_number(&options->stuck_timeout, NULL, INT_MAX, CLUTCH_STUCK_TIMEOUT) ||
-	    parse_number(&options->graceful_timeout, NULL, INT_MAX, CLUTCH_GRACEFUL_TIMEOUT) ||
-	    parse_number(&options->refork_limit, NULL, 65536, 59) ||
+	    parse_number(&options->worker_start_timeout, "options.worker_start_timeout", INT_MAX,
+	                 600000) ||
+	    parse_number(&options->stuck_timeout, "options.stuck_timeout", INT_MAX,
+	                 CLUTCH_STUCK_TIMEOUT) ||
+	    parse_number(&options->graceful_timeout, "options.graceful_timeout", INT_MAX,
+	                 CLUTCH_GRACEFUL_TIMEOUT) ||
+	    parse_number(&options->refork_limit, "options.refork_limit", 65536, 59) ||
 	    parse_number(&legacy, "EGG_MASTER_CLOSE_TIMEOUT", INT_MAX, 5000) ||
 	    parse_number(&options->app_close_timeout, "EGG_APP_CLOSE_TIMEOUT", INT_MAX, legacy) ||
 	    parse_number(&options->agent_close_timeout, "EGG_AGENT_CLOSE_TIMEOUT", INT_MAX, legacy))
 		return -1;
-	/* each process has a descriptor here: is there one for all, before the first fork? */
-	if (descriptors != -1 && descriptors < options->workers + OTHER_DESCRIPTORS) {
-		log_error("%d workers need %d descriptors, and the limit is %ld: raise it "
-		          "(ulimit -n), or start fewer workers",
-		          options->workers, options->workers + OTHER_DESCRIPTORS, descriptors);
-		return -1;
-	}
 	master->is_production =
 		strcmp(options->env, "local") != 0 && strcmp(options->env, "unittest") != 0;
 	snprintf(master->options_json, sizeof master->options_json, "{\"workers\":%d}",
 	         options->workers);
-	return 0;
+	return check_descriptors(options->workers);
 }
 
 union address {
@@ -2018,53 +2030,55 @@ remove_stale(const union address *address, socklen_t length, ino_t *refused)
 	close(client);
 }
 
-/* The apps of a master that was killed have the port until they have left. */
+/* The apps of a master that was killed have the port until they have left. Each try at a path
+ * is a connection for the process that listens there, so that the tries become rare. */
 static int
 bind_patiently(const struct master *master, const union address *address, socklen_t length)
 {
 	int64_t deadline = clutch_now() + PORT_PATIENCE;
-	bool waits = false;
 	ino_t refused = 0;
+	int pause = 0;
 
 	while (bind(master->listener, &address->any, length) == -1) {
 		if (errno != EADDRINUSE || clutch_now() >= deadline)
 			return -1;
-		if (waits)
-			poll(NULL, 0, 32 + (int)(getpid() % 32)); /* not in step with another */
+		if (pause > 0)
+			poll(NULL, 0, pause + (int)(getpid() % 32)); /* not in step with another */
 		else if (address->any.sa_family != AF_UNIX)
 			log_info("port %d is in use, waiting up to %dms", master->options.port,
 			         PORT_PATIENCE);
-		waits = true;
+		pause = pause == 0 ? 16 : pause < 512 ? 2 * pause : pause;
 		remove_stale(address, length, &refused);
 	}
 	return 0;
 }
 
 static int
-bind_listener(struct master *master)
+bind_listener(struct master *master, bool port_is_fixed)
 {
 	const struct options *options = &master->options;
 	union address address;
 	socklen_t length = parse_address(options, &address);
+	bool is_path = address.any.sa_family == AF_UNIX;
+	char where[128];
 	int on = 1;
 
 	if (length == 0)
 		return -1;
+	snprintf(where, sizeof where, is_path ? "%s" : "%s port %d", options->host, options->port);
 	master->listener = socket(address.any.sa_family, SOCK_STREAM, 0);
 	if (master->listener != -1 &&
 	    setsockopt(master->listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
 	    bind_patiently(master, &address, length) == 0 &&
-	    (address.any.sa_family != AF_UNIX || lstat(options->host, &master->socket) == 0))
+	    (!is_path || lstat(options->host, &master->socket) == 0))
 		return 0;
 	if (errno != EADDRINUSE)
-		log_error("cannot listen on %s port %d: %s", options->host, options->port,
-		          strerror(errno));
-	else if (address.any.sa_family == AF_UNIX)
-		log_error("%s is in use: stop what listens there, or remove it", options->host);
+		log_error("cannot listen on %s: %s", where, strerror(errno));
 	else
-		log_error("%s port %d is in use: stop what listens there, or choose another port, "
-		          "as in PORT=7002",
-		          options->host, options->port);
+		log_error("%s is in use: stop what listens there, or %s", where,
+		          is_path         ? "remove it"
+		          : port_is_fixed ? "choose another port"
+		                          : "choose another port, as in PORT=7002");
 	return -1;
 }
 
@@ -2097,20 +2111,20 @@ describe_listener(struct master *master, const union address *address)
 
 /* The shared port, before any fork: a master that cannot have it says so at once (D19). */
 static int
-open_listener(struct master *master)
+open_listener(struct master *master, const struct options *given)
 {
 	union address address = {.any = {0}};
 	socklen_t length = sizeof address;
-	int given = master->options.listener;
 
-	if (given != 0)
-		master->listener = fcntl(given, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-	else if (bind_listener(master) == -1)
+	if (given->listener != 0)
+		master->listener = fcntl(given->listener, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	else if (bind_listener(master, given->port > 0) == -1)
 		return -1;
 	if (clutch_set_flags(master->listener) == -1 || listen(master->listener, SOMAXCONN) == -1 ||
 	    getsockname(master->listener, &address.any, &length) == -1) {
 		log_error("cannot listen on %s: %s",
-		          given != 0 ? "options.listener" : master->options.host, strerror(errno));
+		          given->listener != 0 ? "options.listener" : master->options.host,
+		          strerror(errno));
 		return -1;
 	}
 	describe_listener(master, &address);
@@ -2203,6 +2217,7 @@ static int
 run_cluster(const struct options *given, const sigset_t *mask)
 {
 	struct master master = {.listener = -1, .pid_file = -1, .reload_slot = -1, .exit_code = 1};
+	const struct clutch_logging before = clutch_logging;
 
 	master.now = master.start_time = clutch_now();
 	master.worker_manager.agent = &master.agent;
@@ -2219,7 +2234,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	fflush(stdout); /* or each child would print it again */
 	fflush(stderr);
 	if (parse_options(&master, given) == 0 &&
-	    (given->connection == NULL || open_listener(&master) == 0) &&
+	    (given->connection == NULL || open_listener(&master, given) == 0) &&
 	    open_pid_file(&master) == 0) {
 		if (open_places(&master) == -1 || open_signals(&master, mask) == -1) {
 			log_error("cannot start: %s", strerror(errno));
@@ -2234,7 +2249,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 	channel_drain(&master.parent.channel, 1000);
 	release(&master, true);
 	close_signals(&master);
-	clutch_log_set("info", 0);
+	clutch_logging = before;
 	return master.exit_code;
 }
 

@@ -30,6 +30,9 @@
 /* The same for messenger_close. */
 #define CLOSE_FLUSH_TIMEOUT 1000
 
+/* How long a channel is left alone when the system was short of memory for it, in ms. */
+#define SHORTAGE_PAUSE 10
+
 /* How long nothing happens in a process before its queue's memory is freed, in ms. */
 #define QUIET_TIME 1000
 
@@ -345,21 +348,23 @@ clutch_print_line(int descriptor, const char *format, ...)
 	write_line(descriptor, line, length, LOG_PATIENCE);
 }
 
-/* This process, and, in a process that is no master, its master. */
-static struct process self, its_master = {.role = ROLE_MASTER};
-static unsigned long log_lost, trace_lost;
-static int64_t log_silent_until;
+struct clutch_logging clutch_logging = {.least = CLUTCH_INFO};
+static const struct process its_master = {.role = ROLE_MASTER}; /* of an agent or an app */
 static const char *const levels[] = {"ERROR", "WARN", "INFO"};
-static enum clutch_level least_level = CLUTCH_INFO;
-static int log_descriptor; /* options.log */
+static unsigned long trace_lost;
+static struct stream {
+	unsigned long lost;
+	int64_t silent_until;
+} streams[2]; /* stdout, stderr */
 bool clutch_log_alarm;
 
 bool
-clutch_log_set(const char *level, int descriptor)
+clutch_log_set(const char *level)
 {
-	log_descriptor = descriptor;
-	for (least_level = CLUTCH_ERROR; least_level <= CLUTCH_INFO; least_level++)
-		if (strcasecmp(level, levels[least_level]) == 0)
+	enum clutch_level *least = &clutch_logging.least;
+
+	for (*least = CLUTCH_ERROR; *least <= CLUTCH_INFO; ++*least)
+		if (strcasecmp(level, levels[*least]) == 0)
 			return true;
 	return false;
 }
@@ -377,12 +382,12 @@ put_head(char *line, enum clutch_level level, bool is_short)
 	         localtime_r(&now.tv_sec, &local));
 	if (!is_short)
 		snprintf(pid, sizeof pid, "%ld ", (long)getpid());
-	if (self.role == ROLE_APP)
-		snprintf(slot, sizeof slot, " %d", self.slot);
+	if (clutch_logging.self.role == ROLE_APP)
+		snprintf(slot, sizeof slot, " %d", clutch_logging.self.slot);
 	return (size_t)sprintf(line, "%s.%03ld %s%s%s%s%s: ", time, now.tv_nsec / 1000000,
 	                       is_short && level == CLUTCH_INFO ? "" : levels[level],
 	                       is_short && level == CLUTCH_INFO ? "" : " ", pid,
-	                       clutch_role_name(self.role), slot);
+	                       clutch_role_name(clutch_logging.self.role), slot);
 }
 
 /* Lines that find no room are counted, and the next one says how many were lost before it;
@@ -391,17 +396,18 @@ void
 clutch_log(enum clutch_level level, const char *format, ...)
 {
 	int standard = level == CLUTCH_INFO ? STDOUT_FILENO : STDERR_FILENO;
-	int descriptor = log_descriptor != 0 ? log_descriptor : standard;
+	int descriptor = clutch_logging.descriptor != 0 ? clutch_logging.descriptor : standard;
+	struct stream *stream = &streams[descriptor == STDERR_FILENO];
 	bool is_short = isatty(descriptor) == 1;
 	char line[2 * LOG_LINE], *end = line, *text;
 	int64_t before = clutch_now(), after;
 	va_list arguments;
 
-	if (level > least_level)
+	if (level > clutch_logging.least)
 		return;
-	if (log_lost > 0) {
+	if (stream->lost > 0) {
 		end += put_head(end, CLUTCH_WARN, is_short);
-		end += sprintf(end, "the log was full: %lu lines are lost\n", log_lost);
+		end += sprintf(end, "the log was full: %lu lines are lost\n", stream->lost);
 	}
 	end += put_head(end, level, is_short);
 	text = end;
@@ -415,16 +421,16 @@ clutch_log(enum clutch_level level, const char *format, ...)
 	*end++ = '\n';
 	if (clutch_log_alarm)
 		alarm(1);
-	if (before >= log_silent_until &&
-	    write_line(descriptor, line, (size_t)(end - line), log_lost > 0 ? 0 : LOG_PATIENCE))
-		log_lost = 0;
+	if (before >= stream->silent_until &&
+	    write_line(descriptor, line, (size_t)(end - line), stream->lost > 0 ? 0 : LOG_PATIENCE))
+		stream->lost = 0;
 	else
-		log_lost++;
+		stream->lost++;
 	if (clutch_log_alarm)
 		alarm(0);
 	after = clutch_now();
 	if (after - before > LOG_BLOCKED / 2)
-		log_silent_until = after + LOG_SILENCE;
+		stream->silent_until = after + LOG_SILENCE;
 }
 
 #define TRACE_FORMAT                                                                               \
@@ -453,21 +459,21 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 {
 	static const struct message none = {.action = "", .handle = -1};
 	const char *path = getenv("CLUTCH_TRACE"), *only = getenv("CLUTCH_TRACE_ACTION"), *action;
-	struct pollfd file = {.fd = STDERR_FILENO, .events = POLLOUT};
 	bool to_file = path != NULL && strcmp(path, "1") != 0;
 	char line[2 * LOG_LINE + 512], *end = line;
-	int saved = errno, patience = trace_lost > 0 ? 0 : LOG_PATIENCE;
+	int saved = errno, patience = trace_lost > 0 ? 0 : LOG_PATIENCE, file = STDERR_FILENO;
 	long length = message == NULL || !message->data ? -1 : (long)message->data_length;
+	const struct process *self = &clutch_logging.self;
 	struct timespec now;
 
-	channel = channel != NULL ? channel : &self.channel;
+	channel = channel != NULL ? channel : &self->channel;
 	message = message != NULL ? message : &none;
 	action = message->action != NULL ? message->action : "";
 	if (only != NULL && *only && strcmp(only, action) != 0)
 		return;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	end += sprintf(end, TRACE_FORMAT, now.tv_sec * 1000000LL + now.tv_nsec / 1000, NAME(&self),
-	               trace_lost, event, NAME(channel->process != NULL ? channel->process : &self),
+	end += sprintf(end, TRACE_FORMAT, now.tv_sec * 1000000LL + now.tv_nsec / 1000, NAME(self),
+	               trace_lost, event, NAME(channel->process != NULL ? channel->process : self),
 	               (long)(strchr("sw", *event) ? channel->messages_out : channel->messages_in),
 	               channel_pending(channel), clutch_role_name(message->from),
 	               clutch_role_name(message->to), (long)message->receiver_pid, detail, value,
@@ -477,15 +483,12 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 	end = trace_text(end, message->data, length);
 	*end++ = '\n';
 	if (to_file)
-		file.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
-	if (file.fd == -1 && trace_lost == 0)
+		file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0600);
+	if (file == -1 && trace_lost == 0)
 		clutch_log(CLUTCH_WARN, "cannot write %s: %s", path, strerror(errno));
-	trace_lost++;
-	if (poll(&file, 1, patience) == 1 &&
-	    write(file.fd, line, (size_t)(end - line)) == end - line)
-		trace_lost = 0;
+	trace_lost = write_line(file, line, (size_t)(end - line), patience) ? 0 : trace_lost + 1;
 	if (to_file)
-		close(file.fd);
+		close(file);
 	errno = saved;
 }
 
@@ -495,9 +498,9 @@ clutch_trace_init(enum role role, int slot)
 	const char *wanted = getenv("CLUTCH_TRACE");
 
 	clutch_tracer = wanted && *wanted && strcmp(wanted, "0") != 0 ? trace_event : NULL;
-	if (getpid() != self.worker_id) /* a child has lost none */
-		trace_lost = log_lost = 0;
-	self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
+	if (getpid() != clutch_logging.self.worker_id) /* a child has lost none */
+		trace_lost = streams[0].lost = streams[1].lost = 0;
+	clutch_logging.self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
 }
 
 /* ---- the child's side: egg/lib/core/messenger/ipc.js --------------------- */
@@ -537,7 +540,7 @@ static const struct messenger *delivering;
 
 static void end_channel(struct messenger *messenger);
 static void tell_pause(struct messenger *messenger);
-static int on_joined(struct messenger *loop, int descriptor, short revents, void *arg);
+static int on_channel(struct messenger *loop, int descriptor, short revents, void *arg);
 
 struct messenger *
 messenger_open(int descriptor, enum role role)
@@ -555,11 +558,13 @@ messenger_open(int descriptor, enum role role)
 	messenger->slot = -1;
 	messenger->accepted = -1;
 	messenger->random = (unsigned)messenger->pid * 2654435761U;
+	messenger->loop = messenger;
 	messenger->next = messengers;
 	messengers = messenger;
-	if (clutch_grow(&messenger->set, 0, sizeof *messenger->set) == 0 &&
-	    channel_attach(&messenger->channel, descriptor) == 0)
+	if (channel_attach(&messenger->channel, descriptor) == 0 &&
+	    messenger_watch(messenger, descriptor, POLLIN, on_channel, messenger) == 0)
 		return messenger;
+	messenger->channel.descriptor = -1; /* it stays the caller's */
 	messenger_close(messenger);
 	return NULL;
 }
@@ -591,15 +596,15 @@ messenger_close(struct messenger *messenger)
 
 	if (messenger == NULL)
 		return;
-	timeout = messenger->loop == NULL ? CLOSE_FLUSH_TIMEOUT : 0;
+	timeout = messenger->loop == messenger ? CLOSE_FLUSH_TIMEOUT : 0;
 	if (messenger->channel.descriptor != -1)
 		channel_drain(&messenger->channel, timeout);
 	end_channel(messenger);
 	for (at = messengers; at != NULL; at = at->next)
 		if (at->loop == messenger)
-			at->loop = NULL;
+			at->loop = at;
 	messenger->closed = true;
-	if (!messenger->stepping) /* else on_joined frees it */
+	if (!messenger->stepping) /* else on_channel frees it */
 		free_messenger(messenger);
 	errno = saved;
 }
@@ -830,7 +835,6 @@ static size_t
 emit(struct messenger *messenger, size_t count, const char *action, size_t length,
      const struct message *message)
 {
-	struct messenger *loop = messenger->loop != NULL ? messenger->loop : messenger;
 	unsigned key = key_of(action, length);
 	const struct listener *listener;
 	size_t i, called = 0;
@@ -843,8 +847,8 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
 		clutch_trace("delivers", &messenger->channel, message, "listener", (long)called);
-		check(loop, listener->call(messenger, message, listener->arg), "listener",
-		      message->action);
+		check(messenger->loop, listener->call(messenger, message, listener->arg),
+		      "listener", message->action);
 	}
 	return called;
 }
@@ -883,7 +887,7 @@ is_about_a_pause(const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
-	bool by_master = message->from == ROLE_MASTER && messenger->loop == NULL;
+	bool by_master = message->from == ROLE_MASTER && messenger->loop == messenger;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
 	clutch_trace("hears", &messenger->channel, message, "", 0);
@@ -950,14 +954,13 @@ clutch_wake_drain(int descriptor)
 void
 clutch_wake_close(void)
 {
-	int i, saved = errno;
+	int i;
 
 	for (i = 0; i < 2; i++) {
 		if (wake[i] != -1)
 			close(wake[i]);
 		wake[i] = -1;
 	}
-	errno = saved;
 }
 
 /* The index of a watch; watch_count if the descriptor is not watched. */
@@ -966,7 +969,7 @@ find_watch(const struct messenger *messenger, int descriptor)
 {
 	size_t i = 0;
 
-	while (i < messenger->watch_count && messenger->set[i + 1].fd != descriptor)
+	while (i < messenger->watch_count && messenger->set[i].fd != descriptor)
 		i++;
 	return i;
 }
@@ -977,21 +980,21 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 {
 	size_t i = find_watch(messenger, descriptor);
 
-	if (descriptor < 0 || watcher == NULL || messenger->loop != NULL)
+	if (descriptor < 0 || watcher == NULL || messenger->loop != messenger)
 		return clutch_fail(EINVAL);
 	if (i == messenger->watch_count) {
 		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
-		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
+		    clutch_grow(&messenger->set, i, sizeof *messenger->set) == -1)
 			return -1;
 		messenger->watch_count++;
 		messenger->watches[i].connection = false;
-		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
+		messenger->set[i] = (struct pollfd){.fd = descriptor};
 	}
 	if (descriptor == messenger->accepted && !messenger->watches[i].connection)
 		messenger->connections += messenger->watches[i].connection = true;
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
-	messenger->set[i + 1].events = events;
+	messenger->set[i].events = events;
 	return 0;
 }
 
@@ -1018,7 +1021,7 @@ messenger_unwatch(struct messenger *messenger, int descriptor)
 	messenger->connections -= messenger->watches[i].connection;
 	memmove(&messenger->watches[i], &messenger->watches[i + 1],
 	        behind * sizeof *messenger->watches);
-	memmove(&messenger->set[i + 1], &messenger->set[i + 2], behind * sizeof *messenger->set);
+	memmove(&messenger->set[i], &messenger->set[i + 1], behind * sizeof *messenger->set);
 	if (i < messenger->watch_next)
 		messenger->watch_next--; /* the loop walks over them just now */
 	return 0;
@@ -1059,7 +1062,7 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 {
 	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
 
-	if (milliseconds < 0 || call == NULL || messenger->loop != NULL)
+	if (milliseconds < 0 || call == NULL || messenger->loop != messenger)
 		return clutch_fail(EINVAL);
 	if (clutch_grow(&messenger->timers, messenger->timer_count, sizeof timer) == -1)
 		return -1;
@@ -1103,7 +1106,7 @@ next_turned(const struct messenger *loop, const struct messenger *last)
 {
 	struct messenger *next = last == NULL ? messengers : last->next;
 
-	while (next != NULL && next != loop && next->loop != loop)
+	while (next != NULL && next->loop != loop)
 		next = next->next;
 	return next;
 }
@@ -1112,10 +1115,7 @@ next_turned(const struct messenger *loop, const struct messenger *last)
 static struct pollfd *
 entry_of(const struct messenger *messenger)
 {
-	const struct messenger *loop = messenger->loop;
-
-	return loop == NULL ? &messenger->set[0]
-	                    : &loop->set[1 + find_watch(loop, messenger->channel.descriptor)];
+	return &messenger->loop->set[find_watch(messenger->loop, messenger->channel.descriptor)];
 }
 
 /* Have messages waited for the end of a pause? */
@@ -1129,15 +1129,16 @@ int
 messenger_timeout(const struct messenger *messenger)
 {
 	const struct messenger *at = NULL;
-	int64_t left;
+	int64_t left = INT_MAX;
 
+	if (messenger->timer_count > 0)
+		left = messenger->timers[0].due - clutch_now();
 	while ((at = next_turned(messenger, at)) != NULL)
 		if (may_go_on(at))
-			return 0;
-	if (messenger->timer_count == 0)
-		return -1;
-	left = messenger->timers[0].due - clutch_now();
-	return left > 0 ? (int)left : 0;
+			left = 0;
+		else if (at->channel.starved && left > SHORTAGE_PAUSE)
+			left = SHORTAGE_PAUSE;
+	return left == INT_MAX ? -1 : left > 0 ? (int)left : 0;
 }
 
 /* Call those that are due now; what they set comes in a later turn. */
@@ -1181,7 +1182,7 @@ hear(struct messenger *messenger)
 	clutch_trace("ends", &messenger->channel, NULL, "", 0);
 	end_channel(messenger);
 	error = peer == PEER_BROKEN || found == -1 ? EPROTO : 0;
-	if (loop == NULL)
+	if (loop == messenger)
 		messenger->broken = error != 0;
 	else if (messenger->ended != NULL && !messenger->closed)
 		check(loop, messenger->ended(messenger, error, messenger->arg), "joined end", "");
@@ -1199,13 +1200,15 @@ serve(struct messenger *messenger, short revents)
 	hear(messenger);
 }
 
-/* What poll(2) waits for at a channel. */
+/* What poll(2) waits for at a channel. During a shortage poll would return at once. */
 static void
 prepare_entry(const struct messenger *messenger, struct pollfd *entry)
 {
+	bool starved = messenger->channel.starved;
+
 	entry->fd = messenger->channel.descriptor;
-	entry->events = messenger->paused ? 0 : POLLIN;
-	if (channel_pending(&messenger->channel) > 0)
+	entry->events = messenger->paused || starved ? 0 : POLLIN;
+	if (channel_pending(&messenger->channel) > 0 && !starved)
 		entry->events |= POLLOUT;
 	entry->revents = 0;
 }
@@ -1216,21 +1219,20 @@ prepare(const struct messenger *loop)
 {
 	size_t i;
 
-	prepare_entry(loop, &loop->set[0]);
 	for (i = 0; i < loop->watch_count; i++)
-		if (loop->watches[i].call == on_joined)
-			prepare_entry(loop->watches[i].arg, &loop->set[i + 1]);
+		if (loop->watches[i].call == on_channel)
+			prepare_entry(loop->watches[i].arg, &loop->set[i]);
 }
 
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
+	size_t i;
 
 	prepare(messenger);
-	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
-		set[i] = messenger->set[first + i];
-	return messenger->watch_count + 1 - first;
+	for (i = 0; i < size && i < messenger->watch_count; i++)
+		set[i] = messenger->set[i];
+	return messenger->watch_count;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
@@ -1241,10 +1243,9 @@ dispatch(struct messenger *messenger)
 	struct pollfd *ready;
 	short revents;
 
-	serve(messenger, messenger->set[0].revents);
 	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
-		watch = &messenger->watches[messenger->watch_next++];
-		ready = &messenger->set[messenger->watch_next];
+		watch = &messenger->watches[messenger->watch_next];
+		ready = &messenger->set[messenger->watch_next++];
 		revents = ready->revents;
 		ready->revents = 0;
 		if (revents != 0)
@@ -1258,7 +1259,7 @@ dispatch(struct messenger *messenger)
 static int
 wait_for_events(struct messenger *messenger, int timeout)
 {
-	nfds_t count = messenger->watch_count + 1;
+	nfds_t count = messenger->watch_count;
 	bool keeps = false, quiet = timeout < 0 || timeout > QUIET_TIME;
 	struct messenger *at = NULL;
 	int ready;
@@ -1283,7 +1284,7 @@ turn(struct messenger *messenger, size_t least, int timeout)
 	struct messenger *at = NULL;
 	int due;
 
-	if (messenger->stepping || messenger->loop != NULL || delivering != NULL)
+	if (messenger->stepping || messenger->loop != messenger || delivering != NULL)
 		return clutch_fail(EBUSY);
 	while ((at = next_turned(messenger, at)) != NULL) {
 		channel_flush(&at->channel);
@@ -1296,10 +1297,7 @@ turn(struct messenger *messenger, size_t least, int timeout)
 	if (due >= 0 && (timeout < 0 || due < timeout))
 		timeout = due;
 	while ((at = next_turned(messenger, at)) != NULL)
-		if (channel_take_starved(&at->channel)) { /* poll would return at once */
-			entry_of(at)->events = 0;
-			timeout = timeout < 0 || timeout > 10 ? 10 : timeout;
-		}
+		channel_take_starved(&at->channel); /* the next turn tries again */
 	if (wait_for_events(messenger, timeout) == -1 && errno != EINTR)
 		return -1;
 	while ((at = next_turned(messenger, at)) != NULL)
@@ -1338,39 +1336,40 @@ messenger_drain(struct messenger *messenger, size_t most)
 static void
 end_channel(struct messenger *messenger)
 {
-	if (messenger->loop != NULL)
-		messenger_unwatch(messenger->loop, messenger->channel.descriptor);
-	messenger->loop = NULL;
+	messenger_unwatch(messenger->loop, messenger->channel.descriptor);
+	messenger_unwatch(messenger, messenger->channel.descriptor);
+	messenger->loop = messenger;
 	channel_close(&messenger->channel);
 }
 
-/* A callback may close the messenger: its memory goes when no callback of it runs. */
+/* A callback may close a joined messenger: its memory goes when no callback of it runs. */
 static int
-on_joined(struct messenger *loop, int descriptor, short revents, void *arg)
+on_channel(struct messenger *loop, int descriptor, short revents, void *arg)
 {
-	struct messenger *joined = arg;
+	struct messenger *messenger = arg;
 
-	(void)loop, (void)descriptor;
-	joined->stepping = true;
-	serve(joined, revents);
-	joined->stepping = false;
-	if (joined->closed)
-		free_messenger(joined);
+	(void)descriptor;
+	messenger->stepping = true;
+	serve(messenger, revents);
+	messenger->stepping = messenger == loop;
+	if (messenger->closed && messenger != loop)
+		free_messenger(messenger);
 	return 0;
 }
 
 int
 messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended, void *arg)
 {
-	if (messenger == loop || messenger == own || messenger->loop != NULL ||
-	    loop->loop != NULL || messenger->watch_count > 0 || messenger->timer_count > 0)
+	int descriptor = messenger->channel.descriptor;
+
+	if (messenger == loop || messenger == own || messenger->loop != messenger ||
+	    messenger->watch_count > (descriptor != -1) || messenger->timer_count > 0)
 		return clutch_fail(EINVAL);
 	if (messenger->stepping)
 		return clutch_fail(EBUSY);
-	if (messenger->channel.descriptor == -1)
+	if (descriptor == -1)
 		return clutch_fail(EPIPE);
-	if (messenger_watch(loop, messenger->channel.descriptor, POLLIN, on_joined, messenger) ==
-	    -1)
+	if (messenger_watch(loop, descriptor, POLLIN, on_channel, messenger) == -1)
 		return -1;
 	messenger->loop = loop;
 	messenger->ended = ended;

@@ -100,9 +100,9 @@ extern "C" {
 #define CLUTCH_GRACEFUL_TIMEOUT 30000
 #endif
 
-/* The most app workers of one master. */
+/* The most app workers of one master: 1024, or as many pids as find room in egg-pids. */
 #ifndef CLUTCH_WORKERS_MAX
-#define CLUTCH_WORKERS_MAX 1024
+#define CLUTCH_WORKERS_MAX ((MESSAGE_DATA_MAX) < 12 * 1026 ? ((MESSAGE_DATA_MAX) - 2) / 12 : 1024)
 #endif
 
 /* ------------------------------------------------------------------------ */
@@ -568,10 +568,10 @@ extern "C" {
  * Offsets are fixed, so that the master copies the bytes it read, and stamps from and to
  * into the copy.
  *
- *  0               4       5       6       7               8               12
- *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
- *  | length        | from  |  to   | flags | action length | receiverPid   | action | 0 | data | 0 |
- *  +---------------+-------+-------+-------+---------------+---------------+--------+---+------+---+
+ *  0            4      5      6       7               8             12
+ *  +------------+------+------+-------+---------------+-------------+--------+---+------+---+
+ *  | length     | from |  to  | flags | action length | receiverPid | action | 0 | data | 0 |
+ *  +------------+------+------+-------+---------------+-------------+--------+---+------+---+
  */
 enum frame {
 	FRAME_LENGTH = 0,
@@ -720,9 +720,8 @@ int clutch_set_flags(int descriptor);
 /* An alarm may end a write that waits: SIGALRM is handled, and not the application's. */
 extern bool clutch_log_alarm;
 
-/* The name of the least level that is printed, and options.log; false: no level has this
- * name. */
-bool clutch_log_set(const char *level, int descriptor);
+/* Set the least level that is printed; false: no level has this name. */
+bool clutch_log_set(const char *level);
 
 /*
  * The trace (docs/trace.md): a line for each event, if CLUTCH_TRACE said so when
@@ -827,6 +826,13 @@ struct process {
 	enum deadline deadline;
 };
 
+/* How this process logs and traces. start_cluster gives back what it finds. */
+extern struct clutch_logging {
+	struct process self; /* its role, slot and pid */
+	enum clutch_level least;
+	int descriptor; /* options.log */
+} clutch_logging;
+
 struct worker_manager {
 	struct process *workers; /* egg's Map: in order of registration */
 	struct process *agent;   /* one place for all agents, one after the other */
@@ -878,7 +884,7 @@ struct messenger {
 	bool paused, told_paused, has_unread;
 
 	struct watch *watches;
-	struct pollfd *set; /* the channel, then one for each watch */
+	struct pollfd *set; /* one for each watch; the first one is the channel's */
 	size_t watch_count;
 	size_t watch_next;    /* of them, the loop has come to this one */
 	struct timer *timers; /* in order of being due */
@@ -888,7 +894,7 @@ struct messenger {
 	bool stepping, canceled, broken;
 	bool closed; /* to be freed when its last callback has returned */
 
-	struct messenger *loop; /* the one that turns this one, if it is joined */
+	struct messenger *loop; /* the one that turns this one: itself, unless it is joined */
 	messenger_end ended;
 	void *arg; /* of ended */
 

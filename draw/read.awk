@@ -83,6 +83,19 @@ function signal_of(number) {
 	return number in signal_name ? signal_name[number] : "signal " number
 }
 
+function messages(count) { return count > 0 ? ", " count " message" (count > 1 ? "s" : "") : "" }
+
+# A row for a read or a write: "writes 64 bytes for app 0, 2 messages".
+function call(count,    text, row) {
+	text = $5 " " detail_number() " bytes"
+	if (me == "master")
+		text = text ($5 == "reads" ? " of " : " for ") title(peer)
+	row = add("note", me, "", text messages(count), "")
+	if (row > 0)
+		of_call[row] = text
+	return row
+}
+
 # The message arrives: which row has seen it leave?
 function arrive(one, two,    key, part, row) {
 	key = one SUBSEP two SUBSEP $7
@@ -163,6 +176,7 @@ $5 == "receives" { arrive(peer, me) }
 $5 == "hears" { heard_at[me] = arrive("master", me) }
 $5 == "ignores" && $13 !~ /^egg-pids$/ { ignored[heard_at[me]] = 1 }
 $5 == "delivers" { delivered[heard_at[me]]++ }
+$5 == "is ready" { add("ready", peer, "", "ready", "") }
 $5 == "fails" { add("bad", me, "", "fails: " $10, "") }
 $5 == "drops" { add("note", me, "", "drops " $13 " for " title(peer), $13) }
 $5 == "reaches nobody" && $9 !~ /^master>/ { add("note", me, "", "nobody for " $13, $13) }
@@ -199,8 +213,18 @@ $5 == "dies" {
 	death_time[peer] = now
 }
 all && $5 == "reaps" { add("note", me, "", "reaps " $10, "") }
-all && ($5 == "reads" || $5 == "writes") {
-	add("note", me, "", $5 " " detail_number() (me == "master" ? ", " title(peer) : ""), "")
+# How many messages a call has carried: a write those that were queued since the one before,
+# a read those that are taken before the next one. A process may have joined many channels.
+all && $5 == "writes" {
+	call(me == peer ? 0 : $7 - wrote[me, peer])
+	wrote[me, peer] = $7
+}
+all && $5 == "reads" {
+	reading[me, peer] = call(0)
+	taken[me, peer] = 0
+}
+all && me != peer && ($5 == "receives" || $5 == "hears") && reading[me, peer] > 0 {
+	what[reading[me, peer]] = of_call[reading[me, peer]] messages(++taken[me, peer])
 }
 
 # Columns from left to right: parent, agents, master, apps by slot; of one place the older

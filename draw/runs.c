@@ -245,15 +245,15 @@ on_me(struct messenger *parent, const struct message *message, void *arg)
 	return kill(pid, SIGSTOP) == -1 || stop_soon(parent);
 }
 
-/* Two are there at first; one is replaced, or, by a reload, both are. In the run "uncaught" the
- * death of the one that was replaced counts, too. */
+/* Two are there at first; one is replaced, or, by a reload, both are. The death of an app that
+ * was replaced before it died counts, too: the run is not over before it. */
 static int
 on_here(struct messenger *parent, const struct message *message, void *arg)
 {
 	static int here;
 
 	(void)message, (void)arg;
-	return ++here == (is("kill") ? 3 : 4) ? stop_soon(parent) : 0;
+	return ++here == (is("kill") ? 3 : is("reload") ? 6 : 4) ? stop_soon(parent) : 0;
 }
 
 static int
@@ -303,7 +303,7 @@ main(int count, char **argument)
 	    messenger_on(parent, "done", on_done, NULL) == -1 ||
 	    messenger_once(parent, "me", on_me, NULL) == -1 ||
 	    messenger_on(parent, "here", on_here, NULL) == -1 ||
-	    (is("uncaught") && messenger_on(parent, "app-worker-died", on_here, NULL) == -1) ||
+	    (!is("kill") && messenger_on(parent, "app-worker-died", on_here, NULL) == -1) ||
 	    messenger_set_timeout(parent, DEADLINE, on_deadline, NULL) == -1) {
 		clutch_print_line(STDERR_FILENO, "runs: %s", strerror(errno));
 		return 1;

@@ -51,7 +51,7 @@ function style() {
 	print ".life{stroke:var(--life);stroke-width:2} .box{fill:var(--box);stroke:var(--life)} .zone{fill:var(--wait);opacity:.75}"
 	print ".m{stroke:var(--ink);stroke-width:1.2} .mh{fill:var(--ink)} .i{stroke:var(--dim);stroke-dasharray:4 3} .ih{fill:var(--dim)} .it{fill:var(--dim)}"
 	print ".s{stroke:var(--sig);stroke-width:1.4;stroke-dasharray:7 3} .sh{fill:var(--sig)} .st{fill:var(--sig)} .f{stroke:var(--born);stroke-dasharray:2 3;stroke-width:1.4} .fh{fill:var(--born)} .ft{fill:var(--born)}"
-	print ".n{fill:var(--dim)} .b,.d{fill:var(--dead)} .x{stroke:var(--dead);stroke-width:3} .dot{fill:var(--life)} .w{fill:var(--ink)}"
+	print ".n{fill:var(--dim)} .b,.d{fill:var(--dead)} .x{stroke:var(--dead);stroke-width:3} .dot{fill:var(--life)} .r{fill:var(--born)} .w{fill:var(--ink)}"
 	print "</style>"
 }
 
@@ -76,7 +76,7 @@ function draw_row(r,    one, two, x1, x2, down, start) {
 	} else if (kind[r] == "signal") {
 		arrow(x(one), down, x(two) + (one < two ? -3 : 3), down, "s", what[r])
 	} else {
-		printf "<circle cx=\"%d\" cy=\"%.1f\" r=\"3\" class=\"dot\"/>\n", x(one), down
+		printf "<circle cx=\"%d\" cy=\"%.1f\" r=\"%d\" class=\"%s\"/>\n", x(one), down, kind[r] == "ready" ? 5 : 3, kind[r] == "ready" ? "r" : "dot"
 		beside(one, down, kind[r] == "bad" || kind[r] == "lost" ? "b" : kind[r] == "wait" || kind[r] == "goes" ? "w" : "n", (kind[r] == "lost" ? "in vain: " : "") what[r])
 	}
 }

@@ -9,6 +9,7 @@
 #include "scripts.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@
 #define ASK_TIMEOUT 5000 /* for a status */
 #define ASK_FIRST 1000   /* for the master's deadlines, before it is stopped */
 #define RELOAD_TIMEOUT 300000
+#define RELOAD_LOOK 200  /* how soon reload asks again, if others ask meanwhile */
 #define STOP_REPORT 1000 /* how often stop says for which processes it waits */
 
 /* ---- stop ------------------------------------------------------------------- */
@@ -197,19 +199,23 @@ count_slots(const char *before, const char *after, int *renewed)
 	return count;
 }
 
-/* The master writes its status when a reload has ended. Another command may have ordered
- * that reload, or that status: then give the order again. */
+/* The master writes its status when a reload has ended. Another command may have asked for the
+ * status that comes, in the middle of the reload: then ask for the next one. The order is given
+ * once, because during a reload it would begin the reload anew. */
 static int
 watch_reload(const struct command *command, const struct cluster_found *cluster, const char *before)
 {
 	int64_t timeout = timeout_of(command, RELOAD_TIMEOUT), begin = clutch_now(), now;
-	int count = 1, renewed = 0, given_up = 0;
+	int count = 1, renewed = 0, given_up = 0, order = SIGUSR2;
 	char *after;
 
 	for (now = begin; renewed < count && !given_up; now = clutch_now()) {
-		after = scripts_ask(cluster, SIGUSR2, begin + timeout - now);
+		if (order == SIGUSR1)
+			poll(NULL, 0, RELOAD_LOOK);
+		after = scripts_ask(cluster, order, begin + timeout - now);
 		if (after == NULL)
 			return report_silence(command, cluster, timeout);
+		order = SIGUSR1;
 		count = count_slots(before, after, &renewed);
 		given_up = renewed < count &&
 		           scripts_number(after, "given_up") > scripts_number(before, "given_up");

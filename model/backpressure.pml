@@ -150,7 +150,7 @@ inline find_held() {
 }
 
 /* Its queue is dropped. */
-/* C: master.c on_disconnect 3787143184 */
+/* C: master.c on_disconnect 3362922333 */
 inline on_disconnect(n) {
 	p[n].buried = 1; p[n].queue = 0; p[n].waits = 0; p[n].waits_for = 0; p[n].said = 0;
 	p[n].room = 0; p[n].full_since = 0; p[n].held = 0; p[n].reads = 0; p[n].hangs = 0; p[n].dead = 1
@@ -180,7 +180,7 @@ inline prepare_all() {
 }
 
 /* C: master.c hear_all 2627631141 */
-/* C: master.c hear 3156642103 */
+/* C: master.c hear 668160317 */
 inline hear_all() {
 	for (i : 0 .. (PROCESSES - 1)) {
 		if
@@ -229,7 +229,7 @@ inline reap_all() {
 /* Nothing happens any more, but that a child says something new. */
 #define AT_REST (!ANY(READABLE) && !ANY(WRITABLE) && !ANY(TOLLS) && !ANY(READS_LATER))
 
-/* C: master.c loop 4242234115 */
+/* C: master.c loop 3637057502 */
 active proctype master() {
 	do
 	:: d_step { prepare_all(); i = 0; j = 0; r = 0; found = 0; stuck_timeout = 0 }

@@ -392,7 +392,7 @@ inline fork_app_worker(s) {
 	found = (failed -> 0 : found)
 }
 
-/* C: master.c on_fork 2949754586 */
+/* C: master.c on_fork 89186234 */
 inline on_fork(n) {
 	d_step {
 		if
@@ -507,7 +507,7 @@ inline reload_next() {
 	fi
 }
 
-/* C: master.c on_ready 4153601481 */
+/* C: master.c on_ready 568227486 */
 inline on_ready() {
 	d_step {
 		is_started = 1;
@@ -551,7 +551,7 @@ inline on_agent_exit() {
 	fi
 }
 
-/* C: master.c on_agent_start 935843822 */
+/* C: master.c on_agent_start 2329675287 */
 inline on_agent_start() {
 	old = p[AGENT].state;
 	if
@@ -576,7 +576,7 @@ inline on_agent_start() {
 	fi
 }
 
-/* C: master.c on_app_exit 524744132 */
+/* C: master.c on_app_exit 3653555487 */
 inline on_app_exit(n) {
 	if
 	:: phase != PHASE_RUNNING
@@ -600,7 +600,7 @@ inline on_app_exit(n) {
 	fi
 }
 
-/* C: master.c on_app_start 1300088183 */
+/* C: master.c on_app_start 1823787667 */
 inline on_app_start(n) {
 	number_of = p[n].slot;
 	get_slot_worker(number_of);
@@ -698,7 +698,7 @@ inline do_close() {
 
 /* The half of the channel that a leaving worker still reads (D20) is left out; that it ends
  * later changes nothing. */
-/* C: master.c on_disconnect 3787143184 */
+/* C: master.c on_disconnect 3362922333 */
 inline on_disconnect(n) {
 	p[n].words = UNSAID; p[n].end = 0;
 	transition(n, ENDS, p[n].state, STATE_DISCONNECTED);
@@ -723,7 +723,7 @@ inline on_disconnect(n) {
 	fi
 }
 
-/* C: master.c condemn 3678706463 */
+/* C: master.c condemn 1380930990 */
 inline condemn(n) {
 	signal_process(n, KILL);
 	on_disconnect(n)
@@ -733,7 +733,7 @@ inline condemn(n) {
 /* C: sendmessage.c channel_read 2316672175 */
 /* C: master.c may_say 1773463059 */
 /* C: master.c emit 1034965217 */
-/* C: master.c hear 3156642103 */
+/* C: master.c hear 668160317 */
 inline hear(n) {
 	if
 	:: p[n].words == SAID -> p[n].words = HEARD;
@@ -828,7 +828,7 @@ inline reap_all() {
 	od
 }
 
-/* C: master.c on_deadline 3386650838 */
+/* C: master.c on_deadline 2799675917 */
 inline on_deadline(n) {
 	later = p[n].deadline;
 	p[n].deadline = DEADLINE_NONE;
@@ -1016,8 +1016,8 @@ inline invariants() {
 	 (phase == PHASE_RUNNING && (agent_refork_at || refork_at[0] || refork_at[SLOTS - 1] || CHECK_AT)))
 
 /* C: master.c open_places 995434256 */
-/* C: master.c run_cluster 323625669 */
-/* C: master.c loop 4242234115 */
+/* C: master.c run_cluster 3956513552 */
+/* C: master.c loop 3637057502 */
 active proctype master() {
 	d_step {
 		for (i : 1 .. SLOTS) { p[i].slot = i - 1; p[i].disable_refork = 1 }

@@ -107,9 +107,7 @@ $5 == "reaps" {
 	reaped[word[2]] = 1
 }
 other[1] != "app" && other[1] != "agent" { next }
-$5 == "receives" && $13 == (other[1] == "app" ? "listening" : "agent-start") && known($6) {
-	step($6, "ready")
-}
+$5 == "is ready" && known($6) { step($6, "ready") }
 $5 == "signals" && $10 == "signal 15" && known($6) { step($6, "TERM") }
 $5 == "signals" && $10 == "signal 9" && known($6) { step($6, "KILL") }
 $5 == "ends" && known($6) { step($6, "ends") }

@@ -44,6 +44,7 @@ static struct {
 	bool app_fails, app_is_never_ready, app_forks;
 	bool fork_is_stubborn;  /* it ignores SIGTERM, and says so */
 	bool hang;              /* both roles hang for ever, soon after they are ready */
+	int app_takes;          /* until it is ready, in ms */
 	const char *fails_if;   /* a file: while it exists, an app does not start */
 	const char *app_prints; /* on stderr */
 	bool app_prints_notify_socket;
@@ -66,6 +67,14 @@ agent(struct messenger *messenger, void *arg)
 {
 	(void)arg;
 	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
+}
+
+static inline int
+get_ready(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	messenger_ready(messenger, 0);
+	return 0;
 }
 
 static inline void
@@ -96,8 +105,10 @@ app(struct messenger *messenger, void *arg)
 	}
 	if (manners.app_forks && fork() == 0)
 		be_forked();
-	if (manners.app_is_never_ready)
+	if (manners.app_is_never_ready || manners.app_takes > 0)
 		messenger_ready_later(messenger);
+	if (manners.app_takes > 0)
+		messenger_set_timeout(messenger, manners.app_takes, get_ready, NULL);
 	return manners.hang ? messenger_set_timeout(messenger, 0, hang, NULL) == -1 : 0;
 }
 

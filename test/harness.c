@@ -124,6 +124,99 @@ observe(struct messenger *messenger)
 	return messenger_on(messenger, NULL, on_any, NULL);
 }
 
+/* ---- orders -------------------------------------------------------------------- */
+
+static int
+order_exit(struct messenger *messenger, const char *line)
+{
+	(void)messenger;
+	exit(atoi(order_rest(line)));
+}
+
+static int
+order_ready(struct messenger *messenger, const char *line)
+{
+	return messenger_ready(messenger, atoi(order_rest(line)));
+}
+
+static int
+order_uncaught(struct messenger *messenger, const char *line)
+{
+	(void)messenger;
+	return atoi(order_rest(line));
+}
+
+static int
+order_ignore(struct messenger *messenger, const char *line)
+{
+	(void)messenger, (void)line;
+	return signal(SIGTERM, SIG_IGN) == SIG_ERR ? -1 : 0;
+}
+
+static int
+order_graceful(struct messenger *messenger, const char *line)
+{
+	(void)line;
+	messenger_graceful_exit(messenger);
+	return 0;
+}
+
+/* The tables of this process. */
+enum { TABLES = 4 };
+static const struct order *orders_of[TABLES];
+
+static const struct order *
+find_order(const struct order *order, const char *line)
+{
+	size_t length = strcspn(line, " ");
+
+	while (order->word != NULL &&
+	       (strlen(order->word) != length || memcmp(order->word, line, length) != 0))
+		order++;
+	return order;
+}
+
+static int
+on_order(struct messenger *messenger, const struct message *message, void *arg)
+{
+	static const struct order common[] = {
+		{"exit", order_exit},         {"ready", order_ready},
+		{"uncaught", order_uncaught}, {"ignore", order_ignore},
+		{"graceful", order_graceful}, {NULL, NULL}};
+	const struct order *order = find_order(common, message->data);
+	int result = -1, i;
+
+	(void)arg;
+	for (i = 0; i < TABLES && orders_of[i] != NULL; i++)
+		if (find_order(orders_of[i], message->data)->obey != NULL)
+			order = find_order(orders_of[i], message->data);
+	errno = ENOSYS;
+	if (order->obey != NULL)
+		result = order->obey(messenger, message->data);
+	report(messenger, "did %s: %s", message->data, result >= 0 ? "yes" : strerror(errno));
+	return result > 0 ? result : 0;
+}
+
+int
+obey_orders(struct messenger *messenger, const struct order *orders)
+{
+	int i = 0;
+
+	while (i < TABLES && orders_of[i] != NULL)
+		i++;
+	if (i == TABLES)
+		abort();
+	orders_of[i] = orders;
+	return i == 0 ? messenger_on(messenger, "test-order", on_order, NULL) : 0;
+}
+
+const char *
+order_rest(const char *line)
+{
+	line += strcspn(line, " ");
+	return *line != '\0' ? line + 1 : line;
+}
+
 int
 raw_write(const struct messenger *messenger, const void *bytes, size_t length)
 {
@@ -604,6 +697,24 @@ void
 cluster_turn(struct cluster *cluster)
 {
 	turn(cluster, 0);
+}
+
+void
+cluster_order(struct cluster *cluster, const char *who, const char *line)
+{
+	cr_assert_eq(
+		messenger_send_to(cluster->parent, cluster_pid(cluster, who), "test-order", line),
+		0);
+	cluster_turn(cluster);
+}
+
+size_t
+cluster_did(struct cluster *cluster, const char *who, const char *line)
+{
+	size_t mark = cluster_mark(cluster);
+
+	cluster_order(cluster, who, line);
+	return cluster_wait(cluster, mark, ":%s did %s: yes", who, line);
 }
 
 void

@@ -51,6 +51,25 @@ void report(const struct messenger *messenger, const char *format, ...) CLUTCH_P
  * then " receiverPid P" and " handle" if it has them. */
 int observe(struct messenger *messenger);
 
+/*
+ * Children that obey. An order is a line that begins with a word. A process does it, and
+ * reports "did LINE: yes", or why it could not. Each process knows
+ *
+ *	exit CODE       ready STATUS       uncaught ERROR (in the listener)
+ *	ignore          (it ignores SIGTERM from now on)
+ *	graceful        (messenger_graceful_exit)
+ *
+ * and the words of a table, or of several. The last row of a table has no word: its
+ * function, if there is one, takes each other line. The function gets the whole line, and returns 0, -1 with errno, or
+ * the error of a listener. order_rest: what stands behind the word.
+ */
+struct order {
+	const char *word;
+	int (*obey)(struct messenger *messenger, const char *line);
+};
+int obey_orders(struct messenger *messenger, const struct order *orders);
+const char *order_rest(const char *line);
+
 /* Write bytes to the process's own channel, past all that would check them. */
 int raw_write(const struct messenger *messenger, const void *bytes, size_t length);
 
@@ -147,6 +166,11 @@ void cluster_until(struct cluster *cluster, bool (*is_so)(struct cluster *cluste
 
 /* Let the parent turn its loop, so that what it has sent leaves. */
 void cluster_turn(struct cluster *cluster);
+
+/* Give a process an order, see obey_orders. did: and wait until it has done that; returns the
+ * place in the record behind it. */
+void cluster_order(struct cluster *cluster, const char *who, const char *line);
+size_t cluster_did(struct cluster *cluster, const char *who, const char *line);
 
 /* ---- processes -------------------------------------------------------------- */
 

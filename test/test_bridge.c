@@ -38,64 +38,91 @@ on_adds(struct bridge *from, const struct bridge_message *message, void *arg)
 
 enum { LARGE = 60 * 1024 };
 
-/* "CLUSTER ACTION DATA" to publish or to send; CLUSTER is "*" for all. "many N" sends so
- * many, 1 to N; "large N" too, each of LARGE bytes. */
+/* "send CLUSTER ACTION DATA", or publish; CLUSTER is "*" for all. */
 static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
+order_say(struct messenger *messenger, const char *line)
 {
-	char to[64], action[64], data[64] = "", *large;
-	int i, many, result;
+	char word[16], to[64], action[64], data[64] = "";
+	int result;
 
-	(void)arg;
-	if (strcmp(message->action, "test-many") == 0) {
-		for (i = 1, many = atoi(message->data); i <= many; i++) {
-			snprintf(data, sizeof data, "%d", i);
-			if (bridge_send(bridge, NULL, "many", data) == -1)
-				break;
-		}
-		report(messenger, "took %d, %s", i - 1, i > many ? "all" : strerror(errno));
-		return 0;
-	}
-	if (strcmp(message->action, "test-large") == 0) {
-		large = malloc(LARGE + 1);
-		memset(large, 'x', LARGE);
-		large[0] = large[LARGE - 1] = '"';
-		large[LARGE] = '\0';
-		for (i = 1, many = atoi(message->data); i <= many; i++) {
-			snprintf(data, sizeof data, "%04d", i);
-			memcpy(large + 1, data, 4);
-			cr_assert_eq(bridge_send(bridge, NULL, "large", large), 0);
-		}
-		free(large);
-		return 0;
-	}
-	if (strcmp(message->action, "test-burst") == 0) {
-		for (i = 1, many = atoi(message->data); i <= many; i++) {
-			snprintf(data, sizeof data, "%d", i);
-			bridge_publish(bridge, NULL, "burst", data);
-		}
-		return 0;
-	}
-	cr_assert(sscanf(message->data, "%63s %63s %63s", to, action, data) >= 2);
-	result = (strcmp(message->action, "test-send") == 0 ? bridge_send : bridge_publish)(
+	cr_assert(sscanf(line, "%15s %63s %63s %63s", word, to, action, data) >= 3);
+	result = (strcmp(word, "send") == 0 ? bridge_send : bridge_publish)(
 		bridge, strcmp(to, "*") == 0 ? NULL : to, action, data[0] != '\0' ? data : NULL);
 	report(messenger, "said %s: %s", action, result == 0 ? "yes" : strerror(errno));
+	return result;
+}
+
+/* "many N": send so many, 1 to N. */
+static int
+order_many(struct messenger *messenger, const char *line)
+{
+	int i, many = atoi(order_rest(line));
+	char data[16];
+
+	for (i = 1; i <= many; i++) {
+		snprintf(data, sizeof data, "%d", i);
+		if (bridge_send(bridge, NULL, "many", data) == -1)
+			break;
+	}
+	report(messenger, "took %d, %s", i - 1, i > many ? "all" : strerror(errno));
+	return 0;
+}
+
+/* The same, each of LARGE bytes. */
+static int
+order_large(struct messenger *messenger, const char *line)
+{
+	char *large = malloc(LARGE + 1), data[16];
+	int i, many = atoi(order_rest(line));
+
+	(void)messenger;
+	memset(large, 'x', LARGE);
+	large[0] = large[LARGE - 1] = '"';
+	large[LARGE] = '\0';
+	for (i = 1; i <= many; i++) {
+		snprintf(data, sizeof data, "%04d", i);
+		memcpy(large + 1, data, 4);
+		cr_assert_eq(bridge_send(bridge, NULL, "large", large), 0);
+	}
+	free(large);
+	return 0;
+}
+
+static int
+order_burst(struct messenger *messenger, const char *line)
+{
+	int i, many = atoi(order_rest(line));
+	char data[16];
+
+	(void)messenger;
+	for (i = 1; i <= many; i++) {
+		snprintf(data, sizeof data, "%d", i);
+		bridge_publish(bridge, NULL, "burst", data);
+	}
 	return 0;
 }
 
 /* Send the agent a batch past the bridge, as if it came from that cluster. */
 static int
-on_forge(struct messenger *messenger, const struct message *message, void *arg)
+order_forge(struct messenger *messenger, const char *line)
 {
 	char text[128], data[256];
 
-	(void)arg;
 	snprintf(text, sizeof text,
-	         "{\"id\":\"x\",\"from\":\"%s\",\"to\":\"\",\"action\":\"forged\"}", message->data);
+	         "{\"id\":\"x\",\"from\":\"%s\",\"to\":\"\",\"action\":\"forged\"}",
+	         order_rest(line));
 	snprintf(data, sizeof data, "[1,%ld,[%zu,%s]]", (long)messenger_pid(messenger),
 	         strlen(text), text);
 	return messenger_send_to_agent(messenger, "bridge-send:bridge", data);
 }
+
+static const struct order orders[] = {{"send", order_say},
+                                      {"publish", order_say},
+                                      {"many", order_many},
+                                      {"large", order_large},
+                                      {"burst", order_burst},
+                                      {"forge", order_forge},
+                                      {NULL, NULL}};
 
 static int
 start_end(struct messenger *messenger, void *arg)
@@ -104,12 +131,7 @@ start_end(struct messenger *messenger, void *arg)
 	if (bridge == NULL)
 		return -1;
 	observe(messenger);
-	messenger_on(messenger, "test-send", on_order, NULL);
-	messenger_on(messenger, "test-publish", on_order, NULL);
-	messenger_on(messenger, "test-forge", on_forge, NULL);
-	messenger_on(messenger, "test-burst", on_order, NULL);
-	messenger_on(messenger, "test-large", on_order, NULL);
-	return messenger_on(messenger, "test-many", on_order, NULL);
+	return obey_orders(messenger, orders);
 }
 
 static int
@@ -156,13 +178,6 @@ static struct cluster *
 start(const char *name, int workers)
 {
 	return start_impatient(name, workers, 0);
-}
-
-static void
-order(struct cluster *c, const char *who, const char *kind, const char *words)
-{
-	cr_assert(messenger_send_to(c->parent, cluster_pid(c, who), kind, words) == 0);
-	cluster_turn(c);
 }
 
 /* What an administrator asks Redis: its answer as one integer, or -1. */
@@ -280,17 +295,17 @@ Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
 	size_t i, j;
 
 	meet(&a, 2, &b, 2);
-	order(a, "APP#1", "test-publish", "* p1 1");
-	order(a, "APP#2", "test-send", "* s1 2");
-	order(b, "AGENT#1", "test-publish", "* p2 3");
-	order(a, "AGENT#1", "test-send", "* s2");
+	cluster_order(a, "APP#1", "publish * p1 1");
+	cluster_order(a, "APP#2", "send * s1 2");
+	cluster_order(b, "AGENT#1", "publish * p2 3");
+	cluster_order(a, "AGENT#1", "send * s2");
 	for (i = 0; i < 2; i++)
 		for (j = 0; j < 4; j++) {
 			wait_heard(a, apps[i], said[j]);
 			wait_heard(b, apps[i], said[j]);
 		}
-	order(b, "APP#1", "test-send", "* last 5");
-	order(b, "APP#1", "test-publish", "* over 6");
+	cluster_order(b, "APP#1", "send * last 5");
+	cluster_order(b, "APP#1", "publish * over 6");
 	for (i = 0; i < 2; i++) {
 		wait_heard(a, apps[i], said[4]);
 		wait_heard(b, apps[i], said[4]);
@@ -318,12 +333,12 @@ Test(bridge, a_message_for_one_cluster_is_for_no_other)
 	b = start("B", 1);
 	c = start("C", 1);
 	until_joined(a, 3);
-	order(a, "APP#1", "test-publish", "B one 1");
-	order(a, "APP#1", "test-send", "C two 2");
-	order(a, "APP#1", "test-publish", "A three 3");
-	order(a, "APP#1", "test-send", "A four 4");
-	order(a, "APP#1", "test-publish", "* last 5");
-	order(a, "APP#1", "test-send", "* end 6");
+	cluster_order(a, "APP#1", "publish B one 1");
+	cluster_order(a, "APP#1", "send C two 2");
+	cluster_order(a, "APP#1", "publish A three 3");
+	cluster_order(a, "APP#1", "send A four 4");
+	cluster_order(a, "APP#1", "publish * last 5");
+	cluster_order(a, "APP#1", "send * end 6");
 	wait_heard(a, "APP#1", "last 5 from A");
 	wait_heard(b, "APP#1", "last 5 from A");
 	wait_heard(c, "APP#1", "last 5 from A");
@@ -354,10 +369,10 @@ Test(bridge, channels_do_not_hear_each_other)
 	b = start_options("B", 1, &(struct bridge_options){.url = server.url, .channel = "other"});
 	until_joined(a, 1);
 	cluster_wait(b, 0, ":APP#1 saw bridge-ready:other ");
-	order(a, "APP#1", "test-publish", "* one 1");
-	order(a, "APP#1", "test-send", "* two 2");
+	cluster_order(a, "APP#1", "publish * one 1");
+	cluster_order(a, "APP#1", "send * two 2");
 	wait_heard(a, "APP#1", "two 2 from A");
-	order(b, "APP#1", "test-send", "* three 3");
+	cluster_order(b, "APP#1", "send * three 3");
 	wait_heard(b, "APP#1", "three 3 from B");
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);
 	cr_assert_eq(cluster_count(b, 0, "APP#1 heard"), 1);
@@ -372,7 +387,7 @@ Test(bridge, a_thousand_reliable_messages_come_in_order)
 	size_t at = 0, i;
 
 	meet(&a, 1, &b, 2);
-	order(a, "APP#1", "test-many", "1000");
+	cluster_order(a, "APP#1", "many 1000");
 	cluster_wait(a, 0, "APP#1 took 1000, all");
 	for (i = 1; i <= 1000; i++) {
 		snprintf(what, sizeof what, ":APP#2 heard many %zu ", i);
@@ -397,7 +412,7 @@ Test(bridge, large_messages_that_wait_all_come)
 	meet(&a, 1, &b, 1);
 	cluster_stop(b);
 	for (i = 0; i < 3; i++) {
-		order(a, "APP#1", "test-large", "60");
+		cluster_order(a, "APP#1", "large 60");
 		at = cluster_wait(a, at, ":APP#1 heard large \"0060");
 	}
 	b = start("B", 1);
@@ -420,9 +435,9 @@ Test(bridge, a_cluster_that_was_away_hears_what_was_sent_reliably)
 
 	meet(&a, 1, &b, 1);
 	cluster_stop(b);
-	order(a, "APP#1", "test-publish", "* gone 1");
-	order(a, "APP#1", "test-send", "* kept 2");
-	order(a, "APP#1", "test-send", "B mine 3");
+	cluster_order(a, "APP#1", "publish * gone 1");
+	cluster_order(a, "APP#1", "send * kept 2");
+	cluster_order(a, "APP#1", "send B mine 3");
 	wait_heard(a, "APP#1", "kept 2 from A");
 	b = start("B", 1);
 	wait_heard(b, "APP#1", "kept 2 from A");
@@ -444,11 +459,11 @@ Test(bridge, an_agent_killed_while_messages_are_pending)
 
 	meet(&a, 1, &b, 2);
 	cluster_signal(b, "APP#1", SIGSTOP);
-	order(a, "APP#1", "test-send", "* taken 1");
+	cluster_order(a, "APP#1", "send * taken 1");
 	wait_heard(b, "APP#2", "taken 1 from A");
 	cluster_signal(b, "AGENT#1", SIGKILL);
 	cluster_wait_end(b, "AGENT#1");
-	order(a, "APP#1", "test-send", "* meanwhile 2");
+	cluster_order(a, "APP#1", "send * meanwhile 2");
 	cluster_signal(b, "APP#1", SIGCONT);
 	wait_heard(b, "APP#1", "meanwhile 2 from A");
 	wait_heard(b, "APP#2", "meanwhile 2 from A");
@@ -471,8 +486,8 @@ Test(bridge, an_agent_killed_before_it_has_sent)
 
 	meet(&a, 2, NULL, 0);
 	cluster_signal(a, "AGENT#1", SIGSTOP);
-	order(a, "APP#1", "test-send", "* first 1");
-	order(a, "APP#2", "test-many", "100");
+	cluster_order(a, "APP#1", "send * first 1");
+	cluster_order(a, "APP#2", "many 100");
 	cluster_wait(a, 0, "APP#2 took 100, all");
 	cluster_signal(a, "AGENT#1", SIGKILL);
 	cluster_wait_end(a, "AGENT#1");
@@ -491,9 +506,9 @@ Test(bridge, an_app_that_replaces_another_hears_and_sends)
 	meet(&a, 1, &b, 1);
 	cluster_signal(b, "APP#1", SIGKILL);
 	cluster_wait(b, 0, "app_worker#2:APP#2 started");
-	order(a, "APP#1", "test-send", "* one 1");
+	cluster_order(a, "APP#1", "send * one 1");
 	wait_heard(b, "APP#2", "one 1 from A");
-	order(b, "APP#2", "test-send", "* two 2");
+	cluster_order(b, "APP#2", "send * two 2");
 	wait_heard(a, "APP#1", "two 2 from B");
 	part(a, b);
 }
@@ -506,7 +521,7 @@ Test(bridge, an_app_that_is_stopped_misses_nothing)
 
 	meet(&a, 1, &b, 2);
 	cluster_signal(b, "APP#1", SIGSTOP);
-	order(a, "APP#1", "test-many", "200");
+	cluster_order(a, "APP#1", "many 200");
 	wait_heard(a, "APP#1", "many 200 from A");
 	wait_heard(b, "APP#2", "many 1 from A");
 	cr_assert_eq(heard(b, "APP#2", "many 200 from A"), 0);
@@ -530,7 +545,7 @@ Test(bridge, an_app_that_stays_stopped_holds_nobody_up)
 	a = start_impatient("A", 2, 1000);
 	until_joined(a, 1);
 	cluster_signal(a, "APP#1", SIGSTOP);
-	order(a, "APP#2", "test-many", "40");
+	cluster_order(a, "APP#2", "many 40");
 	wait_heard(a, "APP#2", "many 1 from A");
 	cluster_wait(a, 0, "[bridge] bridge: app APP#1 is slow to hear; the others go on");
 	wait_heard(a, "APP#2", "many 40 from A");
@@ -555,13 +570,13 @@ Test(bridge, redis_killed_and_restarted)
 	a = start("A", 1);
 	b = start("B", 1);
 	until_joined(a, 2);
-	order(a, "APP#1", "test-send", "* before 1");
+	cluster_order(a, "APP#1", "send * before 1");
 	wait_heard(b, "APP#1", "before 1 from A");
 	server_end(&server, SIGKILL);
 	cluster_wait(a, 0, "[bridge] bridge: [redis] unix://");
-	order(a, "APP#1", "test-publish", "* lost 2");
-	order(a, "APP#1", "test-publish", "* lost 3");
-	order(a, "APP#1", "test-many", "50");
+	cluster_order(a, "APP#1", "publish * lost 2");
+	cluster_order(a, "APP#1", "publish * lost 3");
+	cluster_order(a, "APP#1", "many 50");
 	cluster_wait(a, 0, "[bridge] bridge: messages are being lost: ");
 	/* The first of them may be on its way when the connection ends. */
 	cr_assert_eq(
@@ -570,7 +585,7 @@ Test(bridge, redis_killed_and_restarted)
 		1);
 	wait_heard(a, "APP#1", "lost 2 from A"); /* own apps need no Redis */
 	wait_heard(a, "APP#1", "lost 3 from A");
-	order(a, "APP#1", "test-burst", "10");
+	cluster_order(a, "APP#1", "burst 10");
 	wait_heard(a, "APP#1", "burst 10 from A");
 	cr_assert_eq(cluster_count(a, 0, "heard many"), 0);
 	mark = cluster_mark(a);
@@ -593,14 +608,14 @@ Test(bridge, redis_restarted_without_its_memory)
 
 	meet(&a, 1, &b, 1);
 	server_end(&server, SIGKILL);
-	order(a, "APP#1", "test-many", "20");
+	cluster_order(a, "APP#1", "many 20");
 	cluster_wait(a, 0, "APP#1 took 20, all");
 	server_start(&server, NULL);
 	wait_heard(b, "APP#1", "many 20 from A");
 	wait_heard(a, "APP#1", "many 20 from A");
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard many"), 20);
 	cr_assert_eq(administrate("return redis.call('del','clutch:bridge:stream')"), 1);
-	order(a, "APP#1", "test-send", "* after 1");
+	cluster_order(a, "APP#1", "send * after 1");
 	wait_heard(b, "APP#1", "after 1 from A");
 	wait_heard(a, "APP#1", "after 1 from A");
 	part(a, b);
@@ -615,10 +630,10 @@ Test(bridge, a_listener_that_adds_a_listener_at_each_message)
 	int i;
 
 	cluster_ready(c);
-	order(c, "APP#1", "test-publish", "* adds 1");
-	order(c, "APP#1", "test-publish", "* adds 2");
-	order(c, "APP#1", "test-publish", "* adds 3");
-	order(c, "APP#1", "test-publish", "* last 4");
+	cluster_order(c, "APP#1", "publish * adds 1");
+	cluster_order(c, "APP#1", "publish * adds 2");
+	cluster_order(c, "APP#1", "publish * adds 3");
+	cluster_order(c, "APP#1", "publish * last 4");
 	wait_heard(c, "APP#1", "last 4 from A");
 	for (i = 1; i <= 3; i++)
 		cr_assert_eq(cluster_count(c, 0, "APP#1 adds at %d", i), (size_t)1 << (i - 1));
@@ -632,11 +647,11 @@ Test(bridge, without_redis_a_full_outbox_refuses)
 	skip_without_redis();
 	snprintf(server.url, sizeof server.url, "unix://%s/redis", test_folder());
 	a = start("A", 1);
-	order(a, "APP#1", "test-many", "2000");
+	cluster_order(a, "APP#1", "many 2000");
 	cluster_wait(a, 0, "APP#1 took 1024, %s", strerror(ENOBUFS));
 	server_start(&server, NULL);
 	wait_heard(a, "APP#1", "many 1024 from A");
-	order(a, "APP#1", "test-many", "1");
+	cluster_order(a, "APP#1", "many 1");
 	cluster_wait(a, 0, "APP#1 took 1, all");
 	cr_assert_eq(cluster_count(a, 0, "[redis]"), 2, "cannot connect; connected again");
 	part(a, NULL);
@@ -650,7 +665,7 @@ Test(bridge, who_leaves_says_what_waits)
 	skip_without_redis();
 	snprintf(server.url, sizeof server.url, "unix://%s/redis", test_folder());
 	a = start("A", 1);
-	order(a, "APP#1", "test-many", "3");
+	cluster_order(a, "APP#1", "many 3");
 	cluster_wait(a, 0, "APP#1 took 3, all");
 	cluster_signal(a, "MASTER", SIGTERM);
 	cluster_wait(a, 0, "[bridge] bridge: 3 messages may not have reached Redis");
@@ -668,8 +683,8 @@ Test(bridge, a_wrong_password_is_one_line)
 	a = start_options("A", 1, &(struct bridge_options){.url = url});
 	cluster_ready(a);
 	cluster_wait(a, 0, "refused (is its URL right?): WRONGPASS");
-	order(a, "APP#1", "test-publish", "* here 1");
-	order(a, "APP#1", "test-send", "* waits 2");
+	cluster_order(a, "APP#1", "publish * here 1");
+	cluster_order(a, "APP#1", "send * waits 2");
 	wait_heard(a, "APP#1", "here 1 from A");
 	cluster_wait(a, 0, "messages are being lost");
 	cr_assert_eq(cluster_count(a, 0, "refused"), 1);
@@ -690,7 +705,7 @@ Test(bridge, a_redis_that_stops_answering)
 	b = start("B", 1);
 	until_joined(a, 2);
 	kill(server.pid, SIGSTOP); /* for less than B waits */
-	order(a, "APP#1", "test-send", "* stuck 1");
+	cluster_order(a, "APP#1", "send * stuck 1");
 	cluster_wait(a, 0, "lost: no reply within ");
 	kill(server.pid, SIGCONT);
 	wait_heard(a, "APP#1", "stuck 1 from A");
@@ -706,7 +721,7 @@ Test(bridge, a_redis_that_is_full)
 
 	meet(&a, 1, NULL, 0);
 	administrate_argv(4, (const char *const[]){"CONFIG", "SET", "maxmemory", "1"});
-	order(a, "APP#1", "test-send", "* full 1");
+	cluster_order(a, "APP#1", "send * full 1");
 	cluster_wait(a, 0, "[bridge] bridge: Redis does not take messages: OOM ");
 	administrate_argv(4, (const char *const[]){"CONFIG", "SET", "maxmemory", "0"});
 	wait_heard(a, "APP#1", "full 1 from A");
@@ -810,11 +825,11 @@ Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
 	a = start_on_host("A", 1, host[0], home);
 	b = start_on_host("B", 2, host[1], home);
 	until_joined(a, 2);
-	order(a, "APP#1", "test-publish", "* one 1");
+	cluster_order(a, "APP#1", "publish * one 1");
 	wait_heard(b, "APP#1", "one 1 from A");
 	cr_assert(run("ip link set cable1 down"));
-	order(a, "APP#1", "test-send", "* two 2");
-	order(b, "APP#1", "test-send", "* three 3");
+	cluster_order(a, "APP#1", "send * two 2");
+	cluster_order(b, "APP#1", "send * three 3");
 	wait_heard(b, "APP#1", "three 3 from B");
 	cluster_wait(a, 0, "lost: no reply within ");
 	cr_assert(run("ip link set cable1 up"));
@@ -924,14 +939,14 @@ Test(bridge, replies_of_an_unexpected_kind_are_asked_for_again)
 	struct cluster *a = start("A", 1);
 
 	cluster_wait(a, 0, "this cluster cannot join: %s", unexpected);
-	order(a, "APP#1", "test-send", "* one 1");
+	cluster_order(a, "APP#1", "send * one 1");
 	cluster_wait(a, 0, "Redis does not give messages: %s", unexpected);
 	wait_heard(a, "APP#1", "strange nothing from B");
 	cluster_wait(a, 0, "Redis does not hear what was delivered: %s", unexpected);
 	cluster_wait(a, 0, "Redis does not take messages: %s", unexpected);
 	cluster_wait(a, 0, "AGENT#1 saw bridge-send:bridge");
 	cluster_wait(a, 0, ":APP#1 saw bridge-done:bridge");
-	order(a, "APP#1", "test-publish", "* two 2");
+	cluster_order(a, "APP#1", "publish * two 2");
 	cluster_wait(a, 0, "messages are being lost: %s", unexpected);
 	cluster_stop(a);
 	kill(strange, SIGKILL);
@@ -978,7 +993,7 @@ Test(bridge, messages_of_one_turn_are_one_command)
 
 	meet(&a, 1, &b, 1);
 	before = administrate(calls);
-	order(a, "APP#1", "test-burst", "100");
+	cluster_order(a, "APP#1", "burst 100");
 	wait_heard(b, "APP#1", "burst 100 from A");
 	wait_heard(a, "APP#1", "burst 100 from A");
 	cr_assert_eq(cluster_count(b, 0, ":APP#1 heard burst"), 100);
@@ -1006,7 +1021,7 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	administrate("return redis.call('xadd','clutch:bridge:stream',"
 	             "'18446744073709551000-10000000000000000000','a','b')");
 	cluster_wait(a, 0, "18446744073709551000-10000000000000000000 is no message of a bridge");
-	order(a, "APP#1", "test-send", "* good 1");
+	cluster_order(a, "APP#1", "send * good 1");
 	wait_heard(a, "APP#1", "good 1 from A");
 	until_settled(a);
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
@@ -1035,7 +1050,7 @@ Test(bridge, a_batch_that_is_wrong_at_its_end_is_left_out_whole)
 	         sizeof message - 1, message);
 	administrate(script);
 	cluster_wait(a, 0, "what somebody has published is no message");
-	order(a, "APP#1", "test-send", "* good 1");
+	cluster_order(a, "APP#1", "send * good 1");
 	wait_heard(a, "APP#1", "good 1 from A");
 	until_settled(a);
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 1);
@@ -1072,11 +1087,11 @@ Test(bridge, what_an_app_sends_in_another_name_is_let_go)
 	struct cluster *a;
 
 	meet(&a, 1, NULL, 0);
-	order(a, "APP#1", "test-forge", "B");
+	cluster_order(a, "APP#1", "forge B");
 	cluster_wait(a, 0, "[bridge] bridge: an app has sent what is no message; it is not sent");
-	order(a, "APP#1", "test-forge", "A");
+	cluster_order(a, "APP#1", "forge A");
 	wait_heard(a, "APP#1", "forged nothing from A");
-	order(a, "APP#1", "test-send", "* two 2");
+	cluster_order(a, "APP#1", "send * two 2");
 	wait_heard(a, "APP#1", "two 2 from A");
 	cr_assert_eq(cluster_count(a, 0, "APP#1 heard"), 2);
 	part(a, NULL);
@@ -1089,7 +1104,7 @@ Test(bridge, what_the_stream_has_no_more_is_one_line)
 
 	meet(&a, 1, &b, 1);
 	cluster_signal(b, "APP#1", SIGSTOP);
-	order(a, "APP#1", "test-send", "* cut 1");
+	cluster_order(a, "APP#1", "send * cut 1");
 	until_redis(a, "return redis.call('xpending','clutch:bridge:stream','B')[1]");
 	cluster_signal(b, "AGENT#1", SIGKILL);
 	cluster_wait_end(b, "AGENT#1");

@@ -115,43 +115,55 @@ send_garbage(struct messenger *messenger)
 	raw_write(messenger, garbage, sizeof garbage);
 }
 
-/* An order is "NUMBER WORD REST"; the number is its marker's. */
 static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
+order_call(struct messenger *messenger, const char *line)
 {
-	char word[16];
-	const char *rest = strchr(message->data, ' ') + 1;
-	int number = atoi(message->data), value = 0, result = 0;
 	struct call call;
 
-	(void)arg;
-	sscanf(rest, "%15s %d", word, &value);
-	if (parse_call(rest, &call))
-		report(messenger, "did %s %d", call.method, perform(messenger, &call));
-	else if (strcmp(word, "opids") == 0)
-		report_opids(messenger);
-	else if (strcmp(word, "ready") == 0)
-		report(messenger, "did ready %d", messenger_ready(messenger, value));
-	else if (strcmp(word, "exit") == 0)
-		exit(value);
-	else if (strcmp(word, "ignore") == 0)
-		signal(SIGTERM, SIG_IGN);
-	else if (strcmp(word, "garbage") == 0)
-		send_garbage(messenger);
-	else if (strcmp(word, "uncaught") == 0)
-		result = 7;
-	if (number > 0)
-		send_markers(messenger, number);
-	return result;
+	errno = parse_call(line, &call) ? perform(messenger, &call) : EINVAL;
+	return errno == 0 ? 0 : -1;
 }
+
+static int
+order_opids(struct messenger *messenger, const char *line)
+{
+	(void)line;
+	report_opids(messenger);
+	return 0;
+}
+
+static int
+order_garbage(struct messenger *messenger, const char *line)
+{
+	(void)line;
+	send_garbage(messenger);
+	return 0;
+}
+
+static int
+order_markers(struct messenger *messenger, const char *line)
+{
+	send_markers(messenger, atoi(order_rest(line)));
+	return 0;
+}
+
+static const struct order orders[] = {{"broadcast", order_call},
+                                      {"sendToApp", order_call},
+                                      {"sendToAgent", order_call},
+                                      {"sendRandom", order_call},
+                                      {"sendTo", order_call},
+                                      {"send", order_call},
+                                      {"message", order_call},
+                                      {"opids", order_opids},
+                                      {"garbage", order_garbage},
+                                      {"markers", order_markers},
+                                      {NULL, NULL}};
 
 static int
 obey(struct messenger *messenger, void *arg)
 {
 	(void)arg;
-	if (observe(messenger) == -1)
-		return -1;
-	return messenger_on(messenger, "test-order", on_order, NULL);
+	return observe(messenger) == -1 ? -1 : obey_orders(messenger, orders);
 }
 
 static int
@@ -159,27 +171,6 @@ obey_and_be_ready_later(struct messenger *messenger, void *arg)
 {
 	messenger_ready_later(messenger);
 	return obey(messenger, arg);
-}
-
-/* Order it, and do not wait. */
-static void
-order_with(struct cluster *c, const char *who, int number, const char *text)
-{
-	char data[256];
-	struct message message = {.action = "test-order",
-	                          .receiver_pid = cluster_pid(c, who),
-	                          .data = data,
-	                          .handle = -1};
-
-	message.data_length = (size_t)snprintf(data, sizeof data, "%d %s", number, text);
-	cr_assert_eq(messenger_send_message(c->parent, &message), 0);
-	cluster_turn(c);
-}
-
-static void
-order(struct cluster *c, const char *who, const char *text)
-{
-	order_with(c, who, 0, text);
 }
 
 /* Wait until each of `everyone` ("AGENT#1 APP#1 ...") and the parent has seen it. */
@@ -204,6 +195,7 @@ round_of(struct cluster *c, const char *everyone, const char *who, const char *t
 	static int number;
 	size_t mark = cluster_mark(c);
 	struct call call;
+	char markers[32];
 
 	number++;
 	if (strcmp(who, "PARENT") == 0) {
@@ -211,7 +203,9 @@ round_of(struct cluster *c, const char *everyone, const char *who, const char *t
 		cr_assert_eq(perform(c->parent, &call), 0, "%s", text);
 		send_markers(c->parent, number);
 	} else {
-		order_with(c, who, number, text);
+		cluster_order(c, who, text);
+		snprintf(markers, sizeof markers, "markers %d", number);
+		cluster_order(c, who, markers);
 	}
 	wait_for_marker(c, everyone, mark, number);
 	return mark;
@@ -572,9 +566,10 @@ check_row(struct cluster *c, struct row *row, const char *everyone)
 	}
 	mark = round_of(c, everyone, row->column[SENDER], text);
 	if (strcmp(row->column[SENDER], "PARENT") != 0)
-		cr_assert_eq(cluster_count(c, mark, ":%s did %.*s %d", row->column[SENDER],
-		                           (int)strcspn(text, " "), text, divergence->error),
-		             1, "%s: %s: %s", row->column[SENDER], row->column[CALL], text);
+		cr_assert_eq(
+			cluster_count(c, mark, ":%s did %s: %s", row->column[SENDER], text,
+		                      divergence->error == 0 ? "yes" : strerror(divergence->error)),
+			1, "%s: %s: %s", row->column[SENDER], row->column[CALL], text);
 	if (divergence->any_app)
 		substitute_receiver(c, row, action);
 	check_received(c, row, mark, action);
@@ -750,10 +745,10 @@ Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(3);
 
-	order(c, "APP#2", "garbage");
+	cluster_order(c, "APP#2", "garbage");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"),
 	                 "code: null, signal: SIGKILL, broke the protocol");
-	cluster_wait(c, 0, "app_worker#2:APP#2 broke the protocol: killed");
+	cluster_wait(c, 0, "app_worker#2:APP#2 broke the protocol: killed (app 1)");
 	cluster_wait(c, 0, ":APP#4 saw egg-ready");
 	round_of(c, "AGENT#1 APP#1 APP#3 APP#4", "APP#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#5"), 0);
@@ -765,7 +760,7 @@ Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(2);
 
-	order(c, "AGENT#1", "garbage");
+	cluster_order(c, "AGENT#1", "garbage");
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"),
 	                 "code: null, signal: SIGKILL, broke the protocol");
 	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
@@ -799,9 +794,9 @@ Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 	cluster_wait(c, 0, ":PARENT saw agent-worker-died");
 	mark = cluster_mark(c);
 	snprintf(text, sizeof text, "sendTo %d 0 0 by-pid 1", (int)cluster_pid(c, "APP#2"));
-	order(c, "APP#1", text);
-	order(c, "APP#1", "sendToAgent 0 0 0 late 2");
-	order(c, "APP#1", "message 0 0 0 by-default 3");
+	cluster_order(c, "APP#1", text);
+	cluster_order(c, "APP#1", "sendToAgent 0 0 0 late 2");
+	cluster_order(c, "APP#1", "message 0 0 0 by-default 3");
 	cluster_wait(c, mark, ":APP#2 saw by-pid 1 from app to app receiverPid APP#2");
 	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0, "too slow to prove anything");
 
@@ -881,21 +876,21 @@ Test(cluster, the_agent_is_ready_before_apps_are_forked)
 	cr_assert_eq(cluster_count(c, 0, "app_worker"), 0);
 	cr_assert_eq(cluster_count(c, 0, "started"), 0);
 
-	order(c, "AGENT#1", "ready 0");
+	cluster_order(c, "AGENT#1", "ready 0");
 	at = cluster_wait(c, 0, "agent_worker#1:AGENT#1 started");
 	at = cluster_wait(c, at, "app_worker#1:APP#1 start");
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	at = cluster_wait(c, at, "app_worker#2:APP#2 started, remain 1");
 	round_of(c, "AGENT#1 APP#1 APP#2", "APP#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0);
 
-	order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
 	at = cluster_wait(c, at, "app_worker#1:APP#1 started, remain 0");
 	cluster_wait(c, at, "egg started");
 	cluster_wait_saw(c, "AGENT#1",
 	                 "egg-pids [APP#2] -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
-	order(c, "APP#1", "ready 0"); /* EALREADY */
-	cluster_wait(c, at, ":APP#1 did ready -1");
+	cluster_order(c, "APP#1", "ready 0"); /* EALREADY */
+	cluster_wait(c, at, ":APP#1 did ready 0: Operation already in progress");
 	cluster_stop(c);
 }
 
@@ -916,7 +911,7 @@ Test(cluster, what_agent_and_parent_say_to_apps_before_they_are_forked_arrives_f
 	cluster_pid(c, "AGENT#1");
 	round_of(c, "AGENT#1", "AGENT#1", "opids"); /* so the greetings are at the master */
 	round_of(c, "AGENT#1", "PARENT", "sendToApp 0 0 0 hello [3]");
-	order(c, "AGENT#1", "ready 0");
+	cluster_order(c, "AGENT#1", "ready 0");
 #define GREETINGS "hello [1] -> hello [2] -> hello [3] -> "
 	cluster_wait_saw(c, "APP#1", GREETINGS "egg-pids [AGENT#1] -> egg-ready <options>");
 	cluster_wait_saw(c, "APP#2", GREETINGS "egg-pids [AGENT#1] -> egg-ready <options>");
@@ -1129,7 +1124,7 @@ Test(cluster, an_app_that_exits_is_replaced) /* 03d */
 	size_t mark;
 	struct cluster *c = start_three(&mark);
 
-	order(c, "APP#2", "exit 1");
+	cluster_order(c, "APP#2", "exit 1");
 	expect_replacement(c, mark, "code: 1, signal: null");
 }
 
@@ -1147,7 +1142,7 @@ Test(cluster, an_app_with_an_uncaught_error_leaves_at_once_and_is_replaced) /* 0
 	size_t mark;
 	struct cluster *c = start_three(&mark);
 
-	order(c, "APP#2", "uncaught");
+	cluster_order(c, "APP#2", "uncaught 7");
 	cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
 	expect_replacement(c, mark, "code: 1, signal: null");
 }
@@ -1220,7 +1215,7 @@ Test(cluster, an_agent_with_an_uncaught_error_lives_on) /* 04d */
 {
 	struct cluster *c = start_obeying(1);
 
-	round_of(c, "AGENT#1 APP#1", "AGENT#1", "uncaught");
+	round_of(c, "AGENT#1 APP#1", "AGENT#1", "uncaught 7");
 	cluster_wait(c, 0, "[agent_worker] uncaught error 7 in a listener");
 	round_of(c, "AGENT#1 APP#1", "AGENT#1", "opids");
 	cr_assert_eq(cluster_count(c, 0, "died"), 0);

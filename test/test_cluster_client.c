@@ -4,8 +4,8 @@
  *
  * The test orders a process to use its client, and waits for what it reports:
  *
- *	order(c, "APP#1", "sub k a");           subscribe to k with a listener named a
- *	order(c, "AGENT#1", "emit k v1");
+ *	cluster_order(c, "APP#1", "sub k a");           subscribe to k with a listener named a
+ *	cluster_order(c, "AGENT#1", "emit k v1");
  *	cluster_wait(c, 0, ":APP#1 value a k v1");
  *
  * Copyright (c) 2026 the clutch authors
@@ -511,13 +511,12 @@ emit_and_leave(struct messenger *agent, void *key)
 
 /* "WORD A B REST" */
 static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
+obey(struct messenger *messenger, const char *line)
 {
 	char word[32] = "", a[64] = "", b[64] = "";
 	int number, result = 0;
 
-	(void)arg;
-	sscanf(message->data, "%31s %63s %63[^\n]", word, a, b);
+	sscanf(line, "%31s %63s %63[^\n]", word, a, b);
 	number = atoi(a);
 	errno = 0;
 	if (strcmp(word, "sub") == 0)
@@ -570,9 +569,10 @@ on_order(struct messenger *messenger, const struct message *message, void *arg)
 		renew(client, NULL, NULL, 0, &number);
 	else
 		result = hostile_order(word, b, number);
-	report(messenger, "did %s: %s", message->data, result == 0 ? "yes" : strerror(errno));
-	return 0;
+	return result == 0 ? 0 : -1;
 }
+
+static const struct order orders[] = {{NULL, obey}};
 
 /* In the agent: who asks for a connection? And, if it is hostile, takes it. */
 static int
@@ -602,7 +602,7 @@ role(struct messenger *messenger, void *arg)
 		return -1;
 	if (messenger_role(messenger) == ROLE_APP || (!leader_by_order && !agent_is_hostile))
 		make_client();
-	return messenger_on(messenger, "test-order", on_order, NULL);
+	return obey_orders(messenger, orders);
 }
 
 /* ---- in the test ---------------------------------------------------------------------- */
@@ -617,30 +617,13 @@ start(int workers)
 	return c;
 }
 
-static void
-order(struct cluster *c, const char *who, const char *text)
-{
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
-	cluster_turn(c);
-}
-
-/* Order it, and wait until it is done; returns the place behind that. */
-static size_t
-did(struct cluster *c, const char *who, const char *text)
-{
-	size_t mark = cluster_mark(c);
-
-	order(c, who, text);
-	return cluster_wait(c, mark, ":%s did %s: yes", who, text);
-}
-
 /* All that the process has said until now has been heard by the leader. */
 static size_t
 settled(struct cluster *c, const char *who)
 {
 	size_t mark = cluster_mark(c);
 
-	order(c, who, "call echo settled");
+	cluster_order(c, who, "call echo settled");
 	return cluster_wait(c, mark, ":%s result settled 7 settled", who);
 }
 
@@ -650,14 +633,14 @@ ready(struct cluster *c, const char *who)
 {
 	size_t mark = cluster_mark(c);
 
-	did(c, who, "ready now");
+	cluster_did(c, who, "ready now");
 	cluster_wait(c, mark, ":%s ready now yes", who);
 }
 
 static void
 subscribed(struct cluster *c, const char *who, const char *text)
 {
-	did(c, who, text);
+	cluster_did(c, who, text);
 	settled(c, who);
 }
 
@@ -673,7 +656,7 @@ Test(cluster_client, many_subscriptions_of_a_key_are_one_upstream)
 		subscribed(c, who[i], "sub k a");
 		subscribed(c, who[i], "sub k b");
 	}
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	for (i = 0; i < 4; i++) {
 		cluster_wait(c, 0, ":%s value a k v1", who[i]);
 		cluster_wait(c, 0, ":%s value b k v1", who[i]);
@@ -691,16 +674,16 @@ Test(cluster_client, a_late_subscriber_gets_the_last_value_later)
 	int i;
 
 	subscribed(c, "APP#1", "sub k first");
-	did(c, "AGENT#1", "emit k v1");
-	did(c, "AGENT#1", "emit k v2");
+	cluster_did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v2");
 	cluster_wait(c, 0, ":APP#1 value first k v2");
 	for (i = 0; i < 3; i++) {
 		before = cluster_mark(c);
-		mark = did(c, late[i], "sub k late");
+		mark = cluster_did(c, late[i], "sub k late");
 		cluster_wait(c, mark, ":%s value late k v2", late[i]);
 		cr_expect_eq(cluster_count(c, before, " value "), 1, "%s", late[i]);
 	}
-	did(c, "AGENT#1", "emit k v3");
+	cluster_did(c, "AGENT#1", "emit k v3");
 	for (i = 0; i < 3; i++)
 		cluster_wait(c, 0, ":%s value late k v3", late[i]);
 	cr_expect_eq(cluster_count(c, 0, " value late k v1"), 0);
@@ -712,10 +695,10 @@ Test(cluster_client, a_value_that_is_at_hand_comes_after_subscribe_returned)
 	struct cluster *c = start(1);
 	size_t mark;
 
-	mark = did(c, "AGENT#1", "sub at-once a");
+	mark = cluster_did(c, "AGENT#1", "sub at-once a");
 	cluster_wait(c, mark, ":AGENT#1 value a at-once now");
-	did(c, "AGENT#1", "unsub at-once a");
-	mark = did(c, "APP#1", "sub at-once a");
+	cluster_did(c, "AGENT#1", "unsub at-once a");
+	mark = cluster_did(c, "APP#1", "sub at-once a");
 	cluster_wait(c, mark, ":APP#1 value a at-once now");
 	cr_expect_eq(cluster_count(c, 0, " value "), 2);
 	cluster_stop(c);
@@ -729,28 +712,28 @@ Test(cluster_client, unsubscribing_one_listener_or_all)
 	subscribed(c, "APP#1", "sub k a");
 	subscribed(c, "APP#1", "sub k b");
 	subscribed(c, "APP#1", "sub k once");
-	did(c, "AGENT#1", "sub k a");
-	did(c, "AGENT#1", "sub k once");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "sub k a");
+	cluster_did(c, "AGENT#1", "sub k once");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#1 value once k v1");
 	cluster_wait(c, 0, ":AGENT#1 value once k v1");
-	did(c, "APP#1", "unsub k a");
-	did(c, "AGENT#1", "emit k v2");
+	cluster_did(c, "APP#1", "unsub k a");
+	cluster_did(c, "AGENT#1", "emit k v2");
 	cluster_wait(c, 0, ":APP#1 value b k v2");
 	cluster_wait(c, 0, ":AGENT#1 value a k v2");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, ":APP#1 value a k v2"), 0);
 	cr_expect_eq(cluster_count(c, 0, "value once k v2"), 0);
-	did(c, "APP#1", "sub k a");
-	did(c, "APP#1", "unsub-all k");
-	did(c, "AGENT#1", "unsub-all k");
+	cluster_did(c, "APP#1", "sub k a");
+	cluster_did(c, "APP#1", "unsub-all k");
+	cluster_did(c, "AGENT#1", "unsub-all k");
 	settled(c, "APP#1");
 	mark = cluster_mark(c);
-	order(c, "AGENT#1", "emit k v3");
+	cluster_order(c, "AGENT#1", "emit k v3");
 	cluster_wait(c, mark, ":AGENT#1 did emit k v3: No such file");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, mark, " value "), 0);
-	order(c, "APP#1", "unsub k a");
+	cluster_order(c, "APP#1", "unsub k a");
 	cluster_wait(c, 0, "did unsub k a: No such file");
 	cluster_stop(c);
 }
@@ -765,12 +748,12 @@ Test(cluster_client, the_last_one_unsubscribes_upstream_and_drops_the_value)
 
 	for (i = 0; i < 3; i++)
 		subscribed(c, who[i], "sub k a");
-	did(c, "AGENT#1", "emit k old");
+	cluster_did(c, "AGENT#1", "emit k old");
 	for (i = 0; i < 3; i++)
 		cluster_wait(c, 0, ":%s value a k old", who[i]);
 	for (i = 0; i < 3; i++) {
 		cr_expect_eq(cluster_count(c, 0, "upstream unsubscribe"), 0);
-		did(c, who[i], "unsub k a");
+		cluster_did(c, who[i], "unsub k a");
 		settled(c, who[i]);
 	}
 	cluster_wait(c, 0, "upstream unsubscribe k test");
@@ -778,7 +761,7 @@ Test(cluster_client, the_last_one_unsubscribes_upstream_and_drops_the_value)
 	for (i = 0; i < 3; i++)
 		subscribed(c, who[i], "sub k a");
 	cluster_wait(c, mark, "upstream subscribe k test");
-	did(c, "AGENT#1", "emit k new");
+	cluster_did(c, "AGENT#1", "emit k new");
 	for (i = 0; i < 3; i++)
 		cluster_wait(c, mark, ":%s value a k new", who[i]);
 	cr_expect_eq(cluster_count(c, mark, "value a k old"), 0);
@@ -801,7 +784,7 @@ Test(cluster_client, without_broadcast_exactly_one_hears_a_value)
 		subscribed(c, who[i], "sub k a");
 	for (i = 0; i < VALUES; i++) {
 		snprintf(text, sizeof text, "emit k v%d.", i);
-		did(c, "AGENT#1", text);
+		cluster_did(c, "AGENT#1", text);
 	}
 	for (i = 0; i < VALUES; i++)
 		cluster_wait(c, 0, "value a k v%d.", i);
@@ -822,10 +805,10 @@ Test(cluster_client, what_is_published_reaches_the_real_client_and_all_subscribe
 	struct cluster *c = start(2);
 
 	subscribed(c, "APP#1", "sub k a");
-	did(c, "APP#2", "pub k hello");
+	cluster_did(c, "APP#2", "pub k hello");
 	cluster_wait(c, 0, "upstream publish k 5 hello test");
 	cluster_wait(c, 0, ":APP#1 value a k hello");
-	did(c, "AGENT#1", "pub k ahoy");
+	cluster_did(c, "AGENT#1", "pub k ahoy");
 	cluster_wait(c, 0, "upstream publish k 4 ahoy test");
 	cluster_wait(c, 0, ":APP#1 value a k ahoy");
 	cluster_stop(c);
@@ -842,21 +825,21 @@ Test(cluster_client, a_call_has_a_result_or_an_error)
 
 	for (i = 0; i < 2; i++) {
 		before = cluster_mark(c);
-		mark = did(c, who[i], "call echo {\"a\":1}");
+		mark = cluster_did(c, who[i], "call echo {\"a\":1}");
 		cluster_wait(c, mark, ":%s result {\"a\":1} 7 {\"a\":1}", who[i]);
-		did(c, who[i], "call fail quote\"back\\slash\ttab");
+		cluster_did(c, who[i], "call fail quote\"back\\slash\ttab");
 		cluster_wait(c, mark,
 		             ":%s error quote\"back\\slash\ttab ENOTFOUND quote\"back\\slash\ttab",
 		             who[i]);
-		did(c, who[i], "call echo");
+		cluster_did(c, who[i], "call echo");
 		cluster_wait(c, mark, ":%s result  0 ", who[i]);
-		did(c, who[i], "call-big echo 1048576");
+		cluster_did(c, who[i], "call-big echo 1048576");
 		cluster_wait(c, mark, ":%s result big of 1048576 bytes", who[i]);
-		order(c, who[i], "call-big echo 1048577");
+		cluster_order(c, who[i], "call-big echo 1048577");
 		cluster_wait(c, mark, ":%s refused big Message too long", who[i]);
-		order(c, who[i], "call unlisted x");
+		cluster_order(c, who[i], "call unlisted x");
 		cluster_wait(c, mark, ":%s did call unlisted x: Function not implemented", who[i]);
-		did(c, who[i], "call fail x");
+		cluster_did(c, who[i], "call fail x");
 		cluster_wait(c, mark, ":%s error x ENOTFOUND x", who[i]);
 		cr_expect_eq(cluster_count(c, before, ":%s result", who[i]), 3);
 	}
@@ -870,17 +853,17 @@ Test(cluster_client, a_call_without_an_answer_times_out)
 	options.response_timeout = 100;
 	c = start(1);
 	ready(c, "APP#1");
-	did(c, "APP#1", "call hold h1");
+	cluster_did(c, "APP#1", "call hold h1");
 	cluster_wait(c, 0, "upstream holds h1");
-	did(c, "AGENT#1", "call hold h2");
+	cluster_did(c, "AGENT#1", "call hold h2");
 	cluster_wait(c, 0,
 	             ":APP#1 error h1 ResponseTimeoutError The leader did not answer "
 	             "within 100 ms.");
-	did(c, "APP#1", "call hold h3");
+	cluster_did(c, "APP#1", "call hold h3");
 	cluster_wait(c, 0, ":APP#1 error h3 ");
-	did(c, "APP#1", "call hold h4");
+	cluster_did(c, "APP#1", "call hold h4");
 	cluster_wait(c, 0, ":APP#1 error h4 "); /* h1 is too old in the leader's eyes, too */
-	did(c, "AGENT#1", "release");
+	cluster_did(c, "AGENT#1", "release");
 	cluster_wait(c, 0, ":AGENT#1 result h2 2 r2"); /* it asked no leader */
 	cluster_wait(c, 0, "waited longer than its timeout: its call is not answered");
 	ready(c, "APP#1");
@@ -893,7 +876,7 @@ Test(cluster_client, by_default_a_call_waits_for_three_seconds)
 {
 	struct cluster *c = start(1);
 
-	did(c, "APP#1", "call hold h1");
+	cluster_did(c, "APP#1", "call hold h1");
 	cluster_wait(c, 0,
 	             ":APP#1 error h1 ResponseTimeoutError The leader did not answer "
 	             "within 3000 ms.");
@@ -911,11 +894,11 @@ Test(cluster_client, calls_are_answered_out_of_order)
 	options.response_timeout = 0;
 	for (i = 0; i < 4; i++) {
 		snprintf(text, sizeof text, "call hold h%d", i + 1);
-		did(c, who[i], text);
+		cluster_did(c, who[i], text);
 		cluster_wait(c, 0, "upstream holds h%d", i + 1);
 	}
 	settled(c, "APP#1"); /* one behind them is answered first */
-	did(c, "AGENT#1", "release last-first");
+	cluster_did(c, "AGENT#1", "release last-first");
 	end = cluster_wait(c, 0, ":APP#1 result h4 2 r1");
 	cluster_wait(c, end, ":APP#1 result h1 2 r4");
 	cluster_wait(c, 0, ":AGENT#1 result h3 2 r2");
@@ -928,10 +911,10 @@ Test(cluster_client, a_real_client_may_call_its_own_client)
 	struct cluster *c = start(1);
 
 	settled(c, "APP#1");
-	did(c, "AGENT#1", "call nest outer");
+	cluster_did(c, "AGENT#1", "call nest outer");
 	cluster_wait(c, 0, ":AGENT#1 result inner 5 inner");
 	cluster_wait(c, 0, ":AGENT#1 result outer 5 outer");
-	did(c, "APP#1", "call nest outer");
+	cluster_did(c, "APP#1", "call nest outer");
 	cluster_wait(c, 0, ":APP#1 result outer 5 outer");
 	settled(c, "AGENT#1");
 	cr_expect_eq(cluster_count(c, 0, "upstream nests"), 2);
@@ -943,10 +926,10 @@ Test(cluster_client, a_one_way_call_has_no_answer)
 {
 	struct cluster *c = start(1);
 
-	did(c, "APP#1", "oneway echo w1");
+	cluster_did(c, "APP#1", "oneway echo w1");
 	cluster_wait(c, 0, "upstream one-way w1 test");
-	did(c, "APP#1", "oneway fail w2");
-	did(c, "AGENT#1", "oneway echo w3");
+	cluster_did(c, "APP#1", "oneway fail w2");
+	cluster_did(c, "AGENT#1", "oneway echo w3");
 	cluster_wait(c, 0, "upstream one-way w3 test");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, " result w"), 0);
@@ -963,13 +946,13 @@ Test(cluster_client, more_calls_than_can_wait_are_refused)
 	options.response_timeout = 60000;
 	c = start(1);
 	for (i = 0; i < CLUSTER_CLIENT_CALLS_MAX; i++)
-		order(c, "APP#1", "call hold h1");
-	order(c, "APP#1", "call echo more");
+		cluster_order(c, "APP#1", "call hold h1");
+	cluster_order(c, "APP#1", "call echo more");
 	mark = cluster_wait(c, 0, ":APP#1 did call echo more: No buffer space");
 	cr_expect_eq(cluster_count(c, 0, "did call hold h1: yes"), CLUSTER_CLIENT_CALLS_MAX);
 	for (i = 0, end = 0; i < CLUSTER_CLIENT_CALLS_MAX; i++)
 		end = cluster_wait(c, end, "upstream holds h1");
-	did(c, "AGENT#1", "release");
+	cluster_did(c, "AGENT#1", "release");
 	for (i = 0; i < CLUSTER_CLIENT_CALLS_MAX; i++)
 		mark = cluster_wait(c, mark, ":APP#1 result h1 ");
 	settled(c, "APP#1");
@@ -987,16 +970,16 @@ Test(cluster_client, what_is_said_before_ready_waits)
 	start_by_order = true;
 	c = start(1);
 	for (i = 0; i < 2; i++) {
-		did(c, who[i], "ready yes");
-		did(c, who[i], "sub k a");
-		did(c, who[i], "pub k p");
-		did(c, who[i], "call echo waits");
-		did(c, who[i], "oneway echo alone");
+		cluster_did(c, who[i], "ready yes");
+		cluster_did(c, who[i], "sub k a");
+		cluster_did(c, who[i], "pub k p");
+		cluster_did(c, who[i], "call echo waits");
+		cluster_did(c, who[i], "oneway echo alone");
 	}
 	cr_expect_eq(cluster_count(c, 0, "upstream subscribe"), 0);
 	cr_expect_eq(cluster_count(c, 0, "upstream publish"), 0);
 	cr_expect_eq(cluster_count(c, 0, "result waits"), 0);
-	did(c, "AGENT#1", "started");
+	cluster_did(c, "AGENT#1", "started");
 	for (i = 0; i < 2; i++) {
 		cluster_wait(c, 0, ":%s ready yes yes", who[i]);
 		cluster_wait(c, 0, ":%s result waits 5 waits", who[i]);
@@ -1035,13 +1018,13 @@ Test(cluster_client, a_call_that_waits_for_a_failing_start_fails)
 
 	start_by_order = true;
 	c = start(1);
-	did(c, "APP#1", "call echo early");
-	did(c, "AGENT#1", "call echo early");
-	did(c, "AGENT#1", "started-not");
+	cluster_did(c, "APP#1", "call echo early");
+	cluster_did(c, "AGENT#1", "call echo early");
+	cluster_did(c, "AGENT#1", "started-not");
 	cluster_wait(c, 0, ":APP#1 error early EREGISTRY no \"registry\" there");
 	cluster_wait(c, 0, ":AGENT#1 error early EREGISTRY no \"registry\" there");
 	cluster_wait(c, 0, "upstream start 2");
-	did(c, "AGENT#1", "started");
+	cluster_did(c, "AGENT#1", "started");
 	settled(c, "APP#1");
 	cluster_stop(c);
 }
@@ -1054,12 +1037,12 @@ Test(cluster_client, a_follower_waits_for_its_leader_as_long_as_it_takes)
 	leader_by_order = true;
 	options.response_timeout = 60000;
 	c = start(1);
-	did(c, "APP#1", "sub k a");
-	did(c, "APP#1", "call echo patient");
+	cluster_did(c, "APP#1", "sub k a");
+	cluster_did(c, "APP#1", "call echo patient");
 	cluster_wait(c, 0, ":AGENT#1 connection 4");
-	did(c, "AGENT#1", "make");
+	cluster_did(c, "AGENT#1", "make");
 	cluster_wait(c, 0, ":APP#1 result patient 7 patient");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#1 value a k v1");
 	cluster_stop(c);
 }
@@ -1071,12 +1054,12 @@ Test(cluster_client, clients_of_two_names_have_two_channels)
 	second_client = true;
 	c = start(1);
 	subscribed(c, "APP#1", "sub k a");
-	did(c, "APP#1", "other-sub k b");
-	did(c, "APP#1", "other-call echo x");
+	cluster_did(c, "APP#1", "other-sub k b");
+	cluster_did(c, "APP#1", "other-call echo x");
 	cluster_wait(c, 0, ":APP#1 result x 1 x");
 	cluster_wait(c, 0, "upstream subscribe k test");
 	cluster_wait(c, 0, "upstream subscribe k other");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#1 value a k v1");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, "value b"), 0);
@@ -1094,17 +1077,17 @@ Test(cluster_client, when_the_leader_dies_followers_find_the_next)
 	c = start(2);
 	subscribed(c, "APP#1", "sub k a");
 	subscribed(c, "APP#2", "sub k a");
-	did(c, "APP#1", "pub p mine");
-	did(c, "APP#2", "pub p yours");
-	did(c, "APP#1", "call hold inflight");
+	cluster_did(c, "APP#1", "pub p mine");
+	cluster_did(c, "APP#2", "pub p yours");
+	cluster_did(c, "APP#1", "call hold inflight");
 	cluster_wait(c, 0, "upstream holds inflight");
 	mark = cluster_mark(c);
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, mark,
 	             ":APP#1 error inflight SocketCloseError The leader is gone. "
 	             "The call may have been made, or not.");
-	did(c, "APP#1", "call echo meanwhile");
-	did(c, "APP#2", "sub new b");
+	cluster_did(c, "APP#1", "call echo meanwhile");
+	cluster_did(c, "APP#2", "sub new b");
 	cluster_wait(c, mark, ":APP#1 result meanwhile 9 meanwhile");
 	settled(c, "APP#2");
 	cluster_wait(c, mark, ":AGENT#2 upstream subscribe k test");
@@ -1112,7 +1095,7 @@ Test(cluster_client, when_the_leader_dies_followers_find_the_next)
 	cluster_wait(c, mark, ":AGENT#2 upstream publish p 4 mine test");
 	cluster_wait(c, mark, ":AGENT#2 upstream publish p 5 yours test");
 	cr_expect_eq(cluster_count(c, mark, "upstream subscribe k"), 1);
-	did(c, "AGENT#2", "emit k v2");
+	cluster_did(c, "AGENT#2", "emit k v2");
 	cluster_wait(c, mark, ":APP#1 value a k v2");
 	cluster_wait(c, mark, ":APP#2 value a k v2");
 	cr_expect_eq(cluster_count(c, mark, "error"), 1);
@@ -1129,10 +1112,10 @@ Test(cluster_client, calls_made_without_a_leader_wait_until_their_timeout)
 	ready(c, "APP#1");
 	mark = cluster_mark(c);
 	cluster_signal(c, "AGENT#1", SIGSTOP); /* as good as dead, and the socket is there */
-	did(c, "APP#1", "call echo stopped");
+	cluster_did(c, "APP#1", "call echo stopped");
 	cluster_wait(c, mark, ":APP#1 error stopped ResponseTimeoutError");
 	cluster_signal(c, "AGENT#1", SIGKILL);
-	did(c, "APP#1", "call echo dead");
+	cluster_did(c, "APP#1", "call echo dead");
 	cluster_wait(c, mark, ":APP#1 error dead ");
 	cluster_wait(c, mark, ":AGENT#2 upstream start");
 	cluster_wait(c, mark, ":AGENT#2 connection");
@@ -1150,7 +1133,7 @@ Test(cluster_client, of_a_dead_follower_nothing_stays)
 	subscribed(c, "APP#1", "sub mine a");
 	subscribed(c, "APP#1", "sub ours a");
 	subscribed(c, "APP#2", "sub ours a");
-	did(c, "APP#1", "call hold orphan");
+	cluster_did(c, "APP#1", "call hold orphan");
 	cluster_wait(c, 0, "upstream holds orphan");
 	before = process_descriptors(agent);
 	mark = cluster_mark(c);
@@ -1158,8 +1141,8 @@ Test(cluster_client, of_a_dead_follower_nothing_stays)
 	cluster_wait(c, mark, "upstream unsubscribe mine test");
 	settled(c, "APP#3");
 	cr_expect_eq(process_descriptors(agent), before);
-	did(c, "AGENT#1", "release"); /* nobody waits for it any more */
-	did(c, "AGENT#1", "emit ours v1");
+	cluster_did(c, "AGENT#1", "release"); /* nobody waits for it any more */
+	cluster_did(c, "AGENT#1", "emit ours v1");
 	cluster_wait(c, mark, ":APP#2 value a ours v1");
 	cr_expect_eq(cluster_count(c, 0, "upstream unsubscribe ours"), 0);
 	subscribed(c, "APP#3", "sub ours a");
@@ -1178,12 +1161,12 @@ Test(cluster_client, a_busy_follower_is_not_cut)
 	c = start(2);
 	ready(c, "APP#1");
 	ready(c, "APP#2");
-	did(c, "APP#1", "sub k a");
+	cluster_did(c, "APP#1", "sub k a");
 	cluster_wait(c, 0, "upstream subscribe k");
 	cluster_signal(c, "APP#1", SIGSTOP);
-	did(c, "APP#2", "call hold h1");
+	cluster_did(c, "APP#2", "call hold h1");
 	cluster_wait(c, 0, ":APP#2 error h1 ResponseTimeoutError");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	mark = cluster_mark(c);
 	cluster_signal(c, "APP#1", SIGCONT);
 	cluster_wait(c, mark, ":APP#1 value a k v1");
@@ -1224,14 +1207,14 @@ Test(cluster_client, with_heartbeats_only_the_silent_one_is_cut)
 
 	options.heartbeat_interval = 200 * time_scale();
 	c = start(2);
-	did(c, "AGENT#1", "sub k a"); /* it goes on, whoever is cut */
+	cluster_did(c, "AGENT#1", "sub k a"); /* it goes on, whoever is cut */
 	subscribed(c, "APP#1", "sub k a");
 	subscribed(c, "APP#2", "sub k a");
 	mark = cluster_mark(c);
 	cluster_signal(c, "APP#1", SIGSTOP);
 	cluster_wait(c, mark, "was silent for three heartbeats: its connection is closed");
 	cluster_signal(c, "APP#1", SIGCONT);
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, mark, ":APP#1 value a k v1"); /* it has come back by itself */
 	cluster_wait(c, mark, ":APP#2 value a k v1");
 	cluster_stop(c);
@@ -1247,15 +1230,15 @@ Test(cluster_client, with_heartbeats_those_that_wait_for_a_start_are_not_cut)
 	options.response_timeout = 2500 * time_scale(); /* which is longer than four of them */
 	start_by_order = true;
 	c = start(1);
-	did(c, "APP#1", "call echo one");
+	cluster_did(c, "APP#1", "call echo one");
 	cluster_wait(c, 0, ":APP#1 error one ResponseTimeoutError");
 	cr_expect_eq(cluster_count(c, 0, "was silent"), 0);
-	did(c, "AGENT#1", "started-not");
+	cluster_did(c, "AGENT#1", "started-not");
 	mark = cluster_mark(c);
-	did(c, "APP#1", "call echo two");
+	cluster_did(c, "APP#1", "call echo two");
 	cluster_wait(c, mark, ":APP#1 error two ");
 	cluster_wait(c, mark, "upstream start 2");
-	did(c, "AGENT#1", "started");
+	cluster_did(c, "AGENT#1", "started");
 	ready(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, "was silent"), 0);
 	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 connection "), 1);
@@ -1276,15 +1259,15 @@ tell_lies(struct cluster *c, bool registered)
 		if (!registered && strcmp(lies[i].why, "registered twice") == 0)
 			continue; /* there it is none */
 		snprintf(text, sizeof text, "raw-open %d", i);
-		did(c, "APP#1", text);
+		cluster_did(c, "APP#1", text);
 		mark = cluster_mark(c);
 		snprintf(text, sizeof text, "raw-register %d", i);
 		if (registered) {
-			did(c, "APP#1", text);
+			cluster_did(c, "APP#1", text);
 			mark = cluster_wait(c, mark, "raw %d hears", i);
 		}
 		snprintf(text, sizeof text, "raw-lie %d", i);
-		did(c, "APP#1", text);
+		cluster_did(c, "APP#1", text);
 		cluster_wait(c, mark, ":APP#1 raw %d is closed", i);
 		cluster_wait(c, mark, "test: %s %s: its connection is closed",
 		             registered ? "follower 4242" : "a follower",
@@ -1303,7 +1286,7 @@ Test(cluster_client, a_lie_costs_its_teller_the_connection)
 	subscribed(c, "APP#2", "sub k a");
 	before = process_descriptors(cluster_pid(c, "AGENT#1"));
 	tell_lies(c, true);
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#2 value a k v1");
 	settled(c, "APP#1"); /* its other connection is as it was */
 	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 connection "), 2 + LIES);
@@ -1321,14 +1304,14 @@ Test(cluster_client, only_listed_methods_can_be_called_by_whoever_is_registered)
 	settled(c, "APP#1");
 	for (i = 0; i < LIES && strstr(lies[i].why, "not listed") == NULL;)
 		i++;
-	did(c, "APP#1", "raw-open 1");
-	did(c, "APP#1", "raw-subscribe 1");
+	cluster_did(c, "APP#1", "raw-open 1");
+	cluster_did(c, "APP#1", "raw-subscribe 1");
 	cluster_wait(c, 0, "a follower spoke before it was registered: its connection is closed");
 	cluster_wait(c, 0, ":APP#1 raw 1 is closed");
 	cr_expect_eq(cluster_count(c, 0, "upstream subscribe"), 0);
 	mark = cluster_mark(c);
-	did(c, "APP#1", "raw-pipe");
-	did(c, "APP#1", "raw-none");
+	cluster_did(c, "APP#1", "raw-pipe");
+	cluster_did(c, "APP#1", "raw-none");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, mark, "uncaught"), 0);
 	cluster_stop(c);
@@ -1356,15 +1339,15 @@ Test(cluster_client, a_follower_that_never_reads_costs_only_its_own_connection)
 	int i;
 
 	subscribed(c, "APP#2", "sub k a");
-	did(c, "APP#1", "raw-open 1");
-	did(c, "APP#1", "raw-register 1");
+	cluster_did(c, "APP#1", "raw-open 1");
+	cluster_did(c, "APP#1", "raw-register 1");
 	cluster_wait(c, 0, "raw 1 hears");
-	did(c, "APP#1", "raw-subscribe 1");
-	did(c, "APP#1", "raw-deaf 1");
+	cluster_did(c, "APP#1", "raw-subscribe 1");
+	cluster_did(c, "APP#1", "raw-deaf 1");
 	settled(c, "APP#1");
 	for (i = 0; i < 10; i++) {
 		mark = cluster_mark(c);
-		did(c, "AGENT#1", "emit-big k 1000000");
+		cluster_did(c, "AGENT#1", "emit-big k 1000000");
 		cluster_wait(c, mark, ":APP#2 value a k of 1000000 bytes");
 	}
 	cluster_wait(c, 0,
@@ -1385,7 +1368,7 @@ Test(cluster_client, bad_followers_get_a_limited_number_of_lines)
 	int i;
 
 	for (i = 0; i < 12; i++) {
-		did(c, "APP#1", "raw-crowd 8");
+		cluster_did(c, "APP#1", "raw-crowd 8");
 		settled(c, "APP#2");
 	}
 	cluster_wait(c, 0, ":AGENT#1 connection %d", 2 + 12 * 8);
@@ -1406,10 +1389,10 @@ Test(cluster_client, one_process_leaves_room_for_the_others)
 
 	for (i = 0; i <= CLUSTER_CLIENT_PROCESS_MAX; i++) {
 		snprintf(text, sizeof text, "raw-open %d", i);
-		did(c, "APP#1", text);
+		cluster_did(c, "APP#1", text);
 		mark = cluster_mark(c);
 		snprintf(text, sizeof text, "raw-register %d", i);
-		order(c, "APP#1", text);
+		cluster_order(c, "APP#1", text);
 		cluster_wait(c, mark, ":APP#1 raw %d %s", i,
 		             i < CLUSTER_CLIENT_PROCESS_MAX ? "hears" : "is closed");
 	}
@@ -1433,7 +1416,7 @@ Test(cluster_client, who_does_not_register_makes_room)
 	settled(c, "APP#2");
 	for (i = 0; i < 66; i++) {
 		snprintf(text, sizeof text, "raw-open %d", i);
-		did(c, "APP#1", text);
+		cluster_did(c, "APP#1", text);
 		cluster_wait(c, 0, ":AGENT#1 connection %d", 2 + i + 1);
 	}
 	cluster_wait(c, 0, ":APP#1 raw 1 is closed");
@@ -1457,13 +1440,13 @@ Test(cluster_client, the_longest_key_may_have_the_longest_value)
 	int i, j;
 
 	for (i = 0; i < 3; i++)
-		did(c, who[i], "long-sub");
+		cluster_did(c, who[i], "long-sub");
 	settled(c, "APP#1");
 	settled(c, "APP#2");
 	for (i = 0; i < 5; i++) {
 		mark = cluster_mark(c);
 		snprintf(text, sizeof text, "long-pub x %ld", sizes[i]);
-		did(c, i % 2 == 0 ? "APP#2" : "AGENT#1", text);
+		cluster_did(c, i % 2 == 0 ? "APP#2" : "AGENT#1", text);
 		for (j = 0; j < 3; j++)
 			cluster_wait(c, mark, ":%s long value of %ld bytes", who[j], sizes[i]);
 	}
@@ -1477,15 +1460,15 @@ Test(cluster_client, a_follower_that_subscribes_to_too_much_costs_only_its_own_c
 	size_t mark;
 
 	subscribed(c, "APP#2", "sub k a");
-	did(c, "APP#1", "raw-open 1");
-	did(c, "APP#1", "raw-register 1");
+	cluster_did(c, "APP#1", "raw-open 1");
+	cluster_did(c, "APP#1", "raw-register 1");
 	mark = cluster_wait(c, 0, "raw 1 hears");
-	order(c, "APP#1", "raw-greedy 1");
+	cluster_order(c, "APP#1", "raw-greedy 1");
 	cluster_wait(c, mark,
 	             "follower 4242 subscribed to too many keys: its connection is closed");
 	cluster_wait(c, mark, ":APP#1 raw 1 is closed");
 	subscribed(c, "APP#2", "sub other a");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, mark, ":APP#2 value a k v1");
 	cluster_stop(c);
 }
@@ -1497,7 +1480,7 @@ Test(cluster_client, a_leader_that_breaks_the_protocol_is_left_for_the_next)
 	agent_is_hostile = true;
 	options.response_timeout = 60000;
 	c = start(1);
-	did(c, "APP#1", "call echo patient");
+	cluster_did(c, "APP#1", "call echo patient");
 	cluster_wait(c, 0, ":APP#1 result patient 7 patient");
 	cr_expect_geq(cluster_count(c, 0,
 	                            "test: the leader broke the protocol: "
@@ -1523,9 +1506,9 @@ Test(cluster_client, thousands_of_subscriptions_leave_nothing)
 			agent_before = process_memory(agent);
 		}
 		mark = cluster_mark(c);
-		order(c, "APP#1", "churn 2000");
+		cluster_order(c, "APP#1", "churn 2000");
 		cluster_wait(c, mark, ":APP#1 result churned");
-		did(c, "AGENT#1", "churn 2000");
+		cluster_did(c, "AGENT#1", "churn 2000");
 	}
 	app_grown = process_memory(app) - app_before;
 	agent_grown = process_memory(agent) - agent_before;
@@ -1547,7 +1530,7 @@ Test(cluster_client, hundreds_of_clients_leave_nothing)
 	app_before = process_descriptors(app);
 	agent_before = process_descriptors(agent);
 	mark = cluster_mark(c);
-	order(c, "APP#1", "renew 300");
+	cluster_order(c, "APP#1", "renew 300");
 	cluster_wait(c, mark, ":APP#1 renewed");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 connection"), 301);
@@ -1564,13 +1547,13 @@ Test(cluster_client, closing_a_follower_calls_back_who_waits_and_nobody_later)
 	size_t mark;
 
 	subscribed(c, "APP#1", "sub k a");
-	did(c, "APP#1", "call hold h1");
+	cluster_did(c, "APP#1", "call hold h1");
 	cluster_wait(c, 0, "upstream holds h1");
-	mark = did(c, "APP#1", "close");
+	mark = cluster_did(c, "APP#1", "close");
 	cluster_wait(c, 0, ":APP#1 error h1 ClusterClientCloseError This client was closed.");
 	cluster_wait(c, 0, "upstream unsubscribe k test");
-	did(c, "AGENT#1", "release");
-	did(c, "APP#1", "make");
+	cluster_did(c, "AGENT#1", "release");
+	cluster_did(c, "APP#1", "make");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, mark, " value "), 0);
 	cr_expect_eq(cluster_count(c, mark, "h1"), 0);
@@ -1584,19 +1567,19 @@ Test(cluster_client, closing_the_leader_makes_followers_wait_for_the_next)
 	options.response_timeout = 60000;
 	c = start(1);
 	subscribed(c, "APP#1", "sub k a");
-	did(c, "APP#1", "call hold h2");
+	cluster_did(c, "APP#1", "call hold h2");
 	cluster_wait(c, 0, "upstream holds h2");
-	did(c, "AGENT#1", "call hold h1");
-	did(c, "AGENT#1", "ready never");
-	did(c, "AGENT#1", "close");
+	cluster_did(c, "AGENT#1", "call hold h1");
+	cluster_did(c, "AGENT#1", "ready never");
+	cluster_did(c, "AGENT#1", "close");
 	cluster_wait(c, 0, ":AGENT#1 error h1 ClusterClientCloseError");
 	cluster_wait(c, 0, "upstream close test");
 	cluster_wait(c, 0, ":APP#1 error h2 SocketCloseError"); /* it has noticed */
-	did(c, "AGENT#1", "release"); /* a call that outlived its client */
-	did(c, "APP#1", "call echo x");
-	did(c, "AGENT#1", "make");
+	cluster_did(c, "AGENT#1", "release"); /* a call that outlived its client */
+	cluster_did(c, "APP#1", "call echo x");
+	cluster_did(c, "AGENT#1", "make");
 	cluster_wait(c, 0, ":APP#1 result x 1 x");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#1 value a k v1");
 	cluster_stop(c);
 }
@@ -1607,13 +1590,13 @@ Test(cluster_client, a_listener_may_close_its_client)
 
 	subscribed(c, "APP#1", "sub k closes");
 	subscribed(c, "APP#1", "sub k never");
-	did(c, "AGENT#1", "sub k closes");
-	did(c, "AGENT#1", "sub k never");
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "sub k closes");
+	cluster_did(c, "AGENT#1", "sub k never");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#1 value closes k v1");
 	cluster_wait(c, 0, ":AGENT#1 value closes k v1");
-	did(c, "APP#1", "make");
-	did(c, "AGENT#1", "make");
+	cluster_did(c, "APP#1", "make");
+	cluster_did(c, "AGENT#1", "make");
 	settled(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, "value never"), 0);
 	cluster_stop(c);
@@ -1628,7 +1611,7 @@ Test(cluster_client, a_ready_callback_may_close_its_client)
 
 	settled(c, "APP#1");
 	for (i = 0; i < 2; i++) {
-		order(c, who[i], "three-ready");
+		cluster_order(c, who[i], "three-ready");
 		cluster_wait(c, 0, ":%s ready first yes", who[i]);
 		cluster_wait(c, 0, ":%s ready closes yes", who[i]);
 		cluster_wait(c, 0, ":%s ready last ClusterClientCloseError", who[i]);
@@ -1645,9 +1628,9 @@ Test(cluster_client, a_real_client_may_close_its_leader_when_it_unsubscribes)
 
 	subscribed(c, "APP#1", "sub fatal-1 a");
 	subscribed(c, "APP#1", "sub fatal-2 a");
-	did(c, "APP#1", "close");
+	cluster_did(c, "APP#1", "close");
 	mark = cluster_wait(c, 0, ":AGENT#1 upstream close test");
-	did(c, "AGENT#1", "make");
+	cluster_did(c, "AGENT#1", "make");
 	cr_expect_eq(cluster_count(c, 0, "upstream unsubscribe fatal"), 1);
 	cr_expect_eq(cluster_count(c, mark, "upstream unsubscribe"), 0);
 	cluster_stop(c);
@@ -1660,8 +1643,8 @@ Test(cluster_client, a_real_client_may_turn_the_loop_when_it_is_closed)
 
 	turns_in_close = true;
 	c = start(1);
-	did(c, "AGENT#1", "sub k a");
-	order(c, "AGENT#1", "emit-and-leave k");
+	cluster_did(c, "AGENT#1", "sub k a");
+	cluster_order(c, "AGENT#1", "emit-and-leave k");
 	cluster_wait(c, 0, ":AGENT#1 upstream close test");
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 0, signal: null");
 	cluster_wait(c, 0, ":AGENT#2 connection 1");
@@ -1676,10 +1659,10 @@ Test(cluster_client, a_listener_that_is_added_by_another_hears_the_last_value_al
 {
 	struct cluster *c = start(1);
 
-	did(c, "AGENT#1", "sub k adds");
-	did(c, "AGENT#1", "emit-two k");
+	cluster_did(c, "AGENT#1", "sub k adds");
+	cluster_did(c, "AGENT#1", "emit-two k");
 	cluster_wait(c, 0, ":AGENT#1 value added k v2");
-	did(c, "AGENT#1", "unsub-all k");
+	cluster_did(c, "AGENT#1", "unsub-all k");
 	cr_expect_eq(cluster_count(c, 0, "value added k v1"), 0);
 	cluster_stop(c);
 }
@@ -1692,12 +1675,12 @@ expect_turns(const char *first, const char *second, const char *sign)
 	size_t mark;
 
 	settled(c, "APP#1");
-	did(c, "AGENT#1", first);
-	order(c, "AGENT#1", second);
+	cluster_did(c, "AGENT#1", first);
+	cluster_order(c, "AGENT#1", second);
 	cluster_wait(c, cluster_wait(c, 0, "%s", sign), "%s", sign);
 	mark = cluster_mark(c);
-	did(c, "AGENT#1", "close");
-	did(c, "AGENT#1", "make");
+	cluster_did(c, "AGENT#1", "close");
+	cluster_did(c, "AGENT#1", "make");
 	cluster_wait(c, mark, ":AGENT#1 connection"); /* the app has seen the end of the first */
 	settled(c, "APP#1");
 	cluster_stop(c);
@@ -1723,7 +1706,7 @@ Test(cluster_client, who_leaves_closes_its_clients)
 	struct cluster *c = start(1);
 
 	settled(c, "APP#1");
-	order(c, "AGENT#1", "call hold h1");
+	cluster_order(c, "AGENT#1", "call hold h1");
 	cluster_wait(c, 0, "upstream holds h1");
 	cluster_signal(c, "AGENT#1", SIGTERM);
 	cluster_wait(c, 0, ":AGENT#1 upstream close test");
@@ -1738,10 +1721,10 @@ Test(cluster_client, a_listener_that_fails_is_an_uncaught_error)
 	struct cluster *c = start(1);
 	size_t mark;
 
-	did(c, "AGENT#1", "sub k throws");
+	cluster_did(c, "AGENT#1", "sub k throws");
 	subscribed(c, "APP#1", "sub k throws");
 	mark = cluster_mark(c);
-	did(c, "AGENT#1", "emit k v1");
+	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, mark, "[agent_worker] uncaught error 7");
 	cluster_wait(c, mark, "[app_worker] uncaught error 7");
 	settled(c, "APP#2");

@@ -152,6 +152,32 @@ Test(draw, can_be_limited)
 	cr_assert_not_null(strstr(output, "SIGTERM"), "%s", output);
 }
 
+/* A read or a write says how many messages it has carried; the second message of the agent is
+ * not whole after the first read. */
+Test(draw, all_calls_are_drawn_with_their_messages)
+{
+	write_trace(
+		"trace\t1000\tmaster:0:1\t0\tis ready\tagent:0:2\t1\t0\t->-:0\t 0\t-\t-1\t\t\n"
+		"trace\t2000\tagent:0:2\t0\twrites\tmaster:0:0\t3\t20\t->-:0\tbytes 80\t-\t-1\t\t\n"
+		"trace\t3000\tmaster:0:1\t0\treads\tagent:0:2\t1\t0\t->-:0\tbytes 80\t-\t-1\t\t\n"
+		"trace\t4000\tmaster:0:1\t0\treceives\tagent:0:2\t2\t0\tagent>app:0\t "
+		"0\t-\t1\tone\t1\n"
+		"trace\t5000\tagent:0:2\t0\twrites\tmaster:0:0\t4\t0\t->-:0\tbytes 60\t-\t-1\t\t\n"
+		"trace\t6000\tmaster:0:1\t0\treads\tagent:0:2\t2\t0\t->-:0\tbytes 60\t-\t-1\t\t\n"
+		"trace\t7000\tmaster:0:1\t0\treceives\tagent:0:2\t3\t0\tagent>app:0\t "
+		"0\t-\t1\ttwo\t2\n"
+		"trace\t8000\tmaster:0:1\t0\treceives\tagent:0:2\t4\t0\tagent>app:0\t "
+		"0\t-\t1\tsix\t6\n");
+	cr_assert_eq(shell("draw/draw -r -w 160 $T/trace"), 0);
+	cr_assert_not_null(strstr(output, "0.00  | ready"), "%s", output);
+	cr_assert_not_null(strstr(output, "writes 80 bytes, 3 messages "), "%s", output);
+	cr_assert_not_null(strstr(output, "reads 80 bytes of agent, 1 message "), "%s", output);
+	cr_assert_not_null(strstr(output, "writes 60 bytes, 1 message "), "%s", output);
+	cr_assert_not_null(strstr(output, "reads 60 bytes of agent, 2 messages "), "%s", output);
+	cr_assert_eq(shell("draw/draw $T/trace"), 0);
+	cr_assert_null(strstr(output, " bytes"), "%s", output);
+}
+
 /* The pipe travels from the agent to the master, and from there to two apps; "done" is alone. */
 Test(draw, a_message_says_that_a_descriptor_travels_along)
 {

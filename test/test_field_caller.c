@@ -452,6 +452,10 @@ Test(field_caller, a_worker_that_leaves_may_start_a_cluster)
 	caller_ends(c, 0);
 	caller_assert(c, caller_count(c, "inner cluster: 0") == 1, "the inner cluster failed");
 	caller_assert(c, caller_count(c, " disconnect") == 0, "an inner process has left at once");
+	caller_assert(c, caller_count(c, "master: [app_worker]") == 0,
+	              "the worker goes on under the name of the inner master");
+	caller_assert(c, caller_count(c, "app 0: [app_worker] beforeExit success") == 2,
+	              "both workers say so");
 	caller_free(c);
 }
 

@@ -49,11 +49,11 @@ on_byte(struct messenger *messenger, int descriptor, short revents, void *arg)
 
 /* The channel is not read; a timer, a descriptor and writing go on. */
 static int
-on_pause(struct messenger *messenger, const struct message *message, void *arg)
+order_pause(struct messenger *messenger, const char *line)
 {
 	static int ends[2];
 
-	(void)message, (void)arg;
+	(void)line;
 	if (pipe(ends) == -1 || messenger_watch(messenger, ends[0], POLLIN, on_byte, NULL) == -1 ||
 	    messenger_set_interval(messenger, 20, on_tick_while_paused, ends) == -1)
 		return -1;
@@ -86,8 +86,10 @@ say_goodbye(struct messenger *messenger, void *arg)
 static int
 talk_and_pause(struct messenger *messenger, void *arg)
 {
+	static const struct order orders[] = {{"pause", order_pause}, {NULL, NULL}};
+
 	signal(SIGUSR2, release);
-	if (messenger_on(messenger, "test-pause", on_pause, NULL) == -1 ||
+	if (obey_orders(messenger, orders) == -1 ||
 	    messenger_set_interval(messenger, 10, on_look, NULL) == -1 ||
 	    messenger_before_close(messenger, say_goodbye, NULL) == -1)
 		return -1;
@@ -107,10 +109,10 @@ static size_t kept_bytes;
 static pid_t target;
 
 static int
-on_target(struct messenger *agent, const struct message *message, void *arg)
+order_target(struct messenger *agent, const char *line)
 {
-	(void)agent, (void)arg;
-	target = (pid_t)atol(message->data);
+	(void)agent;
+	target = (pid_t)atol(order_rest(line));
 	return 0;
 }
 
@@ -166,8 +168,10 @@ on_forward(struct messenger *agent, const struct message *message, void *arg)
 static int
 forward(struct messenger *agent, void *arg)
 {
+	static const struct order orders[] = {{"target", order_target}, {NULL, NULL}};
+
 	(void)arg;
-	if (messenger_on(agent, "test-target", on_target, NULL) == -1 ||
+	if (obey_orders(agent, orders) == -1 ||
 	    messenger_on(agent, "test-number", on_forward, NULL) == -1)
 		return -1;
 	return messenger_on(agent, "test-end", on_forward, NULL);
@@ -198,7 +202,7 @@ stop(struct cluster *c)
 static void
 pause_process(struct cluster *c, const char *who)
 {
-	order(c, who, "test-pause", "");
+	cluster_order(c, who, "pause");
 	cluster_wait(c, 0, "%s pauses: 0", who);
 	cluster_wait(c, 0, "%s pauses again: 0", who);
 }
@@ -262,11 +266,11 @@ Test(field_pause, an_agent_that_forwards_loses_nothing)
 	enum { EACH = 2000 };
 	struct cluster *c = start(forward, 4);
 	long before = process_memory(c->master);
-	char who[16], text[16];
+	char who[16], text[32];
 	int i;
 
-	snprintf(text, sizeof text, "%ld", (long)cluster_pid(c, "APP#4"));
-	order(c, "AGENT#1", "test-target", text);
+	snprintf(text, sizeof text, "target %ld", (long)cluster_pid(c, "APP#4"));
+	cluster_order(c, "AGENT#1", text);
 	cluster_signal(c, "APP#4", SIGSTOP);
 	for (i = 1; i <= 3; i++) {
 		snprintf(who, sizeof who, "APP#%d", i);

@@ -262,8 +262,8 @@ help(struct messenger *messenger, int number)
 	_exit(0);
 }
 
-static void
-do_help(struct messenger *messenger, const char *argument)
+static int
+order_help(struct messenger *messenger, const char *line)
 {
 	sigset_t all, before;
 	int i;
@@ -275,9 +275,23 @@ do_help(struct messenger *messenger, const char *argument)
 		if (fork() == 0)
 			help(messenger, i);
 	sigprocmask(SIG_SETMASK, &before, NULL);
-	if (strcmp(argument, "leave") == 0)
+	if (strcmp(order_rest(line), "leave") == 0)
 		_exit(0);
 	report(messenger, "has helpers");
+	return 0;
+}
+
+/* Into the master's group, so that no signal to a group of its own reaches it. */
+static int
+order_move(struct messenger *messenger, const char *line)
+{
+	if (strcmp(order_rest(line), "deaf") == 0)
+		signal(SIGTERM, SIG_IGN);
+	if (setpgid(0, getpgid(getppid())) == -1)
+		report(messenger, "cannot move: %s", strerror(errno));
+	else
+		report(messenger, "has moved");
+	return 0;
 }
 
 static void
@@ -289,14 +303,14 @@ hang(void)
 
 /* A grandchild that only SIGKILL ends. Its parent has left the group, and reaps it only when
  * the app is reaped: so there is somebody in the group for as long as the master waits. */
-static void
-do_leave_a_job(struct messenger *messenger, const char *argument)
+static int
+order_leave_a_job(struct messenger *messenger, const char *line)
 {
 	pid_t app = getpid();
 
-	(void)argument;
+	(void)line;
 	if (fork() != 0)
-		return;
+		return 0;
 	close(messenger->channel.descriptor);
 	signal(SIGTERM, SIG_IGN);
 	if (fork() == 0)
@@ -308,42 +322,32 @@ do_leave_a_job(struct messenger *messenger, const char *argument)
 	_exit(0);
 }
 
-/* Into the master's group, so that no signal to a group of its own reaches it. */
-static void
-do_move(struct messenger *messenger, const char *argument)
+static int
+order_break_the_protocol(struct messenger *messenger, const char *line)
 {
-	if (strcmp(argument, "deaf") == 0)
-		signal(SIGTERM, SIG_IGN);
-	if (setpgid(0, getpgid(getppid())) == -1)
-		report(messenger, "cannot move: %s", strerror(errno));
-	else
-		report(messenger, "has moved");
-}
-
-static void
-do_break_the_protocol(struct messenger *messenger, const char *argument)
-{
-	(void)argument;
+	(void)line;
 	raw_write(messenger, "this is not a frame", 19);
 	hang();
+	return 0;
 }
 
 /* Read, but only so much in a second: 48 KiB. */
-static void
-do_sip(struct messenger *messenger, const char *argument)
+static int
+order_sip(struct messenger *messenger, const char *line)
 {
 	static char bytes[PIECE];
 
-	(void)argument;
+	(void)line;
 	report(messenger, "sips");
 	while (read(messenger->channel.descriptor, bytes, sizeof bytes) != 0)
 		__real_poll(NULL, 0, 170);
 	_exit(0);
+	return 0;
 }
 
 /* "PID PID": 512 KiB to each, by calls that block. Nothing is read meanwhile. */
-static void
-do_gush(struct messenger *messenger, const char *argument)
+static int
+order_gush(struct messenger *messenger, const char *line)
 {
 	static char data[PIECE];
 	struct message message = {.action = "noise", .data = data, .handle = -1};
@@ -354,7 +358,7 @@ do_gush(struct messenger *messenger, const char *argument)
 
 	memset(data, '1', sizeof data - 1);
 	message.data_length = sizeof data - 1;
-	sscanf(argument, "%ld %ld", &pids[0], &pids[1]);
+	sscanf(order_rest(line), "%ld %ld", &pids[0], &pids[1]);
 	fcntl(descriptor, F_SETFL, flags & ~O_NONBLOCK);
 	for (i = 0; i < 2; i++) {
 		message.receiver_pid = (pid_t)pids[i];
@@ -366,19 +370,21 @@ do_gush(struct messenger *messenger, const char *argument)
 		report(messenger, "has gushed to %ld", pids[i]);
 	}
 	fcntl(descriptor, F_SETFL, flags);
+	return 0;
 }
 
 /* A message with a descriptor, to a pid. */
-static void
-do_pass(struct messenger *messenger, const char *argument)
+static int
+order_pass(struct messenger *messenger, const char *line)
 {
 	struct message message = {.action = "test-passed",
-	                          .receiver_pid = (pid_t)atol(argument),
+	                          .receiver_pid = (pid_t)atol(order_rest(line)),
 	                          .handle = open("/dev/null", O_RDONLY)};
 
 	if (messenger_send_message(messenger, &message) == -1)
 		report(messenger, "BAD send: %s", strerror(errno));
 	close(message.handle);
+	return 0;
 }
 
 static int
@@ -390,8 +396,8 @@ on_passed(struct messenger *messenger, const struct message *message, void *arg)
 }
 
 /* 1,500 descriptors in flight, which count for all processes of this user. */
-static void
-do_park(struct messenger *messenger, const char *argument)
+static int
+order_park(struct messenger *messenger, const char *line)
 {
 	enum { BATCH = 250, BATCHES = 6 };
 	union {
@@ -407,7 +413,7 @@ do_park(struct messenger *messenger, const char *argument)
 	struct rlimit limit;
 	int ends[2], i, descriptor;
 
-	(void)argument;
+	(void)line;
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
@@ -425,22 +431,24 @@ do_park(struct messenger *messenger, const char *argument)
 		if (__real_sendmsg(ends[0], &header, MSG_DONTWAIT) == -1)
 			report(messenger, "BAD park: %s", strerror(errno));
 	report(messenger, "has parked");
+	return 0;
 }
 
 /* Of the listener that all apps share. */
-static void
-do_shut_the_port(struct messenger *messenger, const char *argument)
+static int
+order_shut_the_port(struct messenger *messenger, const char *line)
 {
 	int descriptor, listens;
 	socklen_t size;
 
-	(void)argument;
+	(void)line;
 	for (descriptor = 3; descriptor < 256; descriptor++) {
 		size = sizeof listens;
 		if (getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
 		    listens == 1 && shutdown(descriptor, SHUT_RDWR) == 0)
 			report(messenger, "has shut the port");
 	}
+	return 0;
 }
 
 /* Each 5 ms one message to that app, and a larger one to the agent. */
@@ -458,11 +466,12 @@ on_beat_timer(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-static void
-do_beat(struct messenger *messenger, const char *argument)
+static int
+order_beat(struct messenger *messenger, const char *line)
 {
-	listener_pid = (pid_t)atol(argument);
+	listener_pid = (pid_t)atol(order_rest(line));
 	messenger_set_interval(messenger, 5, on_beat_timer, NULL);
+	return 0;
 }
 
 static int
@@ -477,47 +486,29 @@ on_beat(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-static void
-do_answer(struct messenger *messenger, const char *argument)
-{
-	report(messenger, "answers %s", argument);
-}
-
-/* "NAME ARGUMENT": -1, an uncaught error, for a name that is not here. */
 static int
-on_do(struct messenger *messenger, const struct message *message, void *arg)
+order_answer(struct messenger *messenger, const char *line)
 {
-	static const struct {
-		const char *name;
-		void (*call)(struct messenger *, const char *);
-	} deeds[] = {{"help", do_help},
-	             {"move", do_move},
-	             {"leave-a-job", do_leave_a_job},
-	             {"break-the-protocol", do_break_the_protocol},
-	             {"sip", do_sip},
-	             {"gush", do_gush},
-	             {"pass", do_pass},
-	             {"park", do_park},
-	             {"shut-the-port", do_shut_the_port},
-	             {"beat", do_beat},
-	             {"answer", do_answer}};
-	size_t i, length = strcspn(message->data, " ");
-	const char *argument = message->data + length + (message->data[length] == ' ');
-
-	(void)arg;
-	for (i = 0; i < sizeof deeds / sizeof deeds[0]; i++)
-		if (strlen(deeds[i].name) == length &&
-		    strncmp(deeds[i].name, message->data, length) == 0) {
-			deeds[i].call(messenger, argument);
-			return 0;
-		}
-	return -1;
+	report(messenger, "answers %s", order_rest(line));
+	return 0;
 }
+
+static const struct order orders[] = {{"help", order_help},
+                                      {"move", order_move},
+                                      {"break-the-protocol", order_break_the_protocol},
+                                      {"sip", order_sip},
+                                      {"gush", order_gush},
+                                      {"pass", order_pass},
+                                      {"park", order_park},
+                                      {"shut-the-port", order_shut_the_port},
+                                      {"beat", order_beat},
+                                      {"answer", order_answer},
+                                      {NULL, NULL}};
 
 static int
 act(struct messenger *messenger, void *arg)
 {
-	if (messenger_on(messenger, "test-do", on_do, NULL) == -1 ||
+	if (obey_orders(messenger, orders) == -1 ||
 	    messenger_on(messenger, "test-passed", on_passed, NULL) == -1 ||
 	    messenger_on(messenger, "test-beat", on_beat, NULL) == -1)
 		return -1;
@@ -571,7 +562,7 @@ tell(struct cluster *c, const char *who, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(text, sizeof text, format, arguments);
 	va_end(arguments);
-	order(c, who, "test-do", text);
+	cluster_order(c, who, text);
 }
 
 /* Two processes exchange 100 messages each way, and it takes no longer than that. */
@@ -749,7 +740,10 @@ Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
 		exchange(c, "AGENT#1", "APP#5", 1000);
 		cluster_wait(c, mark, ":%s got it bare", who);
-		cluster_wait(c, mark, "handle");
+		cluster_wait(c, mark,
+		             "app_worker#%d:%s: no descriptor or memory for a handle: its "
+		             "message goes without it, as do more of this kind (app %d)",
+		             i + 2, who, i + 1);
 		cr_assert_eq(cluster_count(c, mark, "handle"), 1, "one line says so");
 		exchange(c, "APP#1", who, 1000);
 		world->shortage = 0;
@@ -873,7 +867,7 @@ static int
 move_and_load(struct messenger *messenger, void *arg)
 {
 	(void)arg;
-	do_move(messenger, "deaf");
+	order_move(messenger, "move deaf");
 	for (;;) { /* again: its master gives it a group of its own, maybe after this */
 		setpgid(0, getpgid(getppid()));
 		__real_poll(NULL, 0, 10);
@@ -1048,7 +1042,7 @@ Test(field_traffic, an_app_survives_a_stderr_at_its_limit)
 	struct cluster *c = start_with_log_at_its_limit(STDERR_FILENO);
 	size_t mark = cluster_mark(c);
 
-	tell(c, "APP#3", "what nobody knows"); /* an uncaught error: it says so */
+	tell(c, "APP#3", "uncaught 1"); /* it says so */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_wait_death(c, "APP#3");
 	exchange(c, "APP#1", "APP#2", 1000);
@@ -1096,8 +1090,8 @@ Test(field_traffic, an_app_that_is_always_too_slow_is_replaced)
 	cluster_wait(c, mark, ":APP#1 died (code: null, signal: SIGKILL");
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cr_assert_eq(cluster_count(c, 0, " died "), 1);
-	order(c, "AGENT#1", "test-finish", "");
-	order(c, "APP#2", "test-finish", "");
+	cluster_order(c, "AGENT#1", "finish");
+	cluster_order(c, "APP#2", "finish");
 	cluster_wait(c, mark, ":APP#2 heard #");
 	cluster_wait(c, mark, ":APP#3 heard #");
 	exchange(c, "APP#2", "APP#3", 1000);

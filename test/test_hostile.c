@@ -385,20 +385,20 @@ static const struct attack {
 
 /* "NAME ROUND" */
 static int
-on_attack(struct messenger *messenger, const struct message *message, void *arg)
+order_attack(struct messenger *messenger, const char *line)
 {
-	char name[32];
-	int round;
-	size_t i;
+	size_t i, length = strcspn(line, " ");
 
-	(void)arg;
-	if (sscanf(message->data, "%31s %d", name, &round) != 2)
-		return -1;
 	for (i = 0; i < sizeof attacks / sizeof attacks[0]; i++)
-		if (strcmp(attacks[i].name, name) == 0)
-			attacks[i].run(messenger, round);
-	return 0;
+		if (strlen(attacks[i].name) == length &&
+		    memcmp(attacks[i].name, line, length) == 0) {
+			attacks[i].run(messenger, atoi(order_rest(line)));
+			return 0;
+		}
+	return -1;
 }
+
+static const struct order orders[] = {{NULL, order_attack}};
 
 static int
 on_told(struct messenger *messenger, const struct message *message, void *arg)
@@ -413,8 +413,7 @@ talk_or_attack(struct messenger *messenger, void *arg)
 {
 	int i;
 
-	if (talk(messenger, arg) == -1 ||
-	    messenger_on(messenger, "test-attack", on_attack, NULL) == -1 ||
+	if (obey_orders(messenger, orders) == -1 || talk(messenger, arg) == -1 ||
 	    messenger_on(messenger, "test-forged", on_told, NULL) == -1 ||
 	    messenger_on(messenger, "test-drip", on_told, NULL) == -1)
 		return -1;
@@ -494,7 +493,7 @@ finish_traffic(struct stage *stage)
 	int i;
 
 	for (i = 0; finishes[i] != NULL; i++)
-		order(stage->c, finishes[i], "test-finish", "");
+		cluster_order(stage->c, finishes[i], "finish");
 	for (i = 0; i < 4; i++)
 		cluster_wait(stage->c, mark, " of #%d.", 101 + i);
 	assert_nothing_bad(stage->c);
@@ -520,7 +519,7 @@ attack(struct stage *stage, const char *name, int round)
 	char data[64];
 
 	snprintf(data, sizeof data, "%s %d", name, round);
-	order(stage->c, stage->who, "test-attack", data);
+	cluster_order(stage->c, stage->who, data);
 	return mark;
 }
 

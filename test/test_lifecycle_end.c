@@ -71,7 +71,7 @@ __wrap__exit(int code)
 enum { FLOOD = 10000, FLOOD_SIZE = 200 };
 
 static int
-flood(struct messenger *app, int value)
+order_flood(struct messenger *app, const char *line)
 {
 	char data[FLOOD_SIZE + 1];
 	int i;
@@ -81,7 +81,7 @@ flood(struct messenger *app, int value)
 		if (messenger_send_to_agent(app, "test-flood", data) == -1)
 			report(app, "cannot send %d: %s", i, strerror(errno));
 	}
-	exit(value);
+	exit(atoi(order_rest(line)));
 }
 
 static int
@@ -97,26 +97,11 @@ on_flood(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-static int
-order_exit(struct messenger *messenger, int value)
-{
-	(void)messenger;
-	exit(value);
-}
-
-static int
-order_ignore(struct messenger *messenger, int value)
-{
-	(void)messenger, (void)value;
-	signal(SIGTERM, SIG_IGN);
-	return 0;
-}
-
 /* Its channel ends, and it lives. */
 static int
-order_hang_up(struct messenger *messenger, int value)
+order_hang_up(struct messenger *messenger, const char *line)
 {
-	(void)value;
+	(void)line;
 	shutdown(messenger->channel.descriptor, SHUT_RDWR);
 	while (pause() == -1)
 		;
@@ -124,81 +109,49 @@ order_hang_up(struct messenger *messenger, int value)
 }
 
 static int
-order_uncaught(struct messenger *messenger, int value)
+order_reload(struct messenger *messenger, const char *line)
 {
-	(void)messenger;
-	return value;
-}
-
-static int
-order_ready(struct messenger *messenger, int value)
-{
-	return messenger_ready(messenger, value);
-}
-
-static int
-order_reload(struct messenger *messenger, int value)
-{
-	(void)value;
+	(void)line;
 	return messenger_send(messenger, "reload-worker", NULL, ROLE_MASTER);
 }
 
 static int
-order_listening(struct messenger *messenger, int value)
+order_listening(struct messenger *messenger, const char *line)
 {
-	(void)value;
+	(void)line;
 	return messenger_send(messenger, "listening", NULL, ROLE_MASTER);
 }
 
 static int
-order_talk(struct messenger *messenger, int value)
+order_talk(struct messenger *messenger, const char *line)
 {
-	while (value-- > 0)
+	int count = atoi(order_rest(line));
+
+	while (count-- > 0)
 		if (messenger_send_to_agent(messenger, "test-talk", "\"twenty bytes or so\"") == -1)
 			return 1;
 	return 0;
 }
 
 static int
-order_talk_to_nobody(struct messenger *messenger, int value)
+order_talk_to_nobody(struct messenger *messenger, const char *line)
 {
-	while (value-- > 0)
+	int count = atoi(order_rest(line));
+
+	while (count-- > 0)
 		messenger_send_to(messenger, 0x7ffffffe, "test-talk", NULL);
 	return 0;
 }
 
-static const struct {
-	const char *word;
-	int (*obey)(struct messenger *messenger, int value);
-} orders[] = {
-	{"exit", order_exit},
-	{"flood", flood},
+static const struct order orders[] = {
+	{"flood", order_flood},
 	{"hang-up", order_hang_up},
-	{"ignore", order_ignore},
 	{"listening", order_listening},
-	{"ready", order_ready},
 	{"reload", order_reload},
 	{"talk", order_talk},
 	{"talk-to-nobody", order_talk_to_nobody},
-	{"uncaught", order_uncaught},
+	{NULL, NULL},
 };
-
-/* "WORD NUMBER" */
-static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
-{
-	char word[32];
-	int value = 0, result = 0;
-	size_t i;
-
-	(void)arg;
-	sscanf(message->data, "%31s %d", word, &value);
-	for (i = 0; i < sizeof orders / sizeof orders[0]; i++)
-		if (strcmp(word, orders[i].word) == 0)
-			result = orders[i].obey(messenger, value);
-	report(messenger, "did %s", word);
-	return result;
-}
 
 static bool told_to_go;
 static bool unobserved; /* a flood in the record would drown the log (D17) */
@@ -222,8 +175,7 @@ obey(struct messenger *messenger, void *arg)
 
 	on_exit(say_exit, NULL);
 	says_its_exit = true;
-	if ((!unobserved && observe(messenger) == -1) ||
-	    messenger_on(messenger, "test-order", on_order, NULL) == -1 ||
+	if ((!unobserved && observe(messenger) == -1) || obey_orders(messenger, orders) == -1 ||
 	    messenger_on(messenger, "test-go", on_go, NULL) == -1 ||
 	    messenger_on(messenger, "test-flood", on_flood, &expected) == -1 ||
 	    (close != NULL && messenger_before_close(messenger, close, NULL) == -1))
@@ -319,23 +271,6 @@ start_patient(struct options options)
 	manners.agent.close = close_when_told;
 	options.agent_close_timeout = LONG;
 	return start(options);
-}
-
-/* Order it, and do not wait. */
-static void
-order(struct cluster *c, const char *who, const char *text)
-{
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
-	cluster_turn(c);
-}
-
-static void
-order_and_wait(struct cluster *c, const char *who, const char *text)
-{
-	size_t mark = cluster_mark(c);
-
-	order(c, who, text);
-	cluster_wait(c, mark, ":%s did %.*s", who, (int)strcspn(text, " "), text);
 }
 
 static bool
@@ -517,8 +452,8 @@ expect_end_of_loading(messenger_callback load, const char *end)
 	cluster_wait(c, 0, ":APP#2 loads");
 	cluster_pid(c, "APP#2");
 	if (load == load_long) { /* who obeys has returned from its function */
-		order_and_wait(c, "APP#1", "talk 0");
-		order_and_wait(c, "APP#2", "talk 0");
+		cluster_did(c, "APP#1", "talk 0");
+		cluster_did(c, "APP#2", "talk 0");
 	}
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":AGENT#1 waits");
@@ -550,7 +485,7 @@ expect_end_of_loading_agent(messenger_callback load, size_t exits)
 	cluster_wait(c, 0, ":AGENT#1 loads");
 	cluster_pid(c, "AGENT#1");
 	if (load == load_long)
-		order_and_wait(c, "AGENT#1", "talk 0");
+		cluster_did(c, "AGENT#1", "talk 0");
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "[master] exit with code:0");
 	cr_assert_eq(cluster_count(c, 0, "exit of AGENT#1: 0"), exits);
@@ -719,8 +654,8 @@ Test(lifecycle, s12a_an_app_ignores_sigterm)
 	int64_t begin;
 	size_t mark;
 
-	order_and_wait(c, "APP#1", "ignore");
-	order_and_wait(c, "APP#2", "ignore");
+	cluster_did(c, "APP#1", "ignore");
+	cluster_did(c, "APP#2", "ignore");
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":AGENT#1 waits");
@@ -774,7 +709,7 @@ Test(lifecycle, s12c_the_agent_ignores_sigterm)
 	struct cluster *c = start((struct options){.workers = 2, .agent_close_timeout = 400});
 	int64_t begin;
 
-	order_and_wait(c, "AGENT#1", "ignore");
+	cluster_did(c, "AGENT#1", "ignore");
 	begin = clutch_now();
 	expect_killed_agent(c, signal_master(c, SIGTERM), begin);
 }
@@ -801,9 +736,9 @@ Test(lifecycle, s12e_close_timeouts_from_the_environment)
 	setenv("EGG_APP_CLOSE_TIMEOUT", "1500", 1);
 	setenv("EGG_AGENT_CLOSE_TIMEOUT", "1000", 1);
 	c = start((struct options){.workers = 2});
-	order_and_wait(c, "APP#1", "ignore");
-	order_and_wait(c, "APP#2", "ignore");
-	order_and_wait(c, "AGENT#1", "ignore");
+	cluster_did(c, "APP#1", "ignore");
+	cluster_did(c, "APP#2", "ignore");
+	cluster_did(c, "AGENT#1", "ignore");
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "kill agent worker with signal SIGTERM");
@@ -986,7 +921,7 @@ start_draining(int app_close_timeout, int *client)
 
 	*client = cluster_connect(c);
 	cluster_wait(c, 0, ":APP#1 accepted");
-	order(c, "APP#1", "uncaught 7");
+	cluster_order(c, "APP#1", "uncaught 7");
 	cluster_wait(c, 0, "app_worker#1:APP#1 disconnect");
 	cluster_wait(c, 0, ":APP#2 saw egg-ready");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
@@ -1225,7 +1160,7 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 	manners.app.load = load_and_hang_up_if_sick;
 	c = start((struct options){.workers = 1});
 	fall_ill();
-	order(c, "APP#1", "hang-up 0");
+	cluster_order(c, "APP#1", "hang-up 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 disconnect");
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait_end(c, "APP#1");
@@ -1327,10 +1262,10 @@ Test(lifecycle, s13_reload_ordered_by_the_agent_and_again)
 	struct cluster *c = start((struct options){.workers = 3});
 	size_t mark = cluster_mark(c);
 
-	order(c, "AGENT#1", "reload 0");
+	cluster_order(c, "AGENT#1", "reload 0");
 	expect_reload(c, mark, 4);
 	mark = cluster_mark(c);
-	order(c, "AGENT#1", "reload 0");
+	cluster_order(c, "AGENT#1", "reload 0");
 	expect_reload(c, mark, 7);
 	cluster_stop(c);
 }
@@ -1340,8 +1275,8 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 
-	order_and_wait(c, "APP#2", "reload 0");
-	order_and_wait(c, "APP#2", "reload 0");
+	cluster_did(c, "APP#2", "reload 0");
+	cluster_did(c, "APP#2", "reload 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
 	cluster_ask_status(c); /* the master has come by */
 	cr_assert_eq(cluster_count(c, 0, "refused"), 1);
@@ -2281,8 +2216,8 @@ Test(lifecycle, sigusr1_counts_messages_and_bytes)
 	agent = figures_of(c, "AGENT#1");
 	app = figures_of(c, "APP#1");
 	other = figures_of(c, "APP#2");
-	order_and_wait(c, "APP#1", "talk 7");
-	order_and_wait(c, "APP#1", "talk-to-nobody 1");
+	cluster_did(c, "APP#1", "talk 7");
+	cluster_did(c, "APP#1", "talk-to-nobody 1");
 	cluster_wait(c, 0, ":AGENT#1 saw test-talk");
 	cluster_wait(c, 0, "did talk-to-nobody");
 	cluster_until(c, has_one_undeliverable, NULL, "the message to nobody");
@@ -2441,10 +2376,10 @@ Test(lifecycle, signals_during_the_start)
 		at = cluster_ask_status(c);
 		cluster_wait(c, at, "\"state\":\"starting\"");
 		if (i == 1)
-			order(c, "AGENT#1", "ready 0");
+			cluster_order(c, "AGENT#1", "ready 0");
 	}
-	order(c, "APP#1", "ready 0");
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_ready(c);
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
 	cluster_stop(c);
@@ -2504,7 +2439,7 @@ start_flood(size_t *mark)
 	c = launch((struct options){.workers = 1});
 	cluster_ready(c);
 	*mark = cluster_mark(c);
-	order(c, "APP#1", "flood 3");
+	cluster_order(c, "APP#1", "flood 3");
 	return c;
 }
 
@@ -2538,14 +2473,14 @@ Test(lifecycle, an_app_counts_once)
 	c = launch((struct options){.workers = 2});
 	cluster_wait(c, 0, ":APP#1 loads");
 	cluster_wait(c, 0, ":APP#2 loads");
-	order_and_wait(c, "APP#1", "ready 0");
-	order_and_wait(c, "APP#1", "listening 0");
-	order_and_wait(c, "APP#1", "listening 0");
+	cluster_did(c, "APP#1", "ready 0");
+	cluster_did(c, "APP#1", "listening 0");
+	cluster_did(c, "APP#1", "listening 0");
 	cluster_wait(c, 0, "app_worker#1:APP#1 may not send listening: refused");
 	cluster_ask_status(c);
 	cr_assert_eq(cluster_count(c, 0, "saw egg-ready"), 0);
 	cr_assert_eq(cluster_count(c, 0, "remain 0"), 0);
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_ready(c);
 	cr_assert_eq(cluster_count(c, 0, "remain 0"), 1);
 	cluster_stop(c);

@@ -131,35 +131,58 @@ block(struct messenger *app)
 	close(open(fifo[blocked++], O_RDONLY));
 }
 
-/* An order is "WORD NUMBER". */
 static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
+order_timer(struct messenger *messenger, const char *line)
 {
-	char word[16];
-	int value = 0;
-
-	(void)arg;
-	sscanf(message->data, "%15s %d", word, &value);
-	if (strcmp(word, "exit") == 0)
-		exit(value);
-	else if (strcmp(word, "ready") == 0)
-		messenger_ready(messenger, value);
-	else if (strcmp(word, "timer") == 0)
-		messenger_set_timeout(messenger, 1, return_seven, NULL);
-	else if (strcmp(word, "watcher") == 0)
-		watch_what_is_ready(messenger);
-	else if (strcmp(word, "graceful") == 0)
-		messenger_graceful_exit(messenger);
-	else if (strcmp(word, "answer") == 0)
-		answer(messenger, NULL);
-	else if (strcmp(word, "fork") == 0)
-		fork_holder(messenger, value == 1);
-	else if (strcmp(word, "flood") == 0)
-		flood(messenger);
-	else if (strcmp(word, "block") == 0)
-		block(messenger);
-	return strcmp(word, "uncaught") == 0 || value == 7 ? 7 : 0;
+	(void)line;
+	return messenger_set_timeout(messenger, 1, return_seven, NULL) == -1 ? -1 : 0;
 }
+
+static int
+order_watcher(struct messenger *messenger, const char *line)
+{
+	(void)line;
+	watch_what_is_ready(messenger);
+	return 0;
+}
+
+static int
+order_answer(struct messenger *app, const char *line)
+{
+	(void)line;
+	answer(app, NULL);
+	return 0;
+}
+
+static int
+order_fork(struct messenger *app, const char *line)
+{
+	fork_holder(app, atoi(order_rest(line)) == 1);
+	return 0;
+}
+
+/* After these two an error in the listener. */
+static int
+order_flood(struct messenger *app, const char *line)
+{
+	flood(app);
+	return atoi(order_rest(line));
+}
+
+static int
+order_block(struct messenger *app, const char *line)
+{
+	block(app);
+	return atoi(order_rest(line));
+}
+
+static const struct order orders[] = {{"timer", order_timer},
+                                      {"watcher", order_watcher},
+                                      {"answer", order_answer},
+                                      {"fork", order_fork},
+                                      {"flood", order_flood},
+                                      {"block", order_block},
+                                      {NULL, NULL}};
 
 /* The agent says it back, so that the parent, too, knows that there is no more. */
 static int
@@ -198,9 +221,9 @@ obey(struct messenger *messenger, void *arg)
 		messenger_on(messenger, "test-marker", on_marker, NULL);
 		messenger_on(messenger, "test-flood", on_flood, NULL);
 	}
-	messenger_on(messenger, "test-order", on_order, NULL);
 	exiting = messenger;
-	return on_exit(report_exit, messenger) != 0 || observe(messenger) != 0;
+	return on_exit(report_exit, messenger) != 0 || observe(messenger) != 0 ||
+	       obey_orders(messenger, orders) != 0;
 }
 
 /* It is loading until it is ordered to be ready. */
@@ -209,13 +232,6 @@ load(struct messenger *messenger, void *arg)
 {
 	messenger_ready_later(messenger);
 	return obey(messenger, arg);
-}
-
-static void
-order(struct cluster *c, const char *who, const char *text)
-{
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
-	cluster_turn(c);
 }
 
 /*
@@ -317,7 +333,7 @@ Test(lifecycle, s02_cold_start_with_three_workers)
 	for (i = 0; i < 3; i++) {
 		settle(c, "AGENT#1");
 		cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0, "before all are ready");
-		order(c, order_of_start[i], "ready 0");
+		cluster_order(c, order_of_start[i], "ready 0");
 		at = cluster_wait(c, at, ":%s started, remain %d (", order_of_start[i], 2 - i);
 	}
 	cluster_wait(c, at, "[master] egg started (");
@@ -468,7 +484,7 @@ Test(lifecycle, s03b_disconnect_comes_before_exit)
 		if (n < 8)
 			cluster_signal(c, who, SIGKILL);
 		else
-			order(c, who, "exit 1");
+			cluster_order(c, who, "exit 1");
 		expect_replaced(c, mark,
 		                &(struct death){who, n < 8 ? KILLED : EXIT_1, "egg-pids [APP#1]",
 		                                newcomer, all},
@@ -568,7 +584,7 @@ Test(lifecycle, s03d_exit_1_in_a_worker_after_start)
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
 	size_t mark = cluster_mark(c);
 
-	order(c, "APP#2", "exit 1");
+	cluster_order(c, "APP#2", "exit 1");
 	expect_the_second_replaced(c, mark, EXIT_1);
 }
 
@@ -601,7 +617,7 @@ expect_backoff(struct cluster *c, int n, int wait)
 	snprintf(who, sizeof who, "APP#%d", n);
 	cluster_pid(c, before);
 	now = clutch_now();
-	order(c, before, "exit 1");
+	cluster_order(c, before, "exit 1");
 	cr_assert_str_eq(cluster_wait_end(c, before), EXIT_1);
 	cluster_pid(c, who);
 	cr_assert(clutch_now() - now >= wait, "%s came after %lld ms, not %d", who,
@@ -617,15 +633,15 @@ Test(lifecycle, s03f_a_replacement_that_exits_while_loading_is_replaced)
 		cluster_start(&(struct options){.agent = obey, .app = load, .workers = 2});
 	size_t mark;
 
-	order(c, "APP#1", "ready 0");
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_ready(c);
 	settle(c, "AGENT#1 APP#1 APP#2");
 	mark = cluster_mark(c);
 	cluster_signal(c, "APP#2", SIGKILL);
 	expect_backoff(c, 4, 1000);
 	expect_backoff(c, 5, 2000);
-	order(c, "APP#5", "ready 0");
+	cluster_order(c, "APP#5", "ready 0");
 	cluster_wait_saw(c, "APP#5", NEWCOMER);
 	settle(c, "AGENT#1 APP#1 APP#5");
 
@@ -647,14 +663,14 @@ Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
 		cluster_start(&(struct options){.agent = obey, .app = load, .workers = 1});
 	int64_t now;
 
-	order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
 	cluster_ready(c);
-	order(c, "APP#1", "exit 1");
-	order(c, "APP#2", "exit 1");
-	order(c, "APP#3", "ready 0");
+	cluster_order(c, "APP#1", "exit 1");
+	cluster_order(c, "APP#2", "exit 1");
+	cluster_order(c, "APP#3", "ready 0");
 	cluster_wait(c, 0, "app_worker#3:APP#3 started");
 	now = clutch_now();
-	order(c, "APP#3", "exit 1");
+	cluster_order(c, "APP#3", "exit 1");
 	cluster_pid(c, "APP#4");
 	cr_assert(clutch_now() - now < 900, "that was not at once");
 	expect_backoff(c, 5, 1000);
@@ -667,7 +683,7 @@ start_holder(struct cluster *c, const char *text)
 	const char *line;
 	long pid;
 
-	order(c, "APP#2", text);
+	cluster_order(c, "APP#2", text);
 	cluster_wait(c, 0, ":APP#2 holder ");
 	line = cluster_line(c, ":APP#2 holder ");
 	cr_assert(sscanf(line, "%*s holder %ld", &pid) == 1);
@@ -841,7 +857,7 @@ expect_graceful(const char *text, const char *line)
 	size_t at, mark = cluster_mark(c);
 	int64_t now = clutch_now();
 
-	order(c, "APP#2", text);
+	cluster_order(c, "APP#2", text);
 	at = cluster_wait(c, mark, "%s", line);
 	cluster_wait(c, at, "[app_worker] will exit after %dms at most", CLUTCH_GRACEFUL_TIMEOUT);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
@@ -852,7 +868,7 @@ expect_graceful(const char *text, const char *line)
 
 Test(lifecycle, s04a_an_uncaught_error_in_a_listener)
 {
-	expect_graceful("uncaught", "[app_worker] uncaught error 7 in a listener");
+	expect_graceful("uncaught 7", "[app_worker] uncaught error 7 in a listener");
 }
 
 Test(lifecycle, s04a_an_uncaught_error_in_a_timer)
@@ -880,7 +896,7 @@ Test(lifecycle, s04b_a_request_in_flight_is_answered)
 	size_t mark = cluster_mark(c);
 	int64_t now;
 
-	order(c, "APP#1", "uncaught");
+	cluster_order(c, "APP#1", "uncaught 7");
 	expect_answer(alive, "");
 	cluster_wait(c, mark, ":APP#1 leaves, closing 1");
 	cluster_wait_saw(c, "APP#2", NEWCOMER);
@@ -938,7 +954,7 @@ Test(lifecycle, s04c_two_uncaught_errors_and_a_connection_that_never_ends, .time
 	size_t at, mark = cluster_mark(c);
 	int64_t now = clutch_now();
 
-	order(c, "APP#2", "uncaught");
+	cluster_order(c, "APP#2", "uncaught 7");
 	at = cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
 	cluster_wait(c, at, "[app_worker] uncaught error 7 in a timer");
 	cluster_wait_saw(c, "APP#3", NEWCOMER);
@@ -965,13 +981,13 @@ Test(lifecycle, s04d_uncaught_errors_in_the_agent_are_logged)
 	struct cluster *c = start((struct options){.workers = 1}, "AGENT#1 APP#1");
 	size_t mark = cluster_mark(c);
 
-	order(c, "AGENT#1", "uncaught");
+	cluster_order(c, "AGENT#1", "uncaught 7");
 	cluster_wait(c, mark, "[agent_worker] uncaught error 7 in a listener");
-	order(c, "AGENT#1", "timer");
+	cluster_order(c, "AGENT#1", "timer");
 	cluster_wait(c, mark, "[agent_worker] uncaught error 7 in a timer");
-	order(c, "AGENT#1", "watcher");
+	cluster_order(c, "AGENT#1", "watcher");
 	cluster_wait(c, mark, "[agent_worker] uncaught error 7 in a watcher");
-	order(c, "AGENT#1", "graceful"); /* in other roles: nothing */
+	cluster_order(c, "AGENT#1", "graceful"); /* in other roles: nothing */
 	settle(c, "AGENT#1 APP#1");
 	settle(c, "AGENT#1 APP#1");
 	cluster_wait_saw_from(c, mark, "PARENT", "");
@@ -1034,7 +1050,7 @@ Test(lifecycle, a_graceful_exit_ends_when_its_client_leaves)
 	                          "AGENT#1 APP#1");
 	int client = request_of(c, "APP#1", "h");
 
-	order(c, "APP#1", "graceful");
+	cluster_order(c, "APP#1", "graceful");
 	cluster_wait_saw(c, "APP#2", NEWCOMER);
 	settle(c, "AGENT#1 APP#2");
 	cr_assert_eq(cluster_count(c, 0, "died"), 0);
@@ -1048,7 +1064,7 @@ Test(lifecycle, what_a_graceful_worker_has_sent_arrives)
 {
 	struct cluster *c = start((struct options){.workers = 1}, "AGENT#1 APP#1");
 
-	order(c, "APP#1", "flood 7");
+	cluster_order(c, "APP#1", "flood 7");
 	cluster_wait(c, 0, "[app_worker] uncaught error 7 in a listener");
 	cluster_wait(c, 0, ":AGENT#1 flood complete");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
@@ -1098,7 +1114,7 @@ expect_delivered(size_t count)
 	data[FLOOD_SIZE] = '\0';
 	c = start((struct options){.app = obey_and_block_again, .workers = 2},
 	          "AGENT#1 APP#1 APP#2");
-	order(c, "APP#2", "block 7");
+	cluster_order(c, "APP#2", "block 7");
 	at = cluster_wait(c, 0, ":APP#2 blocks");
 	for (i = 0; i < count; i++)
 		cr_assert_eq(
@@ -1149,7 +1165,7 @@ Test(lifecycle, s03c_sigterm_lets_connections_finish)
 	settle(c, "AGENT#1 APP#1");
 	expect_open(client);
 	cr_assert_eq(cluster_count(c, 0, "app_worker#2"), 0);
-	order(c, "APP#1", "answer");
+	cluster_order(c, "APP#1", "answer");
 	expect_answer(client, "answer");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
 	cluster_wait_saw(c, "APP#2", NEWCOMER);
@@ -1168,10 +1184,10 @@ Test(lifecycle, s03c_an_uncaught_error_after_sigterm_changes_nothing)
 
 	cluster_signal(c, "APP#1", SIGTERM);
 	cluster_wait(c, mark, ":APP#1 leaves, closing 1");
-	order(c, "APP#1", "uncaught");
+	cluster_order(c, "APP#1", "uncaught 7");
 	cluster_wait(c, mark, "[app_worker] uncaught error 7 in a listener");
 	settle(c, "AGENT#1 APP#1");
-	order(c, "APP#1", "answer");
+	cluster_order(c, "APP#1", "answer");
 	expect_answer(client, "answer");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
 	cr_assert_eq(cluster_count(c, 0, "leaves"), 1);
@@ -1413,7 +1429,7 @@ Test(lifecycle, s06f_a_worker_that_is_never_ready)
 
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0 ", start timeout");
 	cr_assert(clutch_now() - now >= 500);
-	at = cluster_wait(c, 0, "[master] app_worker#1:APP#1 start timeout");
+	at = cluster_wait(c, 0, "[master] app_worker#1:APP#1 start timeout (app 0)");
 	at = cluster_wait(c, at, ":APP#1 exits 0");
 	cluster_wait(c, at, "app_worker#1:APP#1 start fail, exiting with code:1");
 	cluster_wait(c, at, ":AGENT#1 exits 110");

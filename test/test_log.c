@@ -361,6 +361,47 @@ Test(log, a_full_log_says_how_many_lines_it_has_cost)
 	nobody_is_left();
 }
 
+/* All that is in a pipe whose writing end is this process's no more. */
+static const char *
+rest_of(int descriptor)
+{
+	static char text[512 * 1024];
+	ssize_t length;
+	size_t used = 0;
+
+	while ((length = read(descriptor, text + used, sizeof text - 1 - used)) > 0)
+		used += (size_t)length;
+	text[used] = '\0';
+	return text;
+}
+
+/* A full stdout costs stderr nothing: no line, no patience, and no word about lost lines. */
+Test(log, a_full_stream_is_no_matter_of_the_other_one)
+{
+	int i, out[2], error[2], status;
+	const char *text;
+	pid_t pid;
+
+	cr_assert(pipe(out) == 0 && pipe(error) == 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(out[1], STDOUT_FILENO);
+		dup2(error[1], STDERR_FILENO);
+		for (i = 0; i < 200; i++)
+			clutch_log(CLUTCH_INFO, "%01000d", i);
+		clutch_log(CLUTCH_ERROR, "an error");
+		_exit(0);
+	}
+	close(out[1]);
+	close(error[1]);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	text = rest_of(error[0]);
+	cr_assert_not_null(strstr(text, ": an error\n"), "%s", text);
+	cr_assert_null(strstr(text, "the log was full"), "%s", text);
+	text = rest_of(out[0]);
+	cr_assert(count_text(text, " INFO ") > 10 && count_text(text, " INFO ") < 200);
+}
+
 /* ---- a stranger's text ------------------------------------------------------------------ */
 
 static int
@@ -563,6 +604,42 @@ Test(log, any_process_can_ask_for_the_status)
 	cluster_stop(c);
 }
 
+/* More than a queue holds, and then the agent is ready: the apps are forked. */
+static int
+flood_apps(struct messenger *agent, void *arg)
+{
+	static char data[64 * 1024];
+	static size_t sent;
+
+	memset(data, '1', sizeof data - 1);
+	while (sent < 3 * CHANNEL_QUEUE_MAX && messenger_send_to_app(agent, "test", data) == 0)
+		sent += sizeof data;
+	if (sent < 3 * CHANNEL_QUEUE_MAX)
+		return messenger_set_timeout(agent, 1, flood_apps, arg) == -1;
+	messenger_ready(agent, 0);
+	return 0;
+}
+
+static int
+flood_and_be_ready(struct messenger *agent, void *arg)
+{
+	messenger_ready_later(agent);
+	return messenger_set_timeout(agent, 0, flood_apps, arg) == -1;
+}
+
+Test(log, an_app_whose_queue_is_full_before_it_is_forked_is_named_by_its_slot)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = flood_and_be_ready, .workers = 2});
+
+	cluster_wait(c, 0,
+	             "[master] app_worker#0:0 is not there and its queue is full: messages for "
+	             "it are dropped (app 0)");
+	cluster_wait(c, 0, "messages for it are dropped (app 1)");
+	cluster_ready(c);
+	cluster_stop(c);
+}
+
 Test(log, nobody_may_answer_in_the_masters_place)
 {
 	struct cluster *c = cluster_start(
@@ -570,7 +647,9 @@ Test(log, nobody_may_answer_in_the_masters_place)
 
 	cluster_ready(c);
 	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "test-forge", NULL), 0);
-	cluster_wait(c, 0, "app_worker#1:APP#1 may not send clutch-status: refused");
+	cluster_wait(c, 0,
+	             "app_worker#1:APP#1 may not send clutch-status: refused, as are more of "
+	             "this kind (app 0)");
 	cr_assert_eq(messenger_send_to_app(c->parent, "test-ask", NULL), 0);
 	cr_assert_eq(messenger_send_to_agent(c->parent, "test-ask", NULL), 0);
 	cluster_wait(c, 0, ":AGENT#1 got ");

@@ -1879,7 +1879,7 @@ Test(loop, a_watcher_can_unwatch_itself)
 	watch(pipes[2][0], POLLIN, watch_note, e); /* this one does not */
 	turn();
 	expect_calls("abed");
-	cr_assert_eq(child->watch_count, 1, "gaps stay");
+	cr_assert_eq(child->watch_count, 2, "gaps stay");
 	turn();
 	expect_calls("e");
 	close_pipes(4);
@@ -2937,6 +2937,23 @@ Test(foreign, a_closed_channel_is_not_polled)
 	cr_assert_eq(messenger_descriptors(child, set, 2), 1);
 	cr_assert_eq(set[0].fd, ends[0]);
 	close_pipe(ends);
+}
+
+/* poll(2) would return at once while the system has no memory: a loop would spin. */
+Test(foreign, during_a_shortage_a_channel_is_left_alone)
+{
+	struct pollfd set[1];
+
+	fill();
+	child->channel.starved = true;
+	cr_assert_eq(messenger_descriptors(child, set, 1), 1);
+	cr_assert_eq(set[0].events, 0);
+	cr_assert(messenger_timeout(child) > 0 && messenger_timeout(child) <= 10);
+	after(1, a);
+	cr_assert_leq(messenger_timeout(child), 1);
+	cr_assert_eq(messenger_step(child, 0), 1);
+	messenger_descriptors(child, set, 1);
+	cr_assert_eq(set[0].events, POLLIN | POLLOUT, "the next turn tries again");
 }
 
 Test(foreign, timeout_is_the_time_until_the_next_timer)

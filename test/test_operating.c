@@ -82,10 +82,6 @@ take_string(const char *at, char *out)
 		}
 		at++;
 		at += strspn(at, " \t\n");
-		if (strncmp(at, "IN_SLOT", 7) == 0) { /* " (app %d)" */
-			used += (size_t)sprintf(out + used, " (app %c)", HOLE);
-			at += 7;
-		}
 	}
 	while (used > 0 && out[used - 1] == ' ')
 		used--;

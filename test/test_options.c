@@ -336,6 +336,27 @@ Test(options, a_path_of_others_is_refused)
 	cr_assert_eq(access(path.sun_path, F_OK), 0);
 }
 
+/* Each try is a connection for the process that listens there. */
+Test(options, a_path_in_use_is_tried_seldom)
+{
+	int client, listener = socket(AF_UNIX, SOCK_STREAM, 0), tries = 0;
+	struct cluster *c;
+
+	name_path();
+	cr_assert_eq(bind(listener, (struct sockaddr *)&path, sizeof path), 0);
+	cr_assert_eq(listen(listener, 128), 0);
+	cr_assert_eq(fcntl(listener, F_SETFL, O_NONBLOCK), 0);
+	c = start_at_path();
+	cluster_wait(c, 0, "[master] %s is in use: stop what listens there", path.sun_path);
+	cluster_ended(c, 1);
+	while ((client = accept(listener, NULL, NULL)) != -1) {
+		tries++;
+		close(client);
+	}
+	close(listener);
+	cr_assert(tries >= 2 && tries <= 12, "%d tries in 3 s", tries);
+}
+
 /* Between its bind and its listen, a master's socket refuses a connection. For this program it
  * does so once; a cluster that starts ends by itself, with 0. */
 static const char second_master[] =
@@ -379,7 +400,7 @@ Test(options, a_path_that_is_none_is_one_clear_line)
 	static const char *const bad[] = {"/with\"quote", "/with\ttab", "relative/path",
 	                                  "/no/such/folder/socket"};
 	static const char *const why[] = {"is no good", "is no good", "is no good",
-	                                  "cannot listen on"};
+	                                  "cannot listen on /no/such/folder/socket: No such file"};
 	char long_path[200] = "/";
 	struct cluster *c;
 	size_t i;
@@ -473,7 +494,8 @@ Test(options, numbers_out_of_range_are_one_clear_line)
 	for (i = 0; i < 2; i++) {
 		c = start((struct options){.refork_limit = bad[i]});
 		cluster_wait(c, 0,
-		             "[master] an option=%d is no good: give a number from 1 to 65536",
+		             "[master] options.refork_limit=%d is no good: give a number from 1 to "
+		             "65536",
 		             bad[i]);
 		cluster_ended(c, 1);
 	}
@@ -505,6 +527,30 @@ Test(options, a_leaving_worker_waits_for_a_connection_that_came_as_a_handle)
 Test(options, a_descriptor_that_is_watched_already_becomes_a_connection)
 {
 	leave_with_handle("\"watched\"");
+}
+
+/* ---- a port in use ---------------------------------------------------------------------------- */
+
+/* The line names PORT only where PORT would help. */
+Test(options, a_port_that_the_program_has_fixed_is_not_to_be_set_outside)
+{
+	struct sockaddr_in address;
+	int listener = bound_socket(SOCK_STREAM, &address);
+	struct cluster *c;
+	char port[16];
+
+	cr_assert_eq(listen(listener, 1), 0);
+	snprintf(port, sizeof port, "%d", ntohs(address.sin_port));
+	c = start((struct options){.connection = answer, .port = ntohs(address.sin_port)});
+	cluster_wait(c, 0, "port %s is in use: stop what listens there, or choose another port",
+	             port);
+	cr_expect_eq(cluster_count(c, 0, "PORT="), 0);
+	cluster_ended(c, 1);
+	setenv("PORT", port, 1);
+	c = start((struct options){.connection = answer});
+	cluster_wait(c, 0, "or choose another port, as in PORT=7002");
+	cluster_ended(c, 1);
+	close(listener);
 }
 
 /* ---- where the log goes ---------------------------------------------------------------------- */

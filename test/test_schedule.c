@@ -129,33 +129,58 @@ advance_clocks(struct messenger *messenger, int64_t by)
 	report(messenger, "advanced");
 }
 
-/* An order is "WORD REST". */
 static int
-on_order(struct messenger *messenger, const struct message *message, void *arg)
+order_advance(struct messenger *messenger, const char *line)
 {
-	const char *rest = strchr(message->data, ' ') + 1;
-
-	(void)arg;
-	if (strncmp(message->data, "advance ", 8) == 0) {
-		advance_clocks(messenger, atoll(rest));
-	} else if (strncmp(message->data, "wall ", 5) == 0) {
-		wall = (int64_t)local_time(rest) * 1000;
-	} else if (strncmp(message->data, "fail ", 5) == 0) {
-		timers_to_fail = atoi(rest);
-	} else if (strncmp(message->data, "settle ", 7) == 0) {
-		return messenger_send_to_app(messenger, "test-settle", rest);
-	} else if (strncmp(message->data, "done ", 5) == 0) {
-		schedule_done(held[0], atoi(rest));
-		memmove(held, held + 1, --held_count * sizeof *held);
-	} else if (strncmp(message->data, "run ", 4) == 0) {
-		run_by_hand(messenger, rest);
-	} else if (strncmp(message->data, "ready ", 6) == 0) {
-		messenger_ready(messenger, 0);
-	} else if (strncmp(message->data, "graceful ", 9) == 0) {
-		messenger_graceful_exit(messenger);
-	}
+	advance_clocks(messenger, atoll(order_rest(line)));
 	return 0;
 }
+
+static int
+order_wall(struct messenger *messenger, const char *line)
+{
+	(void)messenger;
+	wall = (int64_t)local_time(order_rest(line)) * 1000;
+	return 0;
+}
+
+static int
+order_fail(struct messenger *messenger, const char *line)
+{
+	(void)messenger;
+	timers_to_fail = atoi(order_rest(line));
+	return 0;
+}
+
+static int
+order_settle(struct messenger *agent, const char *line)
+{
+	return messenger_send_to_app(agent, "test-settle", order_rest(line));
+}
+
+static int
+order_done(struct messenger *app, const char *line)
+{
+	(void)app;
+	schedule_done(held[0], atoi(order_rest(line)));
+	memmove(held, held + 1, --held_count * sizeof *held);
+	return 0;
+}
+
+static int
+order_run(struct messenger *app, const char *line)
+{
+	run_by_hand(app, order_rest(line));
+	return 0;
+}
+
+static const struct order orders[] = {{"advance", order_advance},
+                                      {"wall", order_wall},
+                                      {"fail", order_fail},
+                                      {"settle", order_settle},
+                                      {"done", order_done},
+                                      {"run", order_run},
+                                      {NULL, NULL}};
 
 static int settle_turns;
 static char settle_number[32];
@@ -208,7 +233,7 @@ agent(struct messenger *agent, void *arg)
 	}
 	if (advances_when_it_closes)
 		messenger_before_close(agent, on_close, NULL);
-	messenger_on(agent, "test-order", on_order, NULL);
+	obey_orders(agent, orders);
 	messenger_on(agent, "test-settle", on_settle, NULL);
 	return observe(agent) != 0 || egg_schedule_agent(agent, jobs, job_count) != 0;
 }
@@ -219,7 +244,7 @@ app(struct messenger *app, void *arg)
 	(void)arg;
 	if (app_loads)
 		messenger_ready_later(app);
-	messenger_on(app, "test-order", on_order, NULL);
+	obey_orders(app, orders);
 	messenger_on(app, "test-settle", on_settle, NULL);
 	return observe(app) != 0 || egg_schedule_app(app, jobs, app_job_count) != 0;
 }
@@ -243,27 +268,16 @@ started(const struct schedule *schedules, size_t count, int workers)
 	return c;
 }
 
-static void
-order(struct cluster *c, const char *who, const char *format, ...)
-{
-	char text[128];
-	va_list arguments;
-
-	va_start(arguments, format);
-	vsnprintf(text, sizeof text, format, arguments);
-	va_end(arguments);
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), "test-order", text), 0);
-	cluster_turn(c);
-}
-
 /* Wait until the apps have done all that the agent has told them, and have answered. */
 static void
 settle(struct cluster *c, const char *agent_name, int apps)
 {
 	static int number;
 	size_t at = 0;
+	char line[32];
 
-	order(c, agent_name, "settle %d", ++number);
+	snprintf(line, sizeof line, "settle %d", ++number);
+	cluster_order(c, agent_name, line);
 	while (apps-- > 0)
 		at = cluster_wait(c, at, ":%s settled %d", agent_name, number);
 }
@@ -273,8 +287,10 @@ static void
 pass(struct cluster *c, const char *agent_name, int apps, long long by)
 {
 	size_t mark = cluster_mark(c);
+	char line[32];
 
-	order(c, agent_name, "advance %lld", by);
+	snprintf(line, sizeof line, "advance %lld", by);
+	cluster_order(c, agent_name, line);
 	cluster_wait(c, mark, ":%s advanced", agent_name);
 	settle(c, agent_name, apps); /* the agent hears that order after its timers */
 }
@@ -334,12 +350,12 @@ Test(schedule, nothing_before_all_is_ready)
 	app_loads = true;
 	c = start(list, 1, 2);
 	cluster_wait(c, 0, "register schedule first");
-	order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
 	cluster_wait(c, 0, ":APP#1 started, remain 1");
-	order(c, "AGENT#1", "settle 0");
+	cluster_order(c, "AGENT#1", "settle 0");
 	cluster_wait(c, 0, ":AGENT#1 settled 0");
 	cr_expect_eq(cluster_count(c, 0, "[Timer]"), 0);
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_wait(c, 0, ":APP#2 ran ok");
 	cluster_wait(c, 0, ":APP#1 ran ok");
 	cluster_stop(c);
@@ -384,9 +400,9 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 	pass(c, "AGENT#1", 1, 1000);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
 	cr_expect_eq(cluster_count(c, 0, "off"), 0, "no line of the log is about it");
-	order(c, "APP#1", "run off");
+	cluster_order(c, "APP#1", "run off");
 	cluster_wait(c, 0, "[Job#by hand] off execute failed, used 0ms. The task returned 3");
-	order(c, "APP#1", "run nobody");
+	cluster_order(c, "APP#1", "run nobody");
 	cluster_wait(c, 0, ":APP#1 cannot run nobody: No such file or directory");
 	cr_assert_eq(messenger_send_to_app(c->parent, "egg-schedule",
 	                                   "{\"key\":\"off\",\"id\":\"1\",\"args\":[]}"),
@@ -443,7 +459,7 @@ Test(schedule, a_timer_that_cannot_be_set_is_set_later)
 	struct cluster *c = started(list, 1, 1);
 	size_t at;
 
-	order(c, "AGENT#1", "fail 1");
+	cluster_order(c, "AGENT#1", "fail 1");
 	pass(c, "AGENT#1", 1, 10000);
 	at = cluster_wait(c, 0, "[Timer] tick waits for a timer: Cannot allocate memory");
 	pass(c, "AGENT#1", 1, 49999);
@@ -460,9 +476,9 @@ Test(schedule, a_task_that_finds_no_timer_begins_at_once)
 		{.name = "tick", .type = "worker", .interval = "10s", .task = task, .arg = ok}};
 	struct cluster *c = started(list, 1, 1);
 
-	order(c, "APP#1", "fail 1");
+	cluster_order(c, "APP#1", "fail 1");
 	cluster_wait(c, 0, ":APP#1 saw test-order fail 1");
-	order(c, "AGENT#1", "advance 10000");
+	cluster_order(c, "AGENT#1", "advance 10000");
 	cluster_wait(c, 0, ":APP#1 ran ok");
 	pass(c, "AGENT#1", 1, 10000);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
@@ -514,13 +530,13 @@ Test(schedule, somebody_sets_the_wall_clock)
 
 	start_time = "2027-06-01 12:10:00";
 	c = started(list, 1, 1);
-	order(c, "AGENT#1", "wall 2027-06-01 12:59:30"); /* forward */
+	cluster_order(c, "AGENT#1", "wall 2027-06-01 12:59:30"); /* forward */
 	pass(c, "AGENT#1", 1, 29999);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
 	pass(c, "AGENT#1", 1, 30001); /* the minute is over since the start */
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
 	at = cluster_wait(c, 0, "after 3570000ms at 2027-06-01 14:00:00.000") - 1;
-	order(c, "AGENT#1", "wall 2027-06-01 09:58:00"); /* back */
+	cluster_order(c, "AGENT#1", "wall 2027-06-01 09:58:00"); /* back */
 	pass(c, "AGENT#1", 1, 59000);
 	pass(c, "AGENT#1", 1, 1000);
 	cluster_wait(c, at, "at 2027-06-01 10:00:00.000");
@@ -618,10 +634,10 @@ Test(schedule, a_task_that_goes_on_after_it_has_returned)
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "] held executing"), 1);
 	cr_expect_eq(cluster_count(c, 0, "] held execute "), 0);
-	order(c, "APP#1", "run held");
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "run held");
+	cluster_order(c, "APP#1", "done 0");
 	cluster_wait(c, 0, "] held execute succeed, used ");
-	order(c, "APP#1", "done 9");
+	cluster_order(c, "APP#1", "done 9");
 	cluster_wait(c, 0, "[Job#by hand] held execute failed, used ");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "not what is by hand");
@@ -649,8 +665,8 @@ Test(schedule, a_tick_is_skipped_while_the_last_run_goes_on)
 	cr_expect_eq(cluster_count(c, 0, "] egg executing by app"), 3);
 	cr_expect_eq(cluster_count(c, 0, "] option executing by app"), 1);
 	cr_expect_eq(cluster_count(c, 0, "[Timer] option skip: 1 of its runs go on"), 2);
-	order(c, "APP#1", "done 0");
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cluster_wait(c, 0, "] option execute succeed");
 	settle(c, "AGENT#1", 1);
 	mark = cluster_mark(c);
@@ -673,7 +689,7 @@ reaped(struct cluster *c, const char *who, const char *agent_name)
 	pid_t pid = cluster_pid(c, who);
 
 	cluster_until(c, is_reaped, &pid, "a dead worker to be reaped");
-	order(c, agent_name, "advance 200");
+	cluster_order(c, agent_name, "advance 200");
 }
 
 /* D39, and D38: a dead worker is not waited for. */
@@ -687,12 +703,12 @@ Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 	                                        .skip_while_running = true}};
 	struct cluster *c = started(list, 1, 1);
 
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, ":APP#1 ran die");
 	reaped(c, "APP#1", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#1 died");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2]");
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, ":APP#2 ran die");
 	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#2 died");
@@ -717,16 +733,16 @@ Test(schedule, only_the_dead_ones_run_is_given_up)
 	cluster_signal(c, "APP#2", SIGKILL);
 	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] long execute failed, worker APP#2 died");
-	order(c, "APP#3", "graceful 0");
+	cluster_order(c, "APP#3", "graceful 0");
 	reaped(c, "APP#3", "AGENT#1");
 	cluster_wait(c, 0, "] long execute failed, worker APP#3 died");
 	cr_expect_eq(cluster_count(c, 0, "] long execute failed"), 2);
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, "[Timer] long skip: 1 of its runs go on");
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cluster_wait(c, 0, "] long execute succeed");
 	mark = cluster_mark(c);
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, mark, ":APP#1 ran hold");
 	cluster_stop(c);
 }
@@ -763,7 +779,7 @@ Test(schedule, the_last_words_of_a_worker_count)
 	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGSTOP), 0);
 	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
 	cluster_wait(c, mark, "[app_worker] receive signal SIGTERM");
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cluster_wait(c, mark, ":APP#2 saw egg-ready");
 	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGCONT), 0);
 	reaped(c, "APP#1", "AGENT#1");
@@ -791,9 +807,9 @@ Test(schedule, a_worker_that_leaves_finishes_its_runs)
 	mark = cluster_mark(c);
 	cr_assert_eq(kill(c->master, SIGUSR2), 0); /* a reload */
 	mark = cluster_wait(c, mark, "[app_worker] receive signal SIGTERM");
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, mark, "[Timer] long skip: 1 of its runs go on");
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cluster_wait(c, mark, "] long execute succeed");
 	reaped(c, "APP#1", "AGENT#1");
 	settle(c, "AGENT#1", 1);
@@ -811,7 +827,7 @@ Test(schedule, runs_end_before_the_cluster_stops)
 	cluster_wait(c, 0, ":APP#1 ran hold");
 	cr_assert_eq(kill(c->master, SIGTERM), 0);
 	cluster_wait(c, 0, "[app_worker] receive signal SIGTERM");
-	order(c, "APP#1", "done 3");
+	cluster_order(c, "APP#1", "done 3");
 	cluster_wait(c, 0, "] long execute failed, used ");
 	cluster_wait(c, 0, "ms. The task returned 3");
 	cluster_wait(c, 0, "[agent_worker] beforeExit success");
@@ -860,7 +876,7 @@ Test(schedule, a_worker_that_leaves_gets_no_more_ticks)
 	cr_expect_eq(cluster_count(c, mark, ":APP#1 ran"), 0);
 	cr_expect_eq(cluster_count(c, mark, ":APP#2 ran ok"), 10);
 	cr_expect_eq(cluster_count(c, mark, ":APP#2 ran cron"), 10);
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
 	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#2,APP#3]");
 	reaped(c, "APP#1", "AGENT#1");
@@ -879,7 +895,7 @@ Test(schedule, a_worker_leaves_without_an_answer)
 	cluster_wait(c, 0, ":APP#1 ran hold");
 	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGSTOP), 0);
 	cr_assert_eq(kill(cluster_pid(c, "APP#1"), SIGTERM), 0);
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cr_expect_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
 	cr_assert_eq(kill(cluster_pid(c, "AGENT#1"), SIGCONT), 0);
 	cluster_wait(c, 0, "] long execute succeed");
@@ -936,7 +952,7 @@ Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2);
 	cr_expect_eq(cluster_count(c, 0, "ran hold"), 1);
 	cluster_wait(c, mark, "[Timer] long skip: 1 of its runs go on");
-	order(c, "APP#1", "done 0");
+	cluster_order(c, "APP#1", "done 0");
 	cluster_wait(c, mark, "] long execute succeed");
 	pass(c, "AGENT#2", 1, 60000);
 	cr_expect_eq(cluster_count(c, 0, "ran hold"), 2);
@@ -953,16 +969,16 @@ Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
 
 	app_loads = true;
 	c = start(list, 1, 1);
-	order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
 	cluster_wait(c, 0, "[Timer] ");
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait(c, 0, ":APP#2 start");
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, ":APP#2 saw egg-schedule ");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran hold"), 0);
 	mark = cluster_mark(c);
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_wait(c, mark, ":APP#2 ran hold");
 	cluster_wait(c, mark, "\"args\":[],\"workerId\":APP#2} from app to agent");
 	cluster_signal(c, "APP#2", SIGKILL);
@@ -979,15 +995,15 @@ Test(schedule, without_a_worker_a_tick_is_lost_with_a_line)
 
 	app_loads = true;
 	c = start(list, 1, 1);
-	order(c, "APP#1", "ready 0");
+	cluster_order(c, "APP#1", "ready 0");
 	cluster_wait(c, 0, "[Timer] ");
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [] ");
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, "] one not sent: no worker is listening");
-	order(c, "APP#2", "ready 0");
+	cluster_order(c, "APP#2", "ready 0");
 	cluster_wait(c, 0, ":AGENT#1 saw egg-pids [APP#2] ");
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, 0, ":APP#2 ran ok");
 	cluster_stop(c);
 }
@@ -1074,10 +1090,10 @@ Test(schedule, a_result_that_has_no_room_is_told_later)
 	struct cluster *c = started(list, 1, 1);
 	size_t at;
 
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	at = cluster_wait(c, 0, ":APP#1 flooded: No buffer space available");
 	cluster_wait(c, at, ":AGENT#1 saw egg-schedule {\"key\":\"flood\",");
-	order(c, "AGENT#1", "advance 60000");
+	cluster_order(c, "AGENT#1", "advance 60000");
 	cluster_wait(c, at, ":APP#1 flooded");
 	cluster_stop(c);
 }

@@ -138,6 +138,30 @@ Test(scripts_status, a_start_without_a_wait_says_where_the_logs_are)
 	nobody_is_left();
 }
 
+/* ---- reload ---------------------------------------------------------------------- */
+
+/* A monitor asks for the status in the middle of a reload. The reload goes on, and its command
+ * waits for its end. */
+Test(scripts_status, a_status_meanwhile_does_not_begin_a_reload_anew)
+{
+	static struct run run;
+	const char *log;
+
+	home();
+	manners.app_takes = 500;
+	command("start --daemon", 0, "egg: started, pid ");
+	start(&run, "reload");
+	wait_file("logs/egg-stdout.log", "[master] app_worker#3:", 1);
+	command("status", 0, "under way\n");
+	cr_assert_eq(end(&run), 0, "%s", run.text);
+	cr_assert_not_null(strstr(run.text, "egg: reloaded 2 app workers ("), "%s", run.text);
+	log = content_of(path_of("logs/egg-stdout.log"));
+	cr_assert_eq(count_text(log, "[master] reload workers..."), 1, "%s", log);
+	command("status", 0, " reloads: 1 done, 0 given up\n");
+	command("stop", 0, "egg: stopped (");
+	nobody_is_left();
+}
+
 /* ---- stop ------------------------------------------------------------------------ */
 
 /* The app is dead, but not the process that it has started. */

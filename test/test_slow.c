@@ -166,7 +166,7 @@ Test(slow, to_a_busy_app_the_agent_waits_and_the_others_talk)
 {
 	struct cluster *c = start(3);
 
-	order(c, "APP#1", "test-busy", "");
+	cluster_order(c, "APP#1", "busy");
 	cluster_wait(c, 0, ":APP#1 is busy");
 	be_patient(3);
 	flood_and_resume(c, "4,000 x 64 KiB to a busy app", release_app);
@@ -179,7 +179,7 @@ Test(slow, a_slow_reader_gets_everything)
 	struct cluster *c = start(3);
 	long before = process_memory(c->master);
 
-	order(c, "APP#1", "test-nap", "2");
+	cluster_order(c, "APP#1", "nap 2");
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 1000, LARGE);
 	wait_until_full(c, "APP#1");
 	exchange(c, "APP#2", "APP#3", 10);
@@ -280,8 +280,8 @@ Test(slow, to_a_stopped_parent_the_sender_waits_and_the_others_talk)
 	continue_parent(c, stopped);
 	cluster_wait(c, 0, ":PARENT saw test-end");
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw test-number (%d bytes)", LARGE), 300);
-	order(c, "APP#2", "test-finish", "");
-	order(c, "APP#3", "test-finish", "");
+	cluster_order(c, "APP#2", "finish");
+	cluster_order(c, "APP#3", "finish");
 	cluster_wait(c, 0, ":APP#3 heard #");
 	cluster_wait(c, 0, ":APP#2 heard #");
 	assert_memory(c, "300 x 64 KiB to a stopped parent", before, GROWTH);
@@ -319,7 +319,8 @@ Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .time
 	exchange(c, "APP#3", "APP#3", 10);
 	mark = cluster_mark(c);
 	be_patient(5);
-	mark = cluster_wait(c, mark, "app_worker#1:APP#1 is stuck, its queue is full: killed");
+	mark = cluster_wait(c, mark,
+	                    "app_worker#1:APP#1 is stuck, its queue is full: killed (app 0)");
 	cr_assert_eq(cluster_count(c, 0, "sent #"), 2,
 	             "a sender did not wait"); /* the exchange's */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
@@ -371,7 +372,7 @@ Test(slow, a_slow_app_that_lets_its_senders_go_on_is_not_stuck, .timeout = 180)
 	int i;
 
 	be_patient(5);
-	order(c, "APP#1", "test-nap", "300");
+	cluster_order(c, "APP#1", "nap 300");
 	for (i = 2; i <= 5; i++) {
 		snprintf(app, sizeof app, "APP#%d", i);
 		say(c, app, i, cluster_pid(c, "APP#1"), 100, LARGE);

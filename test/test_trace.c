@@ -220,6 +220,20 @@ check_numbers(void)
 	}
 }
 
+/* It is ready once, when the master has heard so. */
+static void
+check_ready(const char *process)
+{
+	const char *action = strncmp(process, "app", 3) == 0 ? "listening" : "agent-start";
+	size_t heard = find(0, "master", "receives", process, action);
+	size_t ready = find(0, "master", "is ready", process, NULL);
+
+	cr_assert_lt(heard, ready, "%s", process);
+	cr_assert_lt(ready, line_count, "%s is not ready", process);
+	cr_assert_lt(ready, find(0, "master", "ends", process, NULL));
+	cr_assert_eq(find(ready + 1, "master", "is ready", process, NULL), line_count);
+}
+
 /* Lives: a fork has its line before the child's first one, a death says why. */
 static void
 check_life(const char *name, const char *pid, const char *reason)
@@ -237,6 +251,7 @@ check_life(const char *name, const char *pid, const char *reason)
 	cr_assert_lt(dead, line_count, "%s does not die", process);
 	cr_assert_str_eq(lines[dead].field[10], reason);
 	cr_assert_lt(find(0, "master", "ends", process, NULL), dead);
+	check_ready(process);
 	while ((dead = find(dead + 1, "master", "reaps", NULL, NULL)) < line_count)
 		if (strcmp(lines[dead].field[10] + 4, pid) == 0)
 			return;

@@ -116,16 +116,16 @@ on_tick(struct messenger *messenger, void *arg)
 	return busy && messenger_set_timeout(messenger, TICK, on_tick, NULL) == -1;
 }
 
+/* "say ID TO COUNT SIZE" */
 static int
-on_say(struct messenger *messenger, const struct message *message, void *arg)
+order_say(struct messenger *messenger, const char *line)
 {
 	struct stream stream = {.sent = 0};
 	bool busy = false;
 	int i, to, found = -1;
 
-	(void)arg;
-	if (sscanf(message->data, "%d %d %d %zu", &stream.id, &to, &stream.count, &stream.size) !=
-	    4)
+	if (sscanf(order_rest(line), "%d %d %d %zu", &stream.id, &to, &stream.count,
+	           &stream.size) != 4)
 		return -1;
 	stream.to = to;
 	stream.paced = stream.size < 4096;
@@ -141,11 +141,11 @@ on_say(struct messenger *messenger, const struct message *message, void *arg)
 }
 
 static int
-on_finish(struct messenger *messenger, const struct message *message, void *arg)
+order_finish(struct messenger *messenger, const char *line)
 {
 	int i;
 
-	(void)messenger, (void)message, (void)arg;
+	(void)messenger, (void)line;
 	for (i = 0; i < STREAMS; i++)
 		if (streams[i].id != 0 && streams[i].count == 0)
 			streams[i].count = streams[i].sent + 100;
@@ -246,19 +246,19 @@ on_end(struct messenger *messenger, const struct message *message, void *arg)
 }
 
 static int
-on_nap(struct messenger *messenger, const struct message *message, void *arg)
+order_nap(struct messenger *messenger, const char *line)
 {
-	(void)messenger, (void)arg;
+	(void)messenger;
 	released = 0;
 	signal(SIGUSR2, release);
-	nap = atoi(message->data);
+	nap = atoi(order_rest(line));
 	return 0;
 }
 
 static int
-on_busy(struct messenger *messenger, const struct message *message, void *arg)
+order_busy(struct messenger *messenger, const char *line)
 {
-	(void)message, (void)arg;
+	(void)line;
 	released = 0;
 	signal(SIGUSR2, release);
 	report(messenger, "is busy");
@@ -270,37 +270,27 @@ on_busy(struct messenger *messenger, const struct message *message, void *arg)
 static int
 talk(struct messenger *messenger, void *arg)
 {
-	static const struct {
-		const char *action;
-		messenger_listener listener;
-	} heeded[] = {{"test-say", on_say}, {"test-finish", on_finish}, {"test-number", on_number},
-	              {"test-end", on_end}, {"test-nap", on_nap},       {"test-busy", on_busy}};
-	size_t i;
+	static const struct order orders[] = {{"say", order_say},
+	                                      {"finish", order_finish},
+	                                      {"nap", order_nap},
+	                                      {"busy", order_busy},
+	                                      {NULL, NULL}};
 
-	(void)arg;
-	for (i = 0; i < sizeof heeded / sizeof heeded[0]; i++)
-		if (messenger_on(messenger, heeded[i].action, heeded[i].listener, NULL) == -1)
-			return -1;
-	return 0;
+	if (messenger_on(messenger, "test-number", on_number, arg) == -1 ||
+	    messenger_on(messenger, "test-end", on_end, arg) == -1)
+		return -1;
+	return obey_orders(messenger, orders);
 }
 
 /* ---- in the test ------------------------------------------------------------- */
-
-/* Order a process to do something, and do not wait. */
-static void
-order(struct cluster *c, const char *who, const char *action, const char *data)
-{
-	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, who), action, data), 0);
-	cluster_turn(c);
-}
 
 static void
 say(struct cluster *c, const char *who, int id, pid_t to, int count, size_t size)
 {
 	char data[64];
 
-	snprintf(data, sizeof data, "%d %ld %d %zu", id, (long)to, count, size);
-	order(c, who, "test-say", data);
+	snprintf(data, sizeof data, "say %d %ld %d %zu", id, (long)to, count, size);
+	cluster_order(c, who, data);
 }
 
 /* Everything that was heard was heard in order, and whole. */

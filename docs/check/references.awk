@@ -68,7 +68,7 @@ function check_built(path) {
 function check_make(text,    part, n, i, number) {
 	n = split(text, part, " ")
 	for (i = 2; i <= n && part[i] !~ /[|&;#>'"]/; i++) {
-		if (part[i] ~ /^T=[a-z]/ && !(("test/test_" substr(part[i], 3) ".c") in file))
+		if (part[i] ~ /^T=[a-z_]+$/ && !(("test/test_" substr(part[i], 3) ".c") in file))
 			complain("there is no such file of tests: " part[i])
 		else if (part[i] ~ /^LAB=[0-9]+$/) {
 			number = sprintf("labs/%02d-", substr(part[i], 5))
