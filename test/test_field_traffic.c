@@ -43,6 +43,7 @@ struct world {
 	/* the children that the master has reaped, and the signals to their numbers */
 	pid_t reaped[REAPED_MAX];
 	int reaped_count, signals_to_reaped;
+	pid_t stolen; /* a dead child that another part of the program reaps; 0: none */
 	/* the last group that got SIGKILL, and its leader's end, in ms */
 	pid_t killed;
 	int64_t killed_at, reaped_at;
@@ -184,8 +185,14 @@ int __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options);
 int
 __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options)
 {
-	int result = __real_waitid(type, id, info, options);
+	siginfo_t found;
+	int result;
 
+	if (is_master() && type == P_PID && (pid_t)id == world->stolen)
+		__wrap_waitpid(world->stolen, NULL, 0);
+	result = __real_waitid(type, id, &found, options);
+	if (result == 0 && info != NULL)
+		*info = found; /* Linux writes there though it fails, other systems do not */
 	if (result == 0 && info != NULL && info->si_pid > 0 && (options & WNOWAIT) == 0)
 		note_reaped(info->si_pid);
 	return result;
@@ -495,6 +502,7 @@ order_answer(struct messenger *messenger, const char *line)
 
 static const struct order orders[] = {{"help", order_help},
                                       {"move", order_move},
+                                      {"leave-a-job", order_leave_a_job},
                                       {"break-the-protocol", order_break_the_protocol},
                                       {"sip", order_sip},
                                       {"gush", order_gush},
@@ -1251,6 +1259,23 @@ Test(field_traffic, nobody_reaped_is_signalled_while_running)
 	             world->signals_to_reaped);
 }
 
+/* Another child has died at the same time: what is known of that one is no news of this one. */
+Test(field_traffic, nobody_that_another_part_of_the_program_has_reaped_is_signalled)
+{
+	struct cluster *c = start(2);
+
+	kill(c->master, SIGSTOP);
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_signal(c, "APP#1", SIGKILL);
+	world->stolen = cluster_pid(c, "APP#1");
+	kill(c->master, SIGCONT);
+	cluster_wait(c, 0, "app_worker#3:APP#3 started");
+	cluster_wait(c, 0, "agent_worker#2:AGENT#2 started");
+	stop(c);
+	cr_assert_eq(world->signals_to_reaped, 0, "%d signals went to numbers that were given back",
+	             world->signals_to_reaped);
+}
+
 /* ---- a pause of all ---------------------------------------------------------------------- */
 
 static void
@@ -1429,6 +1454,26 @@ Test(field_traffic, an_agent_that_cannot_start_holds_nobody_up)
 	cr_assert_gt(undeliverable(c), lost, "what is dropped is counted");
 	assert_memory(c, "an agent that cannot start", before, 8 * 1024);
 	stop(c);
+}
+
+/* There was a good check before: three bad ones in a row are more than 20 s. */
+Test(field_traffic, a_good_health_check_makes_the_count_begin_anew)
+{
+	struct cluster *c;
+	int64_t since;
+
+	faster = 10;
+	be_patient(10);
+	c = launch((struct options){
+		.agent = act_once, .app_close_timeout = 60000, .agent_close_timeout = 60000});
+	cluster_ready(c);
+	let_pass(c, 15000);
+	since = clutch_now();
+	cluster_signal(c, "AGENT#1", SIGKILL);
+	cluster_wait(c, 0, "0 agent and 1 worker(s) alive, exit to avoid unknown state");
+	since = clutch_now() - since;
+	cr_assert_gt(since, 20000, "it has given up after %lldms", (long long)since);
+	cluster_ended(c, 1);
 }
 
 /* What one agent has lost is not what the next one loses. */
