@@ -39,6 +39,7 @@
 #	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
 #	make docs-write         record anew what the documents quote and show
 #	make book               docs/book/ as one page, build/book.html, with pandoc
+#	make chapter CHAPTER=2  what the runs of a chapter need, in build/chapter2
 #	make clean              remove build/
 #
 # Set CC, CFLAGS, CPPFLAGS, LDFLAGS and LDLIBS as you need them. A tiny system sets its
@@ -245,13 +246,13 @@ live: $(BUILD)/examples/live
 
 # The traces that are committed, recorded anew; and the figures in the documents, drawn from
 # them. traces-check runs each once more, and compares what each process did.
-traces: $(BUILD)/draw/runs $(BUILD)/draw/relay
+traces: $(BUILD)/draw/runs $(BUILD)/draw/relay $(BUILD)/examples/bridge
 	@BUILD=$(BUILD) sh draw/traces/record $(RUN)
 
 figures:
 	@sh draw/figures/make
 
-traces-check: $(BUILD)/draw/runs $(BUILD)/draw/relay
+traces-check: $(BUILD)/draw/runs $(BUILD)/draw/relay $(BUILD)/examples/bridge
 	@BUILD=$(BUILD) sh draw/traces/check $(RUN)
 
 # ---- test ------------------------------------------------------------------
@@ -286,7 +287,7 @@ check:
 # Each process writes the errors that a sanitizer finds into a file, so that none is missed
 # in a child whose exit status no process reads, or whose stderr is closed. (The folder is
 # everybody's: some tests become another user.) Leaks are looked for in children, too: see
-# test/leaks.h.
+# test/leaks.h. The processes are slower, and so a wait may take twice as long.
 SANITIZE    = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 SANITIZE_CC = $(shell mkdir -p build; echo 'int main(void) { return 0; }' >build/probe.c; \
 	for cc in clang gcc $(CC); do \
@@ -299,6 +300,7 @@ sanitize:
 	rm -rf build/sanitize/report; mkdir -p -m 777 build/sanitize/report; \
 	ASAN_OPTIONS="$$ASAN_OPTIONS:detect_leaks=1:log_path=build/sanitize/report/of" \
 	UBSAN_OPTIONS="$$UBSAN_OPTIONS:print_stacktrace=1:log_path=build/sanitize/report/of" \
+	TEST_TIME_SCALE="$${TEST_TIME_SCALE:-2}" \
 	$(MAKE) BUILD=build/sanitize CC="$$cc" CFLAGS='-O1 -g $(SANITIZE) -include test/leaks.h' test; \
 	status=$$?; \
 	cat build/sanitize/report/of.* >build/sanitize/reports 2>/dev/null; \
@@ -490,10 +492,13 @@ docs-write: all $(SHOWN)
 book:
 	@BUILD=$(BUILD) sh docs/check/book
 
+chapter: all $(SHOWN)
+	@BUILD=$(BUILD) sh docs/check/chapter '$(CHAPTER)'
+
 clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run live traces figures traces-check test criterion redis-server check sanitize valgrind \
 	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
 	bench bench-ipc bench-bridge lab labs-check model model-short model-record mutants \
-	mutants-short docs-check docs-write book clean
+	mutants-short docs-check docs-write book chapter clean

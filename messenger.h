@@ -102,7 +102,7 @@ extern "C" {
 
 /* The most app workers of one master: 1024, or as many pids as find room in egg-pids. */
 #ifndef CLUTCH_WORKERS_MAX
-#define CLUTCH_WORKERS_MAX ((MESSAGE_DATA_MAX) < 12 * 1026 ? ((MESSAGE_DATA_MAX) - 2) / 12 : 1024)
+#define CLUTCH_WORKERS_MAX ((MESSAGE_DATA_MAX) < 12 * 1026 ? ((MESSAGE_DATA_MAX)-2) / 12 : 1024)
 #endif
 
 /* ------------------------------------------------------------------------ */

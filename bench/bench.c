@@ -4,8 +4,8 @@
  *
  *	bench [--tsv] [--quick] [--rounds N] [WORKLOAD]
  *
- * In each round every contestant of a case runs once, one after the other, so
- * that whatever else the machine does meets all of them; the table has medians.
+ * In each round every contestant of a case runs once, one after the other. So other
+ * work of the machine disturbs all of them alike. The table has medians.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -45,8 +45,8 @@ struct contestant {
 	contest *run;
 };
 
-/* Its cases are all sizes by all numbers of apps. The first contestant is the
- * floor; where there is only clutch, the first case is. */
+/* A workload has a case for each size and each number of apps. The first contestant is the
+ * floor; if there is only clutch, the first case is the floor. */
 struct workload {
 	const char *name;
 	struct {
@@ -163,8 +163,8 @@ catch_signals(void (*handler)(int))
 		sigaction(numbers[i], &action, NULL);
 }
 
-/* What a killed master leaves behind becomes our child (PR_SET_CHILD_SUBREAPER),
- * and is killed in its turn. */
+/* The children of a killed master become ours (PR_SET_CHILD_SUBREAPER), and are killed,
+ * too. */
 static void
 kill_all(void)
 {
@@ -341,7 +341,7 @@ print_head(void)
 	fflush(stdout); /* or a forked child would print it again */
 }
 
-/* No more digits after the point than one can believe; "-": there is no such figure. */
+/* With no more digits after the point than mean anything; "-": there is no such figure. */
 static const char *
 number(char *text, size_t size, double value)
 {
@@ -386,7 +386,7 @@ print_case(const struct workload *workload, const struct trial *trial,
 		for (c = 0; c < CONTESTANTS_MAX && workload->contestants[c].run != NULL; c++) {
 			contestant = &workload->contestants[c];
 			values = results[c][f];
-			if (!isnan(values[0])) /* else there is no such figure here */
+			if (!isnan(values[0])) /* otherwise there is no such figure here */
 				print_row(name, trial, contestant->name, values,
 				          workload->figures[f].unit,
 				          values[rounds / 2] / floors[f]);

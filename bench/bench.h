@@ -21,7 +21,7 @@ enum {
 	FIGURES_MAX = 5,         /* of one workload */
 	COPY_CHUNK = 64 * 1024,  /* bytes that the floor `copy` moves at once */
 	LATENCIES_MAX = 1 << 18, /* round trips kept of one round */
-	STEP = 100               /* milliseconds after which a wait looks around */
+	STEP = 100               /* milliseconds after which a wait calls look_around */
 };
 
 struct trial {
@@ -57,8 +57,8 @@ size_t frame_bytes(size_t data);
 /* Complain, kill every process of this round, exit 1. In a child: only exit 1. */
 void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 
-/* A round begins: from now on it has so many seconds. Every wait then asks
- * look_around, which fails when they are over or the user interrupts. */
+/* A round begins, and may take this many seconds. Every wait calls look_around, which fails
+ * when they are over, or when the user interrupts. */
 void round_begin(int seconds);
 void look_around(void);
 

@@ -5,8 +5,9 @@
  * invoke: the app of slot 0 calls a method of the agent, and waits for the result.
  * fanout: the agent tells all apps a value, and waits until each has confirmed it.
  * fanout-stream: it does not wait for each value. At most CHUNKS chunks of values are on
- * their way, as much as the master's high mark lets wait: so nobody falls behind. (The
- * master's broadcast makes senders wait by itself.)
+ * their way, which is as much as may wait below the master's high mark: so no app falls
+ * behind. (A broadcast through the master needs no such limit: the master makes senders
+ * wait.)
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -221,7 +222,7 @@ subscribe(struct cluster_client *client, const char *key, void *arg)
 	(void)client, (void)key, (void)arg;
 }
 
-/* Behind its subscription, on the same socket. */
+/* This follows its subscription on the same socket. */
 static void
 present(struct cluster_client *client, struct cluster_call *call, const char *text, size_t length,
         void *arg)

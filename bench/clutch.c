@@ -4,14 +4,14 @@
  *
  * Bench (the parent), master, agent and apps. In each workload one process is
  * the speaker: the agent, or the app of slot 0. It waits for the parent's "go",
- * says what it has to for some time, and ends with an "end" for each receiver,
- * with the number of messages that it must have heard. Receivers check every
- * message, and tell the parent when they have seen the end.
+ * sends its messages for some time, and then sends each receiver an "end" with the
+ * number of messages that the receiver must have heard. Receivers check every message,
+ * and tell the parent when they have seen the end.
  *
  * The data of a message is a JSON string: which stream it belongs to, its
  * number in that stream, and padding:  "d0000000000042xxxxx". Neighbours stand in
- * different buffers: who reads as a vector what he has just written as a byte waits
- * for his own store, and that takes as long as a message.
+ * different buffers: a processor that reads as a vector what it has just written as a
+ * byte waits for its own store, and that takes as long as a message.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -32,7 +32,7 @@ enum {
 	APPS_MAX = 16, /* that are told each other's pids */
 	DATA_MAX = 16384,
 	DIGITS_END = 15, /* of data: where the number ends */
-	HEAD = 16,       /* that much all messages have */
+	HEAD = 16,       /* every message has this much */
 	TEXTS = 10,
 	LARGE = 4096,
 	FULL_CHECK = 64 /* each 64th message is checked to its last byte */
@@ -42,13 +42,13 @@ enum {
 enum stream { STREAM_ALL, STREAM_DIRECT, STREAMS };
 
 struct stream_data {
-	/* Of the next messages, by the last digit of their numbers; a line of the cache
-	 * apart, or all would want the same place there. There is one text only where
-	 * messages are large: it stays in the cache. */
+	/* Of the next messages, by the last digit of their numbers. They are a line of the
+	 * cache apart, or all of them would want the same place in it. For large messages
+	 * there is only one text, so that it stays in the cache. */
 	char texts[TEXTS][DATA_MAX + 64];
 	bool one;
 	char *text;   /* of the next message, */
-	size_t bytes; /* so long */
+	size_t bytes; /* and its length */
 	uint64_t count;
 };
 
@@ -89,7 +89,7 @@ stream_init(struct stream_data *stream, enum stream kind)
 	stream->count = 0;
 }
 
-/* The last one was said or heard: on to the next. */
+/* The last message was sent or heard: go on to the next one. */
 static void
 stream_advance(struct stream_data *stream)
 {
@@ -103,7 +103,7 @@ stream_advance(struct stream_data *stream)
 		stream->text = stream->texts[0];
 }
 
-/* A message of a stream was sent: not more of them wait than leave at once. */
+/* A message of a stream was sent. No more of them wait than leave at once. */
 static void
 sent(struct messenger *messenger, int result)
 {
@@ -175,7 +175,7 @@ on_answer(struct messenger *messenger, const struct message *message, void *arg)
 	return on_message(messenger, message, arg);
 }
 
-/* The parent says who is there: [pid,pid...] */
+/* The parent says which apps are there: [pid,pid...] */
 static int
 on_go(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -189,7 +189,7 @@ on_go(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-/* Of one length with "m", and beginning as no other action here does. */
+/* It is as long as "m", and begins as no other action here does. */
 static int
 add_crowd(struct messenger *messenger)
 {
@@ -410,7 +410,7 @@ turn(struct parent *parent)
 		fail("the cluster ended too soon");
 }
 
-/* The log of a cluster that is measured is nobody's business; its errors are. */
+/* Nobody needs the log of a cluster that is measured, but its errors are shown. */
 static void
 start_quietly(struct parent *parent, const struct work *what)
 {
@@ -456,7 +456,7 @@ stop(struct parent *parent)
 	messenger_close(parent->messenger);
 }
 
-/* The whole round of a workload with so many ends; deliveries a second. */
+/* The whole round of a workload with this many ends. Returns deliveries per second. */
 static double
 measure(struct parent *parent, const struct work *what, int ends)
 {

@@ -27,7 +27,7 @@ enum { RECEIVERS_MAX = 16, CHUNK_MAX = 1024 * 1024 };
 struct plan {
 	size_t write_size; /* the sender's write */
 	size_t read_size;  /* the relay's and the receiver's read */
-	bool whole;        /* they wait until so many bytes are there: one message */
+	bool whole;        /* a read waits for a whole message */
 	int socket_buffer; /* 0: the system's */
 	int receivers;
 	int64_t duration;
@@ -89,7 +89,7 @@ run_sender(const struct plan *plan, int to, int results)
 	struct report report = {0, now_ns()};
 	unsigned turn;
 
-	do { /* a look at the clock costs a few per cent of a short write */
+	do { /* reading the clock costs a few percent of a short write */
 		for (turn = 0; turn < (plan->write_size < COPY_CHUNK ? 64 : 1); turn++) {
 			write_all(to, buffer, plan->write_size);
 			report.bytes += plan->write_size;
@@ -210,7 +210,7 @@ floor_copy_once(const struct trial *trial, double *figures)
 	stream_messages(&plan, trial, figures);
 }
 
-/* Try shortly what could be best here. */
+/* Find out in a short run which sizes are the best ones here. */
 static struct plan
 find_best(int64_t duration)
 {

@@ -4,11 +4,12 @@
  *	bench/ipc [--rounds N]          builds, starts a Redis if there is one, runs
  *	build/bench/ipc [--rounds N] [URL of a Redis]
  *
- * Two processes and 128 bytes of text. First one asks and the other answers, again
- * and again: the time of a round trip, its median. Then one only speaks, as fast as
- * it can: messages in a second, counted until the other has heard the last one.
+ * Two processes and 128 bytes of text. First one process asks and the other one answers,
+ * again and again: that gives the median time of a round trip. Then one process only sends,
+ * as fast as it can: that gives the messages per second, counted until the other process
+ * has heard the last one.
  *
- * Each way does what it does by nature: stdio's buffers are written when they are
+ * Each way does what is usual for it: stdio's buffers are written when they are
  * full, a channel's when its loop turns, and a socket has one write for each message.
  * In RSMQ each message is sent, received and deleted, in a list it is pushed and popped,
  * and publish sends it to a process that listens; each command waits for its reply.
@@ -170,7 +171,7 @@ native_flush(void)
 		fail("channel");
 }
 
-/* As a messenger does: what was queued in a turn leaves at once, or when it is much. */
+/* As a messenger does: what was queued in a turn leaves together, or earlier if it is much. */
 static void
 native_send(const char *text)
 {
@@ -267,7 +268,7 @@ socket_end(void)
 /* ---- queue: RSMQ in Redis ------------------------------------------------ */
 
 static char queues[2][32]; /* to the child, to the parent */
-static int self;           /* which of them is to us */
+static int self;           /* which of them leads to this process */
 static struct redis *redis;
 
 static void
@@ -284,7 +285,7 @@ queue_open(void)
 	snprintf(queues[1], sizeof queues[1], "bench-%ld-to-parent", (long)getpid());
 }
 
-/* Both make them: one of the two is the first. */
+/* Both processes create them, and one of the two is the first. */
 static void
 queue_begin(bool child)
 {
@@ -324,7 +325,7 @@ queue_receive(void)
 	return letter;
 }
 
-/* The child leaves first; the queue is the parent's to remove. */
+/* The child leaves first, and the parent removes the queue. */
 static void
 queue_end(void)
 {
@@ -536,7 +537,7 @@ median(double *values, size_t count)
 	return values[count / 2];
 }
 
-/* Both on one processor, or on all again; elsewhere than on Linux, on all. */
+/* Both on one processor, or on all again. On other systems than Linux they stay on all. */
 static void
 pin(pid_t child, bool one)
 {
@@ -580,7 +581,7 @@ measure(const struct way *way, pid_t child)
 	start = now_ns();
 	for (sent = 0; sent % 64 != 0 || now_ns() < start + DURATION * INT64_C(1000000); sent++)
 		way->send(message(COUNT));
-	ask(way); /* it has heard all that was said before */
+	ask(way); /* the other process has heard everything that was sent before */
 	figures.rate = (double)sent * 1e9 / (double)(now_ns() - start);
 	return figures;
 }

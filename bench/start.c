@@ -110,9 +110,9 @@ struct tree {
 	pid_t pid;
 	int channel;       /* to the tree: the floor's reports, or the parent's channel */
 	int64_t start;     /* of exec */
-	int ready;         /* app workers that have said so, ever */
+	int ready;         /* how many app workers have ever been ready */
 	bool all_ready;    /* clutch: egg-ready has come */
-	struct alive last; /* the app worker that said so last */
+	struct alive last; /* the app worker that was ready last */
 };
 
 /* Fork and exec, with the time just before exec. */
@@ -133,7 +133,7 @@ grow(struct tree *tree, const char *kind, int apps)
 		close(pair[0]);
 		close(clock[0]);
 		close(silence());
-		dup2(STDOUT_FILENO, STDERR_FILENO); /* the deaths are no news */
+		dup2(STDOUT_FILENO, STDERR_FILENO); /* the deaths are expected */
 		tree->start = now_ns();
 		if (write(clock[1], &tree->start, sizeof tree->start) == -1)
 			fail("write: %s", strerror(errno));
@@ -147,8 +147,8 @@ grow(struct tree *tree, const char *kind, int apps)
 	close(clock[0]);
 }
 
-/* Kill the youngest app worker, again and again; the median until another one
- * is ready. `wait` waits until one says so. */
+/* Kill the youngest app worker, again and again. Returns the median time until another one
+ * is ready; `wait` waits for that. */
 static double
 measure_replacement(struct tree *tree, void (*wait)(struct tree *tree, void *arg), void *arg)
 {

@@ -1,9 +1,9 @@
 /*
- * The program whose start is measured: "tree clutch CHANNEL APPS" is a cluster
- * of an agent and some apps, "tree fork CHANNEL APPS" the least that could do
- * the same: it forks one process and, when that has said one byte, the others;
- * when all have, each app is told so by one byte, and says since when it knows;
- * it forks again one that dies.
+ * The program whose start is measured. "tree clutch CHANNEL APPS" is a cluster of an agent
+ * and some apps. "tree fork CHANNEL APPS" is the least program that could do the same: it
+ * forks one process and, when that process has sent one byte, the others. When all of them
+ * have sent a byte, it sends each app one byte, and each app reports when that byte came.
+ * When a process dies, it forks another one.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -63,8 +63,8 @@ app(struct messenger *app, void *arg)
 static struct pollfd children[CHILDREN_MAX];
 static pid_t pids[CHILDREN_MAX];
 
-/* A child is ready; an app then says when it was told that all are. It lives
- * until its socket ends. */
+/* This child is ready. An app then reports when it was told that all are ready. The child
+ * lives until its socket ends. */
 static void
 run_child(int number, int master)
 {
@@ -109,7 +109,7 @@ tell(int descriptor, const void *what, size_t size)
 		fail("write");
 }
 
-/* A child is ready: who waits for that is told, the first time when all are. */
+/* A child is ready: tell the processes that wait for it, the first time when all are ready. */
 static void
 on_child_ready(int number, int channel, int apps)
 {

@@ -1,6 +1,6 @@
 /*
- * What tree.c says of each app worker that was told that it is ready: who, and
- * since when. Pid 0: all are ready for the first time.
+ * What tree.c reports of each app worker that is ready: its pid, and since when it is.
+ * Pid 0: all are ready for the first time.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT

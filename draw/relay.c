@@ -4,7 +4,7 @@
  *	CLUTCH_TRACE=/tmp/run build/draw/relay burst [MESSAGES]
  *	CLUTCH_TRACE=/tmp/run build/draw/relay leader
  *
- * burst    The agent sends so many messages to two apps in one turn of its loop.
+ * burst    The agent sends this many messages to two apps in one turn of its loop.
  * leader   An app calls a client that lives in the agent, while the master is stopped, and
  *          after the agent was killed.
  *

@@ -348,8 +348,8 @@ hour_matches(const struct cron *cron, const struct tm *local)
 	return has(cron->hour, local->tm_hour) && day_matches(cron, local);
 }
 
-/* D49: does the clock show this time for the second time? Then it shows the same as with
- * the offset of a day ago, by however much it was put back since. */
+/* D49: does the clock show this time for the second time? If it was put back within
+ * the last day, the offset of a day ago leads from the same clock time to an earlier moment. */
 static bool
 comes_again(time_t now)
 {
@@ -382,8 +382,8 @@ is_made_up(const struct cron *cron, time_t now)
 	return false;
 }
 
-/* egg: _applyTimezoneShift, _dstStart, _dstEnd: state that is kept from one search to the
- * next, while here each time tells by itself (D43). */
+/* egg: _applyTimezoneShift, _dstStart, _dstEnd. egg keeps state from one search to the next;
+ * here the time alone is enough (D43). */
 static bool
 hour_is_due(const struct cron *cron, time_t now, const struct tm *local)
 {
@@ -494,9 +494,9 @@ cron_parse_interval(const char *text)
 	return (int64_t)result;
 }
 
-/* The time at which the local clock shows this: the first of two, and for a time that
- * clocks leap over as much later as they leap; what mktime(3) makes of both is every
- * libc's own. egg: new Date(text) */
+/* The time at which the local clock shows this. If the clock shows it twice, it is the first
+ * of the two times. If clocks leap over it, the time is as much later as they leap. (What
+ * mktime(3) does with such times differs from libc to libc.) egg: new Date(text) */
 static time_t
 time_of(time_t wall)
 {

@@ -48,9 +48,9 @@ time_t cron_next(const struct cron *cron, time_t after);
  * positive, or beyond 10,000 years. */
 int64_t cron_parse_interval(const char *text);
 
-/* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time: the first of
- * two such times, or, where clocks leap over it, as much later as they leap. -1 with
- * EINVAL: it is not a date. */
+/* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time. If the clock shows
+ * it twice, it is the first of the two times; if clocks leap over it, the time is as much later
+ * as they leap. -1 with EINVAL: it is not a date. */
 time_t cron_parse_date(const char *text);
 
 #endif

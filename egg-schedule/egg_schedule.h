@@ -57,8 +57,8 @@ extern "C" {
 /* One run of a task in a worker. */
 struct schedule_run;
 
-/* A job's work, in an app worker: 0 is success, all else is a failure. A failure is not an
- * uncaught exception: it is logged, and the next tick comes. */
+/* A job's work, in an app worker: 0 is success, every other number is a failure. A failure is
+ * not an uncaught exception: it is logged, and the next tick comes. */
 typedef int (*schedule_task)(struct messenger *app, struct schedule_run *run, void *arg);
 
 /* A job. It needs a name, a task, a type, and an interval, a cron or immediate. */
@@ -73,7 +73,7 @@ struct schedule {
 	const char *interval;
 
 	/*
-	 * Local time; without seconds they are 0.
+	 * In local time. If the field of the seconds is left out, the second is 0.
 	 *
 	 *	*    *    *    *    *    *
 	 *	|    |    |    |    |    +-- day of week: 0-7, 0 and 7 are Sunday; SUN-SAT; 1#2

@@ -137,9 +137,9 @@ is_dead(pid_t worker_id)
 	return kill(worker_id, 0) == -1 && errno == ESRCH;
 }
 
-/* The agent tells itself, by way of the master: what the dead worker has said may still be
- * on that way, and arrives before. So this is the end of the run only if the worker has not
- * told another one. */
+/* The agent sends itself the report, by way of the master. What the dead worker has sent may
+ * still be on that way, and arrives first. So this report ends the run only if the worker has
+ * not reported an end itself. */
 static bool
 report_death(struct messenger *agent, const struct running *run)
 {
@@ -272,8 +272,8 @@ on_leaving(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-/* A worker has left, and has told all ends before. If a run is still open, the worker has
- * never had its tick: it was left out of that broadcast already. */
+/* A worker has left, and before that it has reported the ends of all its runs. If a run is
+ * still open, its tick never reached the worker, because the broadcast left the worker out. */
 static int
 on_left(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -287,8 +287,8 @@ on_left(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-/* When the cluster stops the workers leave first, and then the agent: it hears what they have
- * said last, so that no run is left without an end. */
+/* When the cluster stops, the workers leave first, and then the agent. So the agent hears the
+ * last reports of the workers, and no run is left without an end. */
 static int
 on_close(struct messenger *agent, void *arg)
 {

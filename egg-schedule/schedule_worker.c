@@ -97,8 +97,8 @@ tell_agent(struct messenger *app, const struct run_info *info)
 
 static int tell_again(struct messenger *app, void *arg);
 
-/* Tell the agent that the run has ended; if there is no room now, tell it later, for the
- * agent may be waiting for that (skip_while_running). */
+/* Tell the agent that the run has ended; if there is no room now, tell it later, because
+ * the agent may be waiting for that (skip_while_running). */
 static void
 run_tell(struct schedule_run *run)
 {
@@ -287,7 +287,7 @@ on_tick(struct messenger *app, const struct message *message, void *arg)
 	return 0;
 }
 
-/* The agent does not know yet that this app has ticks: they came before it was ready. */
+/* The agent does not know yet that this app has ticks: they came before the app was ready. */
 static int
 on_ready(struct messenger *app, const struct message *message, void *arg)
 {

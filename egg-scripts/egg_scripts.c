@@ -63,7 +63,7 @@ static const struct {
 	const char *help;
 } commands[] = {
 	{"start", START, "run the cluster"},
-	{"stop", STOP, "end it, and wait until nobody is left"},
+	{"stop", STOP, "end it, and wait until no process is left"},
 	{"status", STATUS, "print what the master knows; exit 3 if it is not running"},
 	{"reload", RELOAD, "replace the app workers, one after the other"},
 };

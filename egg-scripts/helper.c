@@ -5,8 +5,8 @@
  *	lock     master     agent   app     app
  *
  * The kernel releases a lock when its process ends, however it ends. So every process
- * found here is alive and belongs to the cluster. A number that a stale file holds, and
- * that is a stranger's by now, decides nothing (D30).
+ * found here is alive and belongs to the cluster. The number in a stale file may be that of
+ * another program by now, and decides nothing (D30).
  *
  * egg: egg-scripts/lib/helper.js, which reads the list of all processes
  *
@@ -194,8 +194,8 @@ is_master(const struct cluster_found *cluster)
 	       lock.l_pid == cluster->master;
 }
 
-/* Remove the last status, so that the next one there is a new one. EPERM becomes EACCES: it
- * is to mean that kill(2) has failed. */
+/* Remove the last status, so that the next one there is a new one. EPERM becomes EACCES,
+ * because EPERM says that kill(2) has failed. */
 static int
 remove_status(const char *path)
 {

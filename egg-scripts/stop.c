@@ -160,7 +160,7 @@ next_app(const char *row)
 	return NULL;
 }
 
-/* Does an app worker behind `row` listen whose number of this name is the same? */
+/* Is there a listening app worker behind `row` with the same number of this name? */
 static bool
 has_app(const char *row, const char *name, long long number)
 {
@@ -170,7 +170,7 @@ has_app(const char *row, const char *name, long long number)
 	return false;
 }
 
-/* Does an app worker listen in that slot that was not there before? */
+/* Is there a listening app worker in that slot that was not there before? */
 static bool
 is_renewed(const char *before, const char *after, long long slot)
 {
@@ -182,7 +182,7 @@ is_renewed(const char *before, const char *after, long long slot)
 }
 
 /* Count the slots in which an app worker listened before, and those of them in which a new
- * one listens. A slot may have two workers: one is leaving since the last reload. */
+ * one listens. A slot may have two workers: one has been leaving since the last reload. */
 static int
 count_slots(const char *before, const char *after, int *renewed)
 {

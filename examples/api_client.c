@@ -183,7 +183,8 @@ static int
 on_read(struct messenger *app, void *arg)
 {
 	(void)arg;
-	api_client_get(&api, "limits", on_limits, app); /* what waits is not asked for again */
+	/* A key that is waited for is not asked for a second time. */
+	api_client_get(&api, "limits", on_limits, app);
 	return 0;
 }
 

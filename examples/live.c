@@ -17,8 +17,8 @@
  *
  * The parent is the process that signals: it does not die of what the page orders, and it
  * asks the master anew for each order, so that no signal reaches a pid that is not the
- * cluster's. Whoever has the token of the printed address may order, no other page in the
- * same browser.
+ * cluster's. Only a page that has the token of the printed address may order; another page in
+ * the same browser has no token.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT

@@ -15,7 +15,7 @@ extern const char live_html[]; /* the page: live.html, which the Makefile turns 
 
 extern int live_workers; /* how many apps there are */
 
-/* Whoever has the token may order: a new one for each start. */
+/* A page that has the token may order. There is a new token for each start. */
 extern char live_token[33];
 bool live_make_token(void);
 

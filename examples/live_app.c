@@ -176,8 +176,9 @@ answer_events(struct http_request *request)
 /* ---- app: orders ------------------------------------------------------------------ */
 
 /* An app that is held up would keep an order for up to half a minute, and pass it on when the
- * page wants something else. So an order waits until the master has answered a question, which
- * it does where it reads the app's messages; or the page is to try the next app. */
+ * page wants something else. So the app first asks the master a question. The answer shows that
+ * the master reads the app's messages, and the order follows. Without an answer the page is told
+ * to try the next app. */
 static struct order {
 	struct http_request *request; /* that waits for its answer, or NULL */
 	char text[48];

@@ -26,7 +26,7 @@
 
 enum { WAITING_MAX = 64 };
 
-/* A metric: its value is that member of the JSON. One in seconds stands there in ms. */
+/* A metric: its value is that member of the JSON. Seconds of a metric stand there in ms. */
 struct metric {
 	const char *name, *type, *member, *help;
 };
@@ -176,7 +176,7 @@ app(struct messenger *app, void *arg)
 	return messenger_on(app, "clutch-status", on_status, arg);
 }
 
-/* One question to the master serves all who wait for its answer. */
+/* One question to the master serves all requests that wait for its answer. */
 static int
 answer(struct http_request *request, void *arg)
 {

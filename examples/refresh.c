@@ -54,7 +54,7 @@
 #define SILENCE 15000       /* three heartbeats are missing: the stream is dead */
 #define RETRY_FIRST 100     /* and twice as long after each failure */
 #define RETRY_MOST 5000
-#define LASTING 5000  /* a stream that was tried again and has lived so long works */
+#define LASTING 5000  /* a stream that was opened again works if it lives this long */
 #define PATIENCE 2000 /* a start without the data: then the app serves without it */
 
 static const char *source = "http://127.0.0.1:7002";
@@ -126,9 +126,9 @@ static struct {
 	const char *by;   /* lastUpdateBy: "force", "pull" or "push"; NULL: there is no data */
 	const char *want; /* by which it is to be loaded next, or NULL */
 	const char *load; /* by which it is being loaded now, or NULL */
-	bool is_failing;  /* the last attempt to load has failed, and that has been told */
+	bool is_failing;  /* the last attempt to load has failed, and a line has said so */
 	int retry;        /* ms until the next attempt, after a failure */
-	int timer;        /* which waits for that, or 0 */
+	int timer;        /* the timer that waits for that attempt, or 0 */
 } cache;
 
 static const char *
@@ -169,7 +169,7 @@ ask_siblings(struct messenger *app)
 	return messenger_send_to_app(app, "cache-wanted", pid);
 }
 
-/* Try again later. One line tells it, however often it fails. */
+/* Try again later. There is one line about it, however often the load fails. */
 static int
 load_failed(struct messenger *app, const char *why)
 {

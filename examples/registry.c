@@ -279,7 +279,7 @@ all_see(void)
 	return true;
 }
 
-/* Has this step come to its end? Then the next thing happens. */
+/* If this step has come to its end, do the next one. */
 static int
 advance(void)
 {
@@ -303,7 +303,7 @@ advance(void)
 	return 0;
 }
 
-/* An app sees so many addresses: [slot,pid,count] */
+/* How many addresses an app sees: [slot,pid,count] */
 static int
 on_seen(struct messenger *parent, const struct message *message, void *arg)
 {

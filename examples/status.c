@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Behind the string that begins here. */
+/* The place behind the string that begins here. */
 static const char *
 skip_string(const char *at)
 {
@@ -20,7 +20,7 @@ skip_string(const char *at)
 	return *at == '"' ? at + 1 : at;
 }
 
-/* Behind the value that begins here: a string, a number, or all that a bracket opens. */
+/* The place behind the value that begins here: a string, a number, or all that a bracket opens. */
 static const char *
 skip_value(const char *at)
 {

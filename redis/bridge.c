@@ -42,8 +42,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* In ms: when the next try is, if a queue was full, or Redis has refused; and for how long a line
- * of the log that comes again is a repeat. */
+/* In ms: how long to wait before the next try, if a queue was full or Redis has refused; and for
+ * how long a line of the log that comes again counts as a repeat. */
 #define RETRY 500
 #define REPEAT 10000
 
@@ -71,13 +71,13 @@ struct outgoing {
 	char text[];
 };
 
-/* It is always whole, from the [ to the ]. */
+/* The text is always whole, from the [ to the ]. */
 struct batch {
 	size_t length, count;
 	char text[MESSAGE_DATA_MAX];
 };
 
-/* What is to be read: a batch or one message, and what stood before it. */
+/* A text that is being read: a batch or one message, and the number and pid before it. */
 struct reading {
 	const char *at, *end;
 	uint64_t number;
@@ -129,7 +129,7 @@ struct bridge {
 	int flushing;                 /* the timer for the end of this turn */
 	uint64_t lost;                /* published messages, since the last line about them */
 	char last_of_redis[400];
-	uint64_t serial; /* of epochs and marks; those of an agent before are smaller */
+	uint64_t serial; /* of epochs and marks; those of an earlier agent are smaller */
 
 	/* agent: from the stream to the apps */
 	enum { AWAY, JOINED, READING } state;
@@ -333,8 +333,8 @@ read_head(const struct message *message)
 	return (struct reading){text, end, text[0] == '[' ? 0 : number, 0};
 }
 
-/* Read the next message of a batch, or an older bridge's only one. 1; 0: there is no more; -1: this
- * is no batch. */
+/* Read the next message of a batch, or the only message of an older bridge. Returns 1; 0: there
+ * is no further message; -1: this is no batch. */
 static int
 next_in_batch(struct reading *reading, struct envelope *envelope)
 {
@@ -708,9 +708,9 @@ agent_send(struct bridge *bridge, struct reading *sent)
 	return 0;
 }
 
-/* If Redis is there, count what was lost. If this cluster has joined, too (so that it will hear its
- * own messages), tell the apps the epoch, of which a new one begins if none goes on: all senders
- * then begin with their first message that is not done. */
+/* If Redis is there, log how many messages were lost. If this cluster has joined, too, so that it
+ * will hear its own messages, tell the apps the epoch. If there is none, begin a new one: then all
+ * senders begin with their first message that is not done. */
 static void
 announce(struct bridge *bridge)
 {
@@ -798,8 +798,8 @@ end_entries(struct bridge *bridge, bool heard)
 	look_again(bridge);
 }
 
-/* An app has answered the mark; or, if it is 0, some are gone. With the last one that owes an
- * answer the entries end. */
+/* An app has answered the mark; or, if `answered` is 0, some apps are gone. The entries end when
+ * no app owes an answer any more. */
 static void
 end_mark(struct bridge *bridge, pid_t answered)
 {
@@ -971,7 +971,7 @@ read_stream(struct bridge *bridge)
 		look_again(bridge);
 }
 
-/* A connection is made, or lost. With the reader's, messages that were sent to the apps and
+/* A connection is made, or lost. If it is the reader's, messages that were sent to the apps and
  * not acknowledged are read again. */
 static int
 on_change(struct redis *redis, bool ready, void *arg)

@@ -89,7 +89,7 @@ struct bridge_options {
 	const char *url;     /* of Redis, as in redis.h; redis://127.0.0.1 */
 	const char *channel; /* where clusters meet; "bridge" */
 	const char *cluster; /* this one's name, no other's; the host's */
-	/* For Redis to answer; REDIS_TIMEOUT. An app that is ready and does not acknowledge,
+	/* How long Redis may take to answer; REDIS_TIMEOUT. An app that is ready and does not acknowledge,
 	 * or has not started its end, holds up its cluster's reliable messages for at most
 	 * twice this time. Then the others go on, and messages for that app wait in its
 	 * channel. */
@@ -121,10 +121,11 @@ int bridge_on(struct bridge *bridge, const char *action, bridge_listener listene
 
 /* Send to the apps of one cluster, or (NULL) of all, this one included. data is a C string of
  * JSON, or NULL.
- *   publish   and forget: who is there now may hear it. errno: as at messenger_send.
- *   send      reliably. Accepted, it waits here until Redis has it, over the death of
- *             the agent and of Redis; not over the death of this process.
- *             errno: ENOBUFS (so many wait already: it is not sent).
+ *   publish   and forget: the apps that are there now may hear it. errno: as at
+ *             messenger_send.
+ *   send      reliably: an accepted message waits here until Redis has it. It survives the
+ *             death of the agent and of Redis, but not the death of this process.
+ *             errno: ENOBUFS (too many messages wait already: it is not sent).
  * Both: EINVAL (a name), EMSGSIZE (the data), ENOMEM. */
 int bridge_publish(struct bridge *bridge, const char *cluster, const char *action,
                    const char *data);

@@ -31,9 +31,9 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-/* At most so many bytes are read, and so many commands written, at once. */
+/* How many bytes are read, and how many commands are written, at once at most. */
 #define READ_SIZE (256 * 1024)
-#define PIECES 16    /* every system takes so many */
+#define PIECES 16    /* every system takes this many */
 #define WORDS_MAX 64 /* of redis_command */
 
 enum state { WAITING, GREETING, READY };
@@ -366,8 +366,8 @@ next_try(struct redis *redis)
 	return time + redis->wait - (int64_t)(random % (uint64_t)(redis->wait / 2 + 1));
 }
 
-/* The connection, or the try to make one, has ended. Commands that were written, at least
- * their first byte, hear so; the others wait for the next connection. The log has one line
+/* The connection, or the try to make one, has ended. Commands of which at least the
+ * first byte was written hear of it; the others wait for the next connection. The log has one line
  * for each change. */
 static void
 lose(struct redis *redis, const char *why)
@@ -566,8 +566,8 @@ receive(struct redis *redis)
 		forget_input(redis);
 }
 
-/* Write what the socket takes. Has it taken all, and there is more? An error is left for
- * `receive` to find, after the last words of Redis. */
+/* Write what the socket takes. True: it has taken everything, and there is more to write. An
+ * error is left for `receive` to find, after the last words of Redis. */
 static bool
 transmit(struct redis *redis)
 {

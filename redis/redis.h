@@ -79,7 +79,7 @@ enum redis_type {
 	REDIS_NO_REPLY /* there is no reply, and none will come: text says why */
 };
 
-/* It lives until the callback returns, with all that is in it. */
+/* A reply lives until the callback returns, with everything that is in it. */
 struct redis_reply {
 	enum redis_type type;
 	int64_t integer;
@@ -89,7 +89,7 @@ struct redis_reply {
 	size_t count;
 };
 
-/* Is it a text (status, error, string) of these very bytes? */
+/* Is it a text (status, error, string) of exactly these bytes? */
 bool redis_is(const struct redis_reply *reply, const char *text);
 
 struct redis;
@@ -107,7 +107,7 @@ struct redis_options {
 	 * begins again with each connection, in order. */
 	bool drops;
 	/* The connection is ready (authenticated, its database selected), or it is lost
-	 * and the commands that were written have heard so. Non-zero: as above. */
+	 * and the commands that were written have heard of it. Non-zero: as above. */
 	int (*on_change)(struct redis *redis, bool ready, void *arg);
 	/* Subscribe to these channels (NULL behind the last; they stay yours, and in place until
 	 * redis_close), now and each time the connection is made again. The connection is for

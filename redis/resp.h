@@ -18,7 +18,7 @@ enum resp { RESP_WHOLE, RESP_TORN, RESP_BROKEN };
 struct resp_parser {
 	struct redis_reply *elements; /* the first is the reply; to be freed */
 	size_t size, used;            /* there is room for `size`, and `used` are in it */
-	size_t at;                    /* RESP_WHOLE: it has so many bytes */
+	size_t at;                    /* RESP_WHOLE: the reply's length in bytes */
 	const char *why;              /* RESP_BROKEN: it is no reply */
 };
 

@@ -43,8 +43,8 @@
 #include <unistd.h>
 
 enum {
-	WORDS = 100,    /* the descriptor that say writes to: no test closes this one */
-	PATIENCE = 5000 /* how long a wait may take, in ms, times the time scale */
+	WORDS = 100,     /* the descriptor that say writes to: no test closes this one */
+	PATIENCE = 10000 /* how long a wait may take, in ms, times the time scale */
 };
 
 struct caller {

@@ -809,7 +809,7 @@ cluster_line(struct cluster *cluster, const char *format, ...)
 	with_pids(cluster, text, wanted, sizeof wanted);
 	for (i = cluster->record->count; i > 0; i--)
 		if (has_text(cluster->record->lines[i - 1], wanted))
-			return symbolic(cluster, cluster->record->lines[i - 1]);
+			return behind_head(cluster->record->lines[i - 1]);
 	return NULL;
 }
 
@@ -931,8 +931,9 @@ seen(const char *line, pid_t pid, const char **message)
 	return end != NULL ? (size_t)(end - *message) : 0;
 }
 
-const char *
-cluster_saw(struct cluster *cluster, size_t from, const char *who)
+/* The messages of who, as they were written, or each with symbolic names. */
+static const char *
+saw(struct cluster *cluster, size_t from, const char *who, bool is_symbolic)
 {
 	static char out[32 * 1024];
 	pid_t pid = cluster_pid(cluster, who);
@@ -949,9 +950,15 @@ cluster_saw(struct cluster *cluster, size_t from, const char *who)
 		if (strncmp(one, "egg-ready {", 11) == 0)
 			strcpy(one, "egg-ready <options>");
 		used += (size_t)sprintf(out + used, "%s%s", used > 0 ? " -> " : "",
-		                        symbolic(cluster, one));
+		                        is_symbolic ? symbolic(cluster, one) : one);
 	}
 	return out;
+}
+
+const char *
+cluster_saw(struct cluster *cluster, size_t from, const char *who)
+{
+	return saw(cluster, from, who, true);
 }
 
 struct sequence {
@@ -963,14 +970,16 @@ static bool
 has_seen(struct cluster *cluster, void *arg)
 {
 	const struct sequence *sequence = arg;
-	const char *saw = cluster_saw(cluster, sequence->from, sequence->who);
-	const char *expected = sequence->expected, *end;
-	size_t length = strlen(saw);
+	const char *messages = saw(cluster, sequence->from, sequence->who, false);
+	static char text[32 * 1024];
+	const char *expected, *end;
+	size_t length = strlen(messages);
 	bool may_become = false;
 
-	for (; expected != NULL; expected = end != NULL ? end + 4 : NULL) {
+	with_pids(cluster, sequence->expected, text, sizeof text);
+	for (expected = text; expected != NULL; expected = end != NULL ? end + 4 : NULL) {
 		end = strstr(expected, " || ");
-		if (strncmp(saw, expected, length) != 0)
+		if (strncmp(messages, expected, length) != 0)
 			continue;
 		may_become = true;
 		if (expected[length] == '\0' || expected + length == end)
@@ -1063,28 +1072,28 @@ cluster_wait_death(struct cluster *cluster, const char *who)
 	cluster_until(cluster, is_dead, &pid, what);
 }
 
-/* "... died (code: 1, signal: null)" or "@exit:-1:APP#1 code: 1, signal: null" */
+/* "... died (code: 1, signal: null)" or "@exit:-1:4711 code: 1, signal: null". Looked for in
+ * the lines as they were written: an exit code may be equal to a pid. */
 static const char *
-end_of(struct cluster *cluster, const char *who)
+end_of(struct cluster *cluster, pid_t pid)
 {
 	static char reason[128];
+	char died[32], exited[32];
 	const char *line, *at;
-	char wanted[64];
 	size_t i;
 
+	snprintf(died, sizeof died, ":%ld died (", (long)pid);
+	snprintf(exited, sizeof exited, "@exit:-1:%ld ", (long)pid);
 	for (i = 0; i < cluster->record->count; i++) {
-		line = symbolic(cluster, cluster->record->lines[i]);
-		snprintf(wanted, sizeof wanted, ":%s died (", who);
-		at = strstr(line, wanted);
-		if (at == NULL) {
-			snprintf(wanted, sizeof wanted, "@exit:-1:%s ", who);
-			at = strncmp(line, wanted, strlen(wanted)) == 0 ? line : NULL;
-		}
-		if (at == NULL)
+		line = behind_head(cluster->record->lines[i]);
+		at = strstr(line, died);
+		if (at != NULL) /* " (app 0)" may follow */
+			snprintf(reason, sizeof reason, "%.*s",
+			         (int)strcspn(at + strlen(died), ")"), at + strlen(died));
+		else if (strncmp(line, exited, strlen(exited)) == 0)
+			snprintf(reason, sizeof reason, "%s", line + strlen(exited));
+		else
 			continue;
-		snprintf(reason, sizeof reason, "%s", at + strlen(wanted));
-		if (at != line)
-			reason[strcspn(reason, ")")] = '\0'; /* " (app 0)" may follow */
 		return reason;
 	}
 	return NULL;
@@ -1093,18 +1102,18 @@ end_of(struct cluster *cluster, const char *who)
 static bool
 has_ended(struct cluster *cluster, void *arg)
 {
-	return end_of(cluster, arg) != NULL;
+	return end_of(cluster, *(const pid_t *)arg) != NULL;
 }
 
 const char *
 cluster_wait_end(struct cluster *cluster, const char *who)
 {
-	char name[32], what[64];
+	pid_t pid = cluster_pid(cluster, who);
+	char what[64];
 
-	snprintf(name, sizeof name, "%s", who);
 	snprintf(what, sizeof what, "the end of %s", who);
-	cluster_until(cluster, has_ended, name, what);
-	return end_of(cluster, who);
+	cluster_until(cluster, has_ended, &pid, what);
+	return end_of(cluster, pid);
 }
 
 /* The guardian may not have come to closing the pipe yet. */
@@ -1215,6 +1224,26 @@ test_folder(void)
 		cr_assert(mkdtemp(test_folder_path) != NULL && atexit(at_exit) == 0);
 	}
 	return test_folder_path;
+}
+
+int
+test_free_port(void)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	static unsigned number;
+	int descriptor, result;
+
+	if (number == 0) /* tests begin at the same time, and in PID namespaces of their own */
+		number = (unsigned)clutch_now() * 61 + (unsigned)getpid() * 7;
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	do {
+		address.sin_port = htons((in_port_t)(10000 + number++ % 20000));
+		descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		cr_assert(descriptor != -1);
+		result = bind(descriptor, (struct sockaddr *)&address, sizeof address);
+		close(descriptor);
+	} while (result == -1);
+	return ntohs(address.sin_port);
 }
 
 static ino_t leash;

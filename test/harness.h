@@ -25,10 +25,10 @@
  *	@app:0:4711 loaded                                             reported
  *	@exit:0:4711 code: 110, signal: null                           reaped by the test
  *
- * What a test looks for, and what it is told, has symbolic names: a pid is AGENT#n,
- * APP#n (the n-th one forked), MASTER or PARENT, the port is PORT, and what egg-ready
- * carries is <options>. A line of the log is looked at behind its head, which has the time;
- * cluster_next_line has it whole.
+ * What a test looks for has symbolic names: a pid is AGENT#n, APP#n (the n-th one forked),
+ * MASTER or PARENT, the port is PORT, and what egg-ready carries is <options>. A line of the
+ * log is looked at behind its head, which has the time; cluster_next_line has it whole.
+ * Lines that a test is given have pids: a number in them may be equal to one.
  *
  * A test that fails prints the record. However a test ends,
  * none of its processes outlives it, nor does its folder.
@@ -87,6 +87,10 @@ struct cluster {
 /* A folder of the test's own, empty at first; it is removed with all in it. */
 const char *test_folder(void);
 
+/* A TCP port of 127.0.0.1 that is free, another one at each call. It is below those that the
+ * system gives to connections, so that none of them has it before the test does. */
+int test_free_port(void);
+
 /*
  * For processes that are no cluster's: whoever has inherited this descriptor is
  * killed when the test is over, however it ends. leashed: those that live, without
@@ -122,8 +126,8 @@ void clear_environment(void);
 /*
  * The record. `from` is where to look: 0 is its beginning, and what `wait`
  * returns is behind the line that it found, so that a chain of waits is also
- * about order. count does not wait. line finds the last such line, symbolic, or
- * NULL; it lives until the next call.
+ * about order. count does not wait. line finds the last such line, or NULL, as it
+ * was written, without its head; it lives as long as the cluster.
  */
 size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);

@@ -188,7 +188,7 @@ read_source(const char *name)
 	return read_text(file);
 }
 
-/* Call back for each file of a folder of the project whose name so ends. */
+/* Call back for each file of a folder of the project whose name has this ending. */
 static size_t
 each_source(const char *folder, const char *end, void (*call)(const char *name, void *arg),
             void *arg)
@@ -256,7 +256,7 @@ has_word(const struct words *words, const char *word)
 	return false;
 }
 
-/* What stands in nearly every line says nothing about one. */
+/* Words that stand in nearly every line say nothing about one line. */
 static bool
 is_common(const char *word)
 {
@@ -343,7 +343,7 @@ split_javascript(const char *line, struct words *words)
 	}
 }
 
-/* Have a line of C and one of JavaScript a name, a constant or a number in
+/* Do a line of C and one of JavaScript have a name, a constant or a number in
  * common? */
 static bool
 share_word(const struct words *c, const struct words *javascript)
@@ -403,7 +403,7 @@ struct citation {
 	int pin;            /* the file of egg's, or NOT_PINNED */
 	size_t line;
 	char code[4 * LINE]; /* the statement: the line, with those that it goes on from */
-	char comment[LINE];  /* what else the comment says */
+	char comment[LINE];  /* the rest of the comment */
 };
 
 /* Where the comment at the end of the line begins; NULL if there is none, or if
@@ -474,7 +474,7 @@ find_code(const struct text *text, size_t at, char *code, size_t size)
 		                 (int)code_length(text->lines[first]), text->lines[first]);
 }
 
-/* "ipc.js:71" or ":71"; anything else is none. */
+/* "ipc.js:71" or ":71"; everything else is no citation. */
 static bool
 parse_citation(const char *word, struct citation *citation)
 {
@@ -862,7 +862,7 @@ Test(citations, each_cited_line_says_what_the_c_line_says)
 {
 	size_t count = 0;
 
-	if (getenv("EGG") == NULL) /* Criterion keeps to itself what it skips */
+	if (getenv("EGG") == NULL) /* Criterion does not show which tests it skips */
 		fprintf(stderr, "EGG is not set: the cited lines of egg are not looked up\n");
 	skip_without_egg();
 	each_source(".", ".c", look_up_all, &count);

@@ -496,10 +496,13 @@ static void
 substitute_receiver(struct cluster *c, struct row *row, const char *action)
 {
 	const char *line = cluster_line(c, " saw %s ", action);
-	char name[8], old[8];
+	const char *name;
+	char old[8];
+	long pid;
 	int i;
 
-	cr_assert(line != NULL && sscanf(line, "@app:%*d:%7s", name) == 1);
+	cr_assert(line != NULL && sscanf(line, "@app:%*d:%ld", &pid) == 1);
+	name = cluster_name(c, (pid_t)pid);
 	cr_assert(sscanf(row->column[RECEIVED], "%7s", old) == 1);
 	for (i = WIRE; i <= HEARD; i++)
 		replace_all(&row->column[i], old, name);
@@ -732,7 +735,7 @@ Test(cluster, send_random_is_uniform)
 	for (i = 1; i <= 3; i++) {
 		cluster_wait(c, 0, ":APP#%d counted ", i);
 		line = cluster_line(c, ":APP#%d counted ", i);
-		cr_assert_eq(sscanf(line, "@app:%*d:%*s counted %d", &count), 1);
+		cr_assert_eq(sscanf(line, "@app:%*d:%*d counted %d", &count), 1);
 		cr_assert(count > 844 && count < 1156, "APP#%d got %d", i, count);
 		total += count;
 	}
@@ -782,11 +785,12 @@ Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
 	cluster_stop(c);
 }
 
-/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
- * agent waits for the next one. */
-Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+/* False: the machine was so busy that the next agent was there before the messages. */
+static bool
+find_receivers(void)
 {
 	struct cluster *c = start_obeying(2);
+	bool in_time;
 	char text[64];
 	size_t mark;
 
@@ -798,11 +802,24 @@ Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 	cluster_order(c, "APP#1", "sendToAgent 0 0 0 late 2");
 	cluster_order(c, "APP#1", "message 0 0 0 by-default 3");
 	cluster_wait(c, mark, ":APP#2 saw by-pid 1 from app to app receiverPid APP#2");
-	cr_assert_eq(cluster_count(c, 0, "agent_worker#2"), 0, "too slow to prove anything");
-
-	cluster_wait_saw(c, "AGENT#2",
-	                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> egg-ready <options>");
+	round_of(c, "APP#1 APP#2", "APP#1", "sendToApp 0 0 0 behind 4");
+	in_time = cluster_count(c, 0, "agent_worker#2") == 0;
+	if (in_time)
+		cluster_wait_saw(c, "AGENT#2",
+		                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> "
+		                 "egg-ready <options>");
 	cluster_stop(c);
+	return in_time;
+}
+
+/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
+ * agent waits for the next one. */
+Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+{
+	int tries = 5;
+
+	while (!find_receivers())
+		cr_assert_gt(--tries, 0, "too slow to prove anything");
 }
 
 /* ---- start -------------------------------------------------------------------- */
@@ -990,7 +1007,7 @@ expect_failed_start(struct plan plan, bool is_agent, const char *end)
 		&(struct options){.agent = is_agent ? start_badly : obey,
 	                          .app = start_badly_in_slot_2,
 	                          .workers = 3,
-	                          .worker_start_timeout = plan.what == NEVER_READY ? 300 : 0,
+	                          .worker_start_timeout = plan.what == NEVER_READY ? 1500 : 0,
 	                          .arg = &plan});
 	size_t at;
 
@@ -1046,7 +1063,7 @@ Test(cluster, an_app_that_is_never_ready_ends_the_cluster)
 	int64_t start = clutch_now();
 
 	expect_failed_start((struct plan){NEVER_READY, 0}, false, TIMEOUT);
-	cr_assert(clutch_now() - start >= 300);
+	cr_assert(clutch_now() - start >= 1500);
 }
 
 Test(cluster, an_agent_that_is_never_ready_ends_the_cluster) /* D25 */
@@ -1054,7 +1071,7 @@ Test(cluster, an_agent_that_is_never_ready_ends_the_cluster) /* D25 */
 	int64_t start = clutch_now();
 
 	expect_failed_start((struct plan){NEVER_READY, 0}, true, TIMEOUT);
-	cr_assert(clutch_now() - start >= 300);
+	cr_assert(clutch_now() - start >= 1500);
 }
 
 /* ---- death and replacement -------------------------------------------------------- */
@@ -1482,9 +1499,9 @@ Test(cluster, a_failed_start_leaves_nobody_behind)
 	struct cluster *c = cluster_start(&(struct options){.agent = hang_when_leaving,
 	                                                    .app = hang_or_start_badly,
 	                                                    .workers = 2,
-	                                                    .worker_start_timeout = 300,
-	                                                    .app_close_timeout = 300,
-	                                                    .agent_close_timeout = 300,
+	                                                    .worker_start_timeout = 1500,
+	                                                    .app_close_timeout = 1000,
+	                                                    .agent_close_timeout = 1000,
 	                                                    .arg = &plan});
 
 	cluster_wait(c, 0, ":APP#1 hangs");
@@ -1523,23 +1540,23 @@ Test(cluster, close_timeouts_from_the_options)
 	setenv("EGG_APP_CLOSE_TIMEOUT", "9000", 1); /* the options come first */
 	setenv("EGG_AGENT_CLOSE_TIMEOUT", "9000", 1);
 	expect_close_timeouts(
-		(struct options){.app_close_timeout = 300, .agent_close_timeout = 200}, 300, 200);
+		(struct options){.app_close_timeout = 1000, .agent_close_timeout = 800}, 1000, 800);
 }
 
 Test(cluster, close_timeouts_from_the_environment)
 {
 	clear_environment();
-	setenv("EGG_APP_CLOSE_TIMEOUT", "250", 1);
-	setenv("EGG_AGENT_CLOSE_TIMEOUT", "350", 1);
+	setenv("EGG_APP_CLOSE_TIMEOUT", "800", 1);
+	setenv("EGG_AGENT_CLOSE_TIMEOUT", "1000", 1);
 	setenv("EGG_MASTER_CLOSE_TIMEOUT", "9000", 1); /* only what the others leave */
-	expect_close_timeouts((struct options){.workers = 0}, 250, 350);
+	expect_close_timeouts((struct options){.workers = 0}, 800, 1000);
 }
 
 Test(cluster, close_timeouts_from_the_old_variable)
 {
 	clear_environment();
-	setenv("EGG_MASTER_CLOSE_TIMEOUT", "270", 1);
-	expect_close_timeouts((struct options){.workers = 0}, 270, 270);
+	setenv("EGG_MASTER_CLOSE_TIMEOUT", "900", 1);
+	expect_close_timeouts((struct options){.workers = 0}, 900, 900);
 }
 
 /* ---- the shared port -------------------------------------------------------------------- */
@@ -2002,6 +2019,7 @@ Test(cluster, a_handle_travels_to_agent_and_apps)
 	mark = send_handle(c, 0, ROLE_APP); /* each gets its own; the sender, too */
 	cr_assert_eq(cluster_count(c, mark, " saw pipe from app to app handle"), 3);
 	cr_assert_eq(cluster_count(c, mark, "has no handle"), 0);
+	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids"); /* the master has closed it */
 	cr_assert_eq(process_descriptors(c->master), before);
 	cluster_stop(c);
 }

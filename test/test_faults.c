@@ -1000,17 +1000,20 @@ order_reload(void)
 }
 
 static int reload_births;
-static int64_t reload_at;
+static int64_t reload_at, reload_pause;
 
-/* D12: a reload whose new worker dies is given up, and the old one stays. */
+/* D12: a reload whose new worker dies is given up, and the old one stays: it is ordered again. The
+ * pauses grow, since an order lets a reload that is under way begin anew, and on a busy machine
+ * that would be for ever. */
 static bool
 is_reloaded(char *missing, size_t size)
 {
 	int life;
 
-	if (fired() && faults_clock() > reload_at + 100) {
+	if (fired() && faults_clock() > reload_at + reload_pause) {
 		order_reload();
 		reload_at = faults_clock();
+		reload_pause *= 2;
 	}
 	for (life = 0; life < reload_births && parent != NULL; life++)
 		if (world->faults.places[life] == PLACE_APP &&
@@ -1028,6 +1031,7 @@ reload(const char *step)
 
 	reload_births = world->faults.births;
 	reload_at = faults_clock();
+	reload_pause = 100;
 	order_reload();
 	if (!until(is_reloaded, step))
 		return false;

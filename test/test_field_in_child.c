@@ -162,7 +162,7 @@ check_child(struct caller *c, const char *name, pid_t pid)
 	const char *first;
 
 	snprintf(words, sizeof words, "in the child %s of mine: %ld\n", name, (long)pid);
-	snprintf(said, sizeof said, "%s is %ld", name, (long)pid);
+	snprintf(said, sizeof said, "%s is %ld\n", name, (long)pid);
 	caller_assert(c, caller_count(c, words) == 1, "not once: %s", words);
 	first = strstr(c->text, said);
 	caller_assert(

@@ -367,7 +367,7 @@ Test(field_lifecycle, a_job_that_does_not_obey_is_killed_at_the_deadline)
 
 	share();
 	c = cluster_start(&(struct options){
-		.agent = plain, .app = has_a_job, .arg = shared, .app_close_timeout = 400});
+		.agent = plain, .app = has_a_job, .arg = shared, .app_close_timeout = 1500});
 	cluster_ready(c);
 	cluster_wait(c, 0, "APP#1 has a job");
 	send_to(c, cluster_pid(c, "APP#1"), "test-exit", NULL);
@@ -953,7 +953,7 @@ Test(field_lifecycle, a_worker_that_is_being_ended_replaces_nobody)
 	share();
 	c = cluster_start(&(struct options){.agent = plain,
 	                                    .app = second_is_late,
-	                                    .worker_start_timeout = 1000 * time_scale(),
+	                                    .worker_start_timeout = 1500 * time_scale(),
 	                                    .app_close_timeout = LONG});
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGUSR2);
@@ -1221,7 +1221,7 @@ Test(field_lifecycle, a_close_does_not_wait_longer_for_a_worker_whose_channel_ha
 static int
 second_hangs(struct messenger *app, void *arg)
 {
-	static int most_of_it = 1800;
+	static int most_of_it = 2200;
 
 	(void)arg;
 	if (shared->sent++ == 0)
@@ -1238,15 +1238,15 @@ Test(field_lifecycle, a_worker_past_its_start_timeout_has_no_more_time_when_its_
 	share();
 	c = cluster_start(&(struct options){.agent = plain,
 	                                    .app = second_hangs,
-	                                    .worker_start_timeout = 1000 * time_scale(),
-	                                    .app_close_timeout = 2000});
+	                                    .worker_start_timeout = 1500 * time_scale(),
+	                                    .app_close_timeout = 3000});
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGUSR2);
 	cluster_wait(c, 0, "APP#2 leaves");
 	begin = clutch_now();
 	cluster_wait_death(c, "APP#2");
 	cr_assert_neq(cluster_count(c, 0, "APP#2 hangs"), 0);
-	cr_assert_lt(clutch_now() - begin, 3000);
+	cr_assert_lt(clutch_now() - begin, 4500); /* and not 2200 + 3000 */
 	cluster_stop(c);
 }
 

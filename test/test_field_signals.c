@@ -220,8 +220,8 @@ with_SIGALRM_blocked(void)
 	return run_cluster(&(struct options){.agent = hangs_when_it_leaves,
 	                                     .app = hangs_when_it_leaves,
 	                                     .workers = 2,
-	                                     .app_close_timeout = 500,
-	                                     .agent_close_timeout = 500});
+	                                     .app_close_timeout = 1000,
+	                                     .agent_close_timeout = 1000});
 }
 
 static void

@@ -535,9 +535,9 @@ launch(struct options options)
 	if (options.app == NULL)
 		options.app = act;
 	if (options.app_close_timeout == 0)
-		options.app_close_timeout = 300;
+		options.app_close_timeout = 1000;
 	if (options.agent_close_timeout == 0)
-		options.agent_close_timeout = 300;
+		options.agent_close_timeout = 1000;
 	c = cluster_start(&options);
 	world->master = c->master;
 	return c;
@@ -642,11 +642,12 @@ are_so_many(struct cluster *c, void *arg)
 	return cluster_processes(c, pids, 64) == *(size_t *)arg;
 }
 
-/* An ordinary user, whose processes nobody else has: limits count for it. */
+/* An ordinary user, whose processes nobody else has: limits count for it. (The clock tells
+ * apart processes of two PID namespaces that have the same number.) */
 static void
 become_nobody(void)
 {
-	uid_t user = (uid_t)(40000 + getpid() % 20000);
+	uid_t user = (uid_t)(40000 + (getpid() * 61 + clutch_now()) % 20000);
 
 	if (geteuid() != 0)
 		cr_skip_test("only root can become another user");
@@ -691,16 +692,21 @@ is_buried_or_fat(struct cluster *c, void *arg)
 static void
 expect_finite_last_words(const char *who, const char *died, const char *replaced)
 {
-	struct cluster *c = start(3);
-	long before = process_memory(c->master);
-	struct suspect suspect = {died, before + 256 * 1024};
-	size_t mark = cluster_mark(c), count = 1 + 1 + 3;
+	struct cluster *c = launch((struct options){
+		.workers = 3, .app_close_timeout = 2000, .agent_close_timeout = 2000});
+	struct suspect suspect = {.died = died};
+	size_t mark, count = 1 + 1 + 3;
+	long before;
 
+	cluster_ready(c);
+	before = process_memory(c->master);
+	suspect.most = before + 256 * 1024;
+	mark = cluster_mark(c);
 	tell(c, who, "help leave");
 	cluster_until(c, is_buried_or_fat, &suspect, "a death");
 	assert_memory(c, "the helpers of a dead process speak", before, 8 * 1024);
 	mark = cluster_wait(c, mark, "%s", died);
-	exchange(c, "APP#2", "APP#3", 1000);
+	exchange(c, "APP#2", "APP#3", 3000);
 	cluster_wait(c, mark, "%s", replaced);
 	cluster_until(c, are_so_many, &count, "the helpers to be gone");
 	cr_assert_eq(cluster_count(c, 0, "was told to end"), HELPERS / 2,
@@ -746,14 +752,14 @@ Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone
 		snprintf(who, sizeof who, "APP#%d", i + 2);
 		world->shortage = shortages[i];
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
-		exchange(c, "AGENT#1", "APP#5", 1000);
+		exchange(c, "AGENT#1", "APP#5", 3000);
 		cluster_wait(c, mark, ":%s got it bare", who);
 		cluster_wait(c, mark,
 		             "app_worker#%d:%s: no descriptor or memory for a handle: its "
 		             "message goes without it, as do more of this kind (app %d)",
 		             i + 2, who, i + 1);
 		cr_assert_eq(cluster_count(c, mark, "handle"), 1, "one line says so");
-		exchange(c, "APP#1", who, 1000);
+		exchange(c, "APP#1", who, 3000);
 		world->shortage = 0;
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
 		cluster_wait(c, mark, ":%s got it whole", who);
@@ -806,7 +812,7 @@ expect_shortage_in_sender(const char *who)
 		tell(c, who, "pass %ld", (long)cluster_pid(c, "APP#2"));
 		cluster_wait(c, mark, ":APP#2 got it whole");
 	}
-	exchange(c, who, "APP#2", 1000);
+	exchange(c, who, "APP#2", 3000);
 	stop(c);
 }
 
@@ -835,12 +841,12 @@ Test(field_traffic, descriptors_in_flight_hold_up_no_other_channel)
 	tell(c, "APP#1", "park");
 	cluster_wait(c, 0, ":APP#1 has parked");
 	tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, "APP#2"));
-	exchange(c, "APP#3", "APP#4", 1000);
+	exchange(c, "APP#3", "APP#4", 3000);
 	cluster_wait(c, 0, ":APP#2 got it");
 	cr_assert_eq(cluster_count(c, 0, ":APP#2 got it bare"), 1);
 	cluster_wait(c, 0, "handle");
 	cr_assert_eq(cluster_count(c, 0, "handle"), 1, "one line says so");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -886,7 +892,7 @@ move_and_load(struct messenger *messenger, void *arg)
 Test(field_traffic, an_app_that_has_left_its_group_has_a_start_timeout)
 {
 	struct cluster *c = launch((struct options){
-		.app = move_and_load, .worker_start_timeout = 500, .app_close_timeout = 300});
+		.app = move_and_load, .worker_start_timeout = 1500, .app_close_timeout = 300});
 
 	cluster_wait(c, 0, ":APP#1 has moved");
 	cluster_ended(c, 1);
@@ -895,7 +901,7 @@ Test(field_traffic, an_app_that_has_left_its_group_has_a_start_timeout)
 Test(field_traffic, an_agent_that_has_left_its_group_has_a_start_timeout)
 {
 	struct cluster *c = launch((struct options){
-		.agent = move_and_load, .worker_start_timeout = 500, .agent_close_timeout = 300});
+		.agent = move_and_load, .worker_start_timeout = 1500, .agent_close_timeout = 300});
 
 	cluster_wait(c, 0, ":AGENT#1 has moved");
 	cluster_ended(c, 1);
@@ -939,10 +945,10 @@ divert_log(struct cluster *c, int log, int descriptor, pid_t pid, int processes)
 {
 	world->log_of = pid;
 	world->log[log] = descriptor;
-	exchange(c, "AGENT#1", "APP#1", 1000); /* so that each of them turns its loop */
-	exchange(c, "APP#2", "APP#3", 1000);
-	exchange(c, "AGENT#1", "APP#1", 1000);
-	exchange(c, "APP#2", "APP#3", 1000);
+	exchange(c, "AGENT#1", "APP#1", 3000); /* so that each of them turns its loop */
+	exchange(c, "APP#2", "APP#3", 3000);
+	exchange(c, "AGENT#1", "APP#1", 3000);
+	exchange(c, "APP#2", "APP#3", 3000);
 	cluster_until(c, are_diverted, &processes, "the log to be another one");
 }
 
@@ -1003,7 +1009,7 @@ Test(field_traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 	since = clutch_now();
 	for (i = 0; i < 100; i++) {
 		cluster_signal(c, "MASTER", SIGUSR1);
-		exchange(c, "APP#2", "APP#3", 1000);
+		exchange(c, "APP#2", "APP#3", 3000);
 	}
 	cr_assert_lt(clutch_now() - since, 5000 * time_scale(), "it took %lldms",
 	             (long long)(clutch_now() - since));
@@ -1041,7 +1047,7 @@ Test(field_traffic, an_app_survives_a_stdout_at_its_limit)
 
 	cluster_signal(c, "APP#3", SIGTERM); /* it says so */
 	cr_assert_str_eq(cluster_wait_end(c, "APP#3"), "code: 0, signal: null");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -1053,7 +1059,7 @@ Test(field_traffic, an_app_survives_a_stderr_at_its_limit)
 	tell(c, "APP#3", "uncaught 1"); /* it says so */
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_wait_death(c, "APP#3");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	mark = cluster_mark(c);
 	cluster_signal(c, "MASTER", SIGUSR1);
 	cluster_wait(c, mark, "code: 1, signal: null");
@@ -1065,8 +1071,8 @@ Test(field_traffic, the_master_survives_a_stdout_at_its_limit)
 	struct cluster *c = start_with_log_at_its_limit(STDOUT_FILENO);
 
 	cluster_signal(c, "MASTER", SIGUSR1);
-	exchange(c, "APP#1", "APP#2", 1000);
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -1079,7 +1085,7 @@ Test(field_traffic, the_master_survives_a_stderr_at_its_limit)
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
-	exchange(c, "APP#1", "APP#2", 1000);
+	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
 
@@ -1102,7 +1108,7 @@ Test(field_traffic, an_app_that_is_always_too_slow_is_replaced)
 	cluster_order(c, "APP#2", "finish");
 	cluster_wait(c, mark, ":APP#2 heard #");
 	cluster_wait(c, mark, ":APP#3 heard #");
-	exchange(c, "APP#2", "APP#3", 1000);
+	exchange(c, "APP#2", "APP#3", 3000);
 	cluster_stop(c); /* APP#4 has not heard the stream's beginning */
 }
 
@@ -1119,11 +1125,11 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 	wait_until_full(c, "APP#2");
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), 100, PIECE);
 	wait_until_full(c, "APP#1");
-	let_pass(c, 900);
+	let_pass(c, 800);
 	cluster_signal(c, "APP#2", SIGCONT);
 	cluster_wait(c, 0, ":APP#1 has gushed to APP#2");
 	wait_until_full(c, "APP#3");
-	let_pass(c, 900);
+	let_pass(c, 800);
 	cluster_signal(c, "APP#3", SIGCONT);
 	cluster_wait(c, 0, ":APP#1 has gushed to APP#3");
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
@@ -1345,7 +1351,7 @@ expect_pause_while_closing(const char *who, struct options options)
 {
 	struct cluster *c;
 
-	options.app_close_timeout = options.agent_close_timeout = 1000;
+	options.app_close_timeout = options.agent_close_timeout = 2500; /* less than PAUSE */
 	c = launch(options);
 	cluster_ready(c);
 	cluster_signal(c, "MASTER", SIGTERM);
@@ -1405,7 +1411,7 @@ load_until_released(struct messenger *app, void *arg)
 Test(field_traffic, a_pause_takes_no_time_from_an_app_that_starts)
 {
 	struct cluster *c =
-		launch((struct options){.app = load_until_released, .worker_start_timeout = 1000});
+		launch((struct options){.app = load_until_released, .worker_start_timeout = 2500});
 
 	cluster_wait(c, 0, ":APP#1 is loading");
 	stop_for_a_while(c);
@@ -1501,8 +1507,10 @@ Test(field_traffic, each_outage_of_the_agent_is_told_once)
  * is more than a little; then the other one goes on reading. */
 Test(field_traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
 {
-	struct cluster *c = launch((struct options){.agent = act_once, .workers = 4});
+	struct cluster *c;
 
+	slower = 4; /* the next agent comes later than all this, on a busy machine, too */
+	c = launch((struct options){.agent = act_once, .workers = 4});
 	cluster_ready(c);
 	cluster_signal(c, "AGENT#1", SIGSTOP);
 	cluster_signal(c, "APP#2", SIGSTOP);
@@ -1615,7 +1623,7 @@ expect_second_reload(void (*reload)(struct cluster *c))
 	cluster_wait_death(c, "APP#1");
 	cluster_wait_death(c, "APP#2");
 	cluster_wait_death(c, "APP#3");
-	exchange(c, "APP#4", "APP#5", 1000);
+	exchange(c, "APP#4", "APP#5", 3000);
 	stop(c);
 }
 

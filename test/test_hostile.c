@@ -17,7 +17,8 @@
 TestSuite(hostile, .timeout = 120);
 
 /* The master may keep one frame of a hostile child, and a queue up to its high
- * mark with what a read puts on top. KiB. */
+ * mark with what a read puts on top. (Of the largest frame for all apps each app's queue
+ * has a copy: twice as much.) KiB. */
 enum { GROWTH = 6 * 1024 };
 
 enum { MILLION = 1000000 };
@@ -508,7 +509,8 @@ close_stage(struct stage *stage, const char *what)
 	cluster_until(stage->c, has_descriptors, &stage->descriptors,
 	              "the master to have as many descriptors as at first");
 	snprintf(title, sizeof title, "%s by a hostile %s", what, stage->role);
-	assert_memory(stage->c, title, stage->memory, GROWTH);
+	assert_memory(stage->c, title, stage->memory,
+	              strcmp(what, "extremes") == 0 ? 2 * GROWTH : GROWTH);
 	cluster_stop(stage->c);
 }
 
@@ -698,7 +700,8 @@ Test(hostile, a_frame_that_never_ends)
 	leave_a_frame_open("agent");
 }
 
-/* A byte costs the master a turn of its loop at most. */
+/* A byte costs the master a turn of its loop at most: about 2 us. If each byte cost a copy of
+ * what is there already, it would be minutes. */
 static void
 crumble(const char *role)
 {
@@ -710,7 +713,7 @@ crumble(const char *role)
 	used = process_processor_time(stage.c->master) - before;
 	fprintf(stderr, "the master's processor time for 1 MiB byte by byte from an %s: %lld ms\n",
 	        role, (long long)used);
-	cr_assert(used < 2000LL * time_scale(), "%lld ms", (long long)used);
+	cr_assert(used < 10000LL * time_scale(), "%lld ms", (long long)used);
 	cr_assert_eq(cluster_count(stage.c, mark, " died ("), 0);
 	close_stage(&stage, "1 MiB byte by byte");
 }

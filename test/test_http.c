@@ -569,7 +569,7 @@ Test(http, slow_headers)
 	int64_t began;
 	struct pollfd set;
 
-	request_timeout = 400;
+	request_timeout = 1000;
 	c = start();
 	client = cluster_connect(c);
 	began = clutch_now();
@@ -579,7 +579,7 @@ Test(http, slow_headers)
 		cr_assert(clutch_now() - began < time_limit(), "it waits for ever");
 		send(client, "x", 1, MSG_NOSIGNAL);
 	}
-	cr_assert(clutch_now() - began >= 300, "after %lld ms", (long long)(clutch_now() - began));
+	cr_assert(clutch_now() - began >= 900, "after %lld ms", (long long)(clutch_now() - began));
 	expect_start(get(client, NULL), "HTTP/1.1 408 Request Timeout\r\n");
 	close(client);
 	expect_service(c);
@@ -590,7 +590,7 @@ Test(http, a_slow_body)
 {
 	struct cluster *c;
 
-	request_timeout = 300;
+	request_timeout = 1000;
 	c = start();
 	expect_start(converse(c, GOOD "Content-Length: 5\r\n\r\n1234"), "HTTP/1.1 408 ");
 	expect_service(c);
@@ -602,7 +602,7 @@ Test(http, idle_connections_end_without_a_word)
 	struct cluster *c;
 	int client;
 
-	idle_timeout = 300;
+	idle_timeout = 1000;
 	c = start();
 	cr_assert_str_eq(converse(c, ""), "");
 	client = cluster_connect(c);
@@ -621,7 +621,7 @@ Test(http, empty_lines_buy_no_time)
 	int64_t began = clutch_now();
 	struct pollfd set;
 
-	idle_timeout = 300;
+	idle_timeout = 1000;
 	c = start();
 	client = cluster_connect(c);
 	set = (struct pollfd){client, POLLIN, 0};

@@ -395,20 +395,12 @@ Test(ipc, socket_the_clients_are_ended_and_nothing_is_left)
 	free(program);
 }
 
-/* A port that is free now. */
 static const char *
 free_port(void)
 {
 	static char text[8];
-	struct sockaddr_in address = {.sin_family = AF_INET};
-	socklen_t size = sizeof address;
-	int descriptor = socket(AF_INET, SOCK_STREAM, 0);
 
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	cr_assert(bind(descriptor, (struct sockaddr *)&address, size) == 0);
-	cr_assert(getsockname(descriptor, (struct sockaddr *)&address, &size) == 0);
-	close(descriptor);
-	snprintf(text, sizeof text, "%d", ntohs(address.sin_port));
+	snprintf(text, sizeof text, "%d", test_free_port());
 	return text;
 }
 

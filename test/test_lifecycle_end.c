@@ -334,7 +334,8 @@ expect_quiet_end(struct cluster *c, size_t mark, int workers)
 	cluster_ended(c, 0);
 }
 
-/* A limit for what must be fast. */
+/* A limit for what must be fast: less than the limit that would hold otherwise, which is 5 s in
+ * most cases, and far more than it takes, since the machine may have other things to do. */
 static void
 expect_within(int64_t start, int64_t least, int64_t most)
 {
@@ -388,7 +389,7 @@ expect_orderly_end(int number, const char *name)
 	go(c, ROLE_AGENT);
 	cluster_wait(c, at, "exit of AGENT#1: 0");
 	expect_quiet_end(c, mark, 3);
-	expect_within(begin, 0, 2000);
+	expect_within(begin, 0, 4500);
 }
 
 Test(lifecycle, s08a_sigterm_to_the_master)
@@ -547,7 +548,7 @@ Test(lifecycle, s08_sigterm_while_the_agent_starts)
 	struct cluster *c;
 
 	manners.agent.load = load_into_the_end;
-	c = launch((struct options){.workers = 2, .agent_close_timeout = 300});
+	c = launch((struct options){.workers = 2, .agent_close_timeout = 1000});
 	cluster_wait(c, 0, "agent_worker#1:AGENT#1 started");
 	cluster_wait(c, 0, "[master] exit with code:0");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#"), 0);
@@ -580,7 +581,7 @@ Test(lifecycle, s09a_sigkill_to_the_master)
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 110, signal: null");
 	expect_silence(c, mark, 3);
 	cluster_killed(c, SIGKILL);
-	expect_within(begin, 0, 1000);
+	expect_within(begin, 0, 4500);
 }
 
 /* D3: egg's agent hangs for good. Here nobody is left soon after its timeout. */
@@ -591,7 +592,7 @@ Test(lifecycle, s09b_sigkill_to_the_master_while_all_hang_when_they_close)
 
 	manners.agent.close = manners.app.close = close_never;
 	c = start((struct options){
-		.workers = 2, .app_close_timeout = 300, .agent_close_timeout = 300});
+		.workers = 2, .app_close_timeout = 1000, .agent_close_timeout = 1000});
 	mark = signal_master(c, SIGKILL);
 	cluster_wait(c, mark, ":AGENT#1 hangs");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
@@ -660,7 +661,7 @@ Test(lifecycle, s12a_an_app_ignores_sigterm)
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 5000, 6000);
+	expect_within(begin, 5000, 9500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	go(c, ROLE_AGENT);
@@ -675,13 +676,14 @@ Test(lifecycle, s12b_an_app_hangs_when_it_closes)
 	size_t mark;
 
 	manners.app.close = close_never;
-	c = start_patient((struct options){.workers = 2, .app_close_timeout = 400});
+	/* Its own alarm has whole seconds, and must not come first. */
+	c = start_patient((struct options){.workers = 2, .app_close_timeout = 1100});
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":APP#1 hangs");
 	cluster_wait(c, mark, ":APP#2 hangs");
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 400, 1400);
+	expect_within(begin, 1100, 4500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	go(c, ROLE_AGENT);
@@ -698,7 +700,7 @@ expect_killed_agent(struct cluster *c, size_t mark, int64_t begin)
 	cluster_wait(c, mark, "kill agent worker with signal SIGTERM");
 	cr_assert(process_is_alive(cluster_pid(c, "AGENT#1")));
 	cluster_wait(c, mark, "[master] exit with code:0");
-	expect_within(begin, 400, 1400);
+	expect_within(begin, 1000, 4500);
 	cr_assert_not(process_is_alive(cluster_pid(c, "AGENT#1")));
 	cr_assert_eq(cluster_count(c, mark, "exit of AGENT#1"), 0);
 	expect_quiet_end(c, mark, 2);
@@ -707,7 +709,7 @@ expect_killed_agent(struct cluster *c, size_t mark, int64_t begin)
 /* D3, D27: egg's master exits before its agent. */
 Test(lifecycle, s12c_the_agent_ignores_sigterm)
 {
-	struct cluster *c = start((struct options){.workers = 2, .agent_close_timeout = 400});
+	struct cluster *c = start((struct options){.workers = 2, .agent_close_timeout = 1000});
 	int64_t begin;
 
 	cluster_did(c, "AGENT#1", "ignore");
@@ -722,7 +724,7 @@ Test(lifecycle, s12d_the_agent_hangs_when_it_closes)
 	int64_t begin;
 
 	manners.agent.close = close_never_ever;
-	c = start((struct options){.workers = 2, .agent_close_timeout = 400});
+	c = start((struct options){.workers = 2, .agent_close_timeout = 1000});
 	begin = clutch_now();
 	expect_killed_agent(c, signal_master(c, SIGTERM), begin);
 }
@@ -743,11 +745,11 @@ Test(lifecycle, s12e_close_timeouts_from_the_environment)
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "kill agent worker with signal SIGTERM");
-	expect_within(begin, 1500, 2100);
+	expect_within(begin, 1500, 4500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	cluster_wait(c, mark, "[master] exit with code:0");
-	expect_within(begin, 2500, 3500);
+	expect_within(begin, 2500, 6000);
 	cr_assert_eq(cluster_count(c, mark, "exit of"), 0);
 	expect_quiet_end(c, mark, 2);
 }
@@ -830,14 +832,14 @@ Test(lifecycle, s12h_a_grandchild_ignores_sigterm)
 	size_t mark;
 
 	manners.app.load = load_and_fork;
-	c = start((struct options){.workers = 1, .app_close_timeout = 400});
+	c = start((struct options){.workers = 1, .app_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	cr_assert_eq(cluster_processes(c, all, 8), 4);
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "exit of APP#1: 0");
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
-	expect_within(begin, 400, 1400);
+	expect_within(begin, 1000, 4500);
 	expect_quiet_end(c, mark, 1); /* nobody: neither is the grandchild */
 }
 
@@ -847,7 +849,7 @@ Test(lifecycle, s12h_a_grandchild_of_the_agent_ignores_sigterm)
 	size_t mark;
 
 	manners.agent.load = load_and_fork;
-	c = start((struct options){.workers = 1, .agent_close_timeout = 400});
+	c = start((struct options){.workers = 1, .agent_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
@@ -868,7 +870,7 @@ Test(lifecycle, s12h_a_grandchild_does_not_survive_a_failed_start)
 
 	manners.agent.load = load_and_fork;
 	manners.app.load = load_badly;
-	c = launch((struct options){.workers = 1, .agent_close_timeout = 400});
+	c = launch((struct options){.workers = 1, .agent_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	cluster_wait(c, 0, "exit of AGENT#1: 110");
 	cluster_ended(c, 1);
@@ -881,7 +883,7 @@ Test(lifecycle, s12h_a_grandchild_goes_with_its_killed_parent)
 	pid_t all[8];
 
 	manners.app.load = load_and_fork;
-	c = start((struct options){.workers = 1, .app_close_timeout = 400});
+	c = start((struct options){.workers = 1, .app_close_timeout = 1000});
 	cluster_wait(c, 0, "grandchild");
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait(c, 0, ":APP#2 saw egg-ready");
@@ -956,7 +958,7 @@ Test(lifecycle, s12i_sigterm_to_the_master_while_an_app_drains_for_ever)
 	size_t mark = signal_master(c, SIGTERM);
 
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 1700, 3000);
+	expect_within(begin, 1700, 4500);
 	expect_end(c, "APP#1", "code: 0, signal: null");
 	go(c, ROLE_AGENT);
 	expect_quiet_end(c, mark, 2);
@@ -1156,6 +1158,7 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 {
 	struct cluster *c;
 	int64_t death;
+	size_t at;
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
 	manners.app.load = load_and_hang_up_if_sick;
@@ -1163,14 +1166,15 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 	fall_ill();
 	cluster_order(c, "APP#1", "hang-up 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 disconnect");
+	death = clutch_now(); /* the master may count both in one turn, at one time */
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait_end(c, "APP#1");
 	recover();
-	death = clutch_now();
 	cluster_signal(c, "APP#2", SIGKILL);
-	cluster_wait_end(c, "APP#2");
-	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0, "nobody has waited for APP#2");
-	cluster_wait(c, 0, ":APP#3 saw egg-ready");
+	at = cluster_wait(c, 0, "app_worker#2:APP#2 died (");
+	cluster_wait(c, at, ":APP#3 saw egg-ready");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), cluster_count(c, at, "app_worker#3"),
+	             "nobody has waited for APP#2");
 	cr_assert(clutch_now() - death >= 1000, "after a second at the earliest");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
 	cluster_stop(c);
@@ -1335,7 +1339,7 @@ start_and_reload_badly(messenger_callback load, size_t *mark)
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
 	manners.app.load = load;
-	c = start((struct options){.workers = 3, .worker_start_timeout = 500 * time_scale()});
+	c = start((struct options){.workers = 3, .worker_start_timeout = 1500 * time_scale()});
 	fall_ill();
 	*mark = cluster_mark(c);
 	order_reload_by_parent(c);
@@ -1380,7 +1384,7 @@ Test(lifecycle, s13_sigterm_during_a_reload)
 
 	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
 	manners.app.load = load_into_the_end_if_sick;
-	c = start((struct options){.workers = 3, .app_close_timeout = 300});
+	c = start((struct options){.workers = 3, .app_close_timeout = 1000});
 	fall_ill();
 	mark = cluster_mark(c);
 	order_reload_by_parent(c);
@@ -1862,7 +1866,7 @@ expect_key_to_end_it(const char *keys, const char *signal_name)
 	cr_assert_eq(write(bare.output, keys, strlen(keys)), (ssize_t)strlen(keys));
 	expect_bare_end(&bare);
 	cr_assert(strstr(bare.text, signal_name) != NULL, "%s", bare.text);
-	expect_within(begin, 0, 1000);
+	expect_within(begin, 0, 4500);
 }
 
 Test(lifecycle, s08e_ctrl_c_in_a_terminal)
@@ -2416,17 +2420,19 @@ Test(lifecycle, signals_while_the_agent_is_dead)
 	int64_t begin;
 	int i;
 
+	begin = clutch_now();
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "try to start a new agent_worker");
-	begin = clutch_now();
 	for (i = 0; i < 20; i++) {
 		cluster_signal(c, "MASTER", SIGCHLD);
 		cluster_ask_status(c);
+		if (cluster_count(c, 0, "agent_worker#2:") > 0)
+			break; /* a busy machine: the second is over */
 		expect_state(c, "agent", "dead");
 		cr_assert_eq(cluster_figure(c, "agent", "pid"), 0);
 	}
 	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
-	expect_within(begin, 900, 2000);
+	expect_within(begin, 1000, 4500);
 	cr_assert_eq(cluster_count(c, 0, "agent_worker#3"), 0);
 	cluster_stop(c);
 }

@@ -453,7 +453,7 @@ Test(live, an_app_is_flooded_stopped_and_continued)
 	order(&page, "stop", pid);
 	snprintf(text, sizeof text, "\"stopped\":[%ld]", pid);
 	wait_event(&page, text);
-	cr_assert(is_stopped(&pid));
+	wait_until(is_stopped, &pid, "the app to stop");
 	wait_event(&page, "\"waits_for\":[\"app:1\"]");
 	order(&page, "continue", pid);
 	wait_until(goes_on, &pid, "the stopped app to go on");

@@ -39,10 +39,10 @@ size_t __sanitizer_get_current_allocated_bytes(void) __attribute__((weak));
 static struct messenger *child; /* what is tested */
 static struct channel master;   /* the other end */
 
-/* What the callbacks noted, one after the other. */
+/* The notes of the callbacks, one after the other. */
 static char calls[8192];
 
-/* What they note: the tests hand these to on_note and its like. */
+/* The notes: the tests hand these to on_note and similar callbacks. */
 static char a[] = "a", b[] = "b", c[] = "c", d[] = "d", e[] = "e";
 
 /* ---- both ends ----------------------------------------------------------- */
@@ -67,7 +67,7 @@ open_app(void)
 	open_as(ROLE_APP);
 }
 
-/* The master first: then the child does not wait for it. */
+/* The master is closed first: then the child does not wait for it. */
 static void
 close_both(void)
 {
@@ -295,7 +295,7 @@ after(int milliseconds, char *what)
 	return id;
 }
 
-/* Turn the loop until what is said has been done, or fail. */
+/* Turn the loop until the condition is true, or fail. */
 #define turn_until(condition)                                                                      \
 	do {                                                                                       \
 		int64_t deadline_ = clutch_now() + DEADLINE;                                       \
@@ -340,7 +340,7 @@ close_pipe(const int ends[2])
 	close(ends[1]);
 }
 
-/* ---- who am I ------------------------------------------------------------ */
+/* ---- identity ------------------------------------------------------------ */
 
 TestSuite(identity, .init = open_app, .fini = close_both);
 
@@ -615,7 +615,7 @@ Test(send, einval_for_what_does_not_exist)
 	message.receiver_pid = -1;
 	expect_error(EINVAL, messenger_send_message(child, &message));
 	message.receiver_pid = 0;
-	message.data_length = 1; /* of no data */
+	message.data_length = 1; /* although there is no data */
 	expect_error(EINVAL, messenger_send_message(child, &message));
 	turn();
 	expect_silence();
@@ -706,7 +706,7 @@ fill(void)
 	return count;
 }
 
-/* Fill up until just so many bytes of the queue are free. */
+/* Fill the queue until exactly this many bytes of it are free. */
 static int
 fill_but(size_t room)
 {
@@ -771,7 +771,7 @@ Test(send, broadcast_with_room_for_two_queues_both)
 	expect_silence();
 }
 
-/* Each send call fails so. */
+/* Each send call fails with this errno. */
 static void
 expect_epipe(void)
 {
@@ -792,14 +792,14 @@ Test(send, epipe_after_the_channel_is_closed)
 	cr_assert_eq(messenger_step(child, 0), 0);
 }
 
-/* A write fails before a read tells: no SIGPIPE, and EPIPE from then on. */
+/* A write fails before a read has seen the end: no SIGPIPE, and EPIPE from then on. */
 Test(send, epipe_after_a_write_found_nobody)
 {
 	int i;
 
 	tell_pids("[1,2]");
 	channel_close(&master);
-	for (i = 0; i < CHANNEL_FLUSH_SIZE / 65536; i++) /* so much is written at once */
+	for (i = 0; i < CHANNEL_FLUSH_SIZE / 65536; i++) /* this much is written at once */
 		cr_assert_eq(send_filler(i, 65536), 0);
 	expect_epipe();
 	cr_assert_eq(messenger_step(child, 0), 0);
@@ -997,8 +997,8 @@ struct change {
 	char *name;
 	const char *action; /* of the listener that is added or removed */
 	const char *remove; /* the argument of the one to remove, or NULL */
-	int add;            /* so many are added */
-	char *what;         /* the argument of those */
+	int add;            /* how many are added */
+	char *what;         /* the argument of the added ones */
 };
 
 static int
@@ -1244,7 +1244,7 @@ Test(listeners, an_action_without_a_listener_is_ignored)
 	expect_calls("a");
 }
 
-/* D6: an emitter throws for an 'error' that nobody hears; we do not. */
+/* D6: an emitter throws for an 'error' without a listener; a messenger does not. */
 Test(listeners, no_action_has_a_special_meaning)
 {
 	static const char *const actions[] = {"error", "egg-ready", "newListener", "message"};
@@ -1575,7 +1575,7 @@ Test(opids, other_actions_of_the_master_do_not_change_them)
 	expect_opids(2, 1, 2);
 }
 
-/* Whatever comes: pids that one can send to, or none. */
+/* Whatever data comes, the pids can be sent to, or there are none. */
 static void
 expect_sane_opids(const char *data)
 {
@@ -1710,7 +1710,7 @@ on_alarm(int number UNUSED)
 {
 }
 
-/* Neither is it news of a descriptor that was ready in the turn before. */
+/* Nor does the step report a descriptor that was ready in the turn before. */
 Test(loop, a_signal_ends_a_step_and_is_no_error)
 {
 	struct itimerval every = {{0, 20000}, {0, 20000}}, never = {{0, 0}, {0, 0}};
@@ -1930,7 +1930,7 @@ watch_more(struct messenger *messenger, int descriptor, short revents UNUSED, vo
 {
 	note(arg);
 	cr_assert_eq(messenger_unwatch(messenger, descriptor), 0);
-	watch_pipes(99, watch_note); /* so many that everything moves */
+	watch_pipes(99, watch_note); /* so many that the array is moved */
 	return 0;
 }
 
@@ -2000,7 +2000,7 @@ Test(loop, a_hundred_watches_are_called_in_one_turn)
 
 /* ---- the loop: timers ---------------------------------------------------- */
 
-/* Let the clock go on while nobody turns the loop: what is late is the point. */
+/* Let the clock go on while nothing turns the loop, so that timers are late. */
 static void
 let_pass(int milliseconds)
 {
@@ -2018,7 +2018,7 @@ let_timers_end(void)
 	calls[0] = '\0';
 }
 
-/* Set within 5 ms, or another order would be right. */
+/* They are set within 5 ms, or another order would be right. */
 Test(loop, timers_are_called_in_order_of_being_due)
 {
 	int64_t start;
@@ -2039,7 +2039,7 @@ Test(loop, timers_are_called_in_order_of_being_due)
 	expect_calls("");
 }
 
-/* Clearing one moves another in its place, so order is not that of storage. */
+/* Clearing a timer moves another one into its place, so the order is not that of storage. */
 Test(loop, timers_due_at_the_same_time_are_called_in_order_of_setting)
 {
 	int i, id;
@@ -2072,7 +2072,7 @@ struct many {
 static int
 timer_many(struct messenger *messenger UNUSED, void *arg)
 {
-	static int64_t last; /* those before were due then, or later */
+	static int64_t last; /* the timers before were due then, or later */
 	struct many *timer = arg;
 
 	cr_assert_not(timer->called, "a timeout was called twice");
@@ -2117,7 +2117,7 @@ Test(loop, a_timeout_of_0_set_by_a_timer_comes_in_a_later_step)
 	}
 }
 
-/* When the next timer is due, exactly: the clock did not tick while we asked. */
+/* When exactly the next timer is due: the clock did not tick while we asked. */
 static int64_t
 next_due(void)
 {
@@ -2129,7 +2129,7 @@ next_due(void)
 		left = messenger_timeout(child);
 	} while (clutch_now() != before);
 	cr_assert_geq(left, 0);
-	return left > 0 ? before + left : -1; /* -1: overdue, nobody knows since when */
+	return left > 0 ? before + left : -1; /* -1: overdue, it is not known since when */
 }
 
 Test(loop, an_interval_does_not_drift_though_each_call_is_late)
@@ -2413,7 +2413,7 @@ read_slowly(size_t wanted)
 	_exit(2);
 }
 
-/* The master is another process now, which wants so many bytes. */
+/* The master is another process now, which expects this many bytes. */
 static pid_t
 fork_slow_reader(size_t wanted)
 {
@@ -2452,7 +2452,7 @@ Test(loop, a_step_without_a_limit_wakes_when_the_socket_takes_more)
 	expect_satisfied(reader);
 }
 
-/* ---- the loop: who speaks in each turn ----------------------------------- */
+/* ---- the loop: a child that sends in each turn --------------------------- */
 
 Test(loop, who_speaks_and_then_looks_hears_at_once)
 {
@@ -2493,7 +2493,7 @@ Test(loop, drain_of_little_is_nothing)
 	expect_silence();
 }
 
-/* And then sleeps for nobody. */
+/* When the queue is short, the call returns, and sleeps no more. */
 Test(loop, drain_of_what_the_socket_takes_writes_it)
 {
 	cr_assert_eq(send_filler(0, 1000), 0);
@@ -2621,7 +2621,7 @@ timer_step_other(struct messenger *messenger UNUSED, void *arg)
 	return 0;
 }
 
-/* A parent of two clusters: what the master of the other one says. */
+/* A parent of two clusters hears the master of the other one. */
 static struct messenger *
 open_other(int *end)
 {
@@ -2789,7 +2789,7 @@ Test(loop, last_words_that_take_many_reads_are_delivered)
 	cr_assert_eq(heard, sent - 1);
 }
 
-/* The kernel says ECONNRESET where what we wrote was never read. */
+/* read fails with ECONNRESET if our bytes were never read. */
 Test(loop, last_words_of_a_master_that_did_not_read_are_delivered)
 {
 	hear("x", a);
@@ -3151,7 +3151,7 @@ Test(closing, nothing_is_left_in_the_heap)
 
 	close_both();
 	for (i = 0; i < 330; i++) {
-		if (i == 300) /* by now malloc has set aside what it likes to */
+		if (i == 300) /* by now malloc has set aside all that it keeps */
 			before = bytes_allocated();
 		open_as(ROLE_PARENT);
 		use_everything();

@@ -470,7 +470,7 @@ Test(options, a_graceful_exit_has_its_own_timeout)
 /* It reads nothing while it is stopped: the queue that it does not empty holds up the parent. */
 Test(options, a_stuck_process_has_its_own_timeout)
 {
-	struct cluster *c = start_ready((struct options){.stuck_timeout = 500});
+	struct cluster *c = start_ready((struct options){.stuck_timeout = 1000});
 	static char data[64 * 1024];
 	int i;
 

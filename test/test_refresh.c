@@ -948,20 +948,6 @@ Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
 
 /* ---- make run -------------------------------------------------------------------------------- */
 
-static int
-free_port(void)
-{
-	struct sockaddr_in address = {.sin_family = AF_INET};
-	socklen_t size = sizeof address;
-	int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	cr_assert(bind(descriptor, (struct sockaddr *)&address, sizeof address) == 0);
-	cr_assert(getsockname(descriptor, (struct sockaddr *)&address, &size) == 0);
-	close(descriptor);
-	return ntohs(address.sin_port);
-}
-
 /* make run, or what it runs: both are there, and talk. */
 static struct program *
 run_both(bool by_make)
@@ -970,9 +956,9 @@ run_both(bool by_make)
 	char port[16], build[512];
 
 	clear_environment();
-	snprintf(port, sizeof port, "%d", free_port());
+	snprintf(port, sizeof port, "%d", test_free_port());
 	setenv("SOURCE_PORT", port, 1);
-	snprintf(port, sizeof port, "%d", free_port());
+	snprintf(port, sizeof port, "%d", test_free_port());
 	setenv("PORT", port, 1);
 	setenv("EGG_WORKERS", "2", 1);
 	unsetenv("MAKEFLAGS"); /* the make that runs the tests has set it */

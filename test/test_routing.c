@@ -1,9 +1,9 @@
 /*
- * The master's side of the messenger: who receives what.
+ * The master's side of the messenger: which processes receive a message.
  *
- * What is expected is what the real egg-cluster 2.5.0 did: golden/routing.tsv has
- * all 980 combinations of a parent, an agent, from, to and receiverPid, and
- * golden/routing_extra.tsv the odd inputs. Each row gets a fresh master with real
+ * The tests expect what the real egg-cluster 2.5.0 did: golden/routing.tsv has all 980
+ * combinations of a parent, an agent, from, to and receiverPid, and
+ * golden/routing_extra.tsv has the odd inputs. Each row gets a fresh master with real
  * sockets; the bytes are read at the far ends and taken apart here, without the
  * code that is tested.
  *
@@ -35,7 +35,7 @@ enum {
 
 enum { MASTER_PID = 100, UNKNOWN_PID = 999 };
 
-/* A role that does not exist. Through a volatile, or the compiler knows it. */
+/* A role that does not exist. It is volatile, or the compiler would know it. */
 static volatile int bogus_number = ROLE_APP + 5;
 #define BOGUS ((enum role)bogus_number)
 
@@ -66,7 +66,7 @@ static struct {
 	bool handle_is_open;
 } emitted;
 
-/* Said when an assertion fails: the row. */
+/* The row, for the message of an assertion that fails. */
 static char context[512] = "-";
 
 static void
@@ -285,7 +285,7 @@ take_once(int end, struct inbox *inbox)
 	return (size_t)count;
 }
 
-/* All that the process was sent and has not read. */
+/* Everything that was sent to the process and that it has not read. */
 static void
 take_from(struct process *process, int end, struct inbox *inbox)
 {
@@ -317,7 +317,7 @@ count_frames(const struct inbox *inbox)
 	return count;
 }
 
-/* A process says something: its bytes go over its channel. */
+/* A process sends a message: the bytes go over its channel. */
 static void
 utter(enum who who, const void *bytes, size_t length, int handle)
 {
@@ -351,7 +351,7 @@ hear(enum who who, struct message *message)
 	return channel_next(&processes[who].channel, message);
 }
 
-/* Say, hear and route. The message is what it became on the way. */
+/* Send, hear and route. The message is what it became on the way. */
 static void
 relay(enum who who, struct message *message)
 {
@@ -363,7 +363,7 @@ relay(enum who who, struct message *message)
 	cr_assert_null(messenger.sender, "%s: the sender stays", context);
 }
 
-/* ---- who received it? ------------------------------------------------------ */
+/* ---- which process got it? ------------------------------------------------- */
 
 struct expectation {
 	enum role from, to;
@@ -442,7 +442,7 @@ check_emitted(const struct message *sent, const struct expectation *expected)
 		cr_assert_str_eq(message->data, sent->data, "%s", context);
 }
 
-/* Those who should have it have it once; nobody else has anything. */
+/* The processes that should have the message have it once; no other process has anything. */
 static void
 check_deliveries(const struct message *sent, const struct expectation *expected)
 {
@@ -463,7 +463,7 @@ check_deliveries(const struct message *sent, const struct expectation *expected)
 	             context, (int)messenger.undeliverable);
 }
 
-/* The same for a test that says it in words. */
+/* The same for a test that names the receivers in words. */
 static void
 expect(const struct message *sent, enum role from, enum role to, const char *deliveries)
 {
@@ -615,9 +615,9 @@ throws(const struct row *row)
 }
 
 /*
- * D1. What egg would do if the absent agent were skipped, in egg's own words: it
- * is what egg did where the agent was there, but was not the one meant. The pid
- * of the dead agent is then like any other that nobody has.
+ * D1. What egg would do if it skipped the absent agent. The rows show it: it is what egg
+ * did where the agent was there and the message was for another process. The pid of the
+ * dead agent is then like any other pid that no process has.
  */
 static const struct row *
 twin_of(const struct row *row)
@@ -643,7 +643,7 @@ expectation_of(const struct row *row, struct expectation *expected)
 	expected->from = parse_role(recorded->final_from);
 	expected->to = parse_role(recorded->final_to);
 	parse_deliveries(recorded->deliveries, expected);
-	/* D26: who says something to nobody is counted, but for the master */
+	/* D26: a message without a receiver is counted, unless the master has sent it */
 	expected->undeliverable = is_nobody(expected) && expected->from != ROLE_MASTER;
 }
 
@@ -693,7 +693,7 @@ Test(routing, every_row)
 	free_rows();
 }
 
-/* D1, once more and by hand, because above egg's own words decided it. */
+/* D1 once more, by hand, because the rows of egg decided it above. */
 Test(routing, while_the_agent_is_dead_the_pid_decides)
 {
 	static const struct {
@@ -725,7 +725,7 @@ speaker_of(const struct row *row)
 	return role == ROLE_PARENT ? PARENT : role == ROLE_AGENT ? AGENT : APP1;
 }
 
-/* It comes over a channel, and claims to be from the master. */
+/* The message comes over a channel, and claims to be from the master. */
 static void
 check_row_heard(const struct row *row)
 {
@@ -740,7 +740,7 @@ check_row_heard(const struct row *row)
 	check_deliveries(&sent, &expected);
 }
 
-/* A frame cannot even name a role that does not exist. */
+/* A frame cannot name a role that does not exist. */
 static void
 check_row_refused(const struct row *row)
 {
@@ -773,8 +773,8 @@ Test(routing, every_row_over_a_channel)
 	free_rows();
 }
 
-/* The same rows where the agent's slot is there, and nobody in it, as in a real
- * master. One thing differs: what others say to the agent waits (D24). */
+/* The same rows where the agent's slot is there, and no process is in it, as in a real
+ * master. One thing differs: messages of others to the agent wait (D24). */
 static bool
 check_row_with_empty_slot(const struct row *row)
 {
@@ -858,7 +858,7 @@ no_workers(void)
 	manager.workers = NULL;
 }
 
-/* "both", "APP", and whatever else is no role. */
+/* "both", "APP", and every other word that is no role. */
 static void
 test_unknown_roles(const char *recorded)
 {
@@ -895,7 +895,7 @@ test_zeros(const char *recorded)
 	expect(&sent, ROLE_MASTER, ROLE_NONE, recorded);
 }
 
-/* What a parent says and is no frame: D2. */
+/* Bytes of a parent that are no frame: D2. */
 static void
 test_not_a_frame(const char *recorded)
 {
@@ -915,7 +915,7 @@ test_not_a_frame(const char *recorded)
 	}
 }
 
-/* D23: to a place without a process. From others it waits for the process. */
+/* D23: to a place without a process. A message of another process waits for it. */
 static void
 test_state_none(const char *recorded)
 {
@@ -931,8 +931,8 @@ test_state_none(const char *recorded)
 	expect(&sent, ROLE_AGENT, ROLE_APP, recorded);
 }
 
-/* The order of deliveries: each receiver gets a duplicate of the handle, and the
- * system gives the lowest number that is free, so they ascend. */
+/* The order of deliveries: each receiver gets a duplicate of the handle. The system gives
+ * the lowest number that is free, so the numbers rise. */
 static void
 test_order(const char *recorded)
 {
@@ -949,7 +949,7 @@ test_order(const char *recorded)
 	cr_assert_lt(first->waiting[0].descriptor, second->waiting[0].descriptor);
 }
 
-/* sendmessage does not throw: it fails, for that receiver alone. */
+/* sendmessage does not throw: it fails for this one receiver. */
 static void
 test_broken_receiver(const char *recorded)
 {
@@ -980,7 +980,7 @@ test_same_bytes(const char *recorded)
 	cr_assert_eq(memcmp(one.bytes, two.bytes, one.length), 0);
 }
 
-/* messenger_broadcast in an app, and the master relays what that sent. */
+/* messenger_broadcast in an app, and the master relays the two messages. */
 static void
 test_broadcast(const char *recorded)
 {
@@ -1087,7 +1087,7 @@ check_extra(const struct extra *extra, const char *recorded)
 	       extra->expected != NULL ? extra->expected : recorded);
 }
 
-/* Each row has its place in the table, each place its row. */
+/* Each row has its place in the table, and each place has its row. */
 static void
 check_extra_row(char *line, bool *seen)
 {
@@ -1138,8 +1138,8 @@ Test(routing, every_odd_input)
 
 /* ---- places and states ------------------------------------------------------ */
 
-/* D23: it waits in the order in which it came, and comes before what is said
- * once the process is there. What the master says is for those who are there. */
+/* D23: messages wait in the order in which they came, and arrive before those that are sent
+ * when the process is there. The master's messages are for the processes that are there. */
 Test(routing, before_the_fork_others_wait_and_the_master_does_not)
 {
 	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
@@ -1179,7 +1179,7 @@ Test(routing, before_the_fork_no_pid_fits)
 	cr_assert_eq(messenger.undeliverable, 1);
 }
 
-/* D23: bounded. What is too much is counted, and nobody waits for a place. */
+/* D23: bounded. A message that finds no room is counted, and no sender waits for a place. */
 Test(routing, before_the_fork_the_place_is_bounded)
 {
 	static char text[MESSAGE_DATA_MAX];
@@ -1198,11 +1198,11 @@ Test(routing, before_the_fork_the_place_is_bounded)
 		master_messenger_send(&messenger, &data);
 	}
 	cr_assert_leq(channel_pending(&processes[APP1].channel), CHANNEL_QUEUE_MAX);
-	cr_assert_eq(messenger.undeliverable, 1); /* the last: with headers it is too much */
+	cr_assert_eq(messenger.undeliverable, 1); /* the last one: no room for its header */
 	cr_assert(process_stop_waiting(&processes[AGENT], &manager));
 }
 
-/* D24: others' messages wait for the next agent, the master's are gone. */
+/* D24: messages of others wait for the next agent, those of the master are gone. */
 Test(routing, a_dead_agents_slot_keeps_what_others_say)
 {
 	struct message data;
@@ -1223,7 +1223,7 @@ Test(routing, a_dead_agents_slot_keeps_what_others_say)
 	cr_assert_eq(inbox.bytes[4 + get_number(inbox.bytes) + FRAME_FROM], ROLE_PARENT);
 }
 
-/* Egg skips only the disconnected: who is dead and registered is written to. */
+/* egg skips only disconnected workers: it writes to one that is dead and registered. */
 Test(routing, a_dead_worker_is_no_receiver_once_its_channel_is_closed)
 {
 	struct message data = compose(ROLE_AGENT, ROLE_NONE, cast[APP1].pid);
@@ -1284,7 +1284,7 @@ Test(routing, what_nobody_receives_is_counted)
 	}
 }
 
-/* A channel that takes no more is nobody, too. */
+/* A process whose channel takes no more messages is no receiver either. */
 Test(routing, what_a_deaf_receiver_does_not_take_is_counted)
 {
 	struct message data;
@@ -1306,8 +1306,8 @@ Test(routing, what_a_deaf_receiver_does_not_take_is_counted)
 
 /* ---- several messages -------------------------------------------------------- */
 
-/* An app says five things at once, each to somebody else; each keeps its own
- * stamps though all stand in one buffer. */
+/* An app sends five messages at once, each to another process. Each message keeps its own
+ * stamps, although all of them stand in one buffer. */
 Test(routing, stamps_do_not_mix)
 {
 	static const struct {
@@ -1427,7 +1427,7 @@ Test(routing, a_handle_travels_to_the_master_and_to_nobody)
 	close(data.handle);
 }
 
-/* So many more descriptors, and then there are none. */
+/* This many more descriptors can be opened, and then none. */
 static void
 allow_descriptors(int more)
 {
@@ -1450,8 +1450,8 @@ allow_all_descriptors(void)
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
-/* The master has no descriptor left to keep the handle in: the message is worth
- * more than that. It arrives without, and does not announce one. */
+/* The master has no descriptor left for the handle. The message is worth more than the
+ * handle: it arrives without it, and does not announce one. */
 static void
 lose_handle(int descriptors)
 {
@@ -1487,7 +1487,7 @@ Test(routing, with_one_descriptor_the_first_receiver_gets_the_handle)
 
 /* ---- backpressure (D21) -------------------------------------------------------- */
 
-/* Let a receiver have so many bytes more in its queue. */
+/* Put this many more bytes into a receiver's queue. */
 static void
 fill(struct process *process, size_t bytes)
 {
@@ -1504,7 +1504,7 @@ fill(struct process *process, size_t bytes)
 	}
 }
 
-/* Let the process read until its queue is at most so long. */
+/* Let the process read until its queue has at most this length. */
 static void
 drain(struct process *process, int end, size_t bytes)
 {
@@ -1534,7 +1534,7 @@ say(struct process *sender, enum role to, pid_t receiver_pid)
 	master_messenger_receive(&messenger, sender, &data);
 }
 
-/* Exactly these may not speak. */
+/* Exactly these processes are not read. */
 static void
 expect_waiting(const char *names)
 {
@@ -1568,14 +1568,14 @@ Test(routing, who_feeds_a_long_queue_waits)
 	cr_assert_eq(messenger.undeliverable, 0);
 }
 
-/* Between the marks: who waits goes on waiting, who does not goes on speaking. */
+/* Between the marks: a sender that waits goes on waiting, and one that does not is read. */
 Test(routing, between_the_marks_nothing_changes)
 {
 	fill(&processes[APP2], CHANNEL_HIGH_WATER);
 	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
 	expect_waiting("AGENT");
 	channel_close(&processes[APP2].channel);
-	channel_init(&processes[APP2].channel, 0); /* exactly so long a queue */
+	channel_init(&processes[APP2].channel, 0); /* a queue of exactly this length */
 	fill(&processes[APP2], CHANNEL_LOW_WATER + 1);
 	expect_waiting("AGENT");
 	say(&processes[APP1], ROLE_NONE, cast[APP2].pid);
@@ -1609,8 +1609,8 @@ Test(routing, a_parent_as_the_master_has_it_is_waited_for)
 	expect_waiting("APP1");
 }
 
-/* An agent that is not there holds nobody up (D24): past its slot's limit, what is sent to
- * it is dropped and counted. */
+/* An agent that is not there holds no sender up (D24): past the limit of its slot, messages for
+ * it are dropped and counted. */
 Test(routing, nobody_waits_for_an_agent_that_is_not_there)
 {
 	uint64_t dropped;
@@ -1631,8 +1631,8 @@ Test(routing, nobody_waits_for_an_agent_that_is_not_there)
 	cr_assert_leq(channel_pending(&processes[AGENT].channel), CHANNEL_QUEUE_MAX);
 }
 
-/* What is long by the master's own words is nobody's fault; nor is it that of
- * those who are not delivered to it. */
+/* When the master's own messages have filled a queue, no sender waits for it. Nor does a
+ * sender whose message is not delivered to that queue. */
 Test(routing, the_master_waits_for_nobody)
 {
 	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
@@ -1647,7 +1647,7 @@ Test(routing, the_master_waits_for_nobody)
 	expect_waiting("");
 }
 
-/* It may be itself that a sender waits for. */
+/* A sender may wait for itself. */
 Test(routing, who_feeds_itself_waits_for_itself)
 {
 	fill(&processes[APP1], CHANNEL_HIGH_WATER);
@@ -1657,7 +1657,7 @@ Test(routing, who_feeds_itself_waits_for_itself)
 	expect_waiting("");
 }
 
-/* Handles are descriptors of the master's: they are few. */
+/* Handles are descriptors of the master, and it has few of them. */
 Test(routing, who_feeds_waiting_handles_waits)
 {
 	struct message data;
@@ -1742,7 +1742,7 @@ Test(routing_many, deliveries_are_in_order_of_registration)
 		             many[i].channel.waiting[0].descriptor, "worker %d", i);
 }
 
-/* The last queue decides, wherever its worker stands. */
+/* The last queue decides, at whatever place its worker stands. */
 static void
 check_longest(int longest)
 {
@@ -1783,8 +1783,8 @@ Test(routing_many, a_sender_waits_for_every_queue_that_it_has_filled)
 
 /* ---- a receiver is gone ------------------------------------------------------------ */
 
-/* Nobody waits for it any more, whatever the waiter is; who waits for another
- * waits on. */
+/* No process waits for it any more, whatever its role is. A process that waits for another
+ * one goes on waiting. */
 Test(routing_many, nobody_waits_for_a_receiver_that_is_gone)
 {
 	fill(&many[0], CHANNEL_HIGH_WATER + 1);

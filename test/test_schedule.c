@@ -401,7 +401,8 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
 	cr_expect_eq(cluster_count(c, 0, "off"), 0, "no line of the log is about it");
 	cluster_order(c, "APP#1", "run off");
-	cluster_wait(c, 0, "[Job#by hand] off execute failed, used 0ms. The task returned 3");
+	cluster_wait(c, 0, "[Job#by hand] off execute failed, used ");
+	cluster_wait(c, 0, "ms. The task returned 3");
 	cluster_order(c, "APP#1", "run nobody");
 	cluster_wait(c, 0, ":APP#1 cannot run nobody: No such file or directory");
 	cr_assert_eq(messenger_send_to_app(c->parent, "egg-schedule",

@@ -664,7 +664,7 @@ Test(scripts, systemd_is_told)
 	char abstract[64];
 
 	home();
-	snprintf(abstract, sizeof abstract, "@clutch-%ld", (long)getpid());
+	snprintf(abstract, sizeof abstract, "@clutch%s", test_folder()); /* nobody else has it */
 	expect_notices(path_of("notify"));
 	expect_notices(abstract);
 }

@@ -31,12 +31,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Nothing here takes long; who waits longer than this has lost something. */
+/* Nothing here takes long: a test that waits longer than this has lost something. */
 #define PATIENCE 20000
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-/* Valgrind keeps freed memory, is slow, and tells no kernel of a lower limit. */
+/* Valgrind keeps freed memory, is slow, and does not pass a lower limit on to the kernel. */
 static bool
 under_valgrind(void)
 {
@@ -49,13 +49,13 @@ under_valgrind(void)
 
 enum { SHAPED = 1024 };
 
-/* What a test wants of the calls on one descriptor; all zero: nothing. */
+/* What a test wants of the calls on one descriptor; if all is zero, nothing. */
 struct shape {
 	size_t most;  /* bytes in one call */
 	int error;    /* the errno of the next `errors` calls */
 	int errors;   /* -1: of all */
-	int full;     /* EAGAIN after so many calls; 0: never */
-	int calls;    /* that moved something */
+	int full;     /* EAGAIN after this many calls; 0: never */
+	int calls;    /* the calls that moved bytes */
 	int last;     /* errno of the last call that failed */
 	bool strips;  /* the handle that comes is lost, without MSG_CTRUNC */
 	bool watched; /* not one of Criterion's own descriptors */
@@ -66,7 +66,7 @@ static struct shape writes[SHAPED], reads[SHAPED];
 typedef ssize_t (*send_function)(int, const struct msghdr *, int);
 typedef ssize_t (*receive_function)(int, struct msghdr *, int);
 
-/* At most so many bytes of these parts; returns how many parts that takes. */
+/* Cut these parts to this many bytes at most, and return how many parts are left. */
 static size_t
 shorten(struct iovec *part, const struct msghdr *header, size_t most)
 {
@@ -264,8 +264,8 @@ text(const char *action, const char *data)
 	                        .handle = -1};
 }
 
-/* A message with so many bytes of data, which differ from seed to seed. The data
- * is the caller's to free; it is exactly as long as it says, with no NUL. */
+/* A message with this many bytes of data, which differ from seed to seed. The caller frees
+ * the data; it has exactly this length, and no NUL. */
 static struct message
 sized(const char *action, size_t length, unsigned seed)
 {
@@ -288,7 +288,7 @@ sized_free(const struct message *message)
 	free((char *)(uintptr_t)message->data);
 }
 
-/* What came is what was sent, the handle aside, and is ready to use. */
+/* The message that came is the one that was sent, the handle aside, and is ready to use. */
 static void
 assert_message(const struct message *got, const struct message *want)
 {
@@ -345,7 +345,7 @@ open_channels(struct channel *near, struct channel *far)
 	attach(far, ends[1], 0);
 }
 
-/* A socket that is full soon. */
+/* A socket that is soon full. */
 static void
 narrow(int descriptor)
 {
@@ -360,7 +360,7 @@ raw_write(int descriptor, const void *from, size_t length)
 	cr_assert(send(descriptor, from, length, MSG_NOSIGNAL) == (ssize_t)length);
 }
 
-/* Take all that is there; false at the end of file. */
+/* Take everything that is there; false at the end of file. */
 static bool
 raw_collect(int descriptor, struct bytes *bytes)
 {
@@ -372,7 +372,7 @@ raw_collect(int descriptor, struct bytes *bytes)
 	return count == -1 && errno == EAGAIN;
 }
 
-/* Flush a channel, and read its other end, until so many bytes have come. */
+/* Flush a channel, and read its other end, until this many bytes have come. */
 static void
 pump(struct channel *channel, int far, struct bytes *bytes, size_t wanted)
 {
@@ -386,7 +386,7 @@ pump(struct channel *channel, int far, struct bytes *bytes, size_t wanted)
 	cr_assert(channel_pending(channel) == 0);
 }
 
-/* Take what was read; it is want[*taken] and so on. Handles are closed. */
+/* Take the messages that were read: want[*taken] and those behind it. Handles are closed. */
 static void
 take(struct channel *channel, const struct message *want, size_t count, size_t *taken)
 {
@@ -414,7 +414,7 @@ receive(struct channel *channel, const struct message *want, size_t count)
 	}
 }
 
-/* Read all that is there: -1 if a frame of it is refused, else 0. */
+/* Read everything that is there: -1 if a frame of it is refused, otherwise 0. */
 static int
 read_until_refused(struct channel *channel)
 {
@@ -616,7 +616,7 @@ Test(frame, takes_actions_of_up_to_255_bytes)
 	channel_close(&far);
 }
 
-/* A message that is refused leaves nothing behind, whatever the limit. */
+/* A message that is refused leaves nothing behind, whatever the limit is. */
 static void
 assert_refused(const struct message *message, int error, const char *what)
 {
@@ -700,7 +700,7 @@ put_few(struct bytes *stream)
 		put_frame(stream, &few[i]);
 }
 
-/* The frames of `few` that are complete in so many bytes. */
+/* How many frames of `few` are complete in this many bytes. */
 static size_t
 few_complete(size_t length)
 {
@@ -779,7 +779,7 @@ Test(reading, one_byte_at_a_time)
 	close(far);
 }
 
-/* All is there at once, but the kernel hands it out in pieces of each size. */
+/* All bytes are there at once, but the kernel hands them out in pieces of each size. */
 Test(reading, in_pieces_of_every_size)
 {
 	struct bytes stream = {.at = NULL};
@@ -1048,7 +1048,7 @@ Test(reading, interrupted_or_short_of_memory_loses_nothing)
 
 TestSuite(writing, .timeout = 60);
 
-/* Every write takes at most so many bytes, for every such number. */
+/* Every write takes at most this many bytes, for every such number. */
 Test(writing, short_at_every_byte)
 {
 	struct channel channel;
@@ -1108,7 +1108,7 @@ Test(writing, continues_behind_a_short_write)
 	close(far);
 }
 
-/* So many messages of about 1000 bytes, each with other data. */
+/* This many messages of about 1000 bytes, each with other data. */
 static void
 send_kilobytes(struct channel *channel, struct bytes *want, unsigned count)
 {
@@ -1122,8 +1122,8 @@ send_kilobytes(struct channel *channel, struct bytes *want, unsigned count)
 	}
 }
 
-/* A part of the queue is written, then it needs room: its bytes are moved, within
- * its memory or to a larger one, whatever the parts' sizes. */
+/* A part of the queue is written, and then the queue needs room: its bytes are moved, within
+ * its memory or to a larger one, whatever the sizes of the parts are. */
 Test(writing, moves_its_queue_without_a_change)
 {
 	enum { QUEUED = 31, SIZE = FRAME_HEADER + 8 + 1 + 1000 + 1 };
@@ -1132,7 +1132,7 @@ Test(writing, moves_its_queue_without_a_change)
 
 	for (written = 1; written < (size_t)QUEUED * SIZE; written += 333) {
 		struct bytes want = {.at = NULL}, got = {.at = NULL};
-		int far = open_channel(&channel, 0); /* a new one: its memory is small */
+		int far = open_channel(&channel, 0); /* a new channel: its memory is small */
 		struct shape *shape = shape_writes(&channel);
 
 		for (round = 0; round < 3; round++) {
@@ -1249,7 +1249,7 @@ Test(writing, past_the_limit_queues_nothing)
 	close(far);
 }
 
-/* The limit is met exactly, or missed by one byte. */
+/* The limit is reached exactly, or missed by one byte. */
 Test(writing, the_limit_is_exact)
 {
 	struct message message = sized("limit", 1000, 1);
@@ -1318,7 +1318,7 @@ Test(writing, interrupted_or_short_of_memory_loses_nothing)
 	close(far);
 }
 
-/* A turn of the loop is one write and one read, however much was said. */
+/* A turn of the loop is one write and one read, however many messages were sent. */
 Test(writing, frames_of_one_turn_leave_in_one_write)
 {
 	enum { MANY = 1000 };
@@ -1355,9 +1355,9 @@ static const char sound[] = "\0\0\0\x12\4\3\1\6\0\0\0\1action\0{}\0";
 
 static const struct {
 	const char *what;
-	size_t at, length; /* these bytes of it are replaced */
+	size_t at, length; /* these bytes of the frame are replaced */
 	const char *with;
-	bool header; /* the header alone gives it away */
+	bool header; /* the header alone shows that it is broken */
 } corruptions[] = {
 	{"length 0", 0, 4, "\0\0\0\0", true},
 	{"length 1", 0, 4, "\0\0\0\1", true},
@@ -1396,7 +1396,7 @@ static const struct {
 	{"length one shorter", 0, 4, "\0\0\0\x11", false},
 };
 
-/* A good frame, a bad one, and more good ones that nobody may see. */
+/* A good frame, a bad one, and more good ones that must not be delivered. */
 static void
 put_corrupt(struct bytes *stream, size_t i)
 {
@@ -1518,7 +1518,7 @@ Test(refusing, data_one_byte_beyond_the_limit)
 		}
 }
 
-/* What is just in range is no crime. */
+/* Values that are just in range are allowed. */
 Test(refusing, nothing_that_is_in_range)
 {
 	struct message want = {"action", ROLE_NONE, ROLE_NONE, 0, "{}", 2, -1, NULL};
@@ -1598,7 +1598,7 @@ Test(ending, within_a_frame_drops_it)
 	drop(&torn);
 }
 
-/* A peer that dies with unread bytes: the kernel says ECONNRESET, not 0. */
+/* A peer that dies with unread bytes: read fails with ECONNRESET instead of returning 0. */
 Test(ending, by_a_reset_is_a_death_after_last_words)
 {
 	struct bytes stream = {.at = NULL};
@@ -1620,7 +1620,7 @@ Test(ending, by_a_reset_is_a_death_after_last_words)
 	channel_close(&channel);
 }
 
-/* A write that fails does not keep what the dead had said from being read. */
+/* After a write has failed, the last messages of the dead peer are still read. */
 Test(ending, seen_by_a_write_leaves_last_words_readable)
 {
 	struct bytes stream = {.at = NULL};
@@ -1650,7 +1650,7 @@ Test(ending, seen_by_a_write_leaves_last_words_readable)
 	channel_close(&channel);
 }
 
-/* The other end only reads no more (shutdown): it may still speak. */
+/* The other end has only stopped reading (shutdown): it may still send. */
 Test(ending, of_one_direction_only)
 {
 	struct bytes stream = {.at = NULL};
@@ -1774,7 +1774,7 @@ Test(handles, that_wait_are_closed_on_exec)
 	close(ends[1]);
 }
 
-/* How many handles come with the next so many bytes; they are closed. */
+/* How many handles come with the next bytes, of this number; they are closed. */
 static size_t
 raw_read_handles(int descriptor, size_t length)
 {
@@ -1804,7 +1804,7 @@ raw_read_handles(int descriptor, size_t length)
 	return count;
 }
 
-/* As messenger.h says of FRAME_HAS_HANDLE: not a byte earlier, nor later. */
+/* As messenger.h says of FRAME_HAS_HANDLE: not a byte earlier or later. */
 Test(handles, come_with_the_first_byte_of_their_frame)
 {
 	struct message other = text("other", "1"), message = text("handle", "1");
@@ -1835,8 +1835,8 @@ has_handle(size_t i)
 	return i % 7 == 0 || i % 7 == 1 || i % 7 == 4;
 }
 
-/* The same, while the sender still writes: its pieces may be small, and a socket
- * holds few of them. */
+/* The same, while the sender still writes: the pieces may be small, and a socket holds few of
+ * them. */
 static struct message
 pumped_message(struct channel *near, struct channel *far)
 {
@@ -1968,7 +1968,7 @@ Test(handles, do_not_leak_when_the_receiver_is_gone)
 	close(ends[1]);
 }
 
-/* They have arrived, but their frame has not, when the channel is closed. */
+/* When the channel is closed, the handles have arrived, but their frame has not. */
 Test(handles, do_not_leak_when_their_frame_stays_torn)
 {
 	const char torn[] = "\0\0\0\x12\4\3\3\6";
@@ -2039,8 +2039,8 @@ Test(handles, without_a_descriptor_left_to_wait_in)
 	close(far);
 }
 
-/* The receiver has no descriptor left: the message comes, the handle does not,
- * and what follows is not mistaken. Forwarded, it claims no handle. */
+/* The receiver has no descriptor left: the message comes, the handle does not, and the next
+ * handles come with the right messages. A forwarded message does not announce a handle. */
 Test(handles, that_find_no_room_at_the_receiver_are_lost_alone)
 {
 	struct channel near, far, next;
@@ -2144,7 +2144,7 @@ static const char flagged[] = "\0\0\0\x0b\0\0\2\1\0\0\0\0a\0\0";
 
 #define HOSTILE(wire) wire, sizeof(wire) - 1
 
-/* Each write is the wire with so many handles. */
+/* Each write is the wire with this many handles. */
 static const struct {
 	const char *what;
 	const char *wire;
@@ -2232,14 +2232,14 @@ TestSuite(forwarding, .timeout = 60);
 
 enum { EARS = 3 };
 
-/* A master without its routing: a speaker, and receivers whom it does not know. */
+/* A master without its routing: a speaker, and receivers of which the speaker does not know. */
 struct relay {
 	struct channel source;
 	int mouth;         /* the bare socket of the speaker */
-	struct bytes said; /* what it says, */
-	size_t sent;       /* so much of it already */
+	struct bytes said; /* its messages, */
+	size_t sent;       /* how many bytes of them are sent */
 	size_t heard;      /* messages that were forwarded, */
-	bool alternate;    /* message i goes to sink i % sinks; else to every one */
+	bool alternate;    /* message i goes to sink i % sinks; otherwise to each sink */
 	size_t sinks;
 	struct channel sink[EARS];
 	int ear[EARS]; /* the bare socket of the receiver */
@@ -2284,7 +2284,7 @@ relay_sends(const struct relay *relay, size_t number, size_t sink)
 	return !relay->alternate || number % relay->sinks == sink;
 }
 
-/* The speaker will say this; a lie about from and to, which is overwritten. */
+/* The speaker will send this. It lies about from and to, which are overwritten. */
 static void
 relay_say(struct relay *relay, const struct message *message)
 {
@@ -2316,7 +2316,7 @@ relay_say_sized(struct relay *relay, size_t count, size_t least, size_t step)
 	}
 }
 
-/* What the socket takes of what the speaker says. */
+/* Write as much of the speaker's messages as the socket takes. */
 static void
 relay_speak(struct relay *relay)
 {
@@ -2356,7 +2356,7 @@ relay_flush(struct relay *relay)
 			cr_assert(channel_flush(&relay->sink[i]) == PEER_ALIVE);
 }
 
-/* True once all who are not stalled have heard all that is theirs. */
+/* True when every receiver that is not stalled has heard all its messages. */
 static bool
 relay_listen(struct relay *relay)
 {
@@ -2533,8 +2533,8 @@ Test(forwarding, torn_frames)
 	}
 }
 
-/* And all that is written is written short. The first run is a torn frame, which
- * is not in the buffer; then the queue and the run leave in one write. */
+/* Here every write is short, too. The first run is a torn frame, which is not in the buffer;
+ * then the queue and the run leave in one write. */
 Test(forwarding, written_short_at_every_byte)
 {
 	struct relay relay;
@@ -2616,7 +2616,7 @@ Test(forwarding, twice_to_the_same_receiver)
 	relay_say_sized(&relay, 1, 10, 0);
 	relay.spoken = 0;
 	relay_say_sized(&relay, 1, 10, 0);
-	relay.said.length /= 2; /* it is said once, and wanted twice */
+	relay.said.length /= 2; /* it is sent once, and expected twice */
 	relay_speak(&relay);
 	cr_assert(channel_read(&relay.source) == PEER_ALIVE);
 	cr_assert(channel_next(&relay.source, &message) == 1);
@@ -2629,8 +2629,8 @@ Test(forwarding, twice_to_the_same_receiver)
 	relay_close(&relay);
 }
 
-/* One receiver reads nothing. Its bytes stood in the read buffer, which is read
- * into again and again for the others. */
+/* One receiver reads nothing. Its bytes stood in the read buffer, into which the messages for
+ * the others are read again and again. */
 static void
 stall_one(bool alternate)
 {
@@ -2659,8 +2659,8 @@ Test(forwarding, in_turn_to_a_full_socket_keeps_what_it_did_not_take)
 	stall_one(true);
 }
 
-/* The read buffer goes to another channel, which may have nothing to say: what was
- * forwarded stands in the queues by then, and a torn frame is kept by its channel. */
+/* The read buffer goes to another channel, which may have nothing to send. By then the forwarded
+ * messages stand in the queues, and a channel keeps its torn frame. */
 Test(forwarding, is_safe_when_another_channel_is_read_next)
 {
 	struct message noise = sized("noise", 200000, 99);
@@ -2749,13 +2749,13 @@ Test(forwarding, to_nobody_yet_waits_until_attach)
 	cr_assert(channel_pending(&relay.sink[1]) == relay.want[1].length, "attach keeps it");
 	relay.ear[1] = ends[1];
 	relay.stalled[1] = false;
-	relay_say_sized(&relay, 10, 0, 1); /* and what comes later is behind it */
+	relay_say_sized(&relay, 10, 0, 1); /* a later message stands behind it */
 	relay_run(&relay);
 	relay_assert(&relay);
 	relay_close(&relay);
 }
 
-/* A channel with a limit copies, and refuses what is too much. */
+/* A channel with a limit copies, and refuses a message that finds no room. */
 Test(forwarding, to_a_limited_channel)
 {
 	struct message message;
@@ -2785,7 +2785,7 @@ Test(forwarding, to_a_limited_channel)
 	relay_close(&relay);
 }
 
-/* Behind what waits in the queue for a handle's turn. */
+/* Behind messages that wait in the queue for the turn of a handle. */
 Test(forwarding, a_message_with_a_handle_to_two_receivers)
 {
 	struct channel speaker, source, sink[2], ear[2];
@@ -2828,7 +2828,7 @@ Test(forwarding, a_message_with_a_handle_to_two_receivers)
 	cr_assert(open_descriptors() == before);
 }
 
-/* Long messages stand behind a handle that waits: they may not overtake it. */
+/* Long messages stand behind a handle that waits, and must not overtake it. */
 Test(forwarding, a_long_run_does_not_overtake_a_handle)
 {
 	struct message message = text("handle", NULL), other = text("plain", NULL), got;
@@ -3034,7 +3034,7 @@ Test(memory, of_large_frames_is_freed)
 }
 #endif
 
-/* A frame that stays torn is freed with its channel. */
+/* The memory of a frame that stays torn is freed with its channel. */
 #ifndef SANITIZED
 Test(memory, of_torn_frames_is_freed)
 {
@@ -3073,7 +3073,7 @@ Test(memory, of_torn_frames_is_freed)
 }
 #endif
 
-/* A queue that never drains completely does not creep upwards. */
+/* The memory of a queue that never drains completely does not grow. */
 Test(memory, of_a_queue_that_is_never_empty_stays_bounded)
 {
 	enum { QUEUED = 20, ROUNDS = 5000, LENGTH = 1000 };
@@ -3240,7 +3240,7 @@ draw(uint64_t *state)
 	return z ^ (z >> 31);
 }
 
-/* The n-th message, the same whenever it is asked for. Most are small. */
+/* The n-th message, always the same for the same n. Most are small. */
 static struct message
 random_message(const struct random *test, unsigned n, char action[256])
 {
@@ -3249,7 +3249,7 @@ random_message(const struct random *test, unsigned n, char action[256])
 	size_t size = draw(&state) % (most[draw(&state) % COUNT(most)] + 1);
 	size_t length = draw(&state) % 8 == 0 ? draw(&state) % 256 : draw(&state) % 12;
 	struct message message = sized(action, size, (unsigned)draw(&state));
-	bool alike = n / 8 % 2 == 0; /* to its neighbours: as most messages are */
+	bool alike = n / 8 % 2 == 0; /* to its neighbours, as most messages are */
 
 	memset(action, 'a' + (int)(n % 26), length);
 	action[length] = '\0';
@@ -3267,7 +3267,7 @@ random_message(const struct random *test, unsigned n, char action[256])
 	return message;
 }
 
-/* How the next call on this channel is cut: mostly not, or anywhere. */
+/* Where the next call on this channel is cut: mostly nowhere, otherwise anywhere. */
 static size_t
 random_most(struct random *test)
 {

@@ -516,24 +516,44 @@ Test(slow, what_is_said_before_the_apps_exist_is_bounded_and_stops_nobody) /* D2
 	stop(c);
 }
 
-Test(slow, what_is_said_to_a_dead_agent_waits_beyond_the_high_mark) /* D24 */
+static bool
+is_above_or_late(struct cluster *c, void *arg)
+{
+	return is_above(c, arg) || cluster_count(c, 0, "AGENT#2") > 0;
+}
+
+/* False: the machine was so busy that the next agent was there before all was said. */
+static bool
+speak_to_a_dead_agent(void)
 {
 	struct cluster *c = start(5);
+	struct question question = {"agent", 0};
 	long before = process_memory(c->master);
 	unsigned long lost = undeliverable(c);
+	bool in_time;
 
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "agent_worker#1:AGENT#1 died");
 	say(c, "APP#1", 1, TO_AGENT, 25, LARGE);
 	say(c, "APP#2", 2, TO_AGENT, 25, LARGE);
 	say(c, "APP#3", 3, TO_AGENT, 100, 100);
-	wait_until_above(c, "agent", CHANNEL_QUEUE_MAX);
+	cluster_until(c, is_above_or_late, &question, "the queue of the agent to fill");
+	cr_assert_leq(question.queued, CHANNEL_QUEUE_MAX);
 	exchange(c, "APP#4", "APP#5", 10);
-	cr_assert_eq(cluster_count(c, 0, "AGENT#2"), 0, "too late to test anything");
+	in_time = cluster_count(c, 0, "AGENT#2") == 0;
 	cluster_wait(c, 0, ":AGENT#2 heard #25 of #1.");
 	cluster_wait(c, 0, ":AGENT#2 heard #25 of #2.");
 	cluster_wait(c, 0, ":AGENT#2 heard #100 of #3.");
 	cr_assert_eq(undeliverable(c), lost);
 	assert_memory(c, "50 x 64 KiB to a dead agent", before, GROWTH);
 	stop(c);
+	return in_time;
+}
+
+Test(slow, what_is_said_to_a_dead_agent_waits_beyond_the_high_mark) /* D24 */
+{
+	int tries = 5;
+
+	while (!speak_to_a_dead_agent())
+		cr_assert_gt(--tries, 0, "too late to test anything");
 }

@@ -51,8 +51,10 @@ function mask(line,    at, head) {
 		gsub(/[<N]|L$/, "", head)
 		line = head substr(line, at + 1)
 	}
-	if (line ~ /_worker#[0-9]+:[0-9]+ started/) # which one is ready first?
+	if (line ~ /_worker#[0-9]+:[0-9]+ started/) { # which one is ready first?
 		sub(/#[0-9]+:/, "#N:", line)
+		sub(/[(]app [0-9]+[)]$/, "(app N)", line)
+	}
 	line = hide(line, "_worker#[0-9N]+:", "[0-9]+", "PID")
 	line = hide(line, "(app|agent):[0-9]+:", "[0-9]+", "PID")
 	line = hide(line, "(master|parent):0:", "[0-9]+", "PID")

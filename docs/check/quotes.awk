@@ -107,7 +107,7 @@ function end_of_quote(    i) {
 
 FNR == 1 { fence = quoting = 0 }
 
-!fence && /^```[a-z]+ [A-Za-z0-9_\/.-]+ [A-Za-z_0-9]+$/ && $2 != "file" {
+!fence && /^```[a-z]+ [A-Za-z0-9_\/.-]+ [A-Za-z_0-9]+$/ && $2 !~ /^(file|run)$/ {
 	fence = quoting = 1
 	file = $2
 	name = $3

@@ -5,7 +5,7 @@
  *
  * sh runs the script on a pseudo terminal, and what the terminal shows goes to stdout. A
  * line that begins with "$ " begins a command. COMMAND:LINES presses Ctrl-C when this command
- * (the first one is 1) has shown so many lines; with 0 lines, when it has been silent for a
+ * (the first one is 1) has shown this many lines; with 0 lines, when it has been silent for a
  * second. Exits 1 if the script takes too long, or if there is no pseudo terminal.
  *
  * Copyright (c) 2026 the clutch authors

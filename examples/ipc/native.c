@@ -33,7 +33,7 @@ static void
 fail(const char *what)
 {
 	fprintf(stderr, "native: %s: %s: %s\n", self, what, strerror(errno));
-	exit(1); /* the other end of the channel sees its end */
+	exit(1); /* the other process reads end of file */
 }
 
 /* ---- one end of the channel ---------------------------------------------- */
@@ -77,7 +77,7 @@ turn(struct channel *channel)
 	return peer;
 }
 
-/* The next message. False: the other end is gone, and there is no further message of it. */
+/* The next message. False: the other end is gone, and no message of it is left. */
 static bool
 hear(struct channel *channel, struct message *message)
 {

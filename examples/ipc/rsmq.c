@@ -65,7 +65,7 @@ static const char attributes_script[] =
 	      "a[8] = redis.call('ZCARD', KEYS[1]) "
 	      "a[9] = redis.call('ZCOUNT', KEYS[1], t[1] .. '000', '+inf') return a";
 
-/* ARGV: the message, its length, a delay or '', 22 letters of chance */
+/* ARGV: the message, its length, a delay or '', 22 random letters */
 static const char send_script[] =
 	QUEUE "if q[3] ~= '-1' and ARGV[2] + 0 > q[3] + 0 then return 0 end "
 	      "local digits = '0123456789abcdefghijklmnopqrstuvwxyz' "
@@ -104,7 +104,7 @@ static const char visibility_script[] =
 
 /* ---- a call -------------------------------------------------------------- */
 
-/* What is to be done with the reply, and what came of it. */
+/* One call: what is to be done with the reply, and the result. */
 struct call {
 	int (*take)(const struct redis_reply *reply, void *to);
 	void *to;
@@ -137,7 +137,7 @@ name_is_valid(const char *name)
 	return length >= 1 && length <= RSMQ_NAME_MAX && strspn(name, NAME_LETTERS) == length;
 }
 
-/* Run a script on the keys of a queue, with so many words more, and wait. */
+/* Run a script on the keys of a queue, with these further words, and wait. */
 static int
 run(struct redis *redis, const char *script, const char *name, size_t count,
     const char *const words[], struct call *call)
@@ -246,7 +246,7 @@ rsmq_get_queue_attributes(struct redis *redis, const char *name, struct rsmq_att
 
 /* ---- messages ------------------------------------------------------------ */
 
-/* JavaScript counts UTF-16 units: one for each character, two if it has four bytes. */
+/* JavaScript counts UTF-16 units: one for each character, two if the character has four bytes. */
 static size_t
 length_in_javascript(const char *text)
 {
@@ -267,7 +267,7 @@ chance(char letters[23])
 	struct timespec now;
 	int i;
 
-	if (seeded != getpid()) { /* a forked child has chances of its own */
+	if (seeded != getpid()) { /* a forked child needs random numbers of its own */
 		seeded = getpid();
 		clock_gettime(CLOCK_REALTIME, &now);
 		state = (uint64_t)now.tv_sec << 32 ^ (uint64_t)now.tv_nsec << 16 ^ (uint64_t)seeded;

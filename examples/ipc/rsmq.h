@@ -8,23 +8,23 @@
  *	                        totalsent, totalrecv, and for each message
  *	                        ID -> its text,  ID:rc -> times received,  ID:fr -> first, in ms
  *
- * To receive a message is not to take it away but to hide it: for vt seconds nobody
- * else sees it. Who has done what it says deletes it; who died has not, and so the
- * message comes to somebody else. Each is received at least once.
+ * A receiver does not take a message away: it hides the message from all others for vt
+ * seconds. When the work is done, the receiver deletes the message. If the receiver dies
+ * before that, another one gets the message. So each message is received at least once.
  *
  *	sent --delay--> visible --receive--> hidden --delete--> gone
  *	                   ^                   |
  *	                   `------ vt ---------'
  *
  * Every call is one script in Redis (5 or later): it happens wholly or not at all.
- * The connection is one without a messenger (see redis.h), and each call turns it
- * until the answer is there, at most as long as its options say: for a process that
- * has nothing else to wait for, and not inside a callback.
+ * The connection is one without a messenger (see redis.h). Each call turns its loop until
+ * the answer is there, at most as long as the options of the connection say. So these calls
+ * are for a process that has nothing else to wait for, and not for a callback.
  *
- * A result of -1 means that nothing was done, as far as one can know; errno is
+ * A result of -1 means that nothing was done, as far as this process knows; errno is
  * EINVAL (a name or a number that RSMQ does not allow), ENOENT (no such queue),
  * EEXIST (the queue exists), EMSGSIZE (longer than the queue's maxsize), EIO (Redis
- * refuses, or does not answer), ENOMEM. rsmq_reason says it in words.
+ * refuses, or does not answer), ENOMEM. rsmq_reason returns the reason in words.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -36,7 +36,7 @@
 
 enum {
 	RSMQ_NAME_MAX = 160, /* characters, of a-z A-Z 0-9 _ - */
-	RSMQ_ID_LENGTH = 32, /* characters: 10 of the time in base 36, 22 of chance */
+	RSMQ_ID_LENGTH = 32, /* characters: 10 of the time in base 36, 22 at random */
 	RSMQ_SECONDS_MAX = 9999999,
 	RSMQ_DEFAULT = -2,  /* create: vt 30, delay 0, maxsize 65536; later: the queue's */
 	RSMQ_UNLIMITED = -1 /* a maxsize; otherwise it is 1024 to 65536 */
@@ -48,7 +48,7 @@ struct rsmq_attributes {
 	int64_t maxsize;
 	int64_t totalrecv, totalsent;
 	int64_t created, modified; /* seconds since 1970 */
-	int64_t msgs, hiddenmsgs;  /* hidden: also those of this very second */
+	int64_t msgs, hiddenmsgs;  /* hidden: also those of this second */
 };
 
 struct rsmq_message {
@@ -73,7 +73,7 @@ int rsmq_send_message(struct redis *redis, const char *name, const char *message
 int rsmq_receive_message(struct redis *redis, const char *name, int vt,
                          struct rsmq_message *message);
 
-/* 1: done; 0: there is no such message (any more). change: visible in vt seconds. */
+/* 1: done; 0: there is no such message (any more). change: it is visible in vt seconds. */
 int rsmq_delete_message(struct redis *redis, const char *name, const char *id);
 int rsmq_change_message_visibility(struct redis *redis, const char *name, const char *id, int vt);
 

@@ -153,7 +153,7 @@ emit(const struct end *end, const char *message)
 	return false;
 }
 
-/* Is there no room left, and yet no whole message? */
+/* Is there no room left, although there is no whole message? */
 static bool
 is_too_long(const struct end *end)
 {
@@ -218,7 +218,7 @@ skip_string(const char *text)
 	return text + 1;
 }
 
-/* Over a string, a bracket, or a word that is a number, true, false or null. */
+/* Skip a string, a bracket, or a word that is a number, true, false or null. */
 static const char *
 skip_token(const char *text)
 {
@@ -451,7 +451,7 @@ disconnected(struct client *client, const char *why)
 }
 
 /* Connect, and greet as node-ipc's examples do: by TCP with a string, otherwise with an
- * object, from which the world learns the client's name. On one machine connect(2) returns
+ * object, which has the client's name in it. On one machine connect(2) returns
  * at once; over a network it would have to be non-blocking, too. */
 static void
 connect_to_world(struct client *client)
