@@ -95,10 +95,10 @@ be_an_ordinary_user(enum role role, void *arg)
 Test(pid_file, a_folder_that_cannot_be_made_says_why)
 {
 	struct cluster *c;
-	char locked[256];
+	char locked[128];
 
 	snprintf(locked, sizeof locked, "%s/locked", test_folder());
-	snprintf(path, sizeof path, "%s/new/egg.pid", locked);
+	snprintf(path, sizeof path, "%s/locked/new/egg.pid", test_folder());
 	cr_assert_eq(chmod(test_folder(), 0755), 0);
 	cr_assert_eq(mkdir(locked, 0555), 0);
 	c = cluster_start(&(struct options){.pid_file = path, .in_child = be_an_ordinary_user});
