@@ -991,7 +991,7 @@ Test(field_traffic, a_full_pipe_that_others_share_does_not_block_stderr)
 	expect_life_with_a_full_pipe(STDERR_FILENO);
 }
 
-/* Each line costs little, but there are hundreds of them. */
+/* Each line costs 10 ms at most, but there are seven hundred of them. */
 Test(field_traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 {
 	static const char zeros[4096];
@@ -1011,7 +1011,7 @@ Test(field_traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 		cluster_signal(c, "MASTER", SIGUSR1);
 		exchange(c, "APP#2", "APP#3", 3000);
 	}
-	cr_assert_lt(clutch_now() - since, 5000 * time_scale(), "it took %lldms",
+	cr_assert_lt(clutch_now() - since, 7000 * time_scale(), "it took %lldms",
 	             (long long)(clutch_now() - since));
 	stop(c);
 }
