@@ -35,6 +35,8 @@
 #	                        BROKEN=1: is each property found when it is broken?
 #	make model-short        a part of it, in less than a minute: as in CI
 #	make model-record       the C has changed, and the model has been looked at
+#	make mutants            do the tests find it if the core is changed a little? MUTANTS=300
+#	make mutants-short      a few of them, in about a minute: as in CI
 #	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
 #	make docs-write         record anew what the documents quote and show
 #	make book               docs/book/ as one page, build/book.html, with pandoc
@@ -493,6 +495,17 @@ $(BUILD)/model/storm: $(BUILD)/model/storm.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# ---- mutants -----------------------------------------------------------------
+
+# Hours; it may be interrupted (Ctrl-C), and the same command continues it.
+MUTANTS      = 300
+MUTANTS_SEED = 1
+mutants:
+	@MUTANTS=$(MUTANTS) SEED=$(MUTANTS_SEED) CC='$(CC)' test/mutants
+
+mutants-short:
+	@CC='$(CC)' test/mutants short
+
 # ---- the documents ------------------------------------------------------------
 
 # What they quote, show and name is what is there: docs/check/check. docs-write records
@@ -516,6 +529,6 @@ clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run live traces figures traces-check test criterion redis-server check sanitize valgrind \
-	static portable portable-short warnings objects size tidy format-check soak fuzz fuzz-merge fuzz-build coverage \
-	bench bench-ipc bench-bridge lab labs-check model model-short model-record docs-check \
-	docs-write book chapter clean
+	static portable portable-short warnings objects size tidy format-check soak fuzz fuzz-merge \
+	fuzz-build coverage bench bench-ipc bench-bridge lab labs-check model model-short \
+	model-record mutants mutants-short docs-check docs-write book chapter clean

@@ -111,7 +111,8 @@ order_hang_up(struct messenger *messenger, const char *line)
 static int
 order_reload(struct messenger *messenger, const char *line)
 {
-	(void)line;
+	if (strcmp(order_rest(line), "by pid") == 0)
+		return messenger_send_to(messenger, getppid(), "reload-worker", NULL);
 	return messenger_send(messenger, "reload-worker", NULL, ROLE_MASTER);
 }
 
@@ -1280,7 +1281,7 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 
-	cluster_did(c, "APP#2", "reload 0");
+	cluster_did(c, "APP#2", "reload by pid");
 	cluster_did(c, "APP#2", "reload 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
 	cluster_ask_status(c); /* the master has come by */
