@@ -161,7 +161,7 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
 
 $(BUILD)/test/test_fuzz: $(patsubst test/%.c,$(BUILD)/test/%.o,$(filter-out %/fuzz_frame.c,$(wildcard test/fuzz_*.c))) $(HTTP)
 $(BUILD)/test/test_schedule: override LDFLAGS += -Wl,--wrap=messenger_set_timeout
-$(BUILD)/test/test_lifecycle_start $(BUILD)/test/test_lifecycle_end: override LDFLAGS += -Wl,--wrap=_exit
+$(patsubst %,$(BUILD)/test/test_%,lifecycle_start lifecycle_end reload status): override LDFLAGS += -Wl,--wrap=_exit
 $(BUILD)/test/test_field_missing: override LDFLAGS += -Wl,--wrap=poll -Wl,--wrap=accept
 $(BUILD)/test/test_field_lifecycle: override LDFLAGS += -Wl,--wrap=fork -Wl,--wrap=poll
 

@@ -1,170 +1,19 @@
 /*
- * The core path of a live cluster: start, delivery, re-fork, shutdown.
+ * The core path of a live cluster: start, re-fork, shutdown, the shared port.
  *
- * What is expected is what the real egg-cluster did (golden/delivery.tsv, and
- * lifecycle.md for the sequences), but where a divergence says otherwise: Dn is
- * its number in docs/divergences.md. Most tests give their cluster processes
- * that obey: the parent orders one of them to do something, and then to send a
- * marker to everybody. Channels are first in, first out, so whoever has seen the
- * marker has seen all that came before it, and what it has not seen by then it
- * never will.
+ * What is expected is what the real egg-cluster did (lifecycle.md has the sequences), but
+ * where a divergence says otherwise: Dn is its number in docs/divergences.md.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
-#include "harness.h"
+#include "orders.h"
 
-#include <criterion/criterion.h>
-
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include <sys/resource.h>
 
 TestSuite(cluster, .timeout = 120);
 
-/* ---- processes that obey -------------------------------------------------- */
-
-/* A send call: "METHOD PID TO FROM ACTION DATA". A number is a pid, or a role of
- * enum role; "-" is an absent action, "undefined" is absent data. */
-struct call {
-	char method[16];
-	int pid, to, from;
-	char action[32];
-	char data[64];
-};
-
-static int
-parse_call(const char *text, struct call *call)
-{
-	return sscanf(text, "%15s %d %d %d %31s %63[^\n]", call->method, &call->pid, &call->to,
-	              &call->from, call->action, call->data) == 6;
-}
-
-/* Do it: 0 or errno. "message" is egg's process.send: any message. */
-static int
-perform(struct messenger *messenger, const struct call *call)
-{
-	const char *action = strcmp(call->action, "-") != 0 ? call->action : NULL;
-	const char *data = strcmp(call->data, "undefined") != 0 ? call->data : NULL;
-	struct message message = {.action = action,
-	                          .from = (enum role)call->from,
-	                          .to = (enum role)call->to,
-	                          .receiver_pid = call->pid,
-	                          .data = data,
-	                          .data_length = data != NULL ? strlen(data) : 0,
-	                          .handle = -1};
-	int result = -1;
-
-	errno = ENOSYS;
-	if (strcmp(call->method, "broadcast") == 0)
-		result = messenger_broadcast(messenger, action, data);
-	else if (strcmp(call->method, "sendToApp") == 0)
-		result = messenger_send_to_app(messenger, action, data);
-	else if (strcmp(call->method, "sendToAgent") == 0)
-		result = messenger_send_to_agent(messenger, action, data);
-	else if (strcmp(call->method, "sendRandom") == 0)
-		result = messenger_send_random(messenger, action, data);
-	else if (strcmp(call->method, "sendTo") == 0)
-		result = messenger_send_to(messenger, call->pid, action, data);
-	else if (strcmp(call->method, "send") == 0)
-		result = messenger_send(messenger, action, data, (enum role)call->to);
-	else if (strcmp(call->method, "message") == 0)
-		result = messenger_send_message(messenger, &message);
-	return result == 0 ? 0 : errno;
-}
-
-static void
-send_markers(struct messenger *messenger, int number)
-{
-	char data[16];
-
-	snprintf(data, sizeof data, "%d", number);
-	messenger_send(messenger, "test-marker", data, ROLE_APP);
-	messenger_send(messenger, "test-marker", data, ROLE_AGENT);
-	messenger_send(messenger, "test-marker", data, ROLE_PARENT);
-}
-
-static void
-report_opids(struct messenger *messenger)
-{
-	size_t i, count;
-	const pid_t *opids = messenger_opids(messenger, &count);
-	char list[512] = "";
-	int used = 0;
-
-	for (i = 0; i < count; i++)
-		used += snprintf(list + used, sizeof list - (size_t)used, "%s%ld", i > 0 ? "," : "",
-		                 (long)opids[i]);
-	report(messenger, "opids [%s] slot %d role %s pid %ld", list, messenger_slot(messenger),
-	       clutch_role_name(messenger_role(messenger)), (long)messenger_pid(messenger));
-}
-
-static void
-send_garbage(struct messenger *messenger)
-{
-	unsigned char garbage[64];
-
-	memset(garbage, 0xff, sizeof garbage);
-	raw_write(messenger, garbage, sizeof garbage);
-}
-
-static int
-order_call(struct messenger *messenger, const char *line)
-{
-	struct call call;
-
-	errno = parse_call(line, &call) ? perform(messenger, &call) : EINVAL;
-	return errno == 0 ? 0 : -1;
-}
-
-static int
-order_opids(struct messenger *messenger, const char *line)
-{
-	(void)line;
-	report_opids(messenger);
-	return 0;
-}
-
-static int
-order_garbage(struct messenger *messenger, const char *line)
-{
-	(void)line;
-	send_garbage(messenger);
-	return 0;
-}
-
-static int
-order_markers(struct messenger *messenger, const char *line)
-{
-	send_markers(messenger, atoi(order_rest(line)));
-	return 0;
-}
-
-static const struct order orders[] = {{"broadcast", order_call},
-                                      {"sendToApp", order_call},
-                                      {"sendToAgent", order_call},
-                                      {"sendRandom", order_call},
-                                      {"sendTo", order_call},
-                                      {"send", order_call},
-                                      {"message", order_call},
-                                      {"opids", order_opids},
-                                      {"garbage", order_garbage},
-                                      {"markers", order_markers},
-                                      {NULL, NULL}};
-
-static int
-obey(struct messenger *messenger, void *arg)
-{
-	(void)arg;
-	return observe(messenger) == -1 ? -1 : obey_orders(messenger, orders);
-}
+/* ---- processes that obey ----------------------------------------------------------------- */
 
 static int
 obey_and_be_ready_later(struct messenger *messenger, void *arg)
@@ -173,656 +22,7 @@ obey_and_be_ready_later(struct messenger *messenger, void *arg)
 	return obey(messenger, arg);
 }
 
-/* Wait until each of `everyone` ("AGENT#1 APP#1 ...") and the parent has seen it. */
-static size_t
-wait_for_marker(struct cluster *c, const char *everyone, size_t mark, int number)
-{
-	char names[128], *name, *next = names;
-	size_t end;
-
-	end = cluster_wait(c, mark, ":PARENT saw test-marker %d ", number);
-	snprintf(names, sizeof names, "%s", everyone);
-	while ((name = strsep(&next, " ")) != NULL)
-		cluster_wait(c, mark, ":%s saw test-marker %d ", name, number);
-	return end;
-}
-
-/* Order it, or do it if `who` is the parent, and wait until everybody has seen
- * whatever came of it. Returns where in the record it began. */
-static size_t
-round_of(struct cluster *c, const char *everyone, const char *who, const char *text)
-{
-	static int number;
-	size_t mark = cluster_mark(c);
-	struct call call;
-	char markers[32];
-
-	number++;
-	if (strcmp(who, "PARENT") == 0) {
-		cr_assert(parse_call(text, &call));
-		cr_assert_eq(perform(c->parent, &call), 0, "%s", text);
-		send_markers(c->parent, number);
-	} else {
-		cluster_order(c, who, text);
-		snprintf(markers, sizeof markers, "markers %d", number);
-		cluster_order(c, who, markers);
-	}
-	wait_for_marker(c, everyone, mark, number);
-	return mark;
-}
-
-/* Three apps and an agent that obey, ready. */
-static struct cluster *
-start_obeying(int workers)
-{
-	struct cluster *c =
-		cluster_start(&(struct options){.agent = obey, .app = obey, .workers = workers});
-
-	cluster_ready(c);
-	return c;
-}
-
-/* ---- delivery.tsv ----------------------------------------------------------- */
-
-enum { STATE, SENDER, CALL, WIRE, RECEIVED, RAW, HEARD, EFFECTS, COLUMNS };
-
-struct row {
-	char *text, *column[COLUMNS];
-	bool done;
-};
-
-/*
- * The rows where clutch answers otherwise. What stands in wire, received, raw
- * and heard replaces egg's column; NULL leaves it. The rows that C has no words
- * for have the nearest that it has.
- */
-struct divergence {
-	const char *sender, *call, *why;
-	const char *wire, *received, *raw, *heard;
-	int error;      /* errno of the call */
-	bool effects;   /* egg had side effects, there are none */
-	bool elsewhere; /* another test has it */
-	bool any_app;   /* whichever app it was */
-	bool used;
-};
-
-#define D2 "D2: what is no message is a bad frame; see the tests of the protocol"
-#define STRING "egg makes action and data of a string; C has only the message"
-#define EXTRA "a message has no other fields"
-static struct divergence divergences[] = {
-	{.sender = "AGENT#1", .call = "sendRandom", .why = "a random one", .any_app = true},
-	{.sender = "AGENT#2", .call = "sendRandom", .why = "a random one", .any_app = true},
-	{.sender = "APP#1",
-         .call = "sendRandom",
-         .why = "D7: an app's sendRandom reaches the agent from the start",
-         .wire = "{\"action\":\"t15\",\"data\":{\"v\":1},\"receiverPid\":\"AGENT#1\"}",
-         .received = "AGENT#1 x1",
-         .raw = "{\"action\":\"t15\",\"data\":{\"v\":1},\"receiverPid\":\"AGENT#1\","
-                "\"from\":\"app\",\"to\":\"agent\"}",
-         .heard = "AGENT#1:{\"v\":1}"},
-	{.sender = "AGENT#1",
-         .call = "send(action,data,\"both\")",
-         .why = "there is no such role, and the call says so",
-         .error = EINVAL},
-	{.sender = "PARENT",
-         .call = "process.send to=bogus",
-         .why = "there is no such role, and the call says so",
-         .error = EINVAL},
-	{.sender = "PARENT",
-         .call = "process.send receiverPid=APP#1 as a NUMBER",
-         .why = "a pid is a number in C: it finds its owner",
-         .wire = "{\"action\":\"t34\",\"data\":{\"v\":1},\"receiverPid\":\"APP#1\"}",
-         .received = "APP#1 x1",
-         .raw = "{\"action\":\"t34\",\"data\":{\"v\":1},\"receiverPid\":\"APP#1\","
-                "\"from\":\"parent\",\"to\":\"app\"}",
-         .heard = "APP#1:{\"v\":1}"},
-	{.sender = "AGENT#1",
-         .call = "process.send(\"string\")",
-         .why = STRING,
-         .wire = "{\"action\":\"t40\",\"data\":\"t40\"}"},
-	{.sender = "APP#1",
-         .call = "process.send(\"string\")",
-         .why = STRING,
-         .wire = "{\"action\":\"t50\",\"data\":\"t50\"}"},
-	{.sender = "PARENT", .call = "process.send(\"a string\")", .why = D2, .elsewhere = true},
-	{.sender = "AGENT#1", .call = "process.send(7)", .why = D2, .elsewhere = true},
-	{.sender = "APP#1", .call = "process.send(7)", .why = D2, .elsewhere = true},
-	{.sender = "AGENT#1", .call = "process.send([1])", .why = D2, .elsewhere = true},
-	{.sender = "APP#1", .call = "process.send([1])", .why = D2, .elsewhere = true},
-	{.sender = "AGENT#1",
-         .call = "sendRandom x3000",
-         .why = "send_random_is_uniform",
-         .elsewhere = true},
-	{.sender = "AGENT#1",
-         .call = "process.send {action:\"error\",to:master}",
-         .why = "D6: it means nothing, so nothing is thrown",
-         .effects = true},
-	{.sender = "APP#1",
-         .call = "process.send {action:\"error\",to:master}",
-         .why = "D6: it means nothing, so nothing is thrown",
-         .effects = true},
-	{.sender = "AGENT#1",
-         .call = "process.send {to:agent} with extra fields",
-         .why = EXTRA,
-         .raw = "{\"action\":\"t45\",\"data\":{\"v\":1},\"to\":\"agent\",\"from\":\"agent\"}"},
-	{.sender = "APP#1",
-         .call = "process.send {to:agent} with extra fields",
-         .why = EXTRA,
-         .raw = "{\"action\":\"t55\",\"data\":{\"v\":1},\"to\":\"agent\",\"from\":\"app\"}"},
-};
-
-#define DIVERGENCES (sizeof divergences / sizeof divergences[0])
-
-/* A field's value as it stands in the JSON of an object, strings without their
- * quotes if `bare`; false if there is none. */
-static bool
-json_field(const char *object, const char *field, bool bare, char *value, size_t size)
-{
-	char name[32];
-	const char *start, *end;
-	int depth = 0;
-
-	snprintf(name, sizeof name, "\"%s\":", field);
-	start = strstr(object, name);
-	if (start == NULL)
-		return false;
-	start += strlen(name);
-	for (end = start; depth > 0 || (*end != ',' && *end != '}'); end++)
-		depth += (*end == '{') - (*end == '}');
-	if (bare && *start == '"')
-		start++, end--;
-	snprintf(value, size, "%.*s", (int)(end - start), start);
-	return true;
-}
-
-static int
-role_number(const char *name)
-{
-	int role;
-
-	for (role = ROLE_NONE; role <= ROLE_APP; role++)
-		if (strcmp(name, clutch_role_name((enum role)role)) == 0)
-			return role;
-	return 9; /* bogus */
-}
-
-static int
-pid_of(struct cluster *c, const char *name)
-{
-	return strcmp(name, "UNKNOWN") == 0 ? 0x7ffffffe : cluster_pid(c, name);
-}
-
-/* The row's send call, from its name and from what egg had on the wire. */
-static void
-compose_call(struct cluster *c, const struct row *row, char *text, size_t size)
-{
-	const char *name = row->column[CALL], *wire = row->column[WIRE];
-	char action[32] = "-", data[64] = "undefined", to[16] = "-", from[16] = "-", pid[16] = "";
-	const char *method = "message";
-
-	json_field(wire, "action", true, action, sizeof action);
-	json_field(wire, "data", false, data, sizeof data);
-	json_field(wire, "to", true, to, sizeof to);
-	json_field(wire, "from", true, from, sizeof from);
-	json_field(wire, "receiverPid", true, pid, sizeof pid);
-	if (strncmp(name, "sendTo(", 7) == 0)
-		method = "sendTo";
-	else if (strncmp(name, "send(", 5) == 0)
-		method = "send";
-	else if (strncmp(name, "process.", 8) != 0)
-		method = name;
-	snprintf(text, size, "%s %d %d %d %s %s", method, pid[0] != '\0' ? pid_of(c, pid) : 0,
-	         role_number(to), role_number(from), action, data);
-}
-
-/* How the receiver's observer reports it: "saw t1 {"v":1} from agent to app". */
-static void
-compose_saw(struct row *row, const char *receiver, char *text, size_t size)
-{
-	char action[32] = "-", data[64] = "", to[16] = "", from[16] = "", pid[16] = "";
-	const char *raw = row->column[RAW], *second = strstr(raw, " | ");
-
-	if (second != NULL && strncmp(receiver, "AGENT", 5) == 0)
-		raw = second; /* broadcast: the first is for the apps */
-	json_field(raw, "action", true, action, sizeof action);
-	json_field(raw, "data", false, data, sizeof data);
-	json_field(raw, "to", true, to, sizeof to);
-	json_field(raw, "from", true, from, sizeof from);
-	snprintf(text, size, "saw %s %s from %s to %s", action, data, from, to);
-	if (json_field(raw, "receiverPid", true, pid, sizeof pid))
-		snprintf(text + strlen(text), size - strlen(text), " receiverPid %s", pid);
-}
-
-/* How many messages of an action were routed to the master itself? */
-static int
-count_to_master(struct cluster *c, size_t mark, const char *action)
-{
-	char field[64];
-	const char *line;
-	int count = 0;
-
-	snprintf(field, sizeof field, "\t%s\t", action);
-	while ((line = cluster_next_line(c, &mark, "\troutes\t")) != NULL)
-		count += strstr(line, ">master:") != NULL && strstr(line, field) != NULL;
-	return count;
-}
-
-/* Who received it, how often, and what stood in it; nobody else received it. */
-static void
-check_received(struct cluster *c, struct row *row, size_t mark, const char *action)
-{
-	char list[128], saw[256], name[32], *one, *next = list;
-	size_t expected = 0;
-	int times;
-
-	snprintf(list, sizeof list, "%s", row->column[RECEIVED]);
-	while ((one = strsep(&next, ",")) != NULL) {
-		if (sscanf(one, " %31s x%d", name, &times) != 2)
-			break; /* nobody */
-		if (strcmp(name, "MASTER(emit)") == 0) {
-			cr_assert_eq(count_to_master(c, mark, action), 1, "%s: %s",
-			             row->column[SENDER], row->column[CALL]);
-			continue;
-		}
-		expected += (size_t)times;
-		compose_saw(row, name, saw, sizeof saw);
-		cr_assert_eq(cluster_count(c, mark, ":%s %s", name, saw), (size_t)times,
-		             "%s: %s: %s expected %d times: %s", row->column[SENDER],
-		             row->column[CALL], name, times, saw);
-		if (strstr(saw, "receiverPid") == NULL)
-			cr_assert_eq(cluster_count(c, mark, ":%s %s receiverPid", name, saw), 0);
-	}
-	cr_assert_eq(cluster_count(c, mark, " saw %s ", action), expected,
-	             "%s: %s: received by others, too", row->column[SENDER], row->column[CALL]);
-}
-
-/* What the listeners of the action were called with. */
-static void
-check_heard(struct cluster *c, struct row *row, size_t mark, const char *action)
-{
-	char list[256], *one, *data, *next = list;
-	size_t expected = 0;
-
-	snprintf(list, sizeof list, "%s", row->column[HEARD]);
-	while (strcmp(list, "-") != 0 && (one = strsep(&next, ";")) != NULL) {
-		one += *one == ' ';
-		data = strchr(one, ':');
-		*data++ = '\0';
-		cr_assert_eq(cluster_count(c, mark, ":%s heard %s %s", one, action, data), 1,
-		             "%s: %s: %s heard", row->column[SENDER], row->column[CALL], one);
-		expected++;
-	}
-	cr_assert_eq(cluster_count(c, mark, " heard "), expected, "%s: %s: heard by others, too",
-	             row->column[SENDER], row->column[CALL]);
-}
-
-/* "[APP#1,APP#2]" of each: {"AGENT#1":"[APP#1,APP#2,APP#3]","APP#1":"[]"}. D7: an
- * app knows the agent from the start. */
-static void
-check_opids(struct cluster *c, struct row *row, const char *everyone)
-{
-	char names[128], value[128], key[16], *name, *next = names;
-	const char *at;
-	size_t mark;
-
-	snprintf(names, sizeof names, "%s", everyone);
-	while ((name = strsep(&next, " ")) != NULL) {
-		snprintf(key, sizeof key, "\"%s\":\"", name);
-		at = strstr(row->column[HEARD], key);
-		cr_assert(at != NULL && sscanf(at + strlen(key), "%127[^\"]", value) == 1);
-		if (strncmp(name, "APP", 3) == 0 && strcmp(value, "[]") == 0)
-			snprintf(value, sizeof value, "[%.7s]", everyone);
-		mark = round_of(c, everyone, name, "opids");
-		cluster_wait(c, mark, ":%s opids %s slot", name, value);
-	}
-}
-
-static void
-replace_all(char **text, const char *old, const char *new)
-{
-	char *out = calloc(1, 4 * strlen(*text) + 1), *from = *text, *at;
-
-	while ((at = strstr(from, old)) != NULL) {
-		strncat(out, from, (size_t)(at - from));
-		strcat(out, new);
-		from = at + strlen(old);
-	}
-	strcat(out, from);
-	*text = out; /* the test is short: nobody frees it */
-}
-
-/* Egg's sendRandom took APP#2; ours took whom it took, and the row says so then. */
-static void
-substitute_receiver(struct cluster *c, struct row *row, const char *action)
-{
-	const char *line = cluster_line(c, " saw %s ", action);
-	const char *name;
-	char old[8];
-	long pid;
-	int i;
-
-	cr_assert(line != NULL && sscanf(line, "@app:%*d:%ld", &pid) == 1);
-	name = cluster_name(c, (pid_t)pid);
-	cr_assert(sscanf(row->column[RECEIVED], "%7s", old) == 1);
-	for (i = WIRE; i <= HEARD; i++)
-		replace_all(&row->column[i], old, name);
-}
-
-static void
-apply(struct row *row, const struct divergence *divergence)
-{
-	const char *columns[] = {divergence->wire, divergence->received, divergence->raw,
-	                         divergence->heard};
-	int i;
-
-	for (i = 0; i < 4; i++)
-		if (columns[i] != NULL) {
-			row->column[WIRE + i] = strdup(columns[i]);
-			cr_assert(row->column[WIRE + i] != NULL);
-		}
-}
-
-static struct divergence *
-find_divergence(const struct row *row)
-{
-	size_t i;
-
-	for (i = 0; i < DIVERGENCES; i++)
-		if (!divergences[i].used &&
-		    strcmp(divergences[i].sender, row->column[SENDER]) == 0 &&
-		    strcmp(divergences[i].call, row->column[CALL]) == 0 &&
-		    /* after a restart egg's apps, too, have the agent's pid */
-		    (strcmp(divergences[i].call, "sendRandom") != 0 || divergences[i].any_app ||
-		     row->column[STATE][1] == '1')) {
-			divergences[i].used = true;
-			return &divergences[i];
-		}
-	return NULL;
-}
-
-/* Returns 1 if the master counts the row's message as undeliverable. */
-static int
-check_row(struct cluster *c, struct row *row, const char *everyone)
-{
-	static const struct divergence none;
-	const struct divergence *divergence = find_divergence(row);
-	char text[256], action[32] = "-";
-	struct call call;
-	size_t mark;
-
-	divergence = divergence != NULL ? divergence : &none;
-	row->done = true;
-	if (divergence->elsewhere)
-		return 0;
-	if (strcmp(row->column[CALL], "messenger.opids") == 0) {
-		check_opids(c, row, everyone);
-		return 0;
-	}
-	cr_assert(divergence->effects || strcmp(row->column[EFFECTS], "-") == 0);
-	apply(row, divergence);
-	compose_call(c, row, text, sizeof text);
-	json_field(row->column[WIRE], "action", true, action, sizeof action);
-	if (strcmp(row->column[SENDER], "PARENT") == 0 && divergence->error != 0) {
-		cr_assert(parse_call(text, &call) &&
-		          perform(c->parent, &call) == divergence->error);
-		return 0;
-	}
-	mark = round_of(c, everyone, row->column[SENDER], text);
-	if (strcmp(row->column[SENDER], "PARENT") != 0)
-		cr_assert_eq(
-			cluster_count(c, mark, ":%s did %s: %s", row->column[SENDER], text,
-		                      divergence->error == 0 ? "yes" : strerror(divergence->error)),
-			1, "%s: %s: %s", row->column[SENDER], row->column[CALL], text);
-	if (divergence->any_app)
-		substitute_receiver(c, row, action);
-	check_received(c, row, mark, action);
-	check_heard(c, row, mark, action);
-	return strcmp(row->column[RECEIVED], "nobody") == 0 && divergence->error == 0;
-}
-
-static size_t
-read_rows(struct row *rows, size_t size)
-{
-	FILE *file = fopen("test/golden/delivery.tsv", "r");
-	char line[2048], *next;
-	size_t count = 0;
-	int i;
-
-	cr_assert(file != NULL, "run me where the Makefile is");
-	cr_assert(fgets(line, sizeof line, file) != NULL); /* the header */
-	while (fgets(line, sizeof line, file) != NULL) {
-		cr_assert(count < size);
-		line[strcspn(line, "\n")] = '\0';
-		rows[count].text = line;
-		replace_all(&rows[count].text, "AGENT#10", "AGENT#2"); /* we kill one, not nine */
-		next = rows[count].text;
-		for (i = 0; i < COLUMNS; i++)
-			rows[count].column[i] = strsep(&next, "\t");
-		cr_assert(rows[count].column[EFFECTS] != NULL && next == NULL);
-		count++;
-	}
-	fclose(file);
-	return count;
-}
-
-static int
-on_action(struct messenger *messenger, const struct message *message, void *arg)
-{
-	(void)arg;
-	report(messenger, "heard %s %s", message->action,
-	       message->data != NULL ? message->data : "undefined");
-	return 0;
-}
-
-static int
-obey_and_hear(struct messenger *messenger, void *arg)
-{
-	char action[16];
-	int i;
-
-	for (i = 1; i < 100; i++) {
-		snprintf(action, sizeof action, "t%d", i);
-		messenger_on(messenger, action, on_action, NULL);
-	}
-	messenger_on(messenger, "error", on_action, NULL);
-	return obey(messenger, arg);
-}
-
-static int
-check_rows(struct cluster *c, struct row *rows, size_t count, const char *state,
-           const char *everyone)
-{
-	int undeliverable = 0;
-	size_t i;
-
-	for (i = 0; i < count; i++)
-		if (strncmp(rows[i].column[STATE], state, 2) == 0)
-			undeliverable += check_row(c, &rows[i], everyone);
-	return undeliverable;
-}
-
-Test(cluster, delivery)
-{
-	static struct row rows[80];
-	size_t i, count = read_rows(rows, 80), done = 0, mark;
-	int undeliverable;
-	struct cluster *c;
-
-	cr_assert_eq(count, 66);
-	clear_environment();
-	setenv("CLUTCH_TRACE", "1", 1); /* it shows what reaches the master */
-	c = cluster_start(
-		&(struct options){.agent = obey_and_hear, .app = obey_and_hear, .workers = 3});
-	cluster_ready(c);
-	undeliverable = check_rows(c, rows, count, "S1", "AGENT#1 APP#1 APP#2 APP#3");
-
-	cluster_signal(c, "APP#3", SIGKILL);
-	cluster_wait(c, 0, ":APP#4 saw egg-ready");
-	undeliverable += check_rows(c, rows, count, "S2", "AGENT#1 APP#1 APP#2 APP#4");
-
-	mark = cluster_mark(c);
-	cluster_signal(c, "AGENT#1", SIGKILL);
-	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
-	cluster_wait(c, mark, ":APP#1 saw agent-start");
-	undeliverable += check_rows(c, rows, count, "S5", "AGENT#2 APP#1 APP#2 APP#4");
-
-	for (i = 0; i < count; i++)
-		done += rows[i].done;
-	cr_assert_eq(done, 66);
-	for (i = 0; i < DIVERGENCES; i++)
-		cr_assert(divergences[i].used, "no row for %s", divergences[i].call);
-	cr_assert_eq(undeliverable, 7); /* t8 t9 t20 t21 t32 t84 t97 */
-	cluster_ask_status(c);          /* D26 */
-	cr_assert_eq(cluster_figure(c, NULL, "undeliverable"), undeliverable);
-	cr_assert_eq(cluster_count(c, 0, "uncaught"), 0);
-	cluster_stop(c);
-}
-
-/* ---- delivery, what the table has no row for ---------------------------------- */
-
-static int
-on_counted(struct messenger *messenger, const struct message *message, void *arg)
-{
-	(void)messenger, (void)message;
-	++*(int *)arg;
-	return 0;
-}
-
-static int
-on_count_wanted(struct messenger *messenger, const struct message *message, void *arg)
-{
-	(void)message;
-	report(messenger, "counted %d", *(int *)arg);
-	return 0;
-}
-
-static int
-count_them(struct messenger *app, void *arg)
-{
-	static int counted;
-
-	(void)arg;
-	messenger_on(app, "count", on_counted, &counted);
-	return messenger_on(app, "test-count", on_count_wanted, &counted);
-}
-
-static int
-on_send_random_wanted(struct messenger *agent, const struct message *message, void *arg)
-{
-	int i;
-
-	(void)message, (void)arg;
-	for (i = 0; i < 3000; i++)
-		messenger_send_random(agent, "count", NULL);
-	return messenger_send_to_app(agent, "test-count", NULL);
-}
-
-static int
-send_random_when_ready(struct messenger *agent, void *arg)
-{
-	(void)arg;
-	return messenger_once(agent, "egg-ready", on_send_random_wanted, NULL);
-}
-
-/* egg: 1002, 1011, 987 of 3000. The standard deviation is 26: 1000 +- 6 of them. */
-Test(cluster, send_random_is_uniform)
-{
-	struct cluster *c = cluster_start(&(struct options){
-		.agent = send_random_when_ready, .app = count_them, .workers = 3});
-	int i, count, total = 0;
-	const char *line;
-
-	for (i = 1; i <= 3; i++) {
-		cluster_wait(c, 0, ":APP#%d counted ", i);
-		line = cluster_line(c, ":APP#%d counted ", i);
-		cr_assert_eq(sscanf(line, "@app:%*d:%*d counted %d", &count), 1);
-		cr_assert(count > 844 && count < 1156, "APP#%d got %d", i, count);
-		total += count;
-	}
-	cr_assert_eq(total, 3000);
-	cluster_stop(c);
-}
-
-/* D2: a malformed frame costs its sender its life; nobody else notices. */
-Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
-{
-	struct cluster *c = start_obeying(3);
-
-	cluster_order(c, "APP#2", "garbage");
-	cr_assert_str_eq(cluster_wait_end(c, "APP#2"),
-	                 "code: null, signal: SIGKILL, broke the protocol");
-	cluster_wait(c, 0, "app_worker#2:APP#2 broke the protocol: killed (app 1)");
-	cluster_wait(c, 0, ":APP#4 saw egg-ready");
-	round_of(c, "AGENT#1 APP#1 APP#3 APP#4", "APP#1", "opids");
-	cr_assert_eq(cluster_count(c, 0, "app_worker#5"), 0);
-	cr_assert_eq(cluster_count(c, 0, "broke the protocol"), 2); /* the two lines above */
-	cluster_stop(c);
-}
-
-Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
-{
-	struct cluster *c = start_obeying(2);
-
-	cluster_order(c, "AGENT#1", "garbage");
-	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"),
-	                 "code: null, signal: SIGKILL, broke the protocol");
-	cluster_wait(c, 0, ":AGENT#2 saw egg-ready");
-	round_of(c, "AGENT#2 APP#1 APP#2", "APP#1", "opids");
-	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
-	cluster_stop(c);
-}
-
-/* The master's parent may be wrong, too: then it is heard no longer. */
-Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
-{
-	struct cluster *c = start_obeying(2);
-
-	send_garbage(c->parent);
-	cluster_wait(c, 0, "parent broke the protocol: its channel is closed");
-	cluster_signal(c, "APP#1", SIGKILL); /* and the cluster lives on */
-	cluster_wait(c, 0, ":APP#3 saw egg-ready");
-	cr_assert_eq(cluster_count(c, 0, "app-worker-died"), 0);
-	cluster_stop(c);
-}
-
-/* False: the machine was so busy that the next agent was there before the messages. */
-static bool
-find_receivers(void)
-{
-	struct cluster *c = start_obeying(2);
-	bool in_time;
-	char text[64];
-	size_t mark;
-
-	cluster_signal(c, "AGENT#1", SIGKILL);
-	cluster_wait(c, 0, ":PARENT saw agent-worker-died");
-	mark = cluster_mark(c);
-	snprintf(text, sizeof text, "sendTo %d 0 0 by-pid 1", (int)cluster_pid(c, "APP#2"));
-	cluster_order(c, "APP#1", text);
-	cluster_order(c, "APP#1", "sendToAgent 0 0 0 late 2");
-	cluster_order(c, "APP#1", "message 0 0 0 by-default 3");
-	cluster_wait(c, mark, ":APP#2 saw by-pid 1 from app to app receiverPid APP#2");
-	round_of(c, "APP#1 APP#2", "APP#1", "sendToApp 0 0 0 behind 4");
-	in_time = cluster_count(c, 0, "agent_worker#2") == 0;
-	if (in_time)
-		cluster_wait_saw(c, "AGENT#2",
-		                 "late 2 -> by-default 3 -> egg-pids [APP#1,APP#2] -> "
-		                 "egg-ready <options>");
-	cluster_stop(c);
-	return in_time;
-}
-
-/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
- * agent waits for the next one. */
-Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
-{
-	int tries = 5;
-
-	while (!find_receivers())
-		cr_assert_gt(--tries, 0, "too slow to prove anything");
-}
-
-/* ---- start -------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------- */
 
 /* lifecycle 01. D7: apps are told the agent's pid. */
 Test(cluster, cold_start_with_one_worker)
@@ -936,7 +136,7 @@ Test(cluster, what_agent_and_parent_say_to_apps_before_they_are_forked_arrives_f
 	cluster_stop(c);
 }
 
-/* ---- failed starts -------------------------------------------------------------- */
+/* ---- failed starts ----------------------------------------------------------------------- */
 
 /* Tests hand it over as options.arg. */
 struct plan {
@@ -1074,7 +274,7 @@ Test(cluster, an_agent_that_is_never_ready_ends_the_cluster) /* D25 */
 	cr_assert(clutch_now() - start >= 1500);
 }
 
-/* ---- death and replacement -------------------------------------------------------- */
+/* ---- death and replacement --------------------------------------------------------------- */
 
 static int
 obey_and_report_slot(struct messenger *app, void *arg)
@@ -1251,7 +451,7 @@ Test(cluster, when_the_master_is_killed_everybody_leaves) /* 09a */
 	cluster_killed(c, SIGKILL);
 }
 
-/* ---- shutdown ------------------------------------------------------------------------ */
+/* ---- shutdown ---------------------------------------------------------------------------- */
 
 /* The agent is told to leave when no app is left. */
 static int
@@ -1559,7 +759,7 @@ Test(cluster, close_timeouts_from_the_old_variable)
 	expect_close_timeouts((struct options){.workers = 0}, 900, 900);
 }
 
-/* ---- the shared port -------------------------------------------------------------------- */
+/* ---- the shared port --------------------------------------------------------------------- */
 
 static int
 answer(struct messenger *app, int descriptor, void *arg)
@@ -1690,7 +890,7 @@ Test(cluster, a_port_in_use_is_one_clear_line) /* 06g, D19 */
 	close(descriptor);
 }
 
-/* ---- the environment ---------------------------------------------------------------------- */
+/* ---- the environment --------------------------------------------------------------------- */
 
 static void
 expect_bad_variable(const char *name, const char *value, const char *line)
@@ -1825,7 +1025,7 @@ Test(cluster, server_env_from_the_environment)
 	cluster_stop(c);
 }
 
-/* ---- the pid file ---------------------------------------------------------------------------- */
+/* ---- the pid file ------------------------------------------------------------------------ */
 
 static long
 pid_in(const char *path)
@@ -1895,7 +1095,7 @@ Test(cluster, the_pid_file_of_a_killed_master_is_no_obstacle) /* 14b */
 	cluster_stop(c);
 }
 
-/* ---- who am I, handles, trace ---------------------------------------------------------------- */
+/* ---- who am I, handles, trace ------------------------------------------------------------ */
 
 Test(cluster, opids_slot_role_and_pid_in_every_role)
 {
@@ -2024,7 +1224,7 @@ Test(cluster, a_handle_travels_to_agent_and_apps)
 	cluster_stop(c);
 }
 
-/* ---- a flood ---------------------------------------------------------------- */
+/* ---- a flood ----------------------------------------------------------------------------- */
 
 enum { FLOOD = 16000 };
 
@@ -2095,4 +1295,125 @@ Test(cluster, a_flood_does_not_stall)
 		cluster_stop(c);
 	}
 	cr_assert_lt(clutch_now() - began, 8000 * time_scale());
+}
+
+/* ---- the shared port, once more ------------------------------------------------------------------ */
+
+static void
+allow_descriptors(rlim_t count)
+{
+	struct rlimit limit;
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = count;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* No descriptor more than there are now. */
+static int
+lower(struct messenger *app, const struct message *message, void *arg)
+{
+	int next = dup(0);
+
+	(void)message, (void)arg;
+	close(next);
+	allow_descriptors((rlim_t)next);
+	report(app, "lowered");
+	return 0;
+}
+
+static int
+restore(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)app, (void)message, (void)arg;
+	allow_descriptors(256);
+	return 0;
+}
+
+static int
+limit_itself(struct messenger *app, void *arg)
+{
+	return messenger_on(app, "test-lower", lower, arg) ||
+	       messenger_on(app, "test-restore", restore, arg);
+}
+
+static int
+accept_and_close(struct messenger *app, int descriptor, void *arg)
+{
+	(void)arg;
+	report(app, "accepted");
+	return close(descriptor);
+}
+
+static void
+tell_apps(struct cluster *cluster, const char *action)
+{
+	cr_assert_eq(messenger_send_to_app(cluster->parent, action, NULL), 0);
+	cluster_turn(cluster);
+}
+
+Test(cluster, a_worker_without_descriptors_accepts_when_it_has_some)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.app = limit_itself, .connection = accept_and_close});
+	int client;
+
+	cluster_ready(c);
+	tell_apps(c, "test-lower");
+	cluster_wait(c, 0, "APP#1 lowered");
+	client = cluster_connect(c);
+	cluster_wait(c, 0, "[app_worker] cannot accept: no descriptor or memory left");
+	cr_assert_eq(cluster_count(c, 0, "APP#1 accepted"), 0);
+	tell_apps(c, "test-restore");
+	cluster_wait(c, 0, "APP#1 accepted");
+	close(client);
+	cluster_stop(c);
+}
+
+Test(cluster, every_address_is_told_as_this_host)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.connection = accept_and_close, .host = "0.0.0.0"});
+
+	cluster_ready(c);
+	close(cluster_connect(c));
+	cluster_wait(c, 0, "http://127.0.0.1:PORT");
+	cluster_stop(c);
+}
+
+/* Not every system has IPv6. */
+Test(cluster, a_host_of_six_is_told_in_brackets)
+{
+	struct cluster *c;
+	int probe = socket(AF_INET6, SOCK_STREAM, 0);
+	struct sockaddr_in6 here = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+
+	if (probe == -1 || bind(probe, (struct sockaddr *)&here, sizeof here) == -1)
+		cr_skip_test("no IPv6 here");
+	close(probe);
+	c = cluster_start(&(struct options){.connection = accept_and_close, .host = "::1"});
+	cluster_wait(c, 0, "http://[::1]:");
+	cluster_stop(c);
+}
+
+Test(cluster, an_address_of_another_host_is_a_failed_start)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.connection = accept_and_close, .host = "192.0.2.1"});
+
+	cluster_wait(c, 0, "cannot listen on 192.0.2.1 port");
+	cluster_ended(c, 1);
+}
+
+/* SIGKILL and SIGTERM have their names in the log. */
+Test(cluster, a_death_of_another_signal_is_told_by_its_number)
+{
+	struct cluster *c = cluster_start(&(struct options){0});
+	char expected[64];
+
+	snprintf(expected, sizeof expected, "code: null, signal: %d", SIGXCPU);
+	cluster_ready(c);
+	cluster_signal(c, "APP#1", SIGXCPU);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), expected);
+	cluster_stop(c);
 }

@@ -864,3 +864,18 @@ Test(log, even_without_room_for_a_row_the_status_is_json)
 {
 	cr_assert_str_eq(tiny_status(100), "{\"processes\":[\n],\"left_out\":5}\n");
 }
+
+/* ---- a long line --------------------------------------------------------------------------------- */
+
+Test(log, a_long_line_is_cut)
+{
+	char line[4096];
+	int ends[2];
+
+	cr_assert_eq(pipe(ends), 0);
+	clutch_print_line(ends[1], "%2000d", 1);
+	cr_assert_eq(read(ends[0], line, sizeof line), 1024);
+	cr_assert_eq(line[1023], '\n');
+	close(ends[0]);
+	close(ends[1]);
+}

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -258,4 +259,19 @@ Test(pid_file, the_status_file_is_always_a_new_one)
 	cluster_wait(c, mark, "[master] cannot write %s: ", new_status);
 	cluster_stop(c);
 	cr_assert_eq(rmdir(new_status), 0);
+}
+
+Test(pid_file, one_that_cannot_be_is_a_failed_start)
+{
+	static char long_path[PATH_MAX + 2];
+	const char *const paths[] = {"/dev/null/master.pid", "/dev/null/pid/master.pid", long_path};
+	struct cluster *c;
+	size_t i;
+
+	memset(long_path, 'x', sizeof long_path - 1);
+	for (i = 0; i < sizeof paths / sizeof paths[0]; i++) {
+		c = cluster_start(&(struct options){.pid_file = paths[i]});
+		cluster_wait(c, 0, "[master] pid file %.40s", paths[i]);
+		cluster_ended(c, 1);
+	}
 }

@@ -1,0 +1,520 @@
+/*
+ * The master's side of the messenger: several messages, handles, full queues, many receivers.
+ *
+ * Copyright (c) 2026 the clutch authors
+ * SPDX-License-Identifier: MIT
+ */
+#include "world.h"
+
+/* ---- the world: a master's view, and the far ends ---------------------------------------- */
+
+TestSuite(routing, .init = open_full_world, .fini = close_world);
+
+/* ---- several messages -------------------------------------------------------------------- */
+
+/* An app sends five messages at once, each to another process. Each message keeps its own
+ * stamps, although all of them stand in one buffer. */
+Test(routing, stamps_do_not_mix)
+{
+	static const struct {
+		enum role to;
+		pid_t pid;
+	} said[] = {
+		{ROLE_NONE, 0}, {ROLE_APP, 0}, {ROLE_NONE, 302}, {ROLE_PARENT, 0}, {ROLE_APP, 0}};
+	unsigned char bytes[512];
+	struct message message;
+	struct inbox inbox;
+	size_t i, length = 0, frame, at[] = {1, 1, 2, 3};
+	const enum role to[] = {ROLE_PARENT, ROLE_AGENT, ROLE_APP, ROLE_APP};
+	int who;
+
+	for (i = 0; i < sizeof said / sizeof said[0]; i++) {
+		message = compose(ROLE_NONE, said[i].to, said[i].pid);
+		length += make_frame(bytes + length, &message);
+	}
+	utter(APP1, bytes, length, -1);
+	cr_assert_eq(channel_read(&processes[APP1].channel), PEER_ALIVE);
+	while (channel_next(&processes[APP1].channel, &message) == 1)
+		master_messenger_receive(&messenger, &processes[APP1], &message);
+	frame = length / i;
+	for (who = PARENT; who <= APP2; who++) {
+		take((enum who)who, &inbox);
+		cr_assert_eq(count_frames(&inbox), at[who], "%s", cast[who].name);
+		for (i = 0; i < at[who]; i++) {
+			cr_assert_eq(inbox.bytes[i * frame + FRAME_FROM], ROLE_APP);
+			cr_assert_eq(inbox.bytes[i * frame + FRAME_TO], to[who]);
+		}
+	}
+}
+
+/* ---- handles ----------------------------------------------------------------------------- */
+
+/* Is it the same open file? */
+static bool
+is_same_file(int one, int two)
+{
+	struct stat a, b;
+
+	return fstat(one, &a) == 0 && fstat(two, &b) == 0 && a.st_dev == b.st_dev &&
+	       a.st_ino == b.st_ino;
+}
+
+/* The process received one frame, which announces a handle or does not, and the
+ * handle itself, or not. */
+static void
+check_handle(enum who who, bool has_handle, int original)
+{
+	struct inbox inbox;
+	bool announced;
+
+	take(who, &inbox);
+	cr_assert_eq(count_frames(&inbox), 1, "%s received %zu", cast[who].name,
+	             count_frames(&inbox));
+	announced = (inbox.bytes[FRAME_FLAGS] & FRAME_HAS_HANDLE) != 0;
+	cr_assert_eq(inbox.handles, has_handle, "%s received %zu handles", cast[who].name,
+	             inbox.handles);
+	cr_assert_eq(announced, has_handle, "%s: the frame %s a handle", cast[who].name,
+	             announced ? "announces" : "hides");
+	if (!has_handle)
+		return;
+	cr_assert(is_same_file(inbox.handle, original), "%s has another file", cast[who].name);
+	close(inbox.handle);
+}
+
+Test(routing, a_handle_travels_to_one)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, cast[APP2].pid);
+	struct inbox inbox;
+	int pair[2];
+
+	cr_assert_eq(pipe(pair), 0);
+	data.handle = pair[1];
+	relay(APP1, &data);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+	check_handle(APP2, true, pair[1]);
+	take(APP1, &inbox);
+	cr_assert_eq(inbox.length, 0);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+Test(routing, a_handle_travels_to_several)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, 0);
+	int pair[2];
+
+	cr_assert_eq(pipe(pair), 0);
+	data.handle = pair[1];
+	relay(AGENT, &data);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+	check_handle(APP1, true, pair[1]);
+	check_handle(APP2, true, pair[1]);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+Test(routing, a_handle_travels_to_the_master_and_to_nobody)
+{
+	struct message data = compose(ROLE_NONE, ROLE_MASTER, 0);
+
+	data.handle = STDERR_FILENO;
+	relay(APP1, &data);
+	cr_assert_eq(emitted.count, 1);
+	cr_assert(emitted.handle_is_open);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+	data = compose(ROLE_NONE, ROLE_NONE, UNKNOWN_PID);
+	data.handle = STDERR_FILENO;
+	relay(APP1, &data);
+	cr_assert_eq(messenger.undeliverable, 1);
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	close(data.handle);
+}
+
+/* This many more descriptors can be opened, and then none. */
+static void
+allow_descriptors(int more)
+{
+	struct rlimit limit;
+	int lowest = dup(STDERR_FILENO);
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = (rlim_t)lowest + (rlim_t)more;
+	close(lowest);
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+static void
+allow_all_descriptors(void)
+{
+	struct rlimit limit;
+
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = limit.rlim_max < 1024 ? limit.rlim_max : 1024;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* The master has no descriptor left for the handle. The message is worth more than the
+ * handle: it arrives without it, and does not announce one. */
+static void
+lose_handle(int descriptors)
+{
+	struct message data = compose(ROLE_NONE, ROLE_APP, 0);
+	unsigned char frame[512];
+	int handle;
+
+	data.handle = STDERR_FILENO;
+	utter(AGENT, frame, make_frame(frame, &data), STDERR_FILENO);
+	cr_assert_eq(hear(AGENT, &data), 1);
+	handle = data.handle;
+	allow_descriptors(descriptors);
+	master_messenger_receive(&messenger, &processes[AGENT], &data);
+	allow_all_descriptors();
+	cr_assert_neq(fcntl(handle, F_GETFD), -1, "it is the caller's to close");
+	close(handle);
+}
+
+Test(routing, without_descriptors_a_message_loses_its_handle)
+{
+	lose_handle(0);
+	check_handle(APP1, false, -1);
+	check_handle(APP2, false, -1);
+	cr_assert_eq(messenger.undeliverable, 0);
+}
+
+Test(routing, with_one_descriptor_the_first_receiver_gets_the_handle)
+{
+	lose_handle(1);
+	check_handle(APP1, true, STDERR_FILENO);
+	check_handle(APP2, false, -1);
+}
+
+/* ---- backpressure (D21) ------------------------------------------------------------------ */
+
+/* Put this many more bytes into a receiver's queue. */
+static void
+fill(struct process *process, size_t bytes)
+{
+	static char text[MESSAGE_DATA_MAX];
+	struct message message = {.from = ROLE_MASTER, .data = text, .handle = -1};
+	size_t least = FRAME_HEADER + 2;
+
+	memset(text, '1', sizeof text);
+	process->channel.flush_at = SIZE_MAX; /* nothing is written early */
+	while (bytes > 0) {
+		message.data_length = bytes - least < sizeof text ? bytes - least : sizeof text / 2;
+		cr_assert_eq(sendmessage(&process->channel, &message), 0);
+		bytes -= message.data_length + least;
+	}
+}
+
+/* Let the process read until its queue has at most this length. */
+static void
+drain(struct process *process, int end, size_t bytes)
+{
+	static char text[65536];
+
+	do {
+		while (recv(end, text, sizeof text, MSG_DONTWAIT) > 0)
+			;
+		channel_flush(&process->channel);
+	} while (channel_pending(&process->channel) > bytes);
+}
+
+/* The size of what `say` says. */
+static size_t
+size_said(void)
+{
+	struct message message = compose(ROLE_NONE, ROLE_NONE, 0);
+
+	return message_size(&message);
+}
+
+static void
+say(struct process *sender, enum role to, pid_t receiver_pid)
+{
+	struct message data = compose(ROLE_NONE, to, receiver_pid);
+
+	master_messenger_receive(&messenger, sender, &data);
+}
+
+/* Exactly these processes are not read. */
+static void
+expect_waiting(const char *names)
+{
+	char words[64];
+	char name[16];
+	int who;
+
+	snprintf(words, sizeof words, " %s ", names);
+	for (who = 0; who < PROCESSES; who++) {
+		snprintf(name, sizeof name, " %s ", cast[who].name);
+		cr_assert_eq(process_stop_waiting(&processes[who], &manager),
+		             strstr(words, name) == NULL, "%s, while these should wait: %s",
+		             cast[who].name, names);
+	}
+}
+
+Test(routing, who_feeds_a_long_queue_waits)
+{
+	fill(&processes[APP2], CHANNEL_HIGH_WATER - size_said());
+	expect_waiting("");
+	say(&processes[APP1], ROLE_NONE, cast[APP2].pid); /* now it is just full */
+	expect_waiting("");
+	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
+	expect_waiting("AGENT");
+	say(&processes[PARENT], ROLE_APP, 0);
+	expect_waiting("AGENT PARENT");
+	say(&processes[APP1], ROLE_AGENT, 0); /* another receiver */
+	expect_waiting("AGENT PARENT");
+	drain(&processes[APP2], ends[APP2], CHANNEL_LOW_WATER - 1);
+	expect_waiting("");
+	cr_assert_eq(messenger.undeliverable, 0);
+}
+
+/* Between the marks: a sender that waits goes on waiting, and one that does not is read. */
+Test(routing, between_the_marks_nothing_changes)
+{
+	fill(&processes[APP2], CHANNEL_HIGH_WATER);
+	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
+	expect_waiting("AGENT");
+	channel_close(&processes[APP2].channel);
+	channel_init(&processes[APP2].channel, 0); /* a queue of exactly this length */
+	fill(&processes[APP2], CHANNEL_LOW_WATER + 1);
+	expect_waiting("AGENT");
+	say(&processes[APP1], ROLE_NONE, cast[APP2].pid);
+	expect_waiting("AGENT");
+	channel_close(&processes[APP2].channel);
+	channel_init(&processes[APP2].channel, 0);
+	fill(&processes[APP2], CHANNEL_LOW_WATER - 1);
+	expect_waiting("");
+}
+
+/* Each kind of receiver, each kind of sender. */
+Test(routing, agent_and_parent_are_waited_for_as_well)
+{
+	fill(&processes[AGENT], CHANNEL_HIGH_WATER + 1);
+	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
+	say(&processes[APP1], ROLE_AGENT, 0);
+	say(&processes[APP2], ROLE_PARENT, 0);
+	expect_waiting("APP1 APP2");
+	drain(&processes[AGENT], ends[AGENT], 0);
+	expect_waiting("APP2");
+	drain(&processes[PARENT], ends[PARENT], 0);
+	expect_waiting("");
+}
+
+/* The master forks no parent: to it, a parent's state is STATE_NONE for ever. */
+Test(routing, a_parent_as_the_master_has_it_is_waited_for)
+{
+	processes[PARENT].state = STATE_NONE;
+	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
+	say(&processes[APP1], ROLE_PARENT, 0);
+	expect_waiting("APP1");
+}
+
+/* An agent that is not there holds no sender up (D24): past the limit of its slot, messages for
+ * it are dropped and counted. */
+Test(routing, nobody_waits_for_an_agent_that_is_not_there)
+{
+	uint64_t dropped;
+
+	kill_agent();
+	fill(&processes[AGENT], CHANNEL_HIGH_WATER + 1);
+	say(&processes[APP1], ROLE_AGENT, 0);
+	expect_waiting("");
+	cr_assert_eq(messenger.undeliverable, 0);
+	fill(&processes[AGENT],
+	     CHANNEL_QUEUE_MAX - channel_pending(&processes[AGENT].channel) - 40);
+	say(&processes[APP1], ROLE_AGENT, 0);
+	say(&processes[APP1], ROLE_AGENT, 0);
+	expect_waiting("");
+	dropped = processes[AGENT].dropped;
+	cr_assert_gt(dropped, 0);
+	cr_assert_eq(messenger.undeliverable, dropped);
+	cr_assert_leq(channel_pending(&processes[AGENT].channel), CHANNEL_QUEUE_MAX);
+}
+
+/* When the master's own messages have filled a queue, no sender waits for it. Nor does a
+ * sender whose message is not delivered to that queue. */
+Test(routing, the_master_waits_for_nobody)
+{
+	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
+
+	fill(&processes[APP1], CHANNEL_HIGH_WATER + 1);
+	fill(&processes[APP3], CHANNEL_HIGH_WATER + 1); /* disconnected */
+	master_messenger_send(&messenger, &data);
+	expect_waiting("");
+	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
+	say(&processes[PARENT], ROLE_NONE, cast[APP3].pid);
+	say(&processes[APP2], ROLE_MASTER, 0);
+	expect_waiting("");
+}
+
+/* A sender may wait for itself. */
+Test(routing, who_feeds_itself_waits_for_itself)
+{
+	fill(&processes[APP1], CHANNEL_HIGH_WATER);
+	say(&processes[APP1], ROLE_APP, 0);
+	expect_waiting("APP1");
+	drain(&processes[APP1], ends[APP1], 0);
+	expect_waiting("");
+}
+
+/* Handles are descriptors of the master, and it has few of them. */
+Test(routing, who_feeds_waiting_handles_waits)
+{
+	struct message data;
+	int i;
+
+	for (i = 1; i <= CHANNEL_HANDLES_MAX / 2 + 1; i++) {
+		expect_waiting("");
+		data = compose(ROLE_NONE, ROLE_NONE, cast[APP2].pid);
+		data.handle = STDERR_FILENO;
+		master_messenger_receive(&messenger, &processes[AGENT], &data);
+	}
+	expect_waiting("AGENT");
+	drain(&processes[APP2], ends[APP2], 0);
+	expect_waiting("");
+}
+
+/* ---- many receivers ---------------------------------------------------------------------- */
+
+static struct process many[MANY];
+static int many_ends[MANY];
+
+static void
+open_many(void)
+{
+	int i;
+
+	open_full_world();
+	manager.workers = NULL;
+	for (i = 0; i < MANY; i++) {
+		many_ends[i] = open_process(&many[i], ROLE_APP, STATE_LISTENING, 401 + i);
+		many[i].slot = i;
+		add_worker(&many[i]);
+	}
+}
+
+static void
+close_many(void)
+{
+	int i;
+
+	for (i = 0; i < MANY; i++) {
+		channel_close(&many[i].channel);
+		close(many_ends[i]);
+	}
+	close_world();
+}
+
+TestSuite(routing_many, .init = open_many, .fini = close_many);
+
+Test(routing_many, each_receives_once)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, 0);
+	struct inbox inbox;
+	int i;
+
+	relay(AGENT, &data);
+	for (i = 0; i < MANY; i++) {
+		take_from(&many[i], many_ends[i], &inbox);
+		cr_assert_eq(count_frames(&inbox), 1, "worker %d", i);
+		cr_assert_eq(inbox.bytes[FRAME_FROM], ROLE_AGENT);
+		cr_assert_eq(inbox.bytes[FRAME_TO], ROLE_APP);
+	}
+	data = compose(ROLE_NONE, ROLE_NONE, 401 + MANY - 1);
+	relay(AGENT, &data);
+	for (i = 0; i < MANY; i++) {
+		take_from(&many[i], many_ends[i], &inbox);
+		cr_assert_eq(count_frames(&inbox), i == MANY - 1, "worker %d", i);
+	}
+}
+
+Test(routing_many, deliveries_are_in_order_of_registration)
+{
+	struct message data = compose(ROLE_AGENT, ROLE_APP, 0);
+	int i;
+
+	data.handle = STDERR_FILENO;
+	master_messenger_send(&messenger, &data);
+	for (i = 0; i < MANY; i++)
+		cr_assert_eq(many[i].channel.waiting_count, 1, "worker %d", i);
+	for (i = 1; i < MANY; i++)
+		cr_assert_lt(many[i - 1].channel.waiting[0].descriptor,
+		             many[i].channel.waiting[0].descriptor, "worker %d", i);
+}
+
+/* The last queue decides, at whatever place its worker stands. */
+static void
+check_longest(int longest)
+{
+	int i;
+
+	for (i = 0; i < MANY; i++)
+		fill(&many[i], CHANNEL_HIGH_WATER + (i == longest ? 1000 : 100));
+	say(&processes[AGENT], ROLE_APP, 0);
+	for (i = 0; i < MANY; i++) {
+		cr_assert_not(process_stop_waiting(&processes[AGENT], &manager), "%d, longest %d",
+		              i, longest);
+		if (i != longest)
+			drain(&many[i], many_ends[i], 0);
+	}
+	cr_assert_not(process_stop_waiting(&processes[AGENT], &manager), "longest %d", longest);
+	drain(&many[longest], many_ends[longest], 0);
+	cr_assert(process_stop_waiting(&processes[AGENT], &manager), "longest %d", longest);
+}
+
+Test(routing_many, a_sender_waits_for_the_longest_queue)
+{
+	check_longest(0);
+	check_longest(MANY / 2);
+	check_longest(MANY - 1);
+}
+
+/* Two receivers that drain one after the other: the sender is heard when both have. */
+Test(routing_many, a_sender_waits_for_every_queue_that_it_has_filled)
+{
+	fill(&many[3], CHANNEL_HIGH_WATER + 1000);
+	fill(&many[MANY - 1], CHANNEL_HIGH_WATER + 2000);
+	say(&processes[PARENT], ROLE_APP, 0);
+	drain(&many[MANY - 1], many_ends[MANY - 1], 0);
+	cr_assert_not(process_stop_waiting(&processes[PARENT], &manager));
+	drain(&many[3], many_ends[3], 0);
+	cr_assert(process_stop_waiting(&processes[PARENT], &manager));
+}
+
+/* ---- a receiver is gone ------------------------------------------------------------------ */
+
+/* No process waits for it any more, whatever its role is. A process that waits for another
+ * one goes on waiting. */
+Test(routing_many, nobody_waits_for_a_receiver_that_is_gone)
+{
+	fill(&many[0], CHANNEL_HIGH_WATER + 1);
+	fill(&many[1], CHANNEL_HIGH_WATER + 1);
+	say(&processes[AGENT], ROLE_NONE, many[0].worker_id);
+	say(&processes[PARENT], ROLE_NONE, many[0].worker_id);
+	say(&many[2], ROLE_NONE, many[0].worker_id);
+	say(&many[MANY - 1], ROLE_NONE, many[0].worker_id);
+	say(&many[3], ROLE_NONE, many[1].worker_id);
+	cr_assert_not(process_stop_waiting(&processes[AGENT], &manager));
+	cr_assert_not(process_stop_waiting(&processes[PARENT], &manager));
+	remove_worker(&many[0]);
+	cr_assert(process_stop_waiting(&processes[AGENT], &manager));
+	cr_assert(process_stop_waiting(&processes[PARENT], &manager));
+	cr_assert(process_stop_waiting(&many[2], &manager));
+	cr_assert(process_stop_waiting(&many[MANY - 1], &manager));
+	cr_assert_not(process_stop_waiting(&many[3], &manager));
+}
+
+Test(routing_many, forgetting_asks_neither_for_an_agent_nor_for_a_parent)
+{
+	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
+	say(&many[1], ROLE_PARENT, 0);
+	cr_assert_not(process_stop_waiting(&many[1], &manager));
+	manager.agent = manager.parent = NULL;
+	cr_assert(process_stop_waiting(&many[1], &manager));
+}
