@@ -729,7 +729,7 @@ inline condemn(n) {
  * channel, ends. The master cannot tell when it has done so, only that it has, when it looks.
  * So the model decides at that moment, and keeps nothing of it before. That is all that these
  * functions may do, and more: */
-/* C: agent.c agent_run 1528847740 */
+/* C: agent.c agent_run 1767821978 */
 /* C: agent.c clutch_process_start 2600521474 */
 /* C: agent.c clutch_process_leave 137344297 */
 /* C: worker.c worker_run 2900699826 */
