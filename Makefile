@@ -19,7 +19,8 @@
 #	make format-check       clang-format
 #	make size               the core has few lines, and no long or deep function
 #	make soak               a storm of faults under full traffic, SOAK_SECONDS=60
-#	make fuzz               libFuzzer on frames and channels, FUZZ_SECONDS=600
+#	make fuzz               libFuzzer on each parser of a stranger's bytes, FUZZ_SECONDS=600
+#	                        in all; FUZZ=cron  one of them
 #	make coverage           what the tests do not reach
 #	make bench              how fast clutch is, beside bare sockets
 #	make bench-ipc          the four ways of examples/ipc, beside each other
@@ -34,6 +35,8 @@
 #	                        BROKEN=1: is each property found when it is broken?
 #	make model-short        a part of it, in less than a minute: as in CI
 #	make model-record       the C has changed, and the model has been looked at
+#	make mutants            do the tests find it if the core is changed a little? MUTANTS=300
+#	make mutants-short      a few of them, in about a minute: as in CI
 #	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
 #	make docs-write         record anew what the documents quote and show
 #	make book               docs/book/ as one page, build/book.html, with pandoc
@@ -156,6 +159,7 @@ $(BUILD)/test/test_%: $(BUILD)/test/test_%.o $(BUILD)/test/harness.o \
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(CRITERION_LINK) $(LDLIBS)
 
+$(BUILD)/test/test_fuzz: $(patsubst test/%.c,$(BUILD)/test/%.o,$(filter-out %/fuzz_frame.c,$(wildcard test/fuzz_*.c))) $(HTTP)
 $(BUILD)/test/test_schedule: override LDFLAGS += -Wl,--wrap=messenger_set_timeout
 $(BUILD)/test/test_lifecycle_start $(BUILD)/test/test_lifecycle_end: override LDFLAGS += -Wl,--wrap=_exit
 $(BUILD)/test/test_field_missing: override LDFLAGS += -Wl,--wrap=poll -Wl,--wrap=accept
@@ -213,6 +217,14 @@ $(BUILD)/test/soak/%.o: test/soak/%.c
 	@mkdir -p $(@D)
 	@echo "  cc  $<"
 	$(Q)$(COMPILE) $(GNU) -c -o $@ $<
+
+# In test/test_fuzz.c all targets are in one program, so there each has a name of its own.
+FUZZ_NAME = -DLLVMFuzzerTestOneInput=fuzz_$*
+
+$(BUILD)/test/fuzz_%.o: test/fuzz_%.c
+	@mkdir -p $(@D)
+	@echo "  cc  $<"
+	$(Q)$(COMPILE) $(GNU) $(FUZZ_NAME) -c -o $@ $<
 
 $(BUILD)/test/%.o: test/%.c | criterion
 	@mkdir -p $(@D)
@@ -407,13 +419,32 @@ $(BUILD)/test/soak/soak: $(SOAK_PARTS) $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# libFuzzer gives the targets test/fuzz_*.c inputs, for FUZZ_SECONDS in all. A run that is
+# interrupted (Ctrl-C) keeps its sums in build/fuzz, and the same command continues it. The
+# inputs found are kept in CORPUS. FUZZ_RESULT=FILE writes each target's row of the table in
+# this file anew. fuzz-merge adds the inputs found that reach more to those of test/corpus.
+FUZZ         = $(patsubst test/fuzz_%.c,%,$(wildcard test/fuzz_*.c))
 FUZZ_SECONDS = 600
-fuzz:
-	@mkdir -p build/fuzz/corpus
-	clang $(GNU) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-		-I. $(CPPFLAGS) -o build/fuzz/frame test/fuzz_frame.c sendmessage.c messenger.c
-	build/fuzz/frame -max_len=4096 -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
-		-artifact_prefix=build/fuzz/ build/fuzz/corpus test/corpus
+FUZZ_CFLAGS  = -g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+CORPUS       = build/fuzz/corpus
+
+fuzz: fuzz-build
+	@CORPUS='$(CORPUS)' RESULT='$(FUZZ_RESULT)' sh test/fuzz '$(FUZZ_SECONDS)' $(FUZZ)
+
+fuzz-merge: fuzz-build
+	@CORPUS='$(CORPUS)' sh test/fuzz merge $(FUZZ)
+
+fuzz-build:
+	@$(MAKE) BUILD=build/fuzz CC=clang CFLAGS='$(FUZZ_CFLAGS)' CPPFLAGS='$(CPPFLAGS) $(FUZZ_LIMITS)' \
+		FUZZ_NAME= $(FUZZ:%=build/fuzz/test/fuzz_%)
+
+# Limits that an input of 4 KiB can reach.
+FUZZ_LIMITS = -DREDIS_REPLY_MAX=8192 -DCLUSTER_CLIENT_KEY_MAX=16 -DCLUSTER_CLIENT_KEYS_MAX=4 \
+              -DHTTP_HEAD_MAX=512 -DHTTP_BODY_MAX=1024
+
+$(BUILD)/test/fuzz_%: $(BUILD)/test/fuzz_%.o $(HTTP) $(LIBRARY)
+	@echo "  ld  $@"
+	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
 coverage:
 	@sh test/coverage
@@ -464,6 +495,17 @@ $(BUILD)/model/storm: $(BUILD)/model/storm.o $(LIBRARY)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LIBRARY) $(LDLIBS)
 
+# ---- mutants -----------------------------------------------------------------
+
+# Hours; it may be interrupted (Ctrl-C), and the same command continues it.
+MUTANTS      = 300
+MUTANTS_SEED = 1
+mutants:
+	@MUTANTS=$(MUTANTS) SEED=$(MUTANTS_SEED) CC='$(CC)' test/mutants
+
+mutants-short:
+	@CC='$(CC)' test/mutants short
+
 # ---- the documents ------------------------------------------------------------
 
 # What they quote, show and name is what is there: docs/check/check. docs-write records
@@ -487,6 +529,6 @@ clean:
 	rm -rf $(BUILD)
 
 .PHONY: all run live traces figures traces-check test criterion redis-server check sanitize valgrind \
-	static portable portable-short warnings objects size tidy format-check soak fuzz coverage \
-	bench bench-ipc bench-bridge lab labs-check model model-short model-record docs-check \
-	docs-write book chapter clean
+	static portable portable-short warnings objects size tidy format-check soak fuzz fuzz-merge \
+	fuzz-build coverage bench bench-ipc bench-bridge lab labs-check model model-short \
+	model-record mutants mutants-short docs-check docs-write book chapter clean

@@ -48,8 +48,6 @@ agent_run(struct messenger *agent, const struct options *options)
 	clutch_process_start(agent, options->agent, options->arg);
 	while (!clutch_process_terminated() && agent->channel.descriptor != -1)
 		messenger_step(agent, -1);
-	if (!clutch_process_terminated())
-		messenger_step(agent, 0); /* a SIGTERM that comes with the end explains it */
 	code = clutch_process_terminated() ? 0 : EXIT_DISCONNECTED;
 	clutch_log(code == 0 ? CLUTCH_INFO : CLUTCH_WARN,
 	           "[agent_worker] receive %s, exiting with code:%d",

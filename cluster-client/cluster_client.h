@@ -264,8 +264,7 @@ int cluster_client_fail(struct cluster_call *call, const char *code, const char 
 #ifdef CLUSTER_CLIENT_PRIVATE
 
 /* The linker shows these names to the application, which has its own of such words:
- * hence cluster_link_, cluster_topic_, cluster_value_, and cluster_base_ for what
- * both sides have. */
+ * hence cluster_link_, cluster_topic_, and cluster_base_ for what both sides have. */
 
 /*
  * link.c: one packet, one end of a connection.
@@ -276,18 +275,18 @@ int cluster_client_fail(struct cluster_call *call, const char *code, const char 
  *
  *	follower                              id      name     data            leader
  *	    | register_channel                -       -        PID TIMEOUT ----> |
- *	    | <---- register_channel_res      -       -        [error]           |
+ *	    | <---- register_channel_res      -       [code]   [error]           |
  *	    | subscribe                       -       key      - --------------> |
  *	    | <---- subscribe_result          -       key      value             |
  *	    | unSubscribe                     -       key      - --------------> |
  *	    | publish                         -       key      value ----------> |
  *	    | invoke                          call    method   argument -------> |  0: one-way
- *	    | <---- invoke_result             call    -        result or error   |
+ *	    | <---- invoke_result             call    [code]   result or error   |
  *	    | heartbeat                       -       -        - --------------> |
  *
  * PID TIMEOUT is the text "4711 3000". `to` has no meaning between two ends. Here it says
- * that the data is an error (PACKET_FAILED: a code, a 0 and a text), or that a name and
- * its data are too long for one message (PACKET_NAMED_BEFORE): then a message `name`,
+ * that the packet is an error, which has a code for a name (PACKET_FAILED), or that a name
+ * and its data are too long for one message (PACKET_NAMED_BEFORE): then a message `name`,
  * whose data is the name, came before. A `subscribe` with the id 1 is for one more listener
  * of a key: the answer to it, with that id, is for such listeners alone.
  * egg: cluster-client/lib/protocol/, lib/connection.js
@@ -295,96 +294,86 @@ int cluster_client_fail(struct cluster_call *call, const char *code, const char 
 #define PACKET_FAILED ROLE_PARENT
 #define PACKET_NAMED_BEFORE ROLE_MASTER
 
-enum packet_type {
-	PACKET_SUBSCRIBE_RESULT,
-	PACKET_INVOKE,
-	PACKET_INVOKE_RESULT,
-	PACKET_PUBLISH,
-	PACKET_SUBSCRIBE,
-	PACKET_UNSUBSCRIBE,
-	PACKET_REGISTER_CHANNEL,
-	PACKET_REGISTER_CHANNEL_RES,
-	PACKET_HEARTBEAT,
-	PACKET_NAME,
-	PACKET_TYPES
-};
-
 struct packet {
-	enum packet_type type;
+	const char *action;
 	int id;
-	const char *name;
+	const char *name; /* NULL: none */
 	const char *data;
 	size_t length;
 	bool failed;
+};
+
+struct cluster_link;
+
+/* What an end hears. heard returns what is wrong with the packet, or NULL. */
+struct packet_type {
+	const char *action; /* NULL ends the list */
+	bool has_name;
+	bool early; /* it is heard before the link is registered, too */
+	const char *(*heard)(struct cluster_link *link, const struct packet *packet); /* or NULL */
 };
 
 /* One end: a messenger that is joined to the process's. */
 struct cluster_link {
 	struct messenger *messenger; /* NULL: closed */
 	struct cluster_client *client;
-	char *name; /* that came before its packet */
-
-	/* Each packet; a result is what is wrong with it, or NULL. */
-	const char *(*heard)(struct cluster_link *link, const struct packet *packet);
+	const struct packet_type *types;
 	/* It has ended, and is closed. `why` is what the other end did wrong, NULL if it
 	 * is just gone. */
 	void (*ended)(struct cluster_link *link, const char *why);
+	bool registered;
+	int64_t heard_at;                      /* if there are heartbeats */
+	char name[CLUSTER_CLIENT_KEY_MAX + 1]; /* that came before its packet, or "" */
 };
 
 /*
- * open gives a link that is all zero but for client, heard and ended a descriptor, which
+ * open gives a link that is all zero but for client, types and ended a descriptor, which
  * becomes the link's or is closed. errno: EBADF, ENOMEM. close writes what the socket
- * takes; once more is nothing. send queues a packet, which `composed` may already be;
- * errno: ENOBUFS, ENOMEM. What is sent to an end that is gone is lost. compose: the
- * message is valid until the next one in this process.
+ * takes; once more is nothing. say queues a packet; errno: ENOBUFS, ENOMEM. What is said to
+ * an end that is gone is lost. compose and send are its two halves, for a packet that many
+ * are told: what has a name is put together in the buffer, if it fits into one message.
  */
 int cluster_link_open(struct cluster_link *link, int descriptor);
 void cluster_link_close(struct cluster_link *link);
-int cluster_link_send(struct cluster_link *link, const struct packet *packet,
-                      const struct message *composed);
-struct message cluster_link_compose(const struct packet *packet);
-
-/* An error as data, CLUSTER_ERROR_MAX bytes at most: long texts are cut. Returns the
- * length. And back: the texts stand in the data, behind which there is a 0. */
-#define CLUSTER_ERROR_MAX 2048
-size_t cluster_error_encode(char *data, const char *code, const char *message);
-struct cluster_error cluster_error_decode(const char *data, size_t length);
+int cluster_link_say(struct cluster_link *link, const struct packet *packet);
+struct message cluster_link_compose(const struct packet *packet, char *buffer);
+int cluster_link_send(struct cluster_link *link, const char *name, const struct message *message);
+const struct packet_type *cluster_link_find(const struct packet_type *types, const char *action);
 
 /*
- * client.c: what a client is to its user, in the agent and in an app.
- * egg: cluster-client/lib/wrapper/base.js
+ * follower.c: what a client is to its user, in the agent and in an app, and its way to the
+ * leader.
+ * egg: cluster-client/lib/wrapper/base.js, lib/follower.js
  */
 
-/* Bytes that several hold. */
-struct value {
-	size_t holders, length;
-	char data[]; /* and a 0 */
-};
-
+/* It hears the values of a key. */
 struct listener {
 	struct listener *next;
-	cluster_listener call;
+	cluster_listener call; /* NULL: arg is a leader's follower */
 	void *arg;
 	bool removed;
 	bool late; /* it has asked for the last value */
+};
+
+struct value {
+	size_t length;
+	char data[]; /* and a 0 */
 };
 
 /* All about one key, in a client or in a leader; it goes when nothing is left. */
 struct topic {
 	struct topic *next; /* in the bucket */
 	uint32_t hash;
-	int busy;        /* functions that are using it just now */
+	int users;       /* functions that are using it just now */
 	bool subscribed; /* a client's: the leader knows; a leader's: the real client knows */
-	/* a client's */
 	struct listener *listeners;
+	size_t count; /* of those that are not removed */
 
-	struct value *published;
-	bool said; /* `published` has been */
+	struct value *published; /* a client's */
+	bool said;               /* `published` has been */
 
-	/* a leader's */
-	struct value *value;         /* the last one */
-	struct follower **followers; /* the agent's own is the first */
-	size_t follower_count;
+	char *last; /* a leader's: the data of the packet with the last value, or NULL */
+	struct message packet;
 	char key[];
 };
 
@@ -395,33 +384,22 @@ struct topics {
 	size_t count, most;
 };
 
-/* A call of this process, until it has its answer. */
+/* A callback that is called once. */
 struct pending {
 	struct pending *next;
-	uint64_t number; /* the n-th call */
+	struct cluster_client *client;
+	struct pending_list *list;
+	uint64_t number;                 /* the n-th of this client */
+	cluster_ready_callback on_ready; /* it waits for ready, and is no call; or NULL */
 	const struct real_method *method;
 	cluster_callback callback; /* NULL: one-way */
 	void *arg;
-	int64_t deadline;
-	struct value *data; /* it waits for ready */
+	int timer;          /* 0: none */
+	struct value *data; /* the argument of a call that is not sent yet */
 };
 
-struct waiter {
-	struct waiter *next;
-	cluster_ready_callback callback;
-	void *arg;
-};
-
-enum client_state {
-	CLIENT_STARTING,
-	CLIENT_READY,
-	CLIENT_FAILED /* it is tried again later */
-};
-
-/* Trying again, by a timer, after a delay that grows. */
-struct retry {
-	int timer; /* 0: none */
-	int delay;
+struct pending_list {
+	struct pending *first, **end;
 };
 
 struct cluster_client {
@@ -429,48 +407,35 @@ struct cluster_client {
 	struct messenger *messenger; /* of the process's role */
 	const struct real_client *real;
 	struct cluster_client_options options;
-	enum client_state state;
-	bool closed, catching_up;
-	int result; /* of the callbacks of this turn */
+	bool ready;         /* the leader knows all that it is to be told */
+	bool closed, ended; /* ended: no function uses the client any more */
+	int result;         /* of the callbacks of this turn */
 	struct topics topics;
-	struct pending *pending, **last_pending;
-	size_t pending_count, waiting_bytes;
-	uint64_t calls; /* ever */
-	struct waiter *waiters;
-	int tick, expiry, heartbeat; /* timers; 0: none; tick: -1, not to be set */
-	struct retry retry;
-	struct cluster_link link; /* to the leader */
-	bool registering;         /* an answer is to come */
-	struct leader *leader;    /* the agent's; NULL in a follower */
+	/* The callbacks and the calls that wait for ready; the calls without an answer. */
+	struct pending_list waiters, waiting, sent;
+	size_t call_count, waiting_bytes;
+	uint64_t number;            /* of the last pending */
+	int tick, retry, heartbeat; /* timers; 0: none */
+	int delay;                  /* of the next retry */
+	struct cluster_link link;   /* to the leader */
+	struct leader *leader;      /* the agent's; NULL in a follower */
 
 	char name[CLUSTER_CLIENT_NAME_MAX + 1];
 	char action[CLUSTER_CLIENT_NAME_MAX + 32]; /* of the message with the handle */
 };
 
-/* A client, listed and without a connection, with `beat` in each heartbeat interval, if there
- * is one; free undoes it. */
+/* new: a client, listed and without a connection; free undoes it. connect makes a link and
+ * registers, again and again. */
 struct cluster_client *cluster_base_new(struct messenger *messenger, const char *name,
                                         const struct real_client *real,
-                                        const struct cluster_client_options *options,
-                                        messenger_timer beat);
+                                        const struct cluster_client_options *options);
 void cluster_base_free(struct cluster_client *client);
-
-/* ready: subscribe, publish and call all that waits. not_ready: those who wait hear
- * this error. lost: what was sent fails, all the rest is to be said again. retry: call
- * `again` after the delay, unless that is set already. */
-void cluster_base_ready(struct cluster_client *client);
-void cluster_base_not_ready(struct cluster_client *client, const struct cluster_error *error);
-void cluster_base_lost(struct cluster_client *client);
-void cluster_base_retry(struct cluster_client *client, struct retry *retry, messenger_timer again);
+void cluster_base_connect(struct cluster_client *client);
 void cluster_base_clear_timer(struct cluster_client *client, int *timer);
 
 /* At the end of this turn, make the calls that are due, and remove the listeners and followers
  * that are gone. */
 void cluster_base_tick(struct cluster_client *client);
-
-/* What the leader says: a value, and the answer to a call. */
-void cluster_base_on_value(struct cluster_client *client, const struct packet *packet);
-void cluster_base_on_answer(struct cluster_client *client, const struct packet *packet);
 
 /* Set errno, and return -1. */
 int cluster_base_refuse(int number);
@@ -485,22 +450,21 @@ void cluster_base_log(const struct cluster_client *client, const char *who, cons
 const struct real_method *cluster_base_find_method(const struct real_client *real,
                                                    const char *name);
 
-/* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. sweep frees
- * it if nothing is left. clear frees all of a table. */
+/* find: NULL if there is none. make: NULL with errno ENOBUFS, ENOMEM. leave ends a use, which
+ * `users` counts, and frees the topic if nothing is left of it. each calls the function for each
+ * topic until a result is not 0. clear frees all of a table. add, at the end or as the first:
+ * NULL with ENOMEM. find_listener: the match that was added last, or NULL. */
 struct topic *cluster_topic_find(struct topics *topics, const char *key);
 struct topic *cluster_topic_make(struct topics *topics, const char *key);
-void cluster_topic_sweep(struct topics *topics, struct topic *topic);
+void cluster_topic_leave(struct topics *topics, struct topic *topic);
+typedef int (*cluster_topic_function)(struct topic *topic, void *arg);
+int cluster_topic_each(struct topics *topics, cluster_topic_function function, void *arg);
 void cluster_topic_clear(struct topics *topics);
-
-/* A copy with one holder, or NULL: ENOMEM. drop: NULL is ignored. */
-struct value *cluster_value_new(const void *data, size_t length);
-void cluster_value_drop(struct value *value);
-
-/*
- * follower.c: the way to the leader. connect makes a link and registers, again and again.
- */
-int cluster_follower_connect(struct messenger *messenger, void *client);
-int cluster_follower_say(struct cluster_client *client, const struct packet *packet);
+struct listener *cluster_topic_add(struct topic *topic, cluster_listener call, void *arg,
+                                   bool first);
+struct listener *cluster_topic_find_listener(const struct topic *topic, cluster_listener call,
+                                             const void *arg);
+void cluster_topic_remove(struct topic *topic, struct listener *listener);
 
 /*
  * leader.c. adopt: a new follower with this end, which becomes its own or is closed; `own`
@@ -510,6 +474,7 @@ int cluster_follower_say(struct cluster_client *client, const struct packet *pac
 int cluster_leader_hear(struct cluster_client *client, const struct packet *packet);
 void cluster_leader_adopt(struct cluster_client *client, int descriptor, bool own);
 void cluster_leader_tick(struct cluster_client *client);
+void cluster_leader_check_heartbeats(struct cluster_client *client);
 void cluster_leader_close(struct cluster_client *client);
 void cluster_leader_free(struct cluster_client *client);
 

@@ -22,9 +22,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* The most calls that the real client has not answered: followers may be gone, and their
- * calls are not. */
+/* The most calls of this process that real clients have not answered: followers may be gone,
+ * and their calls are not. */
 #define LEADER_CALLS_MAX (64 * CLUSTER_CLIENT_CALLS_MAX)
+static size_t call_count;
 
 /* The most followers that have not said yet to which process they belong. */
 #define STRANGERS_MAX 64
@@ -32,37 +33,36 @@
 /* The most lines in a minute about followers. */
 #define LINES_MAX 32
 
+/* The longest text of an error: a longer one is cut. With its code it fits into a message. */
+enum {
+	ERROR_ROOM = MESSAGE_DATA_MAX - CLUSTER_CLIENT_KEY_MAX,
+	ERROR_MAX = ERROR_ROOM < 1024 ? ERROR_ROOM : 1024
+};
+
 struct follower {
 	struct cluster_link link; /* first: a pointer to one is a pointer to the other */
 	struct follower *next;
-	bool own;        /* the agent's */
-	long pid;        /* as the follower says; 0: a stranger */
-	int timeout;     /* of its calls; 0: none */
-	bool waiting;    /* for the real client to be ready */
-	bool registered; /* it may send requests */
+	bool own;     /* the agent's */
+	bool waiting; /* for the real client to be ready */
+	bool gone;    /* it is kept for its calls */
+	long pid;     /* as the follower says; 0: a stranger */
+	int timeout;  /* of its calls; 0: none */
 	size_t keys, calls;
-	int64_t heard_at;
 };
 
 struct cluster_call {
-	struct cluster_call *next, **link;
-	struct cluster_client *client; /* NULL: closed */
-	struct follower *follower;     /* NULL: gone */
+	struct follower *follower;
 	int id;
 	int64_t since;
 };
 
 struct leader {
-	enum client_state state; /* of the real client */
-	struct retry retry;
-	bool told; /* how its start went; with no error: it is ready */
-	char start_error[CLUSTER_ERROR_MAX];
-	size_t start_error_length;
+	enum start { STARTING, READY, FAILED } start; /* of the real client */
+	enum start outcome;                           /* it has just told how its start went */
+	char code[CLUSTER_CLIENT_KEY_MAX], message[ERROR_MAX + 1];
 	struct topics topics;
 	struct follower *followers, *own; /* own: the agent's, or NULL */
 	size_t follower_count;
-	struct cluster_call *calls;
-	size_t call_count;
 	unsigned random;     /* rand_r(3)'s */
 	int lines;           /* about followers, since */
 	int64_t lines_since; /* this minute began */
@@ -97,147 +97,163 @@ give_up(struct follower *follower, const char *why)
 	cluster_base_tick(follower->link.client);
 }
 
-/* A follower that does not take the packet gets no further one. */
+/* A follower that has not taken a packet gets no further one. */
 static void
-tell(struct follower *follower, const struct packet *packet, const struct message *composed)
+drop(struct follower *follower)
 {
-	if (cluster_link_send(&follower->link, packet, composed) == -1)
-		give_up(follower, errno == ENOBUFS
-		                          ? "does not read what it is sent"
-		                          : "was to be sent more than there is memory for");
+	give_up(follower, errno == ENOBUFS ? "does not read what it is sent"
+	                                   : "was to be sent more than there is memory for");
+}
+
+static void
+tell(struct follower *follower, const struct packet *packet)
+{
+	if (cluster_link_say(&follower->link, packet) == -1)
+		drop(follower);
+}
+
+/* It is valid until the next one. */
+static struct packet
+error_packet(const char *action, const char *code, const char *message)
+{
+	static char name[CLUSTER_CLIENT_KEY_MAX];
+
+	snprintf(name, sizeof name, "%s", code != NULL ? code : "");
+	return (struct packet){.action = action,
+	                       .name = name,
+	                       .data = message,
+	                       .length = message != NULL ? strnlen(message, ERROR_MAX) : 0,
+	                       .failed = true};
 }
 
 /* ---- subscriptions --------------------------------------------------------------- */
 
-/* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
- * client may close its leader here; after that it is not called for the other keys. */
-static void
-unsubscribe_upstream(struct cluster_client *client, struct topic *topic)
-{
-	if (!topic->subscribed || topic->follower_count > 0)
-		return;
-	topic->subscribed = false;
-	cluster_value_drop(topic->value);
-	topic->value = NULL;
-	if (client->real->unsubscribe != NULL && !client->closed)
-		client->real->unsubscribe(client, topic->key, client->real->arg);
-}
-
-static size_t
-find_follower(const struct topic *topic, const struct follower *follower)
-{
-	size_t i = 0;
-
-	while (i < topic->follower_count && topic->followers[i] != follower)
-		i++;
-	return i;
-}
-
-static bool
-add_follower(struct topic *topic, struct follower *follower)
-{
-	size_t count = topic->follower_count;
-	struct follower **grown = topic->followers;
-
-	if ((count & (count - 1)) == 0) /* the room is the next power of two */
-		grown = realloc(grown, (count > 0 ? 2 * count : 1) * sizeof(struct follower *));
-	if (grown == NULL)
-		return false;
-	topic->followers = grown;
-	topic->followers[topic->follower_count++] = follower;
-	if (follower->own) {
-		topic->followers[count] = topic->followers[0];
-		topic->followers[0] = follower;
-	}
-	follower->keys++;
-	return true;
-}
-
-static void
-remove_follower(struct cluster_client *client, struct topic *topic, struct follower *follower)
-{
-	size_t i = find_follower(topic, follower);
-
-	if (i == topic->follower_count)
-		return;
-	topic->followers[i] = topic->followers[--topic->follower_count];
-	follower->keys--;
-	topic->busy++;
-	unsubscribe_upstream(client, topic);
-	topic->busy--;
-}
+static const char no_memory[] = "subscribed to more than there is memory for";
 
 static const char *
-on_subscribe(struct cluster_client *client, struct follower *follower, const struct packet *packet)
+on_subscribe(struct cluster_link *link, const struct packet *packet)
 {
-	static const char no_memory[] = "subscribed to more than there is memory for";
+	struct follower *follower = (struct follower *)(void *)link;
+	struct cluster_client *client = link->client;
 	struct topics *topics = &client->leader->topics;
-	struct packet last = {.type = PACKET_SUBSCRIBE_RESULT, .id = packet->id};
-	const char *why = NULL;
 	struct topic *topic;
+	const char *why = NULL;
+	struct message last;
+	bool known;
 
 	if (client->real->subscribe == NULL)
 		return "subscribed, which is not offered";
-	if (follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
-		return "subscribed to too many keys";
 	topic = cluster_topic_make(topics, packet->name);
 	if (topic == NULL)
 		return no_memory;
-	topic->busy++;
-	if (find_follower(topic, follower) == topic->follower_count &&
-	    !add_follower(topic, follower))
+	topic->users++;
+	known = cluster_topic_find_listener(topic, NULL, follower) != NULL;
+	if (!known && follower->keys >= CLUSTER_CLIENT_KEYS_MAX)
+		why = "subscribed to too many keys";
+	else if (!known && cluster_topic_add(topic, NULL, follower, follower->own) == NULL)
 		why = no_memory;
-	else if (!topic->subscribed) { /* egg: _doSubscribe; a value may come inside of it */
+	if (why != NULL) {
+		cluster_topic_leave(topics, topic);
+		return why;
+	}
+	follower->keys += !known;
+	last = topic->packet;
+	last.receiver_pid = packet->id;
+	if (topic->last != NULL && cluster_link_send(link, topic->key, &last) == -1)
+		drop(follower);
+	if (!topic->subscribed) { /* egg: _doSubscribe; a value may come inside of it */
 		topic->subscribed = true;
 		client->real->subscribe(client, topic->key, client->real->arg);
-	} else if (topic->value != NULL) {
-		last.name = topic->key;
-		last.data = topic->value->data;
-		last.length = topic->value->length;
-		tell(follower, &last, NULL);
 	}
-	topic->busy--;
-	cluster_topic_sweep(topics, topic);
-	return why;
+	cluster_topic_leave(topics, topic);
+	return NULL;
+}
+
+/* D35: when the last subscriber is gone, no value is kept, and none is asked for. The real
+ * client may close its leader here; after that it is not called for the other keys. The result
+ * says whether this was the follower's last key. */
+static int
+remove_follower(struct topic *topic, void *arg)
+{
+	struct follower *follower = arg;
+	struct cluster_client *client = follower->link.client;
+	struct listener *listener = cluster_topic_find_listener(topic, NULL, follower);
+
+	if (listener == NULL)
+		return 0;
+	cluster_topic_remove(topic, listener);
+	follower->keys--;
+	if (topic->count == 0) {
+		topic->subscribed = false;
+		free(topic->last);
+		topic->last = NULL;
+		if (client->real->unsubscribe != NULL && !client->closed)
+			client->real->unsubscribe(client, topic->key, client->real->arg);
+	}
+	return follower->keys == 0;
 }
 
 static const char *
-on_unsubscribe(struct cluster_client *client, struct follower *follower, const char *key)
+on_unsubscribe(struct cluster_link *link, const struct packet *packet)
 {
-	struct topic *topic = cluster_topic_find(&client->leader->topics, key);
+	struct topics *topics = &link->client->leader->topics;
+	struct topic *topic = cluster_topic_find(topics, packet->name);
 
 	if (topic != NULL) {
-		remove_follower(client, topic, follower);
-		cluster_topic_sweep(&client->leader->topics, topic);
+		topic->users++;
+		remove_follower(topic, link);
+		cluster_topic_leave(topics, topic);
 	}
 	return NULL;
 }
 
-/* Tell `count` followers from the n-th on. The message is composed once. The agent's own
- * client is the first of all: if it has no room, nobody has got the value, and the real client
- * hears of it. */
-static int
-emit(const struct topic *topic, size_t n, size_t count, const struct packet *packet)
+static const char *
+on_publish(struct cluster_link *link, const struct packet *packet)
 {
-	struct message message = cluster_link_compose(packet);
-	struct follower *follower;
+	const struct real_client *real = link->client->real;
 
-	for (; count-- > 0; n++) {
-		follower = topic->followers[n];
-		if (!follower->own)
-			tell(follower, packet, &message);
-		else if (cluster_link_send(&follower->link, packet, &message) == -1)
+	if (real->publish == NULL)
+		return "published, which is not offered";
+	real->publish(link->client, packet->name, packet->data, packet->length, real->arg);
+	return NULL;
+}
+
+/* Tell all followers, or one of them. The agent's own is the first: if it has no room, no
+ * follower has got the value, and the real client hears of that. */
+static int
+emit(const struct cluster_client *client, const struct topic *topic, const struct message *message)
+{
+	bool one = client->options.no_broadcast;
+	size_t skip = one ? (size_t)rand_r(&client->leader->random) % topic->count : 0;
+	struct listener *listener;
+	struct follower *follower;
+	int result;
+
+	for (listener = topic->listeners; listener != NULL; listener = listener->next) {
+		if (listener->removed || (skip > 0 && skip-- > 0))
+			continue;
+		follower = listener->arg;
+		result = cluster_link_send(&follower->link, topic->key, message);
+		if (result == -1 && follower->own)
 			return -1;
+		if (result == -1)
+			drop(follower);
+		if (one)
+			break;
 	}
 	return 0;
 }
 
+/* The packet is composed once, and kept for those that subscribe later, where they are to have
+ * it. */
 int
 cluster_client_emit(struct cluster_client *client, const char *key, const void *data, size_t length)
 {
-	struct packet packet = {PACKET_SUBSCRIBE_RESULT, 0, key, data, length, false};
+	struct packet packet = {"subscribe_result", 0, key, data, length, false};
 	struct topic *topic = NULL;
-	struct value *value;
+	struct message message;
+	char *last;
+	int result;
 
 	if (client->leader != NULL && !client->closed)
 		topic = cluster_topic_find(&client->leader->topics, key);
@@ -245,131 +261,142 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 		return cluster_base_refuse(ENOENT);
 	if (length > CLUSTER_CLIENT_DATA_MAX)
 		return cluster_base_refuse(EMSGSIZE);
-	if (client->options.no_broadcast) /* no value is kept for those that come later */
-		return emit(topic, (size_t)rand_r(&client->leader->random) % topic->follower_count,
-		            1, &packet);
-	value = cluster_value_new(data, length);
-	if (value == NULL || emit(topic, 0, topic->follower_count, &packet) == -1) {
-		cluster_value_drop(value);
+	last = malloc(strlen(key) + 1 + length);
+	if (last == NULL)
 		return -1;
+	message = cluster_link_compose(&packet, last);
+	if (message.data != last && length > 0) /* it is too long for its key */
+		message.data = memcpy(last, data, length);
+	result = emit(client, topic, &message);
+	if (result == 0 && !client->options.no_broadcast) {
+		free(topic->last);
+		topic->last = last;
+		topic->packet = message;
+	} else {
+		free(last);
 	}
-	cluster_value_drop(topic->value);
-	topic->value = value;
-	return 0;
+	return result;
 }
 
 /* ---- calls ------------------------------------------------------------------------- */
 
 static struct cluster_call *
-new_call(struct cluster_client *client, struct follower *follower, int id)
+new_call(struct follower *follower, int id)
 {
-	struct leader *leader = client->leader;
 	struct cluster_call *call;
 
-	if (follower->calls >= CLUSTER_CLIENT_CALLS_MAX || leader->call_count >= LEADER_CALLS_MAX)
+	if (follower->calls >= CLUSTER_CLIENT_CALLS_MAX || call_count >= LEADER_CALLS_MAX)
 		return NULL;
 	call = malloc(sizeof *call);
 	if (call == NULL)
 		return NULL;
-	*call = (struct cluster_call){leader->calls, &leader->calls, client, follower, id,
-	                              clutch_now()};
-	if (call->next != NULL)
-		call->next->link = &call->next;
-	leader->calls = call;
-	leader->call_count++;
+	*call = (struct cluster_call){follower, id, clutch_now()};
+	call_count++;
 	follower->calls++;
 	return call;
 }
 
+/* A follower that is gone is kept for its calls: the last answer frees it. */
 static void
-free_call(struct cluster_call *call)
+release(struct follower *follower)
 {
-	if (call->follower != NULL)
-		call->follower->calls--;
-	if (call->client != NULL) {
-		call->client->leader->call_count--;
-		*call->link = call->next;
-		if (call->next != NULL)
-			call->next->link = call->link;
-	}
-	free(call);
+	follower->gone = true;
+	if (follower->calls == 0)
+		free(follower);
 }
 
 static int
-answer(struct cluster_call *call, bool failed, const void *data, size_t length)
+answer(struct cluster_call *call, struct packet *packet)
 {
-	struct packet packet = {PACKET_INVOKE_RESULT, 0, NULL, data, length, failed};
-	struct follower *follower = call != NULL ? call->follower : NULL;
+	struct follower *follower;
 
 	if (call == NULL) /* one-way */
 		return 0;
-	if (length > CLUSTER_CLIENT_DATA_MAX)
+	if (packet->length > CLUSTER_CLIENT_DATA_MAX)
 		return cluster_base_refuse(EMSGSIZE);
-	packet.id = call->id;
+	follower = call->follower;
+	packet->id = call->id;
 	/* egg: "no response if processing timeout, just record error" */
-	if (follower != NULL && follower->timeout > 0 &&
+	if (follower->link.messenger != NULL && follower->timeout > 0 &&
 	    clutch_now() - call->since > follower->timeout) {
 		complain(follower, "waited longer than its timeout", "its call is not answered");
-	} else if (follower != NULL && !follower->own) {
-		tell(follower, &packet, NULL);
-	} else if (follower != NULL && cluster_link_send(&follower->link, &packet, NULL) == -1) {
-		return -1;
+	} else if (cluster_link_say(&follower->link, packet) == -1) {
+		if (follower->own)
+			return -1;
+		drop(follower);
 	}
-	free_call(call);
+	free(call);
+	call_count--;
+	follower->calls--;
+	if (follower->gone)
+		release(follower);
 	return 0;
 }
 
 int
 cluster_client_reply(struct cluster_call *call, const void *data, size_t length)
 {
-	return answer(call, false, data, length);
+	struct packet packet = {.action = "invoke_result", .data = data, .length = length};
+
+	return answer(call, &packet);
 }
 
 int
 cluster_client_fail(struct cluster_call *call, const char *code, const char *message)
 {
-	char data[CLUSTER_ERROR_MAX];
+	struct packet packet = error_packet("invoke_result", code, message);
 
-	return answer(call, true, data, cluster_error_encode(data, code, message));
+	return answer(call, &packet);
 }
 
 static const char *
-on_invoke(struct cluster_client *client, struct follower *follower, const struct packet *packet)
+on_invoke(struct cluster_link *link, const struct packet *packet)
 {
-	const struct real_method *method = cluster_base_find_method(client->real, packet->name);
-	struct packet refusal = {.type = PACKET_INVOKE_RESULT, .id = packet->id, .failed = true};
+	struct follower *follower = (struct follower *)(void *)link;
+	const struct real_client *real = link->client->real;
+	const struct real_method *method = cluster_base_find_method(real, packet->name);
 	struct cluster_call *call = NULL;
-	char data[CLUSTER_ERROR_MAX];
+	struct packet refusal;
 
 	if (method == NULL) /* D33 */
 		return "called a method that is not listed";
-	if (packet->id != 0 && (call = new_call(client, follower, packet->id)) == NULL) {
-		refusal.data = data;
-		refusal.length = cluster_error_encode(data, "ClusterCallLimitError",
-		                                      "Too many calls wait for the real client.");
-		tell(follower, &refusal, NULL);
+	if (packet->id != 0 && (call = new_call(follower, packet->id)) == NULL) {
+		refusal = error_packet("invoke_result", "ClusterCallLimitError",
+		                       "Too many calls wait for the real client.");
+		refusal.id = packet->id;
+		tell(follower, &refusal);
 		return NULL;
 	}
-	method->invoke(client, call, packet->data, packet->length, client->real->arg);
+	method->invoke(link->client, call, packet->data, packet->length, real->arg);
 	return NULL;
 }
 
 /* ---- registration ------------------------------------------------------------------- */
 
+/* egg: createRealClient, and its ready() */
+static void
+start(struct cluster_client *client)
+{
+	client->leader->start = STARTING;
+	if (client->real->ready != NULL)
+		client->real->ready(client, client->real->arg);
+	else
+		cluster_client_started(client, NULL);
+}
+
 /* When the real client is ready, or has failed to start. */
 static void
 answer_registration(struct follower *follower)
 {
-	const struct leader *leader = follower->link.client->leader;
-	struct packet packet = {.type = PACKET_REGISTER_CHANNEL_RES,
-	                        .failed = leader->state == CLIENT_FAILED,
-	                        .data = leader->start_error,
-	                        .length = leader->start_error_length};
+	struct leader *leader = follower->link.client->leader;
+	struct packet packet = {.action = "register_channel_res"};
 
-	follower->waiting = leader->state == CLIENT_STARTING;
-	follower->registered = leader->state == CLIENT_READY;
+	follower->waiting = leader->start == STARTING;
+	follower->link.registered = leader->start == READY;
+	if (leader->start == FAILED)
+		packet = error_packet(packet.action, leader->code, leader->message);
 	if (!follower->waiting)
-		tell(follower, &packet, NULL);
+		tell(follower, &packet);
 }
 
 /* How many followers have this pid? It is their word, which tells a process that is faulty
@@ -385,60 +412,53 @@ count_of(const struct leader *leader, long pid)
 	return count;
 }
 
+/* A start that fails is tried again when the agent's own client, which waits longer each time,
+ * asks again. */
 static const char *
-on_register(struct cluster_client *client, struct follower *follower, const struct packet *packet)
+on_register(struct cluster_link *link, const struct packet *packet)
 {
-	struct leader *leader = client->leader;
+	struct follower *follower = (struct follower *)(void *)link;
+	struct leader *leader = link->client->leader;
 	long pid;
 
-	if (follower->registered || follower->waiting)
+	if (link->registered || follower->waiting)
 		return "registered twice";
 	if (sscanf(packet->data, "%ld %d", &pid, &follower->timeout) != 2 || pid <= 0)
 		return "registered without a pid and a timeout";
 	follower->pid = pid;
 	if (count_of(leader, pid) > CLUSTER_CLIENT_PROCESS_MAX)
 		return "is one too many of its process";
+	if (follower->own && leader->start == FAILED)
+		start(link->client);
 	answer_registration(follower);
 	return NULL;
 }
 
-/* egg: _handleRequest */
 static const char *
-heard(struct cluster_link *link, const struct packet *packet)
+on_answer(struct cluster_link *link, const struct packet *packet)
 {
-	struct follower *follower = (struct follower *)(void *)link;
-	struct cluster_client *client = link->client;
-
-	if (client->options.heartbeat_interval > 0)
-		follower->heard_at = clutch_now();
-	if (packet->type == PACKET_REGISTER_CHANNEL)
-		return on_register(client, follower, packet);
-	if (packet->type == PACKET_HEARTBEAT) /* also of one that waits for a start */
-		return NULL;
-	if (!follower->registered)
-		return "spoke before it was registered";
-	if (packet->type == PACKET_SUBSCRIBE)
-		return on_subscribe(client, follower, packet);
-	if (packet->type == PACKET_UNSUBSCRIBE)
-		return on_unsubscribe(client, follower, packet->name);
-	if (packet->type == PACKET_INVOKE)
-		return on_invoke(client, follower, packet);
-	if (packet->type == PACKET_PUBLISH && client->real->publish == NULL)
-		return "published, which is not offered";
-	if (packet->type == PACKET_PUBLISH)
-		client->real->publish(client, packet->name, packet->data, packet->length,
-		                      client->real->arg);
-	else
-		return "gave an answer that nobody asked for";
-	return NULL;
+	(void)link, (void)packet;
+	return "gave an answer that nobody asked for";
 }
+
+/* egg: _handleRequest */
+static const struct packet_type types[] = {{"invoke", true, false, on_invoke},
+                                           {"publish", true, false, on_publish},
+                                           {"subscribe", true, false, on_subscribe},
+                                           {"unSubscribe", true, false, on_unsubscribe},
+                                           {"register_channel", false, true, on_register},
+                                           {"heartbeat", false, true, NULL},
+                                           {"invoke_result", false, false, on_answer},
+                                           {"subscribe_result", true, false, on_answer},
+                                           {NULL, false, false, NULL}};
 
 int
 cluster_leader_hear(struct cluster_client *client, const struct packet *packet)
 {
 	struct follower *own = client->leader->own;
 
-	if (own == NULL || heard(&own->link, packet) == NULL)
+	if (own == NULL ||
+	    cluster_link_find(types, packet->action)->heard(&own->link, packet) == NULL)
 		return 0;
 	return cluster_base_refuse(ENOMEM); /* it has broken no other rule */
 }
@@ -449,37 +469,17 @@ ended(struct cluster_link *link, const char *why)
 	give_up((struct follower *)(void *)link, why);
 }
 
-static void
-orphan_calls(struct leader *leader, const struct follower *follower)
-{
-	struct cluster_call *call;
-
-	for (call = leader->calls; call != NULL && follower->calls > 0; call = call->next)
-		if (call->follower == follower)
-			call->follower = NULL;
-}
-
-/* Remove all that belongs to a follower. */
+/* Remove all that belongs to a follower. Its calls may still be answered. */
 static void
 forget(struct cluster_client *client, struct follower *follower)
 {
 	struct leader *leader = client->leader;
-	struct topic *topic, *next;
-	size_t i;
 
-	orphan_calls(leader, follower);
-	for (i = 0; i < TOPIC_BUCKETS && follower->keys > 0; i++)
-		for (topic = leader->topics.buckets[i]; topic != NULL; topic = next) {
-			topic->busy++;
-			remove_follower(client, topic, follower);
-			next = topic->next;
-			topic->busy--;
-			cluster_topic_sweep(&leader->topics, topic);
-		}
+	cluster_topic_each(&leader->topics, remove_follower, follower);
 	leader->follower_count--;
 	if (leader->own == follower)
 		leader->own = NULL;
-	free(follower);
+	release(follower);
 }
 
 /* A follower that has not said to which process it belongs says so at once, if it is honest:
@@ -509,10 +509,10 @@ cluster_leader_adopt(struct cluster_client *client, int descriptor, bool own)
 		return;
 	}
 	follower->link.client = client;
-	follower->link.heard = heard;
+	follower->link.types = types;
 	follower->link.ended = ended;
 	follower->own = own;
-	follower->heard_at = clutch_now();
+	follower->link.heard_at = clutch_now();
 	make_room(leader);
 	if (leader->follower_count >= CLUSTER_CLIENT_FOLLOWERS_MAX) {
 		complain(follower, "is one too many", "its connection is closed");
@@ -547,37 +547,18 @@ on_connection(struct messenger *agent, const struct message *message, void *arg)
 }
 
 /* Only with the option: D37. */
-static int
-check_heartbeats(struct messenger *agent, void *arg)
+void
+cluster_leader_check_heartbeats(struct cluster_client *client)
 {
-	struct cluster_client *client = arg;
 	int64_t oldest = clutch_now() - 3 * (int64_t)client->options.heartbeat_interval;
 	struct follower *follower;
 
-	(void)agent;
 	for (follower = client->leader->followers; follower != NULL; follower = follower->next)
-		if (!follower->own && follower->heard_at < oldest)
+		if (!follower->own && follower->link.heard_at < oldest)
 			give_up(follower, "was silent for three heartbeats");
-	return 0;
 }
 
 /* ---- the real client ------------------------------------------------------------------- */
-
-/* egg: createRealClient, and its ready(). A start that fails is tried again. */
-static int
-start(struct messenger *agent, void *arg)
-{
-	struct cluster_client *client = arg;
-
-	(void)agent;
-	client->leader->retry.timer = 0;
-	client->leader->state = CLIENT_STARTING;
-	if (client->real->ready != NULL)
-		client->real->ready(client, client->real->arg);
-	else
-		cluster_client_started(client, NULL);
-	return cluster_base_result(client);
-}
 
 /* The real client has said how its start went. This is a later turn, and no function of the
  * real client is active, so calls that waited may call it now. */
@@ -587,13 +568,11 @@ tell_started(struct cluster_client *client)
 	struct leader *leader = client->leader;
 	struct follower *follower;
 
-	leader->told = false;
-	leader->state = leader->start_error_length == 0 ? CLIENT_READY : CLIENT_FAILED;
+	leader->start = leader->outcome;
+	leader->outcome = STARTING;
 	for (follower = leader->followers; follower != NULL; follower = follower->next)
 		if (follower->waiting)
 			answer_registration(follower);
-	if (leader->state == CLIENT_FAILED)
-		cluster_base_retry(client, &leader->retry, start);
 }
 
 void
@@ -601,7 +580,7 @@ cluster_leader_tick(struct cluster_client *client)
 {
 	struct follower **link = &client->leader->followers, *follower;
 
-	if (client->leader->told)
+	if (client->leader->outcome != STARTING)
 		tell_started(client);
 	while ((follower = *link) != NULL) {
 		if (follower->link.messenger == NULL) {
@@ -618,14 +597,16 @@ cluster_client_started(struct cluster_client *client, const struct cluster_error
 {
 	struct leader *leader = client->leader;
 
-	if (client->closed || leader == NULL || leader->state != CLIENT_STARTING || leader->told)
+	if (client->closed || leader == NULL || leader->start != STARTING ||
+	    leader->outcome != STARTING)
 		return;
-	leader->told = true;
-	leader->start_error_length = 0;
+	leader->outcome = error == NULL ? READY : FAILED;
 	if (error != NULL) {
-		cluster_base_log(client, "the real client", "did not start", error->message);
-		leader->start_error_length =
-			cluster_error_encode(leader->start_error, error->code, error->message);
+		snprintf(leader->code, sizeof leader->code, "%s",
+		         error->code != NULL ? error->code : "");
+		snprintf(leader->message, sizeof leader->message, "%s",
+		         error->message != NULL ? error->message : "");
+		cluster_base_log(client, "the real client", "did not start", leader->message);
 	}
 	cluster_base_tick(client);
 }
@@ -636,18 +617,11 @@ void
 cluster_leader_close(struct cluster_client *client)
 {
 	struct leader *leader = client->leader;
-	struct cluster_call *call;
 	struct follower *follower;
 
-	cluster_base_clear_timer(client, &leader->retry.timer);
 	messenger_remove_listener(client->messenger, client->action, on_connection, client);
 	for (follower = leader->followers; follower != NULL; follower = follower->next)
 		cluster_link_close(&follower->link);
-	for (call = leader->calls; call != NULL; call = call->next) {
-		call->client = NULL; /* an answer will have no receiver */
-		call->follower = NULL;
-	}
-	leader->calls = NULL;
 	if (client->real->close != NULL)
 		client->real->close(client, client->real->arg);
 }
@@ -660,7 +634,7 @@ cluster_leader_free(struct cluster_client *client)
 
 	while ((follower = leader->followers) != NULL) {
 		leader->followers = follower->next;
-		free(follower);
+		release(follower);
 	}
 	cluster_topic_clear(&leader->topics);
 	free(leader);
@@ -670,8 +644,7 @@ struct cluster_client *
 cluster_client_leader(struct messenger *agent, const char *name, const struct real_client *real,
                       const struct cluster_client_options *options)
 {
-	struct cluster_client *client =
-		cluster_base_new(agent, name, real, options, check_heartbeats);
+	struct cluster_client *client = cluster_base_new(agent, name, real, options);
 	struct leader *leader;
 
 	if (client == NULL)
@@ -683,10 +656,9 @@ cluster_client_leader(struct messenger *agent, const char *name, const struct re
 		return NULL;
 	}
 	leader->topics.most = SIZE_MAX;
-	leader->retry.delay = CLUSTER_CLIENT_RETRY_MIN;
 	leader->lines_since = clutch_now();
 	leader->random = (unsigned)getpid() * 2654435761U ^ (unsigned)clutch_now();
-	cluster_follower_connect(agent, client);
-	start(agent, client);
+	cluster_base_connect(client);
+	start(client);
 	return client;
 }

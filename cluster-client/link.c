@@ -14,8 +14,6 @@
 #include "cluster_client.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -23,53 +21,12 @@
 #error "a key, or a value, does not fit into a message"
 #endif
 
-static const struct {
-	const char *action;
-	bool has_name;
-} packet_types[PACKET_TYPES] = {
-	[PACKET_SUBSCRIBE_RESULT] = {"subscribe_result", true},
-	[PACKET_INVOKE] = {"invoke", true},
-	[PACKET_INVOKE_RESULT] = {"invoke_result", false},
-	[PACKET_PUBLISH] = {"publish", true},
-	[PACKET_SUBSCRIBE] = {"subscribe", true},
-	[PACKET_UNSUBSCRIBE] = {"unSubscribe", true},
-	[PACKET_REGISTER_CHANNEL] = {"register_channel", false},
-	[PACKET_REGISTER_CHANNEL_RES] = {"register_channel_res", false},
-	[PACKET_HEARTBEAT] = {"heartbeat", false},
-	[PACKET_NAME] = {"name", false},
-};
-
-/* ---- errors ------------------------------------------------------------------ */
-
-size_t
-cluster_error_encode(char *data, const char *code, const char *message)
-{
-	size_t half = CLUSTER_ERROR_MAX / 2;
-
-	snprintf(data, half, "%s", code != NULL ? code : "");
-	half = strlen(data) + 1;
-	snprintf(data + half, CLUSTER_ERROR_MAX - half, "%s", message != NULL ? message : "");
-	return half + strlen(data + half);
-}
-
-struct cluster_error
-cluster_error_decode(const char *data, size_t length)
-{
-	const char *end = length > 0 ? memchr(data, '\0', length) : NULL;
-
-	if (end == NULL)
-		return (struct cluster_error){"ClusterErrorUnknown",
-		                              "an error that cannot be read"};
-	return (struct cluster_error){data, end + 1};
-}
-
 /* ---- sending ----------------------------------------------------------------- */
 
 struct message
-cluster_link_compose(const struct packet *packet)
+cluster_link_compose(const struct packet *packet, char *buffer)
 {
-	static char buffer[MESSAGE_DATA_MAX];
-	struct message message = {.action = packet_types[packet->type].action,
+	struct message message = {.action = packet->action,
 	                          .to = packet->failed ? PACKET_FAILED : ROLE_NONE,
 	                          .receiver_pid = packet->id,
 	                          .data = packet->data,
@@ -77,7 +34,7 @@ cluster_link_compose(const struct packet *packet)
 	                          .handle = -1};
 	size_t name = packet->name != NULL ? strlen(packet->name) + 1 : 0;
 
-	if (name + packet->length > sizeof buffer) {
+	if (name + packet->length > MESSAGE_DATA_MAX) {
 		message.to = PACKET_NAMED_BEFORE;
 	} else if (name > 0) {
 		memcpy(buffer, packet->name, name);
@@ -90,57 +47,67 @@ cluster_link_compose(const struct packet *packet)
 }
 
 int
-cluster_link_send(struct cluster_link *link, const struct packet *packet,
-                  const struct message *composed)
+cluster_link_send(struct cluster_link *link, const char *name, const struct message *message)
 {
-	struct message name = {.action = "name", .data = packet->name, .handle = -1}, message;
 	int result = 0;
 
 	if (link->messenger == NULL)
 		return 0; /* as if it ended a little later */
-	if (composed == NULL) {
-		message = cluster_link_compose(packet);
-		composed = &message;
-	}
-	if (composed->to == PACKET_NAMED_BEFORE) {
-		name.data_length = strlen(packet->name);
-		result = messenger_send_message(link->messenger, &name);
-	}
+	if (message->to == PACKET_NAMED_BEFORE)
+		result = messenger_send_message(link->messenger,
+		                                &(struct message){.action = "name",
+		                                                  .data = name,
+		                                                  .data_length = strlen(name),
+		                                                  .handle = -1});
 	if (result == 0)
-		result = messenger_send_message(link->messenger, composed);
+		result = messenger_send_message(link->messenger, message);
 	return result == -1 && errno == EPIPE ? 0 : result; /* the end is read soon */
+}
+
+int
+cluster_link_say(struct cluster_link *link, const struct packet *packet)
+{
+	static char buffer[MESSAGE_DATA_MAX];
+	struct message message = cluster_link_compose(packet, buffer);
+
+	return cluster_link_send(link, packet->name, &message);
 }
 
 /* ---- hearing ----------------------------------------------------------------- */
 
-/* What is wrong with the message, or NULL. `before` is the name that came before it. */
+const struct packet_type *
+cluster_link_find(const struct packet_type *types, const char *action)
+{
+	while (types->action != NULL && strcmp(types->action, action) != 0)
+		types++;
+	return types->action != NULL ? types : NULL;
+}
+
+/* What is wrong with the message, or NULL. Of names only an error's code may be empty. */
 static const char *
-read_packet(struct packet *packet, const struct message *message, const char *before)
+read_packet(struct packet *packet, const struct packet_type *type, const struct message *message,
+            const char *before)
 {
 	size_t length = message->data_length, most = CLUSTER_CLIENT_KEY_MAX + 1;
-	const char *end;
-	int type = 0;
+	bool failed = message->to == PACKET_FAILED;
+	const char *end = NULL;
 
-	while (type < PACKET_TYPES && strcmp(packet_types[type].action, message->action) != 0)
-		type++;
-	if (type == PACKET_TYPES)
-		return "sent a packet of an unknown type";
-	*packet = (struct packet){.type = (enum packet_type)type,
+	*packet = (struct packet){.action = message->action,
 	                          .id = message->receiver_pid,
 	                          .data = message->data != NULL ? message->data : "",
 	                          .length = length,
-	                          .failed = message->to == PACKET_FAILED};
-	if (packet_types[type].has_name && message->to == PACKET_NAMED_BEFORE) {
+	                          .failed = failed};
+	if (message->to == PACKET_NAMED_BEFORE) {
 		packet->name = before;
-	} else if (packet_types[type].has_name) {
+	} else if (type->has_name || failed) {
 		end = memchr(packet->data, '\0', length < most ? length : most);
-		if (end != NULL) {
-			packet->name = packet->data;
-			packet->data = end + 1;
-			packet->length -= (size_t)(packet->data - packet->name);
-		}
+		packet->name = end != NULL ? packet->data : "";
 	}
-	if (packet_types[type].has_name && (packet->name == NULL || packet->name[0] == '\0'))
+	if (end != NULL) {
+		packet->data = end + 1;
+		packet->length -= (size_t)(packet->data - packet->name);
+	}
+	if (failed ? end == NULL : type->has_name && packet->name[0] == '\0')
 		return "sent a name that is missing or too long";
 	return packet->length > CLUSTER_CLIENT_DATA_MAX ? "sent data that is too long"
 	                                                : NULL; /* D34 */
@@ -148,12 +115,32 @@ read_packet(struct packet *packet, const struct message *message, const char *be
 
 /* A name that comes before its packet. */
 static const char *
-keep_name(struct cluster_link *link, const struct packet *packet)
+keep_name(struct cluster_link *link, const struct message *message)
 {
-	if (packet->length == 0 || packet->length > CLUSTER_CLIENT_KEY_MAX)
+	if (message->data_length == 0 || message->data_length >= sizeof link->name)
 		return "sent a name that is missing or too long";
-	link->name = strdup(packet->data);
-	return link->name == NULL ? "sent a packet that there is no memory for" : NULL;
+	memcpy(link->name, message->data, message->data_length + 1);
+	return NULL;
+}
+
+static const char *
+hear(struct cluster_link *link, const struct message *message)
+{
+	const struct packet_type *type = cluster_link_find(link->types, message->action);
+	struct packet packet;
+	const char *why;
+
+	if (type == NULL)
+		return strcmp(message->action, "name") == 0 ? keep_name(link, message)
+		                                            : "sent a packet of an unknown type";
+	why = read_packet(&packet, type, message, link->name);
+	if (why == NULL && !link->registered && !type->early)
+		return "spoke before it was registered";
+	if (why == NULL && type->heard != NULL)
+		why = type->heard(link, &packet);
+	link->name[0] = '\0';
+	/* cppcheck-suppress returnDanglingLifetime ; it is a string literal */
+	return why;
 }
 
 /* A callback may close the link, and the client: the client is freed in a later turn. */
@@ -162,17 +149,12 @@ on_message(struct messenger *messenger, const struct message *message, void *arg
 {
 	struct cluster_link *link = arg;
 	struct cluster_client *client = link->client;
-	char *before = link->name;
-	struct packet packet;
-	const char *why = read_packet(&packet, message, before);
+	const char *why;
 
 	(void)messenger;
-	link->name = NULL;
-	if (why == NULL && packet.type == PACKET_NAME)
-		why = keep_name(link, &packet);
-	else if (why == NULL)
-		why = link->heard(link, &packet);
-	free(before);
+	if (client->options.heartbeat_interval > 0)
+		link->heard_at = clutch_now();
+	why = hear(link, message);
 	if (why != NULL && link->messenger != NULL) {
 		cluster_link_close(link);
 		link->ended(link, why);
@@ -210,6 +192,8 @@ cluster_link_open(struct cluster_link *link, int descriptor)
 		return -1;
 	}
 	link->messenger = messenger;
+	link->name[0] = '\0';
+	link->registered = false;
 	return 0;
 }
 
@@ -218,6 +202,4 @@ cluster_link_close(struct cluster_link *link)
 {
 	messenger_close(link->messenger);
 	link->messenger = NULL;
-	free(link->name);
-	link->name = NULL;
 }

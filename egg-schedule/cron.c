@@ -480,10 +480,11 @@ cron_parse_interval(const char *text)
 	for (; isdigit((unsigned char)*text); text++, digit = true)
 		number = 10 * number + (*text - '0');
 	if (*text == '.')
-		for (digit = false, text++; isdigit((unsigned char)*text); text++, digit = true) {
-			number = 10 * number + (*text - '0');
-			scale *= 10;
-		}
+		for (digit = false, text++; isdigit((unsigned char)*text); text++, digit = true)
+			if (scale < 1e18) { /* the others are too small to count */
+				number = 10 * number + (*text - '0');
+				scale *= 10;
+			}
 	while (digit && *text == ' ')
 		text++;
 	result = number / scale * unit_size(text);
@@ -522,21 +523,30 @@ date_is_valid(struct tm *date)
 	return true;
 }
 
+/* Is the text of this form, in which # is a digit, and _ a blank or a T? */
+static bool
+has_form(const char *text, const char *form)
+{
+	for (; *form != '\0' && *text != '\0'; form++, text++)
+		if (*form == '#'   ? !isdigit((unsigned char)*text)
+		    : *form == '_' ? *text != ' ' && *text != 'T'
+		                   : *text != *form)
+			return false;
+	return *form == *text;
+}
+
 time_t
 cron_parse_date(const char *text)
 {
 	struct tm date = {.tm_sec = 0};
-	int length[3] = {0, 0, 0}, used;
-	char between = ' ';
 
-	sscanf(text, "%4d-%2d-%2d%n%c%2d:%2d%n:%2d%n", &date.tm_year, &date.tm_mon, &date.tm_mday,
-	       &length[0], &between, &date.tm_hour, &date.tm_min, &length[1], &date.tm_sec,
-	       &length[2]);
-	used = length[2] > 0 ? length[2] : length[1] > 0 ? length[1] : length[0];
+	if (has_form(text, "####-##-##") || has_form(text, "####-##-##_##:##") ||
+	    has_form(text, "####-##-##_##:##:##"))
+		sscanf(text, "%d-%d-%d%*c%d:%d:%d", &date.tm_year, &date.tm_mon, &date.tm_mday,
+		       &date.tm_hour, &date.tm_min, &date.tm_sec);
 	date.tm_year -= 1900;
 	date.tm_mon--;
-	if (used == 0 || text[used] != '\0' || (between != ' ' && between != 'T') ||
-	    !date_is_valid(&date)) {
+	if (date.tm_year < 70 || !date_is_valid(&date)) {
 		errno = EINVAL;
 		return -1;
 	}

@@ -50,7 +50,7 @@ int64_t cron_parse_interval(const char *text);
 
 /* "2027-01-31", "2027-01-31 23:59" or "2027-01-31T23:59:59" in local time. If the clock shows
  * it twice, it is the first of the two times; if clocks leap over it, the time is as much later
- * as they leap. -1 with EINVAL: it is not a date. */
+ * as they leap. -1 with EINVAL: it is not a date, or one before 1970. */
 time_t cron_parse_date(const char *text);
 
 #endif

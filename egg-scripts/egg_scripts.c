@@ -72,12 +72,17 @@ enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 /* ---- lines and paths -------------------------------------------------------- */
 
+/* A word of the command line, or a file's name, may hold any byte: a control character becomes
+ * a question mark, so that the line is one line, and a terminal obeys nothing in it. */
 static void
 print(FILE *file, const struct command *command, const char *format, va_list arguments)
 {
-	char line[1024];
+	char line[1024], *at;
 
 	vsnprintf(line, sizeof line, format, arguments);
+	for (at = line; *at != '\0'; at++)
+		if (iscntrl((unsigned char)*at))
+			*at = '?';
 	fprintf(file, "%s: %s\n", command->options.name, line);
 	fflush(file);
 }
@@ -286,7 +291,8 @@ check_given(const struct command *command, int chosen, const bool given[OPTIONS]
 
 	for (i = 0; i < OPTIONS; i++)
 		if (given[i] && (table[i].commands & bit) == 0)
-			return refuse(command, "%s takes no --%s", commands[chosen].name,
+			return refuse(command, "%s takes no --%s",
+			              chosen == -1 ? "start" : commands[chosen].name,
 			              table[i].name);
 	if (command->daemon && command->options.end_with_parent)
 		return refuse(command, "--daemon has no parent for --end-with-parent");

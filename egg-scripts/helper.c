@@ -299,6 +299,15 @@ add_between(struct left *left, off_t start, off_t end)
 	add_between(left, lock.l_start + 1, end);
 }
 
+/* The process group of a row's process; 0: it has none, or its number is no pid. */
+static pid_t
+group_of(const char *row)
+{
+	long long pid = scripts_number(row, "pid");
+
+	return pid > 1 && pid <= INT_MAX ? (pid_t)pid : 0;
+}
+
 /* A process that is dead itself may have left others, for which the master waits. */
 static void
 add_groups(struct left *left)
@@ -309,8 +318,8 @@ add_groups(struct left *left)
 	pid_t pid;
 
 	while (row != NULL && (row = scripts_next_row(row)) != NULL) {
-		pid = (pid_t)scripts_number(row, "pid");
-		if (pid <= 1 || find_lock(left->cluster->descriptor, pid, 1, &lock) == 1 ||
+		pid = group_of(row);
+		if (pid == 0 || find_lock(left->cluster->descriptor, pid, 1, &lock) == 1 ||
 		    kill(-pid, 0) == -1)
 			continue;
 		name[0] = '\0';
@@ -362,8 +371,8 @@ static void
 kill_groups(const char *row)
 {
 	while ((row = scripts_next_row(row)) != NULL)
-		if (scripts_number(row, "pid") > 1 && !scripts_is(row, "role", "parent"))
-			kill(-(pid_t)scripts_number(row, "pid"), SIGKILL);
+		if (group_of(row) != 0 && !scripts_is(row, "role", "parent"))
+			kill(-group_of(row), SIGKILL);
 }
 
 /* The status is a new one: the numbers in an older one may be other processes' by now. A

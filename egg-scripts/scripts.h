@@ -74,13 +74,16 @@ int64_t scripts_patience(const struct command *command, const char *status);
  * table.c: the status. number and is look at one line of it: the number of that name (0 if
  * there is none), and whether the text of that name is this one. next_row returns the next
  * line that is a process or an empty slot, or NULL. list_unready: "agent (pid 4710), app 1"
- * for those that are not ready.
+ * for those that are not ready. Another user may have written the status: where a text of it
+ * is printed, a question mark takes the place of each control character, which a terminal
+ * would obey.
  */
 long long scripts_number(const char *line, const char *name);
 bool scripts_is(const char *line, const char *name, const char *text);
 const char *scripts_next_row(const char *at);
 void scripts_list_unready(const char *status, char *text, size_t size);
 void scripts_print_table(const char *status);
+void scripts_print_json(const char *status);
 
 /* Append the name of a row's process: "agent", "app 2". */
 void scripts_add_process(char *text, size_t size, const char *row);

@@ -118,7 +118,7 @@ status(const struct command *command, const struct cluster_found *cluster)
 	if (text == NULL)
 		return report_silence(command, cluster, timeout);
 	if (command->json)
-		fputs(text, stdout);
+		scripts_print_json(text);
 	else
 		scripts_print_table(text);
 	free(text);

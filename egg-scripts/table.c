@@ -9,12 +9,16 @@
  */
 #include "scripts.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define STATUS_LIST_MAX 8 /* as many names of processes fit into a line */
+
+/* No number of a status is larger: the sum of two does not overflow. */
+#define NUMBER_MAX (INT64_MAX / 4)
 
 /* Where the value of this name begins in the line, or NULL. */
 static const char *
@@ -33,8 +37,9 @@ long long
 scripts_number(const char *line, const char *name)
 {
 	const char *at = find_value(line, name);
+	long long number = at != NULL ? strtoll(at, NULL, 10) : 0;
 
-	return at != NULL ? strtoll(at, NULL, 10) : 0;
+	return number > NUMBER_MAX ? NUMBER_MAX : number < -NUMBER_MAX ? -NUMBER_MAX : number;
 }
 
 bool
@@ -102,27 +107,37 @@ scripts_list_unready(const char *status, char *text, size_t size)
 
 /* ---- the table -------------------------------------------------------------------- */
 
-static void
-print_text(const char *line, const char *name)
+static char
+plain(char character)
+{
+	return iscntrl((unsigned char)character) ? '?' : character;
+}
+
+/* The text of that name, cut to the size. */
+static const char *
+get_text(const char *line, const char *name, char *text, size_t size)
 {
 	const char *at = find_value(line, name);
+	size_t i = 0;
 
-	if (at != NULL && *at == '"')
-		printf("%.*s", (int)strcspn(at + 1, "\"\n"), at + 1);
+	if (at != NULL && *at++ == '"')
+		for (; i < size - 1 && at[i] != '\0' && at[i] != '"' && at[i] != '\n'; i++)
+			text[i] = plain(at[i]);
+	text[i] = '\0';
+	return text;
 }
 
 static void
 print_cluster(const char *line)
 {
-	bool has_address = !scripts_is(line, "address", "");
+	char name[256], address[256], state[16];
 
-	print_text(line, "name");
-	printf(has_address ? " on " : "");
-	print_text(line, "address");
-	printf(", pid %lld, %llds, %lld workers\n", scripts_number(line, "pid"),
+	get_text(line, "address", address, sizeof address);
+	printf("%s%s%s, pid %lld, %llds, %lld workers\n", get_text(line, "name", name, sizeof name),
+	       address[0] != '\0' ? " on " : "", address, scripts_number(line, "pid"),
 	       scripts_number(line, "age") / 1000, scripts_number(line, "workers"));
-	print_text(line, "state");
-	printf(", stops within %lldms, reloads: %lld done, %lld given up%s\n",
+	printf("%s, stops within %lldms, reloads: %lld done, %lld given up%s\n",
+	       get_text(line, "state", state, sizeof state),
 	       scripts_number(line, "app_close") + scripts_number(line, "agent_close"),
 	       scripts_number(line, "done"), scripts_number(line, "given_up"),
 	       scripts_number(line, "slot") != -1 ? ", one under way" : "");
@@ -158,8 +173,7 @@ static void
 print_row(const char *row)
 {
 	long long refork_in = scripts_number(row, "refork_in");
-	char role[8], slot[24] = "-", state[16], waits[256];
-	const char *at = find_value(row, "state");
+	char role[8], slot[24] = "-", state[16], waits[256], death[128];
 
 	snprintf(role, sizeof role, "%s",
 	         scripts_is(row, "role", "app")     ? "app"
@@ -167,16 +181,15 @@ print_row(const char *row)
 	                                            : "parent");
 	if (scripts_is(row, "role", "app"))
 		snprintf(slot, sizeof slot, "%lld", scripts_number(row, "slot"));
-	snprintf(state, sizeof state, "%.*s", at != NULL ? (int)strcspn(at + 1, "\"\n") : 0,
-	         at != NULL ? at + 1 : "");
 	list_waits(row, waits, sizeof waits);
 	printf("%-6s %4s %7lld %-12s %7llds %7lld %9lld %9lld %11lld %11lld %8lld  %-12s  ", role,
-	       slot, scripts_number(row, "pid"), state, scripts_number(row, "age") / 1000,
-	       scripts_number(row, "reforks"), scripts_number(row, "heard"),
-	       scripts_number(row, "told"), scripts_number(row, "bytes_in"),
-	       scripts_number(row, "bytes_out"), scripts_number(row, "queued"), waits);
-	print_text(row, "last_death");
-	printf(scripts_is(row, "last_death", "") ? "-" : "");
+	       slot, scripts_number(row, "pid"), get_text(row, "state", state, sizeof state),
+	       scripts_number(row, "age") / 1000, scripts_number(row, "reforks"),
+	       scripts_number(row, "heard"), scripts_number(row, "told"),
+	       scripts_number(row, "bytes_in"), scripts_number(row, "bytes_out"),
+	       scripts_number(row, "queued"), waits);
+	get_text(row, "last_death", death, sizeof death);
+	printf("%s", scripts_is(row, "last_death", "") ? "-" : death);
 	if (refork_in > 0)
 		printf(", starts again in %llds", (refork_in + 999) / 1000);
 	printf("\n");
@@ -194,4 +207,11 @@ scripts_print_table(const char *status)
 	printf("%lld undeliverable\n", scripts_number(status, "undeliverable"));
 	if (left_out > 0)
 		printf("%lld rows found no room\n", left_out);
+}
+
+void
+scripts_print_json(const char *status)
+{
+	for (; *status != '\0'; status++)
+		putchar(*status == '\n' ? '\n' : plain(*status));
 }

@@ -36,8 +36,7 @@ struct client {
 	bool is_sent; /* the request, which stands in `text` until then */
 	int status;   /* of the answer; 0: its first line has not come */
 	struct http_head head;
-	bool has_head; /* the head is complete, and `text` begins with the body */
-	size_t length;
+	size_t length; /* of the text: of the head, or of the body, once the head is whole */
 	char text[HTTP_ANSWER_HEAD_MAX + HTTP_ANSWER_BODY_MAX + 1];
 };
 
@@ -89,35 +88,24 @@ client_parse_status(struct client *client, const char *line)
 	       sscanf(line + 8, " %3d", &client->status) == 1 && client->status >= 100;
 }
 
-static bool
-client_parse_line(struct client *client, char *line)
-{
-	if (client->status == 0)
-		return client_parse_status(client, line);
-	if (*line != '\0')
-		return http_head_field(&client->head, line) == 0;
-	client->has_head = true;
-	client->length -= client->head.length;
-	memmove(client->text, client->text + client->head.length, client->length);
-	return client->head.body_length <= HTTP_ANSWER_BODY_MAX;
-}
-
-/* Read the lines that are here. Returns NULL, or the reason why they are wrong. */
+/* Read what has come of the head. Returns NULL, or the reason why it is wrong. */
 static const char *
 client_read_head(struct client *client)
 {
-	int found = 1;
-	char *line;
+	struct http_head *head = &client->head;
+	bool is_wrong = http_head_parse(head, client->text, client->length) != 0;
 
-	while (found == 1 && !client->has_head) {
-		found = http_head_line(&client->head, client->text, client->length, &line);
-		if (found == -1 || (found == 1 && !client_parse_line(client, line)))
-			return "it answers something else than HTTP";
-	}
-	if (client->head.length > HTTP_ANSWER_HEAD_MAX ||
-	    (!client->has_head && client->length > HTTP_ANSWER_HEAD_MAX))
+	if (!is_wrong && head->start != NULL && client->status == 0)
+		is_wrong = !client_parse_status(client, head->start);
+	if (is_wrong || head->body_length > HTTP_ANSWER_BODY_MAX)
+		return "it answers something else than HTTP";
+	if ((head->is_whole ? head->length : client->length) > HTTP_ANSWER_HEAD_MAX)
 		return "the head of its answer is too long";
-	return client->has_head && client->is_stream && client->status != 200 ? "it refuses" : NULL;
+	if (!head->is_whole)
+		return NULL;
+	client->length -= head->length;
+	memmove(client->text, client->text + head->length, client->length);
+	return client->is_stream && client->status != 200 ? "it refuses" : NULL;
 }
 
 /* Call the listener for each whole line, and keep the beginning of the next one. */
@@ -147,13 +135,13 @@ static int
 client_run(struct client *client, bool end_of_file)
 {
 	const struct http_head *head = &client->head;
-	const char *why = client->has_head ? NULL : client_read_head(client);
+	const char *why = head->is_whole ? NULL : client_read_head(client);
 	bool whole = head->has_body ? client->length >= head->body_length : end_of_file;
 	int uncaught = 0;
 
-	if (why == NULL && client->has_head && client->is_stream)
+	if (why == NULL && head->is_whole && client->is_stream)
 		uncaught = client_read_lines(client);
-	else if (why == NULL && client->has_head && whole) {
+	else if (why == NULL && head->is_whole && whole) {
 		client->text[head->has_body ? head->body_length : client->length] = '\0';
 		return client_end(client, client->status, client->text);
 	}

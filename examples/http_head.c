@@ -11,25 +11,6 @@
 #include <string.h>
 #include <strings.h>
 
-int
-http_head_line(struct http_head *head, char *text, size_t length, char **line)
-{
-	char *end = text + length;
-	char *p = text + head->length;
-
-	for (*line = p; p < end && *p != '\n'; p++)
-		if (iscntrl((unsigned char)*p) && *p != '\t' &&
-		    !(*p == '\r' && (p + 1 == end || p[1] == '\n')))
-			return -1;
-	if (p == end)
-		return 0;
-	head->length = (size_t)(p + 1 - text);
-	if (p > *line && p[-1] == '\r')
-		p--;
-	*p = '\0';
-	return 1;
-}
-
 bool
 http_is_token(const char *text)
 {
@@ -66,28 +47,19 @@ parse_connection(struct http_head *head, char *value)
 	}
 }
 
-static char *
-trim(char *text)
-{
-	size_t length;
-
-	text += strspn(text, " \t");
-	length = strlen(text);
-	while (length > 0 && (text[length - 1] == ' ' || text[length - 1] == '\t'))
-		text[--length] = '\0';
-	return text;
-}
-
 /* A line that continues the line before it begins with a space, so its name is no token. */
-int
-http_head_field(struct http_head *head, char *line)
+static int
+parse_field(struct http_head *head, char *line)
 {
 	char *value = strchr(line, ':');
+	char *end = line + strlen(line);
 
 	if (value == NULL)
 		return 400;
-	*value = '\0';
-	value = trim(value + 1);
+	*value++ = '\0';
+	value += strspn(value, " \t");
+	while (end > value && (end[-1] == ' ' || end[-1] == '\t'))
+		*--end = '\0';
 	if (!http_is_token(line))
 		return 400;
 	if (strcasecmp(line, "Transfer-Encoding") == 0)
@@ -106,4 +78,42 @@ http_head_field(struct http_head *head, char *line)
 	if (strcasecmp(line, "Origin") == 0)
 		head->origin = value;
 	return 0;
+}
+
+static bool
+has_control(const char *text, const char *end)
+{
+	for (; text < end; text++)
+		if (iscntrl((unsigned char)*text) && *text != '\t')
+			return true;
+	return false;
+}
+
+/* A line with a control character is refused before its end. Some clients send an empty line
+ * behind a body: before the first line it means nothing. */
+int
+http_head_parse(struct http_head *head, char *text, size_t length)
+{
+	char *line, *feed, *end;
+	int status = 0;
+
+	while (status == 0 && !head->is_whole) {
+		line = text + head->length;
+		feed = memchr(line, '\n', length - head->length);
+		end = feed != NULL ? feed : text + length;
+		end -= end > line && end[-1] == '\r';
+		if (has_control(line, end))
+			return 400;
+		if (feed == NULL)
+			return 0;
+		*end = '\0';
+		head->length = (size_t)(feed + 1 - text);
+		if (*line == '\0')
+			head->is_whole = head->start != NULL;
+		else if (head->start == NULL)
+			head->start = line;
+		else
+			status = parse_field(head, line);
+	}
+	return status;
 }

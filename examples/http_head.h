@@ -1,6 +1,6 @@
 /*
- * The head of an HTTP message, which is parsed line by line as it arrives: the part that
- * the server and the client share. Programs include http.h or http_client.h.
+ * The head of an HTTP message, which is parsed as it arrives: the part that the server and
+ * the client share. Programs include http.h or http_client.h.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -12,6 +12,8 @@
 #include <stddef.h>
 
 struct http_head {
+	char *start;   /* the first line, for its reader to parse; NULL: it has not come */
+	bool is_whole; /* the empty line at the end has been read, too */
 	size_t length; /* of the lines that have been read, in bytes */
 	size_t body_length;
 	const char *host, *origin; /* in the text, or NULL */
@@ -19,15 +21,11 @@ struct http_head {
 };
 
 /*
- * Cut the next line out of the `length` bytes of a text that begins with the head; the
- * line's end becomes 0. Returns 1; 0 if the line is not complete; -1 if it has a
- * control character. A line may end without '\r', as people type it.
+ * Parse what has come of a head: `length` bytes of a text that begins with it, and in which
+ * the end of each line becomes 0. Returns 0, or the status that refuses a request with such
+ * a line. A line may end without '\r', as people type it.
  */
-int http_head_line(struct http_head *head, char *text, size_t length, char **line);
-
-/* Parse a line behind the first one. Returns 0, or the status that refuses a request with
- * that line. */
-int http_head_field(struct http_head *head, char *line);
+int http_head_parse(struct http_head *head, char *text, size_t length);
 
 /* Is the text a name in the sense of HTTP: a method, or the name of a field? */
 bool http_is_token(const char *text);

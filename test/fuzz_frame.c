@@ -2,10 +2,6 @@
  * Whatever bytes come, in whatever pieces: what is valid arrives whole, once and
  * in order; what is not ends the channel, and nothing more.
  *
- *	clang -std=gnu11 -D_GNU_SOURCE -DCLUTCH_PRIVATE= -g -O1 -fsanitize=fuzzer,address,undefined -I. \
- *		-o build/fuzz_frame test/fuzz_frame.c sendmessage.c messenger.c
- *	build/fuzz_frame -max_len=4096 build/corpus test/corpus
- *
  * An input is a scenario and a stream:
  *
  *	+-------+-------+----------------+------------------------------------+
@@ -20,26 +16,12 @@
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
+#include "fuzz.h"
 #include "messenger.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
-
-#define CHECK(what)                                                                                \
-	do {                                                                                       \
-		if (!(what)) {                                                                     \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);         \
-			abort();                                                                   \
-		}                                                                                  \
-	} while (0)
 
 enum {
 	MODE_TWO_SOURCES = 1, /* the master hears the stream over two channels, in turn */

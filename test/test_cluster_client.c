@@ -441,15 +441,15 @@ raw_open(int number)
 	return messenger_watch(own, pair[0], POLLIN, on_raw, &raw[number]);
 }
 
-/* One key more than it may have. */
+/* As many keys as it may have, and so many more. */
 static void
-raw_greedy(int number)
+raw_greedy(int number, int more)
 {
 	struct lie packet = {"", "subscribe", NULL, 0, 0, 0};
 	char key[64];
 	int i;
 
-	for (i = 0; i <= CLUSTER_CLIENT_KEYS_MAX; i++) {
+	for (i = 0; i < CLUSTER_CLIENT_KEYS_MAX + more; i++) {
 		packet.length = (size_t)snprintf(key, sizeof key, "greedy%d", i) + 1;
 		packet.data = key;
 		raw_packet(number, &packet);
@@ -489,7 +489,11 @@ hostile_order(const char *word, const char *rest, int number)
 	else if (strcmp(word, "raw-lie") == 0)
 		raw_packet(number, &lies[number]);
 	else if (strcmp(word, "raw-greedy") == 0)
-		raw_greedy(number);
+		raw_greedy(number, 1);
+	else if (strcmp(word, "raw-full") == 0)
+		raw_greedy(number, 0);
+	else if (strcmp(word, "raw-again") == 0)
+		raw_packet(number, &(struct lie){"", "subscribe", "greedy7", 8, 1, 0});
 	else if (strcmp(word, "raw-deaf") == 0)
 		return messenger_unwatch(own, raw[number].descriptor);
 	else if (strcmp(word, "raw-crowd") == 0)
@@ -1471,6 +1475,10 @@ Test(cluster_client, a_follower_that_subscribes_to_too_much_costs_only_its_own_c
 	cluster_did(c, "APP#1", "raw-open 1");
 	cluster_did(c, "APP#1", "raw-register 1");
 	mark = cluster_wait(c, 0, "raw 1 hears");
+	cluster_order(c, "APP#1", "raw-full 1");
+	cluster_did(c, "APP#1", "raw-again 1"); /* a further listener of a key that it has */
+	subscribed(c, "APP#2", "sub more a");
+	cr_expect_eq(cluster_count(c, mark, "raw 1 is closed"), 0);
 	cluster_order(c, "APP#1", "raw-greedy 1");
 	cluster_wait(c, mark,
 	             "follower 4242 subscribed to too many keys: its connection is closed");

@@ -1,5 +1,5 @@
 /*
- * Every input of test/corpus, once more: what fuzz_frame.c asserts holds for the
+ * Every input of test/corpus/frame, once more: what fuzz_frame.c asserts holds for the
  * inputs that were written by hand, and for those that once failed.
  *
  * Copyright (c) 2026 the clutch authors
@@ -17,10 +17,10 @@ open_corpus(char *path, size_t size)
 	const char *root = getenv("TEST_ROOT");
 	DIR *folder;
 
-	snprintf(path, size, "test/corpus");
+	snprintf(path, size, "test/corpus/frame");
 	folder = opendir(path);
 	if (folder == NULL && root != NULL) {
-		snprintf(path, size, "%s/test/corpus", root);
+		snprintf(path, size, "%s/test/corpus/frame", root);
 		folder = opendir(path);
 	}
 	cr_assert_not_null(folder, "%s: %s (TEST_ROOT?)", path, strerror(errno));

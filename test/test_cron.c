@@ -193,6 +193,20 @@ Test(cron, intervals_are_those_of_humanize_ms)
 	fclose(file);
 }
 
+/* However many digits there are: more than a double holds in front of the point is too long,
+ * and behind it no digit is lost that counts. */
+Test(cron, intervals_of_many_digits)
+{
+	char text[1024];
+
+	snprintf(text, sizeof text, "1.%0400ds", 0);
+	cr_expect_eq(cron_parse_interval(text), 1000);
+	snprintf(text, sizeof text, "%0400d.25s", 1);
+	cr_expect_eq(cron_parse_interval(text), 1250);
+	snprintf(text, sizeof text, "1%0400d.%0400ds", 0, 0);
+	cr_expect_eq(cron_parse_interval(text), -1);
+}
+
 Test(cron, dates)
 {
 	static const char *const bad[] = {
@@ -210,6 +224,14 @@ Test(cron, dates)
 		"2027-01-00",
 		"2027-01-01 ",
 		"tomorrow",
+		" 2027-01-01",
+		"2027-1-01",
+		"2027-01-1",
+		"+027-01-01",
+		"2027-01-01 1:00",
+		"2027-01-01 +1:00",
+		"2027-01-01 12:00:0",
+		"1969-12-31",
 	};
 	size_t i;
 

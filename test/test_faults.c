@@ -50,7 +50,7 @@
 enum {
 	WORKERS = 2,
 	LANES = 4,          /* clusters at a time */
-	STEP_LIMIT = 4000,  /* true ms that a step of the play may take */
+	STEP_LIMIT = 5500,  /* true ms that a step of the play may take */
 	PLAY_LIMIT = 20000, /* and the whole of it */
 	BIG = CHANNEL_READ_SIZE + 1000,
 	PERSISTENT = 200, /* ms on the cluster's clock */
@@ -1013,7 +1013,7 @@ is_reloaded(char *missing, size_t size)
 	if (fired() && faults_clock() > reload_at + reload_pause) {
 		order_reload();
 		reload_at = faults_clock();
-		reload_pause *= 2;
+		reload_pause *= 4;
 	}
 	for (life = 0; life < reload_births && parent != NULL; life++)
 		if (world->faults.places[life] == PLACE_APP &&

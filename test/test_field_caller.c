@@ -365,6 +365,37 @@ Test(field_caller, the_parents_end_is_closed_after_each_start)
 	caller_free(c);
 }
 
+/* The caller has its own end of the channel, and none of the master's: so it sees the end of
+ * a master that was killed. */
+static int
+with_a_master_that_is_killed(void)
+{
+	int before = process_descriptors(getpid());
+	struct options options = {.workers = 1};
+	struct messenger *parent;
+	pid_t master;
+
+	parent = fork_cluster(&options, &master);
+	say("%d more", process_descriptors(getpid()) - before);
+	kill(master, SIGKILL);
+	waitpid(master, NULL, 0);
+	while (messenger_step(parent, PATIENCE) == 1)
+		;
+	say("the channel has ended");
+	messenger_close(parent);
+	return 0;
+}
+
+Test(field_caller, fork_cluster_opens_one_descriptor_in_the_caller)
+{
+	struct caller *c = caller_start(with_a_master_that_is_killed);
+
+	caller_wait(c, 0, "1 more");
+	caller_wait(c, 0, "the channel has ended");
+	caller_ends(c, 0);
+	caller_free(c);
+}
+
 static int
 end_inner_cluster(struct messenger *messenger, void *arg)
 {

@@ -14,7 +14,14 @@
 
 #include <fcntl.h>
 
-TestSuite(hostile, .timeout = 120);
+/* A million frames are a million turns, and on a busy machine each of them waits. */
+static void
+be_very_patient(void)
+{
+	be_patient(8);
+}
+
+TestSuite(hostile, .init = be_very_patient, .timeout = 240);
 
 /* The master may keep one frame of a hostile child, and a queue up to its high
  * mark with what a read puts on top. (Of the largest frame for all apps each app's queue
@@ -667,7 +674,6 @@ Test(hostile, a_million_tiny_frames_to_nobody)
 
 Test(hostile, a_million_tiny_frames_to_others_without_reading)
 {
-	be_patient(3);
 	flood_and_live("app", "flood-others");
 	flood_and_live("agent", "flood-others");
 }
@@ -720,7 +726,6 @@ crumble(const char *role)
 
 Test(hostile, a_large_frame_byte_by_byte)
 {
-	be_patient(4);
 	crumble("app");
 	crumble("agent");
 }
@@ -743,15 +748,13 @@ flood_self(const char *role, const char *next)
 	close_stage(&stage, "a million tiny frames to itself");
 }
 
-Test(hostile, an_app_that_floods_itself, .timeout = 180)
+Test(hostile, an_app_that_floods_itself)
 {
-	be_patient(5);
 	flood_self("app", "APP#4");
 }
 
-Test(hostile, an_agent_that_floods_itself, .timeout = 180)
+Test(hostile, an_agent_that_floods_itself)
 {
-	be_patient(5);
 	flood_self("agent", "AGENT#2");
 }
 
@@ -768,7 +771,6 @@ app_closes(const char *name)
 
 	cluster_wait(stage.c, mark, "app_worker#1:APP#1 disconnect");
 	cluster_wait(stage.c, mark, "app_worker#4:APP#4 started");
-	be_patient(5);
 	cluster_wait(stage.c, mark,
 	             ":APP#1 died (code: null, signal: SIGKILL, did not leave in "
 	             "time)");
@@ -778,12 +780,12 @@ app_closes(const char *name)
 	close_stage(&stage, name);
 }
 
-Test(hostile, an_app_that_closes_its_channel_and_stays, .timeout = 180)
+Test(hostile, an_app_that_closes_its_channel_and_stays)
 {
 	app_closes("close");
 }
 
-Test(hostile, an_app_that_shuts_its_writing_half_and_stays, .timeout = 180)
+Test(hostile, an_app_that_shuts_its_writing_half_and_stays)
 {
 	app_closes("shut-write");
 }

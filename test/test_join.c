@@ -8,7 +8,8 @@
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
-#include "messenger.h"
+#include "harness.h"
+#include "sanitized.h"
 
 #include <criterion/criterion.h>
 
@@ -399,6 +400,26 @@ Test(join, a_listener_may_close_its_own)
 	expect_turn("");
 	cr_expect_eq(channel_read(&one.other), PEER_GONE);
 	channel_close(&one.other);
+}
+
+/* 10,000 of them would cost dozens of megabytes if each left something behind. */
+Test(join, what_a_listener_has_closed_costs_no_memory)
+{
+	struct link one;
+	long before;
+	int i;
+
+	if (!MEMORY_COUNTS)
+		cr_skip_test("the sanitizer keeps what is freed");
+	before = process_memory(getpid());
+	for (i = 0; i < 10000; i++) {
+		join(&one, "one");
+		one.closes = &one;
+		say(&one, "a");
+		expect_turn("one:a ");
+		channel_close(&one.other);
+	}
+	cr_assert_lt(process_memory(getpid()) - before, 2048);
 }
 
 /* Both are ready in the same turn: the one that is closed is before the other or behind it. */

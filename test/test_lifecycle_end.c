@@ -111,7 +111,8 @@ order_hang_up(struct messenger *messenger, const char *line)
 static int
 order_reload(struct messenger *messenger, const char *line)
 {
-	(void)line;
+	if (strcmp(order_rest(line), "by pid") == 0)
+		return messenger_send_to(messenger, getppid(), "reload-worker", NULL);
 	return messenger_send(messenger, "reload-worker", NULL, ROLE_MASTER);
 }
 
@@ -675,14 +676,15 @@ Test(lifecycle, s12b_an_app_hangs_when_it_closes)
 	size_t mark;
 
 	manners.app.close = close_never;
-	/* Its own alarm has whole seconds, and must not come first. */
-	c = start_patient((struct options){.workers = 2, .app_close_timeout = 1100});
+	/* Its own alarm comes each second, and the first after nine tenths of this ends it: the
+	 * second one. */
+	c = start_patient((struct options){.workers = 2, .app_close_timeout = 1200});
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":APP#1 hangs");
 	cluster_wait(c, mark, ":APP#2 hangs");
 	cluster_wait(c, mark, ":AGENT#1 waits");
-	expect_within(begin, 1100, 4500);
+	expect_within(begin, 1200, 4500);
 	expect_end(c, "APP#1", KILLED);
 	expect_end(c, "APP#2", KILLED);
 	go(c, ROLE_AGENT);
@@ -1279,7 +1281,7 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 
-	cluster_did(c, "APP#2", "reload 0");
+	cluster_did(c, "APP#2", "reload by pid");
 	cluster_did(c, "APP#2", "reload 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
 	cluster_ask_status(c); /* the master has come by */

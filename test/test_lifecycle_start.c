@@ -1396,6 +1396,7 @@ expect_workers_fail(struct plan plan, int code)
 	for (i = 1; i <= 3; i++)
 		cluster_wait(c, 0, ":APP#%d exits %d", i, code);
 	cr_assert_eq(cluster_count(c, 0, " died ("), 1);
+	cr_assert_eq(cluster_count(c, 0, "will exit after"), 0, "not gracefully, but at once");
 	cluster_wait_saw(c, "AGENT#1", NO_PIDS_OR_MORE);
 	expect_failure(c);
 }

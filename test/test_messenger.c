@@ -2366,6 +2366,27 @@ Test(loop, a_role_catches_what_its_callbacks_let_fall)
 	close_pipes(2);
 }
 
+static char told[MESSAGE_ACTION_MAX + 64];
+
+static void
+keep_where(struct messenger *messenger UNUSED, int result UNUSED, const char *where)
+{
+	snprintf(told, sizeof told, "%s", where);
+}
+
+Test(loop, the_longest_action_of_a_failing_listener_is_told_whole)
+{
+	char action[MESSAGE_ACTION_MAX + 1], expected[sizeof told];
+
+	memset(action, 'x', sizeof action - 1);
+	action[sizeof action - 1] = '\0';
+	cr_assert_eq(messenger_on(child, action, on_fail, a), 0);
+	child->on_uncaught = keep_where;
+	tell(action);
+	snprintf(expected, sizeof expected, "listener of \"%s\"", action);
+	cr_assert_str_eq(told, expected);
+}
+
 /* ---- the loop: a socket that is full ------------------------------------- */
 
 /* A reader that takes its time, until the end of the stream. When it has what it

@@ -82,6 +82,30 @@ expect_refusal(const char *reason)
 	          after.st_size == before.st_size);
 }
 
+/* In the master only; as root nothing would be forbidden. */
+static void
+be_an_ordinary_user(enum role role, void *arg)
+{
+	(void)arg;
+	if (role == ROLE_MASTER && geteuid() == 0 && setuid(65534) == -1)
+		_exit(99);
+}
+
+/* Not that there is no such file, which is what the next call would say. */
+Test(pid_file, a_folder_that_cannot_be_made_says_why)
+{
+	struct cluster *c;
+	char locked[128];
+
+	snprintf(locked, sizeof locked, "%s/locked", test_folder());
+	snprintf(path, sizeof path, "%s/locked/new/egg.pid", test_folder());
+	cr_assert_eq(chmod(test_folder(), 0755), 0);
+	cr_assert_eq(mkdir(locked, 0555), 0);
+	c = cluster_start(&(struct options){.pid_file = path, .in_child = be_an_ordinary_user});
+	cluster_wait(c, 0, "[master] pid file %s: Permission denied", path);
+	cluster_ended(c, 1);
+}
+
 /* D44: egg writes through each of these links, and removes the name. */
 Test(pid_file, a_link_is_refused)
 {

@@ -37,7 +37,8 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"start --port=65536", "egg: --port=65536: give a number from 0 to 65535 "},
 		{"start --port=-1", "egg: --port=-1: give "},
 		{"start --port=+0", "egg: --port=+0: give "},
-		{"start --port=\t0", "egg: --port=\t0: give "},
+		{"start --port=\t0", "egg: --port=?0: give "},
+		{"--\x1b[2Jx\r", "egg: unknown option --?[2Jx? "},
 		{"start --host=localhorst", "egg: --host=localhorst: give a numeric address, "},
 		{"start --host=", "egg: --host wants a value "},
 		{"start --env=", "egg: --env wants a value "},
@@ -65,6 +66,7 @@ Test(scripts, a_bad_command_line_is_one_line_and_64)
 		{"--daemon status", "egg: status takes no --daemon "},
 		{"reload --stdout=x", "egg: reload takes no --stdout "},
 		{"stop --json", "egg: stop takes no --json "},
+		{"--json", "egg: start takes no --json "},
 		{"status --json=yes", "egg: --json takes no value "},
 	};
 	const char *text;

@@ -19,9 +19,9 @@ TestSuite(scripts_status, .timeout = 120);
 
 /* ---- the table ------------------------------------------------------------------ */
 
-/* What the table looks like. */
+/* What is printed of the status. */
 static const char *
-table_of(const char *status)
+printed(void (*print)(const char *status), const char *status)
 {
 	int saved = dup(1), file;
 	char path[300];
@@ -31,12 +31,18 @@ table_of(const char *status)
 	cr_assert(saved != -1 && file != -1);
 	fflush(stdout);
 	dup2(file, 1);
-	scripts_print_table(status);
+	print(status);
 	fflush(stdout);
 	dup2(saved, 1);
 	close(saved);
 	close(file);
 	return content_of(path);
+}
+
+static const char *
+table_of(const char *status)
+{
+	return printed(scripts_print_table, status);
 }
 
 #define HEAD                                                                                       \
@@ -99,6 +105,68 @@ Test(scripts_status, a_status_that_is_cut_off_is_printed_as_far_as_it_goes)
 		snprintf(cut, i + 1, "%s", whole);
 		cr_assert_not_null(strstr(table_of(cut), "role   slot     pid "), "%s", cut);
 	}
+}
+
+/* Another user may have written it. What its owner's terminal would obey is printed as ?. */
+Test(scripts_status, a_status_cannot_tell_the_terminal_what_to_do)
+{
+	cr_assert_str_eq(
+		table_of("{\"name\":\"\x1b[2J\",\"address\":\"\x07\",\"state\":\"\r\x7f\"}\n"
+	                 "{\"role\":\"app\",\"state\":\"\x1b]0;x\",\"last_death\":\"\t\x0e\"}\n"),
+		"?[2J on ?, pid 0, 0s, 0 workers\n"
+		"??, stops within 0ms, reloads: 0 done, 0 given up, one under way\n" HEAD
+		"app       0       0 ?]0;x              0s       0         0         0           0"
+		"           0        0  -             ??\n"
+		"0 undeliverable\n");
+}
+
+Test(scripts_status, nor_can_it_as_json)
+{
+	cr_assert_str_eq(printed(scripts_print_json, "{\"name\":\"\x1b[2J\xc3\xa4\"\n\x7f}\n"),
+	                 "{\"name\":\"?[2J\xc3\xa4\"\n?}\n");
+}
+
+/* Nor do its numbers overflow: each is at most a quarter of what there is room for. */
+Test(scripts_status, the_numbers_of_a_status_have_an_end)
+{
+	static const char status[] =
+		"{\"app_close\":9223372036854775807,\"agent_close\":9223372036854775807}\n"
+		"{\"role\":\"app\",\"pid\":-99999999999999999999,"
+		"\"refork_in\":9223372036854775807}\n";
+	struct command command = {.timeout = 0};
+	char text[128];
+
+	cr_expect_eq(scripts_number(status, "app_close"), 2305843009213693951);
+	cr_expect_eq(scripts_number(strchr(status, '\n') + 1, "pid"), -2305843009213693951);
+	cr_expect_eq(scripts_patience(&command, status), 4611686018427389902);
+	cr_expect(strstr(table_of(status), "stops within 4611686018427387902ms") != NULL);
+	scripts_list_unready(status, text, sizeof text);
+	cr_expect_str_eq(text, "app 0 (died, starts again in 2305843009213694s)");
+}
+
+/* A status that ends where a text would begin: nothing behind its end is read. */
+Test(scripts_status, nothing_behind_the_end_of_a_status_is_read)
+{
+	char status[64] = "{}\n{\"role\":\"app\",\"state\":";
+
+	strcpy(status + strlen(status) + 1, "secret");
+	cr_assert(strstr(table_of(status), "secret") == NULL);
+}
+
+/* A number that is no pid is no process group: it is not cut to one that is there. */
+Test(scripts_status, a_number_that_is_no_pid_is_no_group)
+{
+	struct cluster_found cluster = {.user = geteuid(), .master = getpid()};
+	char status[128], text[128];
+
+	snprintf(status, sizeof status, "{}\n{\"role\":\"app\",\"slot\":0,\"pid\":%lld}\n",
+	         4294967296 + (long long)getpgrp());
+	cluster.descriptor = open(path_of("pid"), O_RDWR | O_CREAT, 0600);
+	cr_assert(cluster.descriptor != -1);
+	dprintf(cluster.descriptor, "%ld", (long)getpid());
+	scripts_list_left(&cluster, status, text, sizeof text);
+	cr_expect(strncmp(text, "the master (pid ", 16) == 0, "%s", text);
+	close(cluster.descriptor);
 }
 
 /* ---- start ----------------------------------------------------------------------- */
