@@ -1773,6 +1773,8 @@ prepare_all(struct master *master)
 		watch_losses(process);
 		if (process->channel.descriptor != -1)
 			watch_queue(master, process);
+		else
+			process->full_since = 0; /* its queue is nobody's any more */
 	}
 	find_held(master);
 	master->set[0].fd = master->wake;

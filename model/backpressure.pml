@@ -167,7 +167,7 @@ inline on_disconnect(n) {
 	p[n].full_since = 0; p[n].held = 0
 }
 
-/* C: master.c prepare_all 3922337180 */
+/* C: master.c prepare_all 2842887332 */
 /* C: master.c prepare 174932422 */
 inline prepare_all() {
 	EACH(channel_flush(i); if :: !p[i].buried -> watch_queue(i) :: else fi);

@@ -729,7 +729,7 @@ inline condemn(n) {
  * channel, ends. The master cannot tell when it has done so, only that it has, when it looks.
  * So the model decides at that moment, and keeps nothing of it before. That is all that these
  * functions may do, and more: */
-/* C: agent.c agent_run 1528847740 */
+/* C: agent.c agent_run 1767821978 */
 /* C: agent.c clutch_process_start 2600521474 */
 /* C: agent.c clutch_process_leave 137344297 */
 /* C: worker.c worker_run 2900699826 */
@@ -934,7 +934,7 @@ inline watch_queue(n) {
 #endif
 }
 
-/* C: master.c prepare_all 3922337180 */
+/* C: master.c prepare_all 2842887332 */
 inline prepare_all() {
 	at_once = 0;
 #ifdef PARENT

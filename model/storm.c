@@ -190,6 +190,7 @@ main(int count, char **argument)
 	                          .app = app,
 	                          .workers = WORKERS,
 	                          .worker_start_timeout = 1000,
+	                          .refork_limit = PIDS, /* a minute may need all of them */
 	                          .app_close_timeout = 400,
 	                          .agent_close_timeout = 400};
 	int64_t given_up_at;
