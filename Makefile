@@ -324,11 +324,9 @@ sanitize:
 
 # Two clusters from start to end, and the tests of the lower layers that deal with
 # descriptors and memory. Errors, lost memory and descriptors left open in any process are
-# in build/valgrind/*.log. This runs all tests of both files, and takes minutes:
+# in build/valgrind/*.log. This runs all tests of these files, and takes minutes:
 # make valgrind FILTER='*'
-valgrind: all
-	$(MAKE) T=sendmessage build/test/test_sendmessage
-	$(MAKE) T=routing build/test/test_routing
+valgrind: all $(patsubst %,build/test/test_%,sendmessage handles forwarding backpressure)
 	FILTER='$(FILTER)' sh test/valgrind
 
 # A program with clutch in it as a single file of 96 KiB at most, which needs no library.

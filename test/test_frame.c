@@ -523,7 +523,7 @@ random_seed(void)
 	unsigned seed = given != NULL ? (unsigned)strtoul(given, NULL, 10)
 	                              : (unsigned)clutch_now() ^ (unsigned)getpid() << 16;
 
-	fprintf(stderr, "test_sendmessage: CLUTCH_TEST_SEED=%u\n", seed);
+	fprintf(stderr, "test_frame: CLUTCH_TEST_SEED=%u\n", seed);
 	return seed;
 }
 
