@@ -1875,7 +1875,7 @@ parse_text(const char *option, const char *name, const char *otherwise)
 static int
 parse_number(int *option, const char *name, int most, int otherwise)
 {
-	const char *text = getenv(name); /* no variable has the name of an option */
+	const char *text = strchr(name, '.') == NULL ? getenv(name) : NULL;
 	char given[16], *end;
 	long value;
 
@@ -2037,19 +2037,20 @@ remove_stale(const union address *address, socklen_t length, ino_t *refused)
 static int
 bind_patiently(const struct master *master, const union address *address, socklen_t length)
 {
-	int64_t deadline = clutch_now() + PORT_PATIENCE;
+	int64_t deadline = clutch_now() + PORT_PATIENCE, left;
+	int pause = 0, other = (int)(getpid() % 32); /* not in step with another */
 	ino_t refused = 0;
-	int pause = 0;
 
 	while (bind(master->listener, &address->any, length) == -1) {
-		if (errno != EADDRINUSE || clutch_now() >= deadline)
+		left = deadline - clutch_now();
+		if (errno != EADDRINUSE || left <= 0)
 			return -1;
 		if (pause > 0)
-			poll(NULL, 0, pause + (int)(getpid() % 32)); /* not in step with another */
+			poll(NULL, 0, pause + other < left ? pause + other : (int)left);
 		else if (address->any.sa_family != AF_UNIX)
 			log_info("port %d is in use, waiting up to %dms", master->options.port,
 			         PORT_PATIENCE);
-		pause = pause == 0 ? 16 : pause < 512 ? 2 * pause : pause;
+		pause = pause == 0 ? 32 : pause < 512 ? 2 * pause : pause;
 		remove_stale(address, length, &refused);
 	}
 	return 0;
@@ -2242,6 +2243,7 @@ run_cluster(const struct options *given, const sigset_t *mask)
 			log_error("cannot start: %s", strerror(errno));
 		} else {
 			master.exit_code = 0;
+			master.now = clutch_now(); /* the port may have taken its time */
 			fork_agent_worker(&master);
 			loop(&master);
 		}

@@ -330,7 +330,7 @@ write_line(int descriptor, const char *line, size_t length, int patience)
 		if (ready == 1)
 			written = write(descriptor, line, length);
 	} while (written == -1 && ready != 0 && errno == EINTR && clutch_now() < deadline);
-	return written != -1;
+	return written == (ssize_t)length;
 }
 
 void
@@ -495,11 +495,13 @@ trace_event(const char *event, const struct channel *channel, const struct messa
 void
 clutch_trace_init(enum role role, int slot)
 {
+	static pid_t counts; /* the process that has lost these lines */
 	const char *wanted = getenv("CLUTCH_TRACE");
 
 	clutch_tracer = wanted && *wanted && strcmp(wanted, "0") != 0 ? trace_event : NULL;
-	if (getpid() != clutch_logging.self.worker_id) /* a child has lost none */
+	if (getpid() != counts) /* a child has lost none */
 		trace_lost = streams[0].lost = streams[1].lost = 0;
+	counts = getpid();
 	clutch_logging.self = (struct process){.role = role, .slot = slot, .worker_id = getpid()};
 }
 
@@ -540,7 +542,7 @@ static const struct messenger *delivering;
 
 static void end_channel(struct messenger *messenger);
 static void tell_pause(struct messenger *messenger);
-static int on_channel(struct messenger *loop, int descriptor, short revents, void *arg);
+static int on_joined(struct messenger *loop, int descriptor, short revents, void *arg);
 
 struct messenger *
 messenger_open(int descriptor, enum role role)
@@ -558,13 +560,11 @@ messenger_open(int descriptor, enum role role)
 	messenger->slot = -1;
 	messenger->accepted = -1;
 	messenger->random = (unsigned)messenger->pid * 2654435761U;
-	messenger->loop = messenger;
 	messenger->next = messengers;
 	messengers = messenger;
-	if (channel_attach(&messenger->channel, descriptor) == 0 &&
-	    messenger_watch(messenger, descriptor, POLLIN, on_channel, messenger) == 0)
+	if (clutch_grow(&messenger->set, 0, sizeof *messenger->set) == 0 &&
+	    channel_attach(&messenger->channel, descriptor) == 0)
 		return messenger;
-	messenger->channel.descriptor = -1; /* it stays the caller's */
 	messenger_close(messenger);
 	return NULL;
 }
@@ -596,15 +596,15 @@ messenger_close(struct messenger *messenger)
 
 	if (messenger == NULL)
 		return;
-	timeout = messenger->loop == messenger ? CLOSE_FLUSH_TIMEOUT : 0;
+	timeout = messenger->loop == NULL ? CLOSE_FLUSH_TIMEOUT : 0;
 	if (messenger->channel.descriptor != -1)
 		channel_drain(&messenger->channel, timeout);
 	end_channel(messenger);
 	for (at = messengers; at != NULL; at = at->next)
 		if (at->loop == messenger)
-			at->loop = at;
+			at->loop = NULL;
 	messenger->closed = true;
-	if (!messenger->stepping) /* else on_channel frees it */
+	if (!messenger->stepping) /* else on_joined frees it */
 		free_messenger(messenger);
 	errno = saved;
 }
@@ -835,6 +835,7 @@ static size_t
 emit(struct messenger *messenger, size_t count, const char *action, size_t length,
      const struct message *message)
 {
+	struct messenger *loop = messenger->loop != NULL ? messenger->loop : messenger;
 	unsigned key = key_of(action, length);
 	const struct listener *listener;
 	size_t i, called = 0;
@@ -847,8 +848,8 @@ emit(struct messenger *messenger, size_t count, const char *action, size_t lengt
 			messenger->listeners[i].removed = messenger->unswept = true;
 		called++;
 		clutch_trace("delivers", &messenger->channel, message, "listener", (long)called);
-		check(messenger->loop, listener->call(messenger, message, listener->arg),
-		      "listener", message->action);
+		check(loop, listener->call(messenger, message, listener->arg), "listener",
+		      message->action);
 	}
 	return called;
 }
@@ -887,7 +888,7 @@ is_about_a_pause(const struct message *message)
 static void
 deliver(struct messenger *messenger, const struct message *message)
 {
-	bool by_master = message->from == ROLE_MASTER && messenger->loop == messenger;
+	bool by_master = message->from == ROLE_MASTER && messenger->loop == NULL;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
 	clutch_trace("hears", &messenger->channel, message, "", 0);
@@ -969,7 +970,7 @@ find_watch(const struct messenger *messenger, int descriptor)
 {
 	size_t i = 0;
 
-	while (i < messenger->watch_count && messenger->set[i].fd != descriptor)
+	while (i < messenger->watch_count && messenger->set[i + 1].fd != descriptor)
 		i++;
 	return i;
 }
@@ -980,21 +981,21 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 {
 	size_t i = find_watch(messenger, descriptor);
 
-	if (descriptor < 0 || watcher == NULL || messenger->loop != messenger)
+	if (descriptor < 0 || watcher == NULL || messenger->loop != NULL)
 		return clutch_fail(EINVAL);
 	if (i == messenger->watch_count) {
 		if (clutch_grow(&messenger->watches, i, sizeof *messenger->watches) == -1 ||
-		    clutch_grow(&messenger->set, i, sizeof *messenger->set) == -1)
+		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
 			return -1;
 		messenger->watch_count++;
 		messenger->watches[i].connection = false;
-		messenger->set[i] = (struct pollfd){.fd = descriptor};
+		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
 	}
 	if (descriptor == messenger->accepted && !messenger->watches[i].connection)
 		messenger->connections += messenger->watches[i].connection = true;
 	messenger->watches[i].call = watcher;
 	messenger->watches[i].arg = arg;
-	messenger->set[i].events = events;
+	messenger->set[i + 1].events = events;
 	return 0;
 }
 
@@ -1021,7 +1022,7 @@ messenger_unwatch(struct messenger *messenger, int descriptor)
 	messenger->connections -= messenger->watches[i].connection;
 	memmove(&messenger->watches[i], &messenger->watches[i + 1],
 	        behind * sizeof *messenger->watches);
-	memmove(&messenger->set[i], &messenger->set[i + 1], behind * sizeof *messenger->set);
+	memmove(&messenger->set[i + 1], &messenger->set[i + 2], behind * sizeof *messenger->set);
 	if (i < messenger->watch_next)
 		messenger->watch_next--; /* the loop walks over them just now */
 	return 0;
@@ -1062,7 +1063,7 @@ add_timer(struct messenger *messenger, int milliseconds, int period, messenger_t
 {
 	struct timer timer = {.turn = messenger->turn, .period = period, .call = call, .arg = arg};
 
-	if (milliseconds < 0 || call == NULL || messenger->loop != messenger)
+	if (milliseconds < 0 || call == NULL || messenger->loop != NULL)
 		return clutch_fail(EINVAL);
 	if (clutch_grow(&messenger->timers, messenger->timer_count, sizeof timer) == -1)
 		return -1;
@@ -1106,7 +1107,7 @@ next_turned(const struct messenger *loop, const struct messenger *last)
 {
 	struct messenger *next = last == NULL ? messengers : last->next;
 
-	while (next != NULL && next->loop != loop)
+	while (next != NULL && next != loop && next->loop != loop)
 		next = next->next;
 	return next;
 }
@@ -1115,7 +1116,10 @@ next_turned(const struct messenger *loop, const struct messenger *last)
 static struct pollfd *
 entry_of(const struct messenger *messenger)
 {
-	return &messenger->loop->set[find_watch(messenger->loop, messenger->channel.descriptor)];
+	const struct messenger *loop = messenger->loop;
+
+	return loop == NULL ? &messenger->set[0]
+	                    : &loop->set[1 + find_watch(loop, messenger->channel.descriptor)];
 }
 
 /* Have messages waited for the end of a pause? */
@@ -1129,7 +1133,7 @@ int
 messenger_timeout(const struct messenger *messenger)
 {
 	const struct messenger *at = NULL;
-	int64_t left = INT_MAX;
+	int64_t left = INT64_MAX;
 
 	if (messenger->timer_count > 0)
 		left = messenger->timers[0].due - clutch_now();
@@ -1138,7 +1142,7 @@ messenger_timeout(const struct messenger *messenger)
 			left = 0;
 		else if (at->channel.starved && left > SHORTAGE_PAUSE)
 			left = SHORTAGE_PAUSE;
-	return left == INT_MAX ? -1 : left > 0 ? (int)left : 0;
+	return left == INT64_MAX ? -1 : left > 0 ? (int)left : 0;
 }
 
 /* Call those that are due now; what they set comes in a later turn. */
@@ -1182,7 +1186,7 @@ hear(struct messenger *messenger)
 	clutch_trace("ends", &messenger->channel, NULL, "", 0);
 	end_channel(messenger);
 	error = peer == PEER_BROKEN || found == -1 ? EPROTO : 0;
-	if (loop == messenger)
+	if (loop == NULL)
 		messenger->broken = error != 0;
 	else if (messenger->ended != NULL && !messenger->closed)
 		check(loop, messenger->ended(messenger, error, messenger->arg), "joined end", "");
@@ -1219,20 +1223,21 @@ prepare(const struct messenger *loop)
 {
 	size_t i;
 
+	prepare_entry(loop, &loop->set[0]);
 	for (i = 0; i < loop->watch_count; i++)
-		if (loop->watches[i].call == on_channel)
-			prepare_entry(loop->watches[i].arg, &loop->set[i]);
+		if (loop->watches[i].call == on_joined)
+			prepare_entry(loop->watches[i].arg, &loop->set[i + 1]);
 }
 
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	size_t i;
+	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
 
 	prepare(messenger);
-	for (i = 0; i < size && i < messenger->watch_count; i++)
-		set[i] = messenger->set[i];
-	return messenger->watch_count;
+	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
+		set[i] = messenger->set[first + i];
+	return messenger->watch_count + 1 - first;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
@@ -1243,9 +1248,10 @@ dispatch(struct messenger *messenger)
 	struct pollfd *ready;
 	short revents;
 
+	serve(messenger, messenger->set[0].revents);
 	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
-		watch = &messenger->watches[messenger->watch_next];
-		ready = &messenger->set[messenger->watch_next++];
+		watch = &messenger->watches[messenger->watch_next++];
+		ready = &messenger->set[messenger->watch_next];
 		revents = ready->revents;
 		ready->revents = 0;
 		if (revents != 0)
@@ -1259,7 +1265,7 @@ dispatch(struct messenger *messenger)
 static int
 wait_for_events(struct messenger *messenger, int timeout)
 {
-	nfds_t count = messenger->watch_count;
+	nfds_t count = messenger->watch_count + 1;
 	bool keeps = false, quiet = timeout < 0 || timeout > QUIET_TIME;
 	struct messenger *at = NULL;
 	int ready;
@@ -1284,7 +1290,7 @@ turn(struct messenger *messenger, size_t least, int timeout)
 	struct messenger *at = NULL;
 	int due;
 
-	if (messenger->stepping || messenger->loop != messenger || delivering != NULL)
+	if (messenger->stepping || messenger->loop != NULL || delivering != NULL)
 		return clutch_fail(EBUSY);
 	while ((at = next_turned(messenger, at)) != NULL) {
 		channel_flush(&at->channel);
@@ -1336,40 +1342,39 @@ messenger_drain(struct messenger *messenger, size_t most)
 static void
 end_channel(struct messenger *messenger)
 {
-	messenger_unwatch(messenger->loop, messenger->channel.descriptor);
-	messenger_unwatch(messenger, messenger->channel.descriptor);
-	messenger->loop = messenger;
+	if (messenger->loop != NULL)
+		messenger_unwatch(messenger->loop, messenger->channel.descriptor);
+	messenger->loop = NULL;
 	channel_close(&messenger->channel);
 }
 
-/* A callback may close a joined messenger: its memory goes when no callback of it runs. */
+/* A callback may close the messenger: its memory goes when no callback of it runs. */
 static int
-on_channel(struct messenger *loop, int descriptor, short revents, void *arg)
+on_joined(struct messenger *loop, int descriptor, short revents, void *arg)
 {
-	struct messenger *messenger = arg;
+	struct messenger *joined = arg;
 
-	(void)descriptor;
-	messenger->stepping = true;
-	serve(messenger, revents);
-	messenger->stepping = messenger == loop;
-	if (messenger->closed && messenger != loop)
-		free_messenger(messenger);
+	(void)loop, (void)descriptor;
+	joined->stepping = true;
+	serve(joined, revents);
+	joined->stepping = false;
+	if (joined->closed)
+		free_messenger(joined);
 	return 0;
 }
 
 int
 messenger_join(struct messenger *messenger, struct messenger *loop, messenger_end ended, void *arg)
 {
-	int descriptor = messenger->channel.descriptor;
-
-	if (messenger == loop || messenger == own || messenger->loop != messenger ||
-	    messenger->watch_count > (descriptor != -1) || messenger->timer_count > 0)
+	if (messenger == loop || messenger == own || messenger->loop != NULL ||
+	    loop->loop != NULL || messenger->watch_count > 0 || messenger->timer_count > 0)
 		return clutch_fail(EINVAL);
 	if (messenger->stepping)
 		return clutch_fail(EBUSY);
-	if (descriptor == -1)
+	if (messenger->channel.descriptor == -1)
 		return clutch_fail(EPIPE);
-	if (messenger_watch(loop, descriptor, POLLIN, on_channel, messenger) == -1)
+	if (messenger_watch(loop, messenger->channel.descriptor, POLLIN, on_joined, messenger) ==
+	    -1)
 		return -1;
 	messenger->loop = loop;
 	messenger->ended = ended;

@@ -102,7 +102,7 @@ extern "C" {
 
 /* The most app workers of one master: 1024, or as many pids as find room in egg-pids. */
 #ifndef CLUTCH_WORKERS_MAX
-#define CLUTCH_WORKERS_MAX ((MESSAGE_DATA_MAX) < 12 * 1026 ? ((MESSAGE_DATA_MAX)-2) / 12 : 1024)
+#define CLUTCH_WORKERS_MAX ((MESSAGE_DATA_MAX) < 12 * 1024 + 2 ? ((MESSAGE_DATA_MAX)-2) / 12 : 1024)
 #endif
 
 /* ------------------------------------------------------------------------ */
@@ -884,7 +884,7 @@ struct messenger {
 	bool paused, told_paused, has_unread;
 
 	struct watch *watches;
-	struct pollfd *set; /* one for each watch; the first one is the channel's */
+	struct pollfd *set; /* the channel, then one for each watch */
 	size_t watch_count;
 	size_t watch_next;    /* of them, the loop has come to this one */
 	struct timer *timers; /* in order of being due */
@@ -894,7 +894,7 @@ struct messenger {
 	bool stepping, canceled, broken;
 	bool closed; /* to be freed when its last callback has returned */
 
-	struct messenger *loop; /* the one that turns this one: itself, unless it is joined */
+	struct messenger *loop; /* the one that turns this one, if it is joined */
 	messenger_end ended;
 	void *arg; /* of ended */
 

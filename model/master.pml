@@ -1030,7 +1030,7 @@ inline invariants() {
 }
 
 /* C: master.c open_places 995434256 */
-/* C: master.c run_cluster 3956513552 */
+/* C: master.c run_cluster 2615309307 */
 /* C: master.c loop 3637057502 */
 active proctype master() {
 	d_step {

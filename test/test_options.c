@@ -553,6 +553,53 @@ Test(options, a_port_that_the_program_has_fixed_is_not_to_be_set_outside)
 	close(listener);
 }
 
+static int
+be_ready(struct messenger *agent, void *arg)
+{
+	(void)arg;
+	return messenger_ready(agent, 0);
+}
+
+/* It speaks at once, and is ready a little later. */
+static int
+load_a_little(struct messenger *agent, void *arg)
+{
+	messenger_ready_later(agent);
+	return messenger_send(agent, "test-loads", NULL, ROLE_PARENT) == -1 ||
+	       messenger_set_timeout(agent, 200, be_ready, arg) == -1;
+}
+
+static int held_port;
+
+static void
+let_port_go(enum role role, void *arg)
+{
+	(void)arg;
+	if (role == ROLE_MASTER)
+		close(held_port);
+}
+
+/* The time in which the master waits for its port is no process's. */
+Test(options, a_port_that_becomes_free_costs_the_agent_no_time)
+{
+	struct sockaddr_in address;
+	struct options options = {.agent = load_a_little,
+	                          .in_child = let_port_go,
+	                          .connection = answer,
+	                          .worker_start_timeout = 1000};
+	struct cluster *c;
+
+	held_port = bound_socket(SOCK_STREAM, &address);
+	options.port = ntohs(address.sin_port);
+	cr_assert_eq(listen(held_port, 1), 0);
+	c = cluster_start(&options);
+	cluster_wait(c, 0, "is in use, waiting up to 3000ms");
+	poll(NULL, 0, 1200); /* this time is what is tested */
+	close(held_port);
+	cluster_ready(c);
+	cluster_stop(c);
+}
+
 /* ---- where the log goes ---------------------------------------------------------------------- */
 
 Test(options, the_log_goes_to_a_descriptor)
