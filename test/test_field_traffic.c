@@ -49,6 +49,7 @@ struct world {
 	/* the last group that got SIGKILL, and its leader's end, in ms */
 	pid_t killed;
 	int64_t killed_at, reaped_at;
+	volatile bool job_left; /* see order_leave_a_job */
 	/* what the roles of a test look at */
 	bool ill;
 	int agents;
@@ -355,6 +356,7 @@ order_leave_a_job(struct messenger *messenger, const char *line)
 	report(messenger, "has left a job");
 	while (__real_kill(app, 0) == 0)
 		__real_poll(NULL, 0, 5);
+	world->job_left = true;
 	_exit(0);
 }
 
@@ -890,11 +892,28 @@ Test(field_traffic, descriptors_in_flight_hold_up_no_other_channel)
 
 /* ---- a process that has left its group --------------------------------------------------- */
 
+static int
+wait_for_the_job(struct messenger *agent, void *arg)
+{
+	(void)agent, (void)arg;
+	while (!world->job_left)
+		__real_poll(NULL, 0, 5);
+	return 0;
+}
+
+/* Its master must not end before the one that has left the job. */
+static int
+act_and_leave_behind_the_job(struct messenger *agent, void *arg)
+{
+	return messenger_before_close(agent, wait_for_the_job, arg) == -1 ? -1 : act(agent, arg);
+}
+
 /* SIGKILL takes its time, too: the number of the group is kept until then. */
 Test(field_traffic, a_group_that_was_killed_has_time_to_die)
 {
-	struct cluster *c = start(1);
+	struct cluster *c = launch((struct options){.agent = act_and_leave_behind_the_job});
 
+	cluster_ready(c);
 	tell(c, "APP#1", "leave-a-job");
 	cluster_wait(c, 0, "has left a job");
 	stop(c);
