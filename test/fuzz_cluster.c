@@ -392,6 +392,14 @@ act_leader(struct stream stream)
 /* ---- a follower, and a hostile leader ---------------------------------------------------- */
 
 /* An error is a code, a 0, and a text. */
+static bool
+is_error(const struct message *message)
+{
+	const char *code = message->data, *end = memchr(code, '\0', message->data_length);
+
+	return end != NULL && end != code && end - code <= CLUSTER_CLIENT_KEY_MAX;
+}
+
 static enum verdict
 note_answer(struct model *model, const struct message *message)
 {
@@ -400,8 +408,6 @@ note_answer(struct model *model, const struct message *message)
 	if (message->to != PACKET_FAILED) {
 		note(&expected, 'R', "", code, message->data_length);
 	} else {
-		if (end == NULL || end == code || end - code > CLUSTER_CLIENT_KEY_MAX)
-			return LEFT_OPEN;
 		note(&expected, 'E', code, end + 1,
 		     strnlen(end + 1, message->data_length - (size_t)(end - code) - 1));
 	}
@@ -432,6 +438,8 @@ model_follower(struct model *model, struct message *message)
 	if (!model->registered)
 		return LEFT_OPEN;
 	if (is(message, "invoke_result")) {
+		if (message->to == PACKET_FAILED && !is_error(message))
+			return LEFT_OPEN;
 		model->before[0] = '\0';
 		return message->receiver_pid != 2 || model->answered ? GOOD
 		                                                     : note_answer(model, message);
