@@ -439,8 +439,9 @@ goes_on(const void *pid)
 	return !is_stopped(pid);
 }
 
-/* The queue of a stopped app grows, and the agent is held up; the parent is not. */
-Test(live, an_app_is_flooded_stopped_and_continued)
+/* The queue of a stopped app grows, and the agent is held up; the parent is not. The flood comes
+ * last: a queue that is full for the stuck timeout costs the app its life. */
+Test(live, an_app_is_stopped_flooded_and_continued)
 {
 	struct page page;
 	char text[64];
@@ -448,12 +449,11 @@ Test(live, an_app_is_flooded_stopped_and_continued)
 
 	open_live(&page, "");
 	pid = pid_of(&page, APP_1);
-	order(&page, "flood", pid);
-	wait_event(&page, "\"waits_for\":[\"app:1\"]");
 	order(&page, "stop", pid);
 	snprintf(text, sizeof text, "\"stopped\":[%ld]", pid);
 	wait_event(&page, text);
 	wait_until(is_stopped, &pid, "the app to stop");
+	order(&page, "flood", pid);
 	wait_event(&page, "\"waits_for\":[\"app:1\"]");
 	order(&page, "continue", pid);
 	wait_until(goes_on, &pid, "the stopped app to go on");
