@@ -36,7 +36,7 @@
 #	make model-short        a part of it, in less than a minute: as in CI
 #	make model-record       the C has changed, and the model has been looked at
 #	make mutants            do the tests find it if the core is changed a little? MUTANTS=300
-#	make mutants-short      a few of them, in about a minute: as in CI
+#	make mutants-short      a few of them, in about a minute
 #	make docs-check         do text and code say the same? BROKEN=1: does the check see it?
 #	make docs-write         record anew what the documents quote and show
 #	make book               docs/book/ as one page, build/book.html, with pandoc

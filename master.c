@@ -138,7 +138,7 @@ struct master {
 	int reload_id;            /* the app worker that the reload has forked for it, or 0 */
 	int reloads_done, reloads_given_up;
 
-	int64_t now, lost; /* its clock leaves out the time in which it was stopped */
+	int64_t now, lost; /* the clock leaves out the time in which the master stood still */
 	int64_t start_time;
 	int64_t next_at;  /* when the clock runs at the latest; 0: not at all */
 	int64_t check_at; /* 0: no health check */
@@ -1872,6 +1872,7 @@ parse_text(const char *option, const char *name, const char *otherwise)
 	return option != NULL && option[0] != '\0' ? option : otherwise;
 }
 
+/* The name of an option that no variable sets has a dot. */
 static int
 parse_number(int *option, const char *name, int most, int otherwise)
 {

@@ -1297,7 +1297,7 @@ Test(cluster, a_flood_does_not_stall)
 	cr_assert_lt(clutch_now() - began, 8000 * time_scale());
 }
 
-/* ---- the shared port, once more ------------------------------------------------------------------ */
+/* ---- the shared port: descriptors and addresses ------------------------------------------------------------------ */
 
 static void
 allow_descriptors(rlim_t count)

@@ -501,6 +501,12 @@ Test(options, numbers_out_of_range_are_one_clear_line)
 	}
 }
 
+Test(options, a_variable_with_the_name_of_an_option_sets_nothing)
+{
+	setenv("options.stuck_timeout", "abc", 1);
+	cluster_stop(start_ready((struct options){.workers = 1}));
+}
+
 /* ---- a connection that came as a handle ------------------------------------------------------ */
 
 static void
