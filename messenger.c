@@ -757,6 +757,7 @@ add_listener(struct messenger *messenger, const char *action, messenger_listener
 		return -1;
 	messenger->listeners[messenger->listener_count++] = listener;
 	messenger->hears_every = messenger->hears_every || action == NULL;
+	messenger->hears_some = messenger->hears_some || action != NULL;
 	return 0;
 }
 
@@ -902,7 +903,8 @@ deliver(struct messenger *messenger, const struct message *message)
 		on_egg_pids(messenger, message);
 	if (messenger->hears_every)
 		emit(messenger, count, "", 0, message); /* ipc.js:120 D6 */
-	if (length == 0 || emit(messenger, count, message->action, length, message) == 0)
+	if (length == 0 || !messenger->hears_some ||
+	    emit(messenger, count, message->action, length, message) == 0)
 		clutch_trace("ignores", &messenger->channel, message, "", 0);
 	delivering = NULL;
 	sweep(messenger);

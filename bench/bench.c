@@ -103,7 +103,7 @@ static const struct workload workloads[] = {
          {1}},
 	{"fanout",
          {{"-p50", "us"}, {"-p99", "us"}},
-         {{"master", master_fanout}, {"leader", client_fanout}},
+         {{"star", floor_star}, {"master", master_fanout}, {"leader", client_fanout}},
          {128},
          {2, 4, 16}},
 	{"fanout-stream",

@@ -33,7 +33,8 @@ struct trial {
 typedef void contest(const struct trial *trial, double *figures);
 
 /* floors.c */
-contest floor_copy, floor_copy_once, floor_copy_best, floor_copy_turn, floor_naive, floor_pingpong;
+contest floor_copy, floor_copy_once, floor_copy_best, floor_copy_turn, floor_naive, floor_pingpong,
+	floor_star;
 
 /* clutch.c */
 contest clutch_unicast, clutch_crowd, clutch_unicast_turn, clutch_mixed, clutch_broadcast,

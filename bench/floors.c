@@ -306,8 +306,10 @@ run_middle(const int sides[2])
 	}
 }
 
+/* Measure rounds of `call` for the time of the trial: p50 and p99 in us. */
 static void
-run_ping(int descriptor, const struct trial *trial, int results)
+run_rounds(void (*call)(const int *to, size_t size, int count), const int *to,
+           const struct trial *trial, int results)
 {
 	static double latencies[LATENCIES_MAX];
 	size_t size = frame_bytes(trial->bytes), count = 0;
@@ -315,9 +317,7 @@ run_ping(int descriptor, const struct trial *trial, int results)
 	double figures[2];
 
 	do {
-		write_all(descriptor, buffer, size);
-		if (!await(descriptor, size))
-			fail("pingpong: no answer");
+		call(to, size, trial->apps);
 		now = now_ns();
 		latencies[count++] = (double)(now - sent) / 1e3;
 		sent = now;
@@ -325,6 +325,15 @@ run_ping(int descriptor, const struct trial *trial, int results)
 	figures[0] = percentile(latencies, count, 0.50);
 	figures[1] = percentile(latencies, count, 0.99);
 	write_all(results, figures, sizeof figures);
+}
+
+static void
+ping(const int *to, size_t size, int count)
+{
+	(void)count;
+	write_all(to[0], buffer, size);
+	if (!await(to[0], size))
+		fail("pingpong: no answer");
 }
 
 void
@@ -356,7 +365,7 @@ floor_pingpong(const struct trial *trial, double *figures)
 	}
 	close(right[0]);
 	if (spawn() == 0) {
-		run_ping(left[0], trial, results[1]);
+		run_rounds(ping, left, trial, results[1]);
 		_exit(0);
 	}
 	close(left[0]);
@@ -365,4 +374,62 @@ floor_pingpong(const struct trial *trial, double *figures)
 	close(results[1]);
 	reap();
 	pin(false);
+}
+
+/* ---- one to all, and all to one ------------------------------------------- */
+
+enum { ANSWER = 32 }; /* bytes */
+
+/* Write to all, then wait until each has answered. */
+static void
+call_all(const int *to, size_t size, int count)
+{
+	struct pollfd wait[RECEIVERS_MAX];
+	int i, answers = 0;
+
+	for (i = 0; i < count; i++) {
+		write_all(to[i], buffer, size);
+		wait[i] = (struct pollfd){.fd = to[i], .events = POLLIN};
+	}
+	while (answers < count) {
+		poll(wait, (nfds_t)count, -1);
+		for (i = 0; i < count; i++)
+			if (wait[i].revents != 0) {
+				read_some(to[i], ANSWER, true);
+				answers++;
+			}
+	}
+}
+
+void
+floor_star(const struct trial *trial, double *figures)
+{
+	size_t size = frame_bytes(trial->bytes);
+	int to[RECEIVERS_MAX], pair[2], results[2];
+	int i;
+
+	for (i = 0; i < trial->apps; i++) {
+		make_pair(pair, 0);
+		if (spawn() == 0) {
+			close(pair[0]);
+			while (i-- > 0) /* the older ones' ends: they wait for the end of file */
+				close(to[i]);
+			while (await(pair[1], size))
+				write_all(pair[1], buffer, ANSWER);
+			_exit(0);
+		}
+		close(pair[1]);
+		to[i] = pair[0];
+	}
+	make_pair(results, 0);
+	if (spawn() == 0) {
+		run_rounds(call_all, to, trial, results[1]);
+		_exit(0);
+	}
+	for (i = 0; i < trial->apps; i++)
+		close(to[i]);
+	read_result(results[0], figures, 2 * sizeof *figures);
+	close(results[0]);
+	close(results[1]);
+	reap();
 }

@@ -331,12 +331,12 @@ struct cluster_link {
  * becomes the link's or is closed. errno: EBADF, ENOMEM. close writes what the socket
  * takes; once more is nothing. say queues a packet; errno: ENOBUFS, ENOMEM. What is said to
  * an end that is gone is lost. compose and send are its two halves, for a packet that many
- * are told: what has a name is put together in the buffer, if it fits into one message.
+ * are told: the message, and what has a name put together in it, are valid until the next.
  */
 int cluster_link_open(struct cluster_link *link, int descriptor);
 void cluster_link_close(struct cluster_link *link);
 int cluster_link_say(struct cluster_link *link, const struct packet *packet);
-struct message cluster_link_compose(const struct packet *packet, char *buffer);
+struct message cluster_link_compose(const struct packet *packet);
 int cluster_link_send(struct cluster_link *link, const char *name, const struct message *message);
 const struct packet_type *cluster_link_find(const struct packet_type *types, const char *action);
 

@@ -252,7 +252,7 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 	struct packet packet = {"subscribe_result", 0, key, data, length, false};
 	struct topic *topic = NULL;
 	struct message message;
-	char *last;
+	char *last, *old;
 	int result;
 
 	if (client->leader != NULL && !client->closed)
@@ -261,20 +261,24 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 		return cluster_base_refuse(ENOENT);
 	if (length > CLUSTER_CLIENT_DATA_MAX)
 		return cluster_base_refuse(EMSGSIZE);
-	last = malloc(strlen(key) + 1 + length);
-	if (last == NULL)
-		return -1;
-	message = cluster_link_compose(&packet, last);
-	if (message.data != last && length > 0) /* it is too long for its key */
-		message.data = memcpy(last, data, length);
-	result = emit(client, topic, &message);
-	if (result == 0 && !client->options.no_broadcast) {
-		free(topic->last);
-		topic->last = last;
+	message = cluster_link_compose(&packet);
+	if (client->options.no_broadcast)
+		return emit(client, topic, &message);
+	if (topic->last != NULL && topic->packet.data_length == message.data_length)
+		last = topic->last;
+	else
+		last = malloc(message.data_length + 1);
+	result = last != NULL ? emit(client, topic, &message) : -1;
+	if (result == 0) {
+		old = topic->last;
+		topic->last = memcpy(last, message.data != NULL ? message.data : "",
+		                     message.data_length);
 		topic->packet = message;
-	} else {
-		free(last);
+		topic->packet.data = last;
+		last = old;
 	}
+	if (last != topic->last)
+		free(last);
 	return result;
 }
 

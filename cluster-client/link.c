@@ -24,8 +24,9 @@
 /* ---- sending ----------------------------------------------------------------- */
 
 struct message
-cluster_link_compose(const struct packet *packet, char *buffer)
+cluster_link_compose(const struct packet *packet)
 {
+	static char buffer[MESSAGE_DATA_MAX];
 	struct message message = {.action = packet->action,
 	                          .to = packet->failed ? PACKET_FAILED : ROLE_NONE,
 	                          .receiver_pid = packet->id,
@@ -67,8 +68,7 @@ cluster_link_send(struct cluster_link *link, const char *name, const struct mess
 int
 cluster_link_say(struct cluster_link *link, const struct packet *packet)
 {
-	static char buffer[MESSAGE_DATA_MAX];
-	struct message message = cluster_link_compose(packet, buffer);
+	struct message message = cluster_link_compose(packet);
 
 	return cluster_link_send(link, packet->name, &message);
 }
