@@ -408,6 +408,7 @@ floor_star(const struct trial *trial, double *figures)
 	int to[RECEIVERS_MAX], pair[2], results[2];
 	int i;
 
+	pin(true);
 	for (i = 0; i < trial->apps; i++) {
 		make_pair(pair, 0);
 		if (spawn() == 0) {
@@ -432,4 +433,5 @@ floor_star(const struct trial *trial, double *figures)
 	close(results[0]);
 	close(results[1]);
 	reap();
+	pin(false);
 }
