@@ -542,7 +542,7 @@ assert_others_live(struct stage *stage, size_t mark)
 	cr_assert_eq(died, 0, "an innocent process has died");
 }
 
-/* ---- violations: killed and replaced ------------------------------------------------------- */
+/* ---- violations: killed and replaced ----------------------------------------------------- */
 
 static void
 attack_and_be_killed(struct stage *stage, const char *name, int round)
@@ -585,7 +585,7 @@ Test(hostile, an_agent_that_breaks_the_protocol_alone_pays_for_it)
 	break_the_protocol("agent");
 }
 
-/* ---- lies that nobody believes -------------------------------------------------------------- */
+/* ---- lies that nobody believes ----------------------------------------------------------- */
 
 /* It has attacked, and lives; a message to it and one from it arrive. */
 static size_t
@@ -655,7 +655,7 @@ Test(hostile, a_forged_from_is_not_believed)
 	forge("agent");
 }
 
-/* ---- floods and crumbs ------------------------------------------------------------------------- */
+/* ---- floods and crumbs ------------------------------------------------------------------- */
 
 static void
 flood_and_live(const char *role, const char *name)
@@ -758,7 +758,7 @@ Test(hostile, an_agent_that_floods_itself)
 	flood_self("agent", "AGENT#2");
 }
 
-/* ---- a channel that is closed, by a process that lives ---------------------------------------- */
+/* ---- a channel that is closed, by a process that lives ----------------------------------- */
 
 /* An app may have connections to finish, so it has CLUTCH_GRACEFUL_TIMEOUT and its
  * close timeout; its replacement does not wait for that. */

@@ -846,7 +846,7 @@ Test(http, a_handler_that_publishes_while_its_process_leaves)
 	cluster_stop(c);
 }
 
-/* ---- the client ------------------------------------------------------------------------------ */
+/* ---- the client -------------------------------------------------------------------------- */
 
 /* A server of the test's own: it accepts, reads a request, and writes any text. */
 static int
@@ -1096,7 +1096,7 @@ Test(http, the_client_leaves_a_silent_stream)
 	cluster_stop(c);
 }
 
-/* ---- curl and wrk --------------------------------------------------------------------------------- */
+/* ---- curl and wrk ------------------------------------------------------------------------ */
 
 static bool
 is_there(const char *program)

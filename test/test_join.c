@@ -533,7 +533,7 @@ Test(join, when_the_loop_is_closed_each_has_its_own_again)
 	close_link(&one);
 }
 
-/* ---- the caller's errors -------------------------------------------------------------------- */
+/* ---- the caller's errors ----------------------------------------------------------------- */
 
 static int
 join_itself(struct messenger *messenger, void *arg)
