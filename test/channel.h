@@ -20,7 +20,6 @@
 
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -54,20 +53,23 @@ enum { SHAPED = 1024 };
 
 /* How a test changes the calls on one descriptor. If all is zero, they work as usual. */
 struct shape {
-	size_t most;  /* the most bytes in one call */
-	int error;    /* the errno of the next `errors` calls */
-	int errors;   /* -1: of all */
-	int full;     /* EAGAIN after this many calls; 0: never */
-	int calls;    /* the calls that moved bytes */
-	int last;     /* errno of the last call that failed */
-	bool strips;  /* the next handle is lost, without MSG_CTRUNC */
-	bool watched; /* not one of Criterion's own descriptors */
+	size_t most; /* the most bytes in one call */
+	int error;   /* the errno of the next `errors` calls */
+	int errors;  /* -1: of all */
+	int full;    /* EAGAIN after this many calls; 0: never */
+	int calls;   /* the calls that moved bytes */
+	int last;    /* errno of the last call that failed */
+	bool strips; /* the next handle is lost, without MSG_CTRUNC */
 };
 
 static struct shape writes[SHAPED], reads[SHAPED];
 
-typedef ssize_t (*send_function)(int, const struct msghdr *, int);
-typedef ssize_t (*receive_function)(int, struct msghdr *, int);
+ssize_t __real_send(int descriptor, const void *bytes, size_t size, int flags);
+ssize_t __wrap_send(int descriptor, const void *bytes, size_t size, int flags);
+ssize_t __real_sendmsg(int descriptor, const struct msghdr *header, int flags);
+ssize_t __wrap_sendmsg(int descriptor, const struct msghdr *header, int flags);
+ssize_t __real_recvmsg(int descriptor, struct msghdr *header, int flags);
+ssize_t __wrap_recvmsg(int descriptor, struct msghdr *header, int flags);
 
 /* Cut these parts to this many bytes at most, and return how many parts are left. */
 static inline size_t
@@ -109,56 +111,41 @@ shaped_result(struct shape *shape, ssize_t result)
 }
 
 ssize_t
-sendmsg(int descriptor, const struct msghdr *header, int flags)
+__wrap_sendmsg(int descriptor, const struct msghdr *header, int flags)
 {
-	void *symbol = dlsym(RTLD_NEXT, "sendmsg");
 	struct shape *shape = &writes[descriptor & (SHAPED - 1)];
 	struct msghdr copy = *header;
 	struct iovec part[8];
-	send_function real;
 
-	memcpy(&real, &symbol, sizeof real);
-	if (!shape->watched)
-		return real(descriptor, header, flags);
 	if (shaped_failure(shape))
 		return -1;
 	if (shape->most > 0) {
 		copy.msg_iov = part;
 		copy.msg_iovlen = shorten(part, header, shape->most);
 	}
-	return shaped_result(shape, real(descriptor, &copy, flags));
+	return shaped_result(shape, __real_sendmsg(descriptor, &copy, flags));
 }
 
 ssize_t
-send(int descriptor, const void *bytes, size_t size, int flags)
+__wrap_send(int descriptor, const void *bytes, size_t size, int flags)
 {
-	void *symbol = dlsym(RTLD_NEXT, "send");
 	struct shape *shape = &writes[descriptor & (SHAPED - 1)];
-	ssize_t (*real)(int, const void *, size_t, int);
 
-	memcpy(&real, &symbol, sizeof real);
-	if (!shape->watched)
-		return real(descriptor, bytes, size, flags);
 	if (shaped_failure(shape))
 		return -1;
 	if (shape->most > 0 && size > shape->most)
 		size = shape->most;
-	return shaped_result(shape, real(descriptor, bytes, size, flags));
+	return shaped_result(shape, __real_send(descriptor, bytes, size, flags));
 }
 
 ssize_t
-recvmsg(int descriptor, struct msghdr *header, int flags)
+__wrap_recvmsg(int descriptor, struct msghdr *header, int flags)
 {
-	void *symbol = dlsym(RTLD_NEXT, "recvmsg");
 	struct shape *shape = &reads[descriptor & (SHAPED - 1)];
 	struct msghdr copy = *header;
 	struct iovec part[8];
-	receive_function real;
 	ssize_t result;
 
-	memcpy(&real, &symbol, sizeof real);
-	if (!shape->watched)
-		return real(descriptor, header, flags);
 	if (shaped_failure(shape))
 		return -1;
 	if (shape->most > 0) {
@@ -167,7 +154,7 @@ recvmsg(int descriptor, struct msghdr *header, int flags)
 	}
 	if (shape->strips)
 		copy.msg_controllen = 0;
-	result = real(descriptor, &copy, flags);
+	result = __real_recvmsg(descriptor, &copy, flags);
 	header->msg_controllen = copy.msg_controllen;
 	header->msg_flags = shape->strips ? 0 : copy.msg_flags;
 	return shaped_result(shape, result);
@@ -178,7 +165,7 @@ shape_writes(const struct channel *channel)
 {
 	struct shape *shape = &writes[channel->descriptor];
 
-	*shape = (struct shape){.watched = true};
+	*shape = (struct shape){0};
 	return shape;
 }
 
@@ -187,7 +174,7 @@ shape_reads(const struct channel *channel)
 {
 	struct shape *shape = &reads[channel->descriptor];
 
-	*shape = (struct shape){.watched = true};
+	*shape = (struct shape){0};
 	return shape;
 }
 

@@ -347,13 +347,13 @@ Test(forwarding, behind_a_message_of_our_own_cut_anywhere)
 		relay_say_sized(&relay, 4, 3, 1);
 		whole = relay.want[0].length;
 		shape = shape_writes(&relay.sink[0]);
-		*shape = (struct shape){.watched = true, .most = cut, .full = 1};
+		*shape = (struct shape){.most = cut, .full = 1};
 		relay_speak(&relay);
 		relay_forward(&relay);
 		relay_flush(&relay);
 		cr_assert(channel_pending(&relay.sink[0]) == whole - cut);
 		cr_assert(shape->calls == 1);
-		*shape = (struct shape){.watched = true};
+		*shape = (struct shape){0};
 		relay_run(&relay);
 		relay_assert(&relay);
 		relay_close(&relay);
@@ -873,7 +873,7 @@ Test(memory, of_a_queue_that_is_never_empty_stays_bounded)
 		sized_free(&message);
 		if (i < QUEUED)
 			continue;
-		*shape = (struct shape){.watched = true, .most = size, .full = 1};
+		*shape = (struct shape){.most = size, .full = 1};
 		cr_assert(channel_flush(&channel) == PEER_ALIVE);
 		cr_assert(channel_pending(&channel) == QUEUED * size);
 		cr_assert(raw_collect(far, &got));
@@ -881,7 +881,7 @@ Test(memory, of_a_queue_that_is_never_empty_stays_bounded)
 	}
 	cr_assert(largest <= 4 * (QUEUED + 1) * size, "%zu bytes for %zu", largest,
 	          (QUEUED + 1) * size);
-	*shape = (struct shape){.watched = true};
+	*shape = (struct shape){0};
 	pump(&channel, far, &got, want.length);
 	assert_bytes(&got, &want);
 	drop(&got);
