@@ -12,7 +12,7 @@
 
 #include <time.h>
 
-TestSuite(field_signals, .timeout = 60);
+TestSuite(signals, .timeout = 60);
 
 /* ---- the caller's signal handlers ------------------------------------------------ */
 
@@ -102,17 +102,17 @@ signal_at_once(int number)
 	caller_free(c);
 }
 
-Test(field_signals, a_SIGTERM_right_after_the_fork_ends_the_cluster)
+Test(signals, a_SIGTERM_right_after_the_fork_ends_the_cluster)
 {
 	signal_at_once(SIGTERM);
 }
 
-Test(field_signals, a_SIGINT_right_after_the_fork_ends_the_cluster)
+Test(signals, a_SIGINT_right_after_the_fork_ends_the_cluster)
 {
 	signal_at_once(SIGINT);
 }
 
-Test(field_signals, a_SIGHUP_right_after_the_fork_is_not_for_the_callers_handler)
+Test(signals, a_SIGHUP_right_after_the_fork_is_not_for_the_callers_handler)
 {
 	signal_at_once(SIGHUP);
 }
@@ -181,12 +181,12 @@ signal_the_children(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_signals, the_callers_handlers_do_not_run_in_the_children_of_start_cluster)
+Test(signals, the_callers_handlers_do_not_run_in_the_children_of_start_cluster)
 {
 	signal_the_children(false);
 }
 
-Test(field_signals, the_callers_handlers_do_not_run_in_a_forked_cluster)
+Test(signals, the_callers_handlers_do_not_run_in_a_forked_cluster)
 {
 	signal_the_children(true);
 }
@@ -241,12 +241,12 @@ kill_the_master(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_signals, with_SIGALRM_blocked_what_hangs_ends_by_itself)
+Test(signals, with_SIGALRM_blocked_what_hangs_ends_by_itself)
 {
 	kill_the_master(false);
 }
 
-Test(field_signals, with_SIGALRM_blocked_what_hangs_in_a_forked_cluster_ends_by_itself)
+Test(signals, with_SIGALRM_blocked_what_hangs_in_a_forked_cluster_ends_by_itself)
 {
 	kill_the_master(true);
 }
@@ -377,12 +377,12 @@ programs_find(bool by_fork, unsigned long ignored, unsigned long blocked)
 	caller_free(c);
 }
 
-Test(field_signals, what_a_child_starts_finds_default_signals)
+Test(signals, what_a_child_starts_finds_default_signals)
 {
 	programs_find(false, 0, 0);
 }
 
-Test(field_signals, what_a_forked_clusters_child_starts_finds_default_signals)
+Test(signals, what_a_forked_clusters_child_starts_finds_default_signals)
 {
 	programs_find(true, 0, 0);
 }
@@ -396,12 +396,12 @@ Test(field_signals, what_a_forked_clusters_child_starts_finds_default_signals)
 	 BIT(SIGCHLD) | BIT(SIGTSTP) | BIT(SIGTTIN) | BIT(SIGTTOU) | BIT(SIGXFSZ) |                \
 	 BIT(SIGWINCH) | BIT(SIGURG))
 
-Test(field_signals, what_a_child_starts_finds_ignored_what_the_caller_ignores)
+Test(signals, what_a_child_starts_finds_ignored_what_the_caller_ignores)
 {
 	programs_find(false, IGNORED, 0);
 }
 
-Test(field_signals, what_a_forked_clusters_child_starts_finds_ignored_what_the_caller_ignores)
+Test(signals, what_a_forked_clusters_child_starts_finds_ignored_what_the_caller_ignores)
 {
 	programs_find(true, IGNORED, 0);
 }
@@ -411,12 +411,12 @@ Test(field_signals, what_a_forked_clusters_child_starts_finds_ignored_what_the_c
 	(BIT(SIGHUP) | BIT(SIGINT) | BIT(SIGQUIT) | BIT(SIGPIPE) | BIT(SIGUSR1) | BIT(SIGUSR2) |   \
 	 BIT(SIGCHLD) | BIT(SIGTSTP) | BIT(SIGWINCH))
 
-Test(field_signals, what_a_child_starts_finds_blocked_what_the_caller_blocks)
+Test(signals, what_a_child_starts_finds_blocked_what_the_caller_blocks)
 {
 	programs_find(false, 0, BLOCKED);
 }
 
-Test(field_signals, what_a_forked_clusters_child_starts_finds_blocked_what_the_caller_blocks)
+Test(signals, what_a_forked_clusters_child_starts_finds_blocked_what_the_caller_blocks)
 {
 	programs_find(true, 0, BLOCKED);
 }
@@ -486,7 +486,7 @@ starts_and_compares(void)
 	return 0;
 }
 
-Test(field_signals, the_callers_signals_are_put_back)
+Test(signals, the_callers_signals_are_put_back)
 {
 	struct caller *c = caller_start(starts_and_compares);
 
@@ -522,13 +522,13 @@ interrupt(bool by_fork, int number)
 	caller_free(c);
 }
 
-Test(field_signals, an_ignored_SIGINT_stays_ignored)
+Test(signals, an_ignored_SIGINT_stays_ignored)
 {
 	interrupt(false, SIGINT);
 	interrupt(true, SIGINT);
 }
 
-Test(field_signals, an_ignored_SIGQUIT_stays_ignored)
+Test(signals, an_ignored_SIGQUIT_stays_ignored)
 {
 	interrupt(false, SIGQUIT);
 	interrupt(true, SIGQUIT);

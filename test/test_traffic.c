@@ -1,8 +1,7 @@
 /*
- * Faults from the field: one process that is slow, stuck, hostile or gone costs the
- * others nothing.
+ * One process that is slow, stuck, hostile or gone costs the others nothing.
  *
- * The core is linked here with small limits (FIELD_LIMITS in the Makefile), so that a
+ * The core is linked here with small limits (TRAFFIC_LIMITS in the Makefile), so that a
  * queue is full after 128 KiB and a process is stuck after 1.5 s. Some system calls
  * are wrapped, so that a test can make them fail, and can watch the master's signals
  * (struct world). The clock can run faster or slower than the true one.
@@ -70,7 +69,7 @@ open_world(void)
 	owner = getpid();
 }
 
-TestSuite(field_traffic, .init = open_world, .timeout = 60);
+TestSuite(traffic, .init = open_world, .timeout = 60);
 
 static bool
 is_master(void)
@@ -755,18 +754,18 @@ expect_finite_last_words(const char *who, const char *died, const char *replaced
 	stop(c);
 }
 
-Test(field_traffic, the_helpers_of_a_dead_app_are_not_listened_to)
+Test(traffic, the_helpers_of_a_dead_app_are_not_listened_to)
 {
 	expect_finite_last_words("APP#1", "app_worker#1:APP#1 died", "app_worker#4:APP#4 started");
 }
 
-Test(field_traffic, the_helpers_of_a_dead_agent_are_not_listened_to)
+Test(traffic, the_helpers_of_a_dead_agent_are_not_listened_to)
 {
 	expect_finite_last_words("AGENT#1", "agent_worker#1:AGENT#1 died",
 	                         "agent_worker#2:AGENT#2 started");
 }
 
-Test(field_traffic, the_helpers_of_an_app_that_has_left_do_not_keep_the_cluster_open)
+Test(traffic, the_helpers_of_an_app_that_has_left_do_not_keep_the_cluster_open)
 {
 	struct cluster *c = start(3);
 
@@ -778,7 +777,7 @@ Test(field_traffic, the_helpers_of_an_app_that_has_left_do_not_keep_the_cluster_
 /* ---- a shortage concerns the channel that meets it --------------------------------------- */
 
 /* It lasts. The message goes without its handle, the others have not waited. */
-Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone)
+Test(traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone)
 {
 	static const int shortages[] = {ETOOMANYREFS, ENOMEM, ENOBUFS};
 	struct cluster *c = start(5);
@@ -808,7 +807,7 @@ Test(field_traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone
 	stop(c);
 }
 
-Test(field_traffic, a_shortage_that_is_over_soon_costs_no_handle)
+Test(traffic, a_shortage_that_is_over_soon_costs_no_handle)
 {
 	struct cluster *c = start(2);
 
@@ -856,18 +855,18 @@ expect_shortage_in_sender(const char *who)
 	stop(c);
 }
 
-Test(field_traffic, an_app_that_meets_a_shortage_for_a_handle_reads_on)
+Test(traffic, an_app_that_meets_a_shortage_for_a_handle_reads_on)
 {
 	expect_shortage_in_sender("APP#1");
 }
 
-Test(field_traffic, an_agent_that_meets_a_shortage_for_a_handle_reads_on)
+Test(traffic, an_agent_that_meets_a_shortage_for_a_handle_reads_on)
 {
 	expect_shortage_in_sender("AGENT#1");
 }
 
 /* The real thing: the user's descriptors in flight are more than the master may have. */
-Test(field_traffic, descriptors_in_flight_hold_up_no_other_channel)
+Test(traffic, descriptors_in_flight_hold_up_no_other_channel)
 {
 	struct rlimit limit;
 	struct cluster *c;
@@ -909,7 +908,7 @@ act_and_leave_behind_the_job(struct messenger *agent, void *arg)
 }
 
 /* SIGKILL takes its time, too: the number of the group is kept until then. */
-Test(field_traffic, a_group_that_was_killed_has_time_to_die)
+Test(traffic, a_group_that_was_killed_has_time_to_die)
 {
 	struct cluster *c = launch((struct options){.agent = act_and_leave_behind_the_job});
 
@@ -921,7 +920,7 @@ Test(field_traffic, a_group_that_was_killed_has_time_to_die)
 	cr_assert_gt(world->reaped_at - world->killed_at, 100);
 }
 
-Test(field_traffic, who_has_left_its_group_is_ended_all_the_same)
+Test(traffic, who_has_left_its_group_is_ended_all_the_same)
 {
 	struct cluster *c = start(2);
 
@@ -946,7 +945,7 @@ move_and_load(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-Test(field_traffic, an_app_that_has_left_its_group_has_a_start_timeout)
+Test(traffic, an_app_that_has_left_its_group_has_a_start_timeout)
 {
 	struct cluster *c = launch((struct options){
 		.app = move_and_load, .worker_start_timeout = 1500, .app_close_timeout = 300});
@@ -955,7 +954,7 @@ Test(field_traffic, an_app_that_has_left_its_group_has_a_start_timeout)
 	cluster_ended(c, 1);
 }
 
-Test(field_traffic, an_agent_that_has_left_its_group_has_a_start_timeout)
+Test(traffic, an_agent_that_has_left_its_group_has_a_start_timeout)
 {
 	struct cluster *c = launch((struct options){
 		.agent = move_and_load, .worker_start_timeout = 1500, .agent_close_timeout = 300});
@@ -977,12 +976,12 @@ expect_end_of_liar(const char *who, const char *died, const char *replaced)
 	stop(c);
 }
 
-Test(field_traffic, an_app_that_has_left_its_group_pays_for_a_breach_of_protocol)
+Test(traffic, an_app_that_has_left_its_group_pays_for_a_breach_of_protocol)
 {
 	expect_end_of_liar("APP#1", "APP#1 died", "app_worker#3:APP#3 started");
 }
 
-Test(field_traffic, an_agent_that_has_left_its_group_pays_for_a_breach_of_protocol)
+Test(traffic, an_agent_that_has_left_its_group_pays_for_a_breach_of_protocol)
 {
 	expect_end_of_liar("AGENT#1", "AGENT#1 died", "agent_worker#2:AGENT#2 started");
 }
@@ -1038,18 +1037,18 @@ expect_life_with_a_full_pipe(int log)
 	cr_assert_lt(clutch_now() - since, 8000 * time_scale());
 }
 
-Test(field_traffic, a_full_pipe_that_others_share_does_not_block_stdout)
+Test(traffic, a_full_pipe_that_others_share_does_not_block_stdout)
 {
 	expect_life_with_a_full_pipe(STDOUT_FILENO);
 }
 
-Test(field_traffic, a_full_pipe_that_others_share_does_not_block_stderr)
+Test(traffic, a_full_pipe_that_others_share_does_not_block_stderr)
 {
 	expect_life_with_a_full_pipe(STDERR_FILENO);
 }
 
 /* Each line costs 10 ms at most, but there are seven hundred of them. */
-Test(field_traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
+Test(traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 {
 	static const char zeros[4096];
 	struct cluster *c;
@@ -1098,7 +1097,7 @@ start_with_log_at_its_limit(int log)
 	return c;
 }
 
-Test(field_traffic, an_app_survives_a_stdout_at_its_limit)
+Test(traffic, an_app_survives_a_stdout_at_its_limit)
 {
 	struct cluster *c = start_with_log_at_its_limit(STDOUT_FILENO);
 
@@ -1108,7 +1107,7 @@ Test(field_traffic, an_app_survives_a_stdout_at_its_limit)
 	stop(c);
 }
 
-Test(field_traffic, an_app_survives_a_stderr_at_its_limit)
+Test(traffic, an_app_survives_a_stderr_at_its_limit)
 {
 	struct cluster *c = start_with_log_at_its_limit(STDERR_FILENO);
 	size_t mark = cluster_mark(c);
@@ -1123,7 +1122,7 @@ Test(field_traffic, an_app_survives_a_stderr_at_its_limit)
 	stop(c);
 }
 
-Test(field_traffic, the_master_survives_a_stdout_at_its_limit)
+Test(traffic, the_master_survives_a_stdout_at_its_limit)
 {
 	struct cluster *c = start_with_log_at_its_limit(STDOUT_FILENO);
 
@@ -1133,7 +1132,7 @@ Test(field_traffic, the_master_survives_a_stdout_at_its_limit)
 	stop(c);
 }
 
-Test(field_traffic, the_master_survives_a_stderr_at_its_limit)
+Test(traffic, the_master_survives_a_stderr_at_its_limit)
 {
 	struct cluster *c = start_with_log_at_its_limit(STDERR_FILENO);
 	size_t mark = cluster_mark(c);
@@ -1149,7 +1148,7 @@ Test(field_traffic, the_master_survives_a_stderr_at_its_limit)
 /* ---- too slow ---------------------------------------------------------------------------- */
 
 /* It reads a little all the time, so that its queue is never short. */
-Test(field_traffic, an_app_that_is_always_too_slow_is_replaced)
+Test(traffic, an_app_that_is_always_too_slow_is_replaced)
 {
 	struct cluster *c = start(3);
 	size_t mark = cluster_mark(c);
@@ -1171,7 +1170,7 @@ Test(field_traffic, an_app_that_is_always_too_slow_is_replaced)
 
 /* APP#1 cannot read before it has written, and the master does not read what it writes
  * for others who do not read. Each of these is slow for a second. */
-Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
+Test(traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 {
 	struct cluster *c = start(3);
 
@@ -1196,7 +1195,7 @@ Test(field_traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 
 /* APP#2 writes to itself, and reads nothing meanwhile. APP#1 reads nothing either, but its
  * queue is not so long that another process waits for it. */
-Test(field_traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
+Test(traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
 {
 	struct cluster *c = start(3);
 	size_t mark = cluster_mark(c);
@@ -1214,7 +1213,7 @@ Test(field_traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
 }
 
 /* Its queue is above the high mark within one turn of the master only, but its sender waits. */
-Test(field_traffic, an_app_whose_queue_was_full_for_a_moment_is_stuck_when_it_hangs)
+Test(traffic, an_app_whose_queue_was_full_for_a_moment_is_stuck_when_it_hangs)
 {
 	struct cluster *c = start(2);
 	size_t mark = cluster_mark(c);
@@ -1233,7 +1232,7 @@ Test(field_traffic, an_app_whose_queue_was_full_for_a_moment_is_stuck_when_it_ha
 
 /* Its channel is closed, so that its queue is nobody's any more. The parent gets another
  * channel, whose other end stays open and silent. */
-Test(field_traffic, a_stuck_parent_makes_the_master_not_busy)
+Test(traffic, a_stuck_parent_makes_the_master_not_busy)
 {
 	struct cluster *c = start(2);
 	int silent[2], stopped = c->parent->channel.descriptor;
@@ -1283,12 +1282,12 @@ expect_return_after(resource_kind resource, rlim_t least, rlim_t most)
 	stop(c);
 }
 
-Test(field_traffic, apps_come_back_after_a_shortage_of_processes)
+Test(traffic, apps_come_back_after_a_shortage_of_processes)
 {
 	expect_return_after(RLIMIT_NPROC, 1, RLIM_INFINITY);
 }
 
-Test(field_traffic, apps_come_back_after_a_shortage_of_descriptors)
+Test(traffic, apps_come_back_after_a_shortage_of_descriptors)
 {
 	expect_return_after(RLIMIT_NOFILE, 3, 1024);
 }
@@ -1312,7 +1311,7 @@ hang_in_slot_1(struct messenger *app, void *arg)
 }
 
 /* As soon as a child is reaped its number may be a stranger's. */
-Test(field_traffic, nobody_reaped_is_signalled_while_closing)
+Test(traffic, nobody_reaped_is_signalled_while_closing)
 {
 	struct cluster *c = launch((struct options){.app = hang_in_slot_1, .workers = 3});
 
@@ -1333,7 +1332,7 @@ load_for_ever(struct messenger *app, void *arg)
 	return act(app, arg);
 }
 
-Test(field_traffic, nobody_reaped_is_signalled_in_a_failed_start)
+Test(traffic, nobody_reaped_is_signalled_in_a_failed_start)
 {
 	struct cluster *c = launch((struct options){.app = load_for_ever, .workers = 3});
 
@@ -1343,7 +1342,7 @@ Test(field_traffic, nobody_reaped_is_signalled_in_a_failed_start)
 	             world->signals_to_reaped);
 }
 
-Test(field_traffic, nobody_reaped_is_signalled_while_running)
+Test(traffic, nobody_reaped_is_signalled_while_running)
 {
 	struct cluster *c = start(2);
 
@@ -1360,7 +1359,7 @@ Test(field_traffic, nobody_reaped_is_signalled_while_running)
 }
 
 /* Another child has died at the same time: what is known of that one is no news of this one. */
-Test(field_traffic, nobody_that_another_part_of_the_program_has_reaped_is_signalled)
+Test(traffic, nobody_that_another_part_of_the_program_has_reaped_is_signalled)
 {
 	struct cluster *c = start(2);
 
@@ -1389,7 +1388,7 @@ signal_all(struct cluster *c, int number)
 }
 
 /* As a container is paused: a full queue, and time goes by in which nobody runs. */
-Test(field_traffic, a_pause_of_all_makes_nobody_stuck)
+Test(traffic, a_pause_of_all_makes_nobody_stuck)
 {
 	struct cluster *c = start(3);
 
@@ -1456,18 +1455,18 @@ expect_pause_while_closing(const char *who, struct options options)
 	cluster_ended(c, 0);
 }
 
-Test(field_traffic, a_pause_takes_no_time_from_an_app_that_leaves)
+Test(traffic, a_pause_takes_no_time_from_an_app_that_leaves)
 {
 	expect_pause_while_closing("APP#1", (struct options){.app = act_and_leave_slowly});
 }
 
-Test(field_traffic, a_pause_takes_no_time_from_an_agent_that_leaves)
+Test(traffic, a_pause_takes_no_time_from_an_agent_that_leaves)
 {
 	expect_pause_while_closing("AGENT#1", (struct options){.agent = act_and_leave_slowly});
 }
 
 /* It reads nothing while it leaves, for longer than the stuck timeout. */
-Test(field_traffic, a_full_queue_of_an_app_that_leaves_makes_the_master_not_busy)
+Test(traffic, a_full_queue_of_an_app_that_leaves_makes_the_master_not_busy)
 {
 	struct cluster *c =
 		launch((struct options){.app = act_and_leave_slowly, .app_close_timeout = 60000});
@@ -1497,7 +1496,7 @@ load_until_released(struct messenger *app, void *arg)
 	return act(app, arg);
 }
 
-Test(field_traffic, a_pause_takes_no_time_from_an_app_that_starts)
+Test(traffic, a_pause_takes_no_time_from_an_app_that_starts)
 {
 	struct cluster *c =
 		launch((struct options){.app = load_until_released, .worker_start_timeout = 2500});
@@ -1526,7 +1525,7 @@ undeliverable(struct cluster *c)
 }
 
 /* Whoever speaks to an agent that is not there is heard by the others all the same. */
-Test(field_traffic, an_agent_that_cannot_start_holds_nobody_up)
+Test(traffic, an_agent_that_cannot_start_holds_nobody_up)
 {
 	struct cluster *c = launch((struct options){.agent = act_once, .workers = 3});
 	unsigned long lost;
@@ -1552,7 +1551,7 @@ Test(field_traffic, an_agent_that_cannot_start_holds_nobody_up)
 }
 
 /* There was a good check before: three bad ones in a row are more than 20 s. */
-Test(field_traffic, a_good_health_check_makes_the_count_begin_anew)
+Test(traffic, a_good_health_check_makes_the_count_begin_anew)
 {
 	struct cluster *c;
 	int64_t since;
@@ -1572,7 +1571,7 @@ Test(field_traffic, a_good_health_check_makes_the_count_begin_anew)
 }
 
 /* What one agent has lost is not what the next one loses. */
-Test(field_traffic, each_outage_of_the_agent_is_told_once)
+Test(traffic, each_outage_of_the_agent_is_told_once)
 {
 	struct cluster *c;
 	size_t mark;
@@ -1596,7 +1595,7 @@ Test(field_traffic, each_outage_of_the_agent_is_told_once)
 
 /* APP#1 waits for two receivers: one dies, and what APP#3 says to the place that it leaves
  * is more than a little; then the other one goes on reading. */
-Test(field_traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
+Test(traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
 {
 	struct cluster *c;
 
@@ -1646,7 +1645,7 @@ time_used(struct cluster *c)
 	return used;
 }
 
-Test(field_traffic, a_port_that_was_shut_down_makes_nobody_busy)
+Test(traffic, a_port_that_was_shut_down_makes_nobody_busy)
 {
 	struct cluster *c = launch((struct options){.connection = on_connected, .workers = 3});
 	size_t mark;
@@ -1718,12 +1717,12 @@ expect_second_reload(void (*reload)(struct cluster *c))
 	stop(c);
 }
 
-Test(field_traffic, a_second_order_by_signal_starts_a_waiting_reload_anew)
+Test(traffic, a_second_order_by_signal_starts_a_waiting_reload_anew)
 {
 	expect_second_reload(reload_by_signal);
 }
 
-Test(field_traffic, a_second_order_by_message_starts_a_waiting_reload_anew)
+Test(traffic, a_second_order_by_message_starts_a_waiting_reload_anew)
 {
 	expect_second_reload(reload_by_message);
 }
@@ -1731,7 +1730,7 @@ Test(field_traffic, a_second_order_by_message_starts_a_waiting_reload_anew)
 /* ---- many full queues -------------------------------------------------------------------- */
 
 /* Each that drains lets the sender speak once more, if it waits for nobody else. */
-Test(field_traffic, receivers_that_drain_one_after_the_other_make_no_queue_too_long)
+Test(traffic, receivers_that_drain_one_after_the_other_make_no_queue_too_long)
 {
 	enum { APPS = 8, MOST = 2 * CHANNEL_HIGH_WATER + 2 * CHANNEL_READ_SIZE };
 	struct cluster *c;

@@ -11,7 +11,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-TestSuite(field_in_child, .timeout = 60);
+TestSuite(in_child, .timeout = 60);
 
 enum { FILES = 50 };
 
@@ -171,7 +171,7 @@ check_child(struct caller *c, const char *name, pid_t pid)
 	caller_assert(c, left_in(pid) == 0, "%d descriptors are left in %s", left_in(pid), said);
 }
 
-Test(field_in_child, it_is_called_first_in_every_process_of_a_forked_cluster)
+Test(in_child, it_is_called_first_in_every_process_of_a_forked_cluster)
 {
 	struct caller *c = caller_start(program_forks);
 	size_t at;
@@ -193,7 +193,7 @@ Test(field_in_child, it_is_called_first_in_every_process_of_a_forked_cluster)
 	caller_free(c);
 }
 
-Test(field_in_child, start_cluster_calls_it_in_its_children_alone)
+Test(in_child, start_cluster_calls_it_in_its_children_alone)
 {
 	struct caller *c = caller_start(program_starts);
 
