@@ -195,7 +195,7 @@ $(BUILD)/faults/%.o: %.c
 # socket buffer, and a short CLUTCH_STUCK_TIMEOUT.
 TRAFFIC_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER=16384) \
                -DCLUTCH_STUCK_TIMEOUT=1500
-TRAFFIC_TESTS  = $(BUILD)/test/test_traffic $(BUILD)/test/test_pause
+TRAFFIC_TESTS  = $(patsubst %,$(BUILD)/test/test_%,traffic processes pause)
 
 $(TRAFFIC_TESTS): %: %.o $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(CORE:%.c=$(BUILD)/traffic/%.o)
 	@echo "  ld  $@"

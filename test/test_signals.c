@@ -533,3 +533,80 @@ Test(signals, an_ignored_SIGQUIT_stays_ignored)
 	interrupt(false, SIGQUIT);
 	interrupt(true, SIGQUIT);
 }
+
+/* ---- a signal just before the poll ----------------------------------------------- */
+
+static volatile sig_atomic_t raise_before_poll, raise_when_idle;
+
+int __real_poll(struct pollfd *set, nfds_t count, int timeout);
+int __wrap_poll(struct pollfd *set, nfds_t count, int timeout);
+
+/* The signal comes between the last look at the flags and the sleep. */
+int
+__wrap_poll(struct pollfd *set, nfds_t count, int timeout)
+{
+	int number = raise_before_poll;
+
+	if (number != 0 && timeout != 0) {
+		raise_before_poll = 0;
+		raise(number);
+	}
+	number = raise_when_idle;
+	if (number != 0 && timeout == -1) {
+		raise_when_idle = 0;
+		raise(number);
+	}
+	return __real_poll(set, count, timeout);
+}
+
+static int
+will_raise(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message, (void)arg;
+	raise_before_poll = SIGTERM;
+	return 0;
+}
+
+static int
+raises(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_on(messenger, "test-raise", will_raise, NULL) == 0 ? observe(messenger)
+	                                                                    : -1;
+}
+
+/* agent.c, on_sigterm: the handler wakes the loop. If it does not, the process sleeps
+ * until somebody speaks to it. */
+Test(signals, a_SIGTERM_just_before_the_poll_is_not_slept_over)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = raises, .app = raises, .workers = 1});
+
+	cluster_ready(c);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-raise", NULL), 0);
+	cluster_turn(c);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-raise", NULL), 0);
+	cluster_turn(c);
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 0, signal: null");
+	cluster_stop(c);
+}
+
+/* In the master alone: its children forget this again. */
+static void
+raises_when_idle(enum role role, void *arg)
+{
+	(void)arg;
+	raise_when_idle = role == ROLE_MASTER ? SIGTERM : 0;
+}
+
+/* master.c, on_caught: the handler wakes the loop, the self-pipe trick. In env "local" an
+ * idle master has no deadline that would wake it. */
+Test(signals, a_SIGTERM_just_before_an_idle_master_polls_is_not_slept_over)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.in_child = raises_when_idle, .workers = 1, .env = "local"});
+
+	cluster_wait(c, 0, "[master] master is killed by signal SIGTERM, closing");
+	cluster_ended(c, 0);
+}
