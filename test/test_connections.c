@@ -113,8 +113,8 @@ starves(struct messenger *app, void *arg)
 	return observe(app);
 }
 
-/* worker.c, on_connection: ENOMEM is a shortage, too. If it is not, the loop spins and
- * nobody says so. */
+/* worker.c, on_connection: ENOMEM is a shortage, too. Without this case the loop spins and
+ * logs nothing. */
 Test(connections, an_accept_without_memory_is_one_line_and_a_pause)
 {
 	struct cluster *c = cluster_start(&(struct options){

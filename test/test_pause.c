@@ -1,5 +1,5 @@
 /*
- * Pause and resume: a process stops reading its channel, so that those who send to it
+ * Pause and resume: a process stops reading its channel, so that its senders
  * wait, and goes on later.
  *
  * The core is linked here with small limits (TRAFFIC_LIMITS in the Makefile): a queue is
@@ -47,7 +47,7 @@ on_byte(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-/* The channel is not read; a timer, a descriptor and writing go on. */
+/* Only the reading of the channel pauses: a timer, a descriptor and writing go on. */
 static int
 order_pause(struct messenger *messenger, const char *line)
 {
@@ -62,7 +62,7 @@ order_pause(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* It goes on when SIGUSR2 tells it so: messages do not reach it. */
+/* The process goes on at SIGUSR2, because messages do not reach it. */
 static int
 on_look(struct messenger *messenger, void *arg)
 {
@@ -98,7 +98,7 @@ talk_and_pause(struct messenger *messenger, void *arg)
 
 /* ---- an agent that forwards ---------------------------------------------------------- */
 
-/* What could not be sent yet, in order: at most what one read has brought. */
+/* The messages that could not be sent yet, in order: at most those of one read. */
 struct kept {
 	struct kept *next;
 	char *action, *data;
@@ -259,8 +259,8 @@ Test(pause, a_paused_agent_does_everything_but_read)
 	expect_pause("AGENT#1", "APP#2");
 }
 
-/* Three clients speak faster than the receiver listens. All of it arrives, and it waits
- * where it comes from. */
+/* Three clients send faster than the receiver reads. All messages arrive, and meanwhile they
+ * wait in the clients' queues. */
 Test(pause, an_agent_that_forwards_loses_nothing)
 {
 	enum { EACH = 2000 };
@@ -290,7 +290,7 @@ Test(pause, an_agent_that_forwards_loses_nothing)
 
 /* ---- a pause is no fault ------------------------------------------------------------------- */
 
-/* Its queue is full, and longer than the stuck timeout; nobody spins meanwhile. */
+/* The queue is full for longer than the stuck timeout, and no process spins meanwhile. */
 static void
 expect_patience(const char *who, const char *other)
 {
@@ -324,7 +324,8 @@ Test(pause, a_paused_agent_is_not_stuck)
 	expect_patience("AGENT#1", "APP#2");
 }
 
-/* The parent's loop is a foreign one here: it polls what messenger_descriptors says. */
+/* The parent has a loop of its own here, which polls the descriptors of
+ * messenger_descriptors. */
 Test(pause, a_paused_parent_is_not_stuck)
 {
 	struct cluster *c = start(talk_and_pause, 2);
@@ -407,7 +408,7 @@ send_all(struct messenger *sender, bool with_handles)
 	}
 }
 
-/* All is in the socket before the first message is taken. */
+/* All messages are in the socket before the receiver takes the first one. */
 static void
 take_one_by_one(bool with_handles, bool hangs_up)
 {

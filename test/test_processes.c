@@ -28,8 +28,8 @@ is_buried_or_fat(struct cluster *c, void *arg)
 	       process_memory(c->master) > suspect->most;
 }
 
-/* Its children write into its channel for as long as anybody reads it. They are told to
- * end; those that do not are killed. */
+/* The children of `who` write into its channel for as long as the master reads it. The master
+ * sends them SIGTERM, and SIGKILL to the children that ignore it. */
 static void
 expect_finite_last_words(const char *who, const char *died, const char *replaced)
 {
@@ -87,14 +87,15 @@ wait_for_the_job(struct messenger *agent, void *arg)
 	return 0;
 }
 
-/* Its master must not end before the one that has left the job. */
+/* The agent keeps the master alive until the parent of the job has ended. */
 static int
 act_and_leave_behind_the_job(struct messenger *agent, void *arg)
 {
 	return messenger_before_close(agent, wait_for_the_job, arg) == -1 ? -1 : act(agent, arg);
 }
 
-/* SIGKILL takes its time, too: the number of the group is kept until then. */
+/* A group does not die at once of SIGKILL: the master reaps its leader, and so gives up the
+ * group's number, only later. */
 Test(processes, a_group_that_was_killed_has_time_to_die)
 {
 	struct cluster *c = launch((struct options){.agent = act_and_leave_behind_the_job});
@@ -125,7 +126,7 @@ move_and_load(struct messenger *messenger, void *arg)
 {
 	(void)arg;
 	order_move(messenger, "move deaf");
-	for (;;) { /* again: its master gives it a group of its own, maybe after this */
+	for (;;) { /* again, because the master may set the process's group after this call */
 		setpgid(0, getpgid(getppid()));
 		__real_poll(NULL, 0, 10);
 	}
@@ -200,7 +201,7 @@ expect_return_after(resource_kind resource, rlim_t least, rlim_t most)
 	for (i = 9; i <= 16; i++)
 		cluster_wait(c, 0, "app_worker#%d:APP#%d started", i, i);
 	cr_assert_lt(clutch_now() - since, 8000, "they are back after %lldms",
-	             (long long)(clutch_now() - since)); /* 2 s, and the machine's own time */
+	             (long long)(clutch_now() - since)); /* 2 s, and some time for a slow machine */
 	cr_assert_eq(cluster_count(c, 0, "too fast"), 0);
 	exchange(c, "APP#9", "APP#16", 10000);
 	stop(c);
@@ -234,7 +235,7 @@ hang_in_slot_1(struct messenger *app, void *arg)
 	return act(app, arg);
 }
 
-/* As soon as a child is reaped its number may be a stranger's. */
+/* As soon as a child is reaped, its pid may belong to a stranger. */
 Test(processes, nobody_reaped_is_signalled_while_closing)
 {
 	struct cluster *c = launch((struct options){.app = hang_in_slot_1, .workers = 3});
@@ -251,7 +252,7 @@ load_for_ever(struct messenger *app, void *arg)
 {
 	if (messenger_slot(app) == 1)
 		hang();
-	if (messenger_slot(app) == 2) /* a failed start: the cluster is given up */
+	if (messenger_slot(app) == 2) /* a failed start ends the cluster */
 		return __real_poll(NULL, 0, 200) - 1;
 	return act(app, arg);
 }
@@ -282,7 +283,7 @@ Test(processes, nobody_reaped_is_signalled_while_running)
 	             world->signals_to_reaped);
 }
 
-/* Another child has died at the same time: what is known of that one is no news of this one. */
+/* Another child has died at the same time: its siginfo must not be taken for this child's. */
 Test(processes, nobody_that_another_part_of_the_program_has_reaped_is_signalled)
 {
 	struct cluster *c = start(2);
@@ -305,7 +306,7 @@ static int
 act_unless_ill(struct messenger *app, void *arg)
 {
 	if (world->ill) {
-		messenger_ready_later(app); /* and never is */
+		messenger_ready_later(app); /* but is never ready */
 		report(app, "is ill");
 	}
 	return act(app, arg);
@@ -324,7 +325,7 @@ reload_by_message(struct cluster *c)
 	cluster_turn(c);
 }
 
-/* The cause is removed, and the reload ordered again. */
+/* The cause of the wait is removed, and the reload is ordered again. */
 static void
 expect_second_reload(void (*reload)(struct cluster *c))
 {

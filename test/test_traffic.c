@@ -13,7 +13,7 @@ TestSuite(traffic, .init = open_world, .timeout = 60);
 
 /* ---- a shortage concerns the channel that meets it --------------------------------------- */
 
-/* It lasts. The message goes without its handle, the others have not waited. */
+/* The shortage lasts: the message loses its handle, and other channels do not wait. */
 Test(traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone)
 {
 	static const int shortages[] = {ETOOMANYREFS, ENOMEM, ENOBUFS};
@@ -65,7 +65,7 @@ has_met_a_shortage(struct cluster *c, void *arg)
 	return world->met > *(int *)arg;
 }
 
-/* The same in the process that sends: it reads on. */
+/* The sender of a handle meets the shortage, and goes on reading. */
 static void
 expect_shortage_in_sender(const char *who)
 {
@@ -102,7 +102,8 @@ Test(traffic, an_agent_that_meets_a_shortage_for_a_handle_reads_on)
 	expect_shortage_in_sender("AGENT#1");
 }
 
-/* The real thing: the user's descriptors in flight are more than the master may have. */
+/* The kernel causes the shortage: more descriptors of the user are in flight than the
+ * master may have. */
 Test(traffic, descriptors_in_flight_hold_up_no_other_channel)
 {
 	struct rlimit limit;
@@ -135,7 +136,7 @@ are_diverted(struct cluster *c, void *arg)
 	return world->diverted >= *(int *)arg;
 }
 
-/* From now on that is the stdout or stderr of one process, or of all (0). */
+/* The descriptor becomes the log (stdout or stderr) of the process `pid`, or of all (0). */
 static void
 divert_log(struct cluster *c, int log, int descriptor, pid_t pid, int processes)
 {
@@ -149,7 +150,7 @@ divert_log(struct cluster *c, int log, int descriptor, pid_t pid, int processes)
 }
 
 /* The pipe has room when the master asks, and none when it writes: other processes
- * write into it, and nobody reads it any more. */
+ * write into it, and no process reads it any more. */
 static void
 expect_life_with_a_full_pipe(int log)
 {
@@ -187,7 +188,7 @@ Test(traffic, a_full_pipe_that_others_share_does_not_block_stderr)
 	expect_life_with_a_full_pipe(STDERR_FILENO);
 }
 
-/* Each line costs 10 ms at most, but there are seven hundred of them. */
+/* The master may wait 10 ms for a line; with seven hundred lines it must give up sooner. */
 Test(traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 {
 	static const char zeros[4096];
@@ -241,7 +242,7 @@ Test(traffic, an_app_survives_a_stdout_at_its_limit)
 {
 	struct cluster *c = start_with_log_at_its_limit(STDOUT_FILENO);
 
-	cluster_signal(c, "APP#3", SIGTERM); /* it says so */
+	cluster_signal(c, "APP#3", SIGTERM); /* the app logs its end */
 	cr_assert_str_eq(cluster_wait_end(c, "APP#3"), "code: 0, signal: null");
 	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
@@ -287,7 +288,7 @@ Test(traffic, the_master_survives_a_stderr_at_its_limit)
 
 /* ---- too slow ---------------------------------------------------------------------------- */
 
-/* It reads a little all the time, so that its queue is never short. */
+/* The app reads a little all the time, but its queue is never short. */
 Test(traffic, an_app_that_is_always_too_slow_is_replaced)
 {
 	struct cluster *c = start(3);
@@ -308,8 +309,8 @@ Test(traffic, an_app_that_is_always_too_slow_is_replaced)
 	cluster_stop(c); /* APP#4 has not heard the stream's beginning */
 }
 
-/* APP#1 cannot read before it has written, and the master does not read what it writes
- * for others who do not read. Each of these is slow for a second. */
+/* APP#1 cannot read before it has written, and the master does not read APP#1 because the
+ * receivers do not read. Each of the receivers is slow for a second. */
 Test(traffic, an_app_that_the_master_does_not_read_is_not_stuck)
 {
 	struct cluster *c = start(3);
@@ -352,7 +353,8 @@ Test(traffic, an_app_that_waits_for_itself_is_stuck_whatever_others_do)
 	stop(c);
 }
 
-/* Its queue is above the high mark within one turn of the master only, but its sender waits. */
+/* The app's queue is above the high mark within one turn of the master only, but the sender
+ * waits for it. */
 Test(traffic, an_app_whose_queue_was_full_for_a_moment_is_stuck_when_it_hangs)
 {
 	struct cluster *c = start(2);
@@ -370,7 +372,7 @@ Test(traffic, an_app_whose_queue_was_full_for_a_moment_is_stuck_when_it_hangs)
 	stop(c);
 }
 
-/* Its channel is closed, so that its queue is nobody's any more. The parent gets another
+/* The parent's channel is closed, so that the master drops its queue. The parent gets another
  * channel, whose other end stays open and silent. */
 Test(traffic, a_stuck_parent_makes_the_master_not_busy)
 {
@@ -401,7 +403,7 @@ signal_all(struct cluster *c, int number)
 		kill(pids[i], number);
 }
 
-/* As a container is paused: a full queue, and time goes by in which nobody runs. */
+/* A container is paused: a queue is full, and time passes in which no process runs. */
 Test(traffic, a_pause_of_all_makes_nobody_stuck)
 {
 	struct cluster *c = start(3);
@@ -411,7 +413,7 @@ Test(traffic, a_pause_of_all_makes_nobody_stuck)
 	wait_until_full(c, "APP#1");
 	signal_all(c, SIGSTOP);
 	let_pass(c, PAUSE);
-	cluster_signal(c, "MASTER", SIGCONT); /* it is the first to run again */
+	cluster_signal(c, "MASTER", SIGCONT); /* the master is the first to run again */
 	let_pass(c, 150);
 	signal_all(c, SIGCONT);
 	cluster_wait(c, 0, ":APP#1 heard #100 of #1.");
@@ -420,7 +422,7 @@ Test(traffic, a_pause_of_all_makes_nobody_stuck)
 	stop(c);
 }
 
-/* The master, while it waits for something to happen; then it has run again. */
+/* Stop the master while it waits in poll, and return when it has run again. */
 static void
 stop_for_a_while(struct cluster *c)
 {
@@ -431,12 +433,12 @@ stop_for_a_while(struct cluster *c)
 	let_pass(c, 150);
 }
 
-/* It needs a moment, which the pause must not take from it. */
+/* Leaving takes a moment, which a pause of the master must not shorten. */
 static int
 leave_slowly(struct messenger *app, void *arg)
 {
 	(void)arg;
-	alarm(0); /* its own limit is not what is tested */
+	alarm(0); /* the process's own time limit is not the subject */
 	signal(SIGUSR2, release);
 	report(app, "is about to leave");
 	while (!released)
@@ -479,7 +481,7 @@ Test(traffic, a_pause_takes_no_time_from_an_agent_that_leaves)
 	expect_pause_while_closing("AGENT#1", (struct options){.agent = act_and_leave_slowly});
 }
 
-/* It reads nothing while it leaves, for longer than the stuck timeout. */
+/* The app reads nothing while it leaves, for longer than the stuck timeout. */
 Test(traffic, a_full_queue_of_an_app_that_leaves_makes_the_master_not_busy)
 {
 	struct cluster *c =
@@ -499,7 +501,7 @@ Test(traffic, a_full_queue_of_an_app_that_leaves_makes_the_master_not_busy)
 	cluster_ended(c, 0);
 }
 
-/* It is ready as soon as it is told so. */
+/* The app is ready as soon as the test releases it. */
 static int
 load_until_released(struct messenger *app, void *arg)
 {
@@ -522,9 +524,9 @@ Test(traffic, a_pause_takes_no_time_from_an_app_that_starts)
 	stop(c);
 }
 
-/* ---- nobody there ------------------------------------------------------------------------ */
+/* ---- no agent ---------------------------------------------------------------------------- */
 
-/* The first one is well; the others fail at their start. */
+/* The first agent starts; its successors fail at their start. */
 static int
 act_once(struct messenger *agent, void *arg)
 {
@@ -538,7 +540,7 @@ undeliverable(struct cluster *c)
 	return (unsigned long)cluster_figure(c, NULL, "undeliverable");
 }
 
-/* Whoever speaks to an agent that is not there is heard by the others all the same. */
+/* A process that sends to an agent that is not there is still heard by the others. */
 Test(traffic, an_agent_that_cannot_start_holds_nobody_up)
 {
 	struct cluster *c = launch((struct options){.agent = act_once, .workers = 3});
@@ -564,7 +566,8 @@ Test(traffic, an_agent_that_cannot_start_holds_nobody_up)
 	stop(c);
 }
 
-/* There was a good check before: three bad ones in a row are more than 20 s. */
+/* A check is good before the agent dies. The master gives up only after three bad checks in a
+ * row, which take more than 20 s. */
 Test(traffic, a_good_health_check_makes_the_count_begin_anew)
 {
 	struct cluster *c;
@@ -584,7 +587,7 @@ Test(traffic, a_good_health_check_makes_the_count_begin_anew)
 	cluster_ended(c, 1);
 }
 
-/* What one agent has lost is not what the next one loses. */
+/* The master counts and logs the lost messages of each outage anew. */
 Test(traffic, each_outage_of_the_agent_is_told_once)
 {
 	struct cluster *c;
@@ -607,8 +610,8 @@ Test(traffic, each_outage_of_the_agent_is_told_once)
 	stop(c);
 }
 
-/* APP#1 waits for two receivers: one dies, and what APP#3 says to the place that it leaves
- * is more than a little; then the other one goes on reading. */
+/* APP#1 waits for two receivers. One is the agent, which dies while APP#3 sends it more
+ * than a queue may hold. Then the other receiver goes on reading. */
 Test(traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
 {
 	struct cluster *c;
@@ -625,7 +628,7 @@ Test(traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
 	say(c, "APP#4", 4, cluster_pid(c, "APP#2"), 1000, PIECE);
 	wait_until_full(c, "AGENT#1");
 	wait_until_full(c, "APP#2");
-	cluster_signal(c, "APP#1", SIGCONT); /* it does both in one turn */
+	cluster_signal(c, "APP#1", SIGCONT); /* the app does both in one turn */
 	cluster_wait(c, 0, ":APP#1 sent #1 of #2");
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "agent_worker#1:AGENT#1 died");
@@ -637,7 +640,7 @@ Test(traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
 	stop(c);
 }
 
-/* ---- a port that nobody can listen to any more ------------------------------------------- */
+/* ---- a port that no process can listen to any more --------------------------------------- */
 
 static int
 on_connected(struct messenger *app, int descriptor, void *arg)
@@ -683,7 +686,7 @@ Test(traffic, a_port_that_was_shut_down_makes_nobody_busy)
 
 /* ---- many full queues -------------------------------------------------------------------- */
 
-/* Each that drains lets the sender speak once more, if it waits for nobody else. */
+/* Each receiver that drains lets the sender write once more, unless another queue is full. */
 Test(traffic, receivers_that_drain_one_after_the_other_make_no_queue_too_long)
 {
 	enum { APPS = 8, MOST = 2 * CHANNEL_HIGH_WATER + 2 * CHANNEL_READ_SIZE };
@@ -692,7 +695,7 @@ Test(traffic, receivers_that_drain_one_after_the_other_make_no_queue_too_long)
 	size_t bytes;
 	int i;
 
-	slower = 2; /* nobody gets stuck meanwhile */
+	slower = 2; /* no process counts as stuck meanwhile */
 	c = start(APPS);
 	for (i = 1; i <= APPS; i++) {
 		snprintf(who, sizeof who, "APP#%d", i);

@@ -29,22 +29,22 @@ enum { REAPED_MAX = 64, HELPERS = 8, PIECE = 8 * 1024, PAUSE = 3000 };
 
 struct world {
 	pid_t master;
-	/* sendmsg(2) with a handle fails so, in that process; 0: it does not */
+	/* in process short_of, sendmsg(2) of a handle fails with this errno; 0: with none */
 	int shortage;
 	pid_t short_of;
-	int met;      /* how often */
-	int met_last; /* and it ends at this time; 0: it lasts */
+	int met;      /* how often sendmsg has failed */
+	int met_last; /* the shortage ends after so many failures; 0: it lasts */
 	/* in its next turn a process gets this descriptor as stdout or stderr; 0: none */
 	int log[3];
-	pid_t log_of; /* which process; 0: all */
-	int diverted; /* the processes that have done so */
-	/* poll(2) says that this log has room, but other writers have taken it; 0: none */
+	pid_t log_of; /* the process that gets the descriptor; 0: all */
+	int diverted; /* how many logs have been replaced */
+	/* poll(2) reports room in this log, though other writers have filled it; 0: in none */
 	int crowded;
-	/* the master's queue for a process that will hang: how it writes large messages */
+	/* how the master writes large messages to a process that is going to hang */
 	enum { WRITES, WRITES_NOTHING, WRITES_ONCE } writes;
-	/* recvmsg(2) finds nothing only if nothing has come for a while: who writes is fast */
+	/* the writers are fast: recvmsg(2) reports EAGAIN only after waiting for a while */
 	bool prolific;
-	/* the children that the master has reaped, and the signals to their numbers */
+	/* the children that the master has reaped, and how many signals went to their pids */
 	pid_t reaped[REAPED_MAX];
 	int reaped_count, signals_to_reaped;
 	pid_t stolen; /* a dead child that another part of the program reaps; 0: none */
@@ -52,11 +52,11 @@ struct world {
 	pid_t killed;
 	int64_t killed_at, reaped_at;
 	volatile bool job_left; /* see order_leave_a_job */
-	/* what the roles of a test look at */
+	/* what the role functions of a test read and write */
 	bool ill;
 	int agents;
 	int64_t last_beat, worst_gap;
-	int turns; /* of the master */
+	int turns; /* of the master's loop */
 };
 
 static struct world *world;
@@ -186,7 +186,7 @@ __wrap_recvmsg(int descriptor, struct msghdr *header, int flags)
 	return count;
 }
 
-/* From now on that number may be a stranger's. */
+/* The kernel may give the pid of a reaped child to a stranger at any time. */
 static void
 note_reaped(pid_t pid)
 {
@@ -269,9 +269,9 @@ make_frame(const struct message *message, unsigned char **frame)
 	return channel_pending(&channel);
 }
 
-/* A child of an app or agent, in its group: it speaks as its parent does, without a
- * pause, for as long as anybody listens, and then it stays. (The socket takes so small a
- * frame as a whole, or not at all.) */
+/* A child of an app or agent, in the same process group. It writes messages into its parent's
+ * channel without a pause until the other end is closed or SIGTERM comes, and lives until
+ * SIGTERM or SIGKILL. (The socket takes a frame of this size whole or not at all.) */
 static void
 help(struct messenger *messenger, int number)
 {
@@ -288,7 +288,8 @@ help(struct messenger *messenger, int number)
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, number % 2 == 0 ? on_told_to_end : SIG_IGN);
 	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL); /* on_told_to_end hears what has come before it */
+	sigprocmask(SIG_SETMASK, &none,
+	            NULL); /* SIGTERM may have come already: on_told_to_end runs now */
 	setsockopt(descriptor, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 	while (!told_to_end && (write(descriptor, frame, size) != -1 || errno == EAGAIN ||
 	                        errno == EINTR || errno == ENOBUFS))
@@ -318,7 +319,7 @@ order_help(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* Into the master's group, so that no signal to a group of its own reaches it. */
+/* The process moves into the master's group, so that a signal to its old group misses it. */
 static int
 order_move(struct messenger *messenger, const char *line)
 {
@@ -338,8 +339,8 @@ hang(void)
 		pause();
 }
 
-/* A grandchild that only SIGKILL ends. Its parent has left the group, and reaps it only when
- * the app is reaped: so there is somebody in the group for as long as the master waits. */
+/* A grandchild that only SIGKILL ends. Its parent has left the group, and lives until the
+ * app is reaped, so that the grandchild is in the group for as long as the master waits. */
 static int
 order_leave_a_job(struct messenger *messenger, const char *line)
 {
@@ -369,7 +370,7 @@ order_break_the_protocol(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* Read, but only so much in a second: 48 KiB. */
+/* The process reads only 48 KiB in a second. */
 static int
 order_sip(struct messenger *messenger, const char *line)
 {
@@ -383,7 +384,7 @@ order_sip(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* "PID PID": 512 KiB to each, by calls that block. Nothing is read meanwhile. */
+/* "PID PID": write 512 KiB to each pid with calls that block, and read nothing meanwhile. */
 static int
 order_gush(struct messenger *messenger, const char *line)
 {
@@ -411,7 +412,7 @@ order_gush(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* A message with a descriptor, to a pid. */
+/* "PID": send this pid a message with a descriptor. */
 static int
 order_pass(struct messenger *messenger, const char *line)
 {
@@ -433,7 +434,7 @@ on_passed(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-/* 1,500 descriptors in flight, which count for all processes of this user. */
+/* Have 1,500 descriptors in flight: they count against the limit of all processes of the user. */
 static int
 order_park(struct messenger *messenger, const char *line)
 {
@@ -472,7 +473,7 @@ order_park(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* Of the listener that all apps share. */
+/* Shut down the listener that all apps share. */
 static int
 order_shut_the_port(struct messenger *messenger, const char *line)
 {
@@ -489,7 +490,7 @@ order_shut_the_port(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* Each 5 ms one message to that app, and a larger one to the agent. */
+/* "PID": every 5 ms, send a message to the app with this pid and a larger one to the agent. */
 static pid_t listener_pid;
 
 static int
@@ -605,7 +606,7 @@ tell(struct cluster *c, const char *who, const char *format, ...)
 	cluster_order(c, who, text);
 }
 
-/* Two processes exchange 100 messages each way, and it takes no longer than that. */
+/* Two processes send each other 100 messages, which takes at most `most` ms. */
 static inline void
 exchange(struct cluster *c, const char *one, const char *other, int most)
 {
@@ -646,7 +647,7 @@ assert_not_busy(struct cluster *c)
 	cr_assert_lt(world->turns, 100, "the loop had %d turns with nothing", world->turns);
 }
 
-/* What the master says that is queued for a process. */
+/* How many bytes the master's status reports in the queue for a process. */
 static inline size_t
 queued(struct cluster *c, const char *who)
 {
@@ -683,8 +684,8 @@ are_so_many(struct cluster *c, void *arg)
 	return cluster_processes(c, pids, 64) == *(size_t *)arg;
 }
 
-/* An ordinary user, whose processes nobody else has: limits count for it. (The clock tells
- * apart processes of two PID namespaces that have the same number.) */
+/* Become an ordinary user without other processes: limits do not count for root. (The clock is
+ * in the number because processes of two PID namespaces may have the same pid.) */
 static inline void
 become_nobody(void)
 {
@@ -693,7 +694,7 @@ become_nobody(void)
 	if (geteuid() != 0)
 		cr_skip_test("only root can become another user");
 	cr_assert(setresgid(user, user, user) == 0 && setresuid(user, user, user) == 0);
-	cr_assert(prctl(PR_SET_DUMPABLE, 1) == 0); /* or /proc would be closed to it */
+	cr_assert(prctl(PR_SET_DUMPABLE, 1) == 0); /* else this process could not read /proc/self */
 }
 
 #ifdef __GLIBC__
