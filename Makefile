@@ -191,22 +191,22 @@ $(BUILD)/faults/%.o: %.c
 	@echo "  cc  $< (for faults)"
 	$(Q)$(COMPILE) $(FAULTS_LIMITS) -O0 -g $(POSIX) -c -o $@ $<
 
-# Faults from the field: the core once more, with the same small limits, an even smaller
+# Traffic with small limits: the core once more, with the same limits, an even smaller
 # socket buffer, and a short CLUTCH_STUCK_TIMEOUT.
-FIELD_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER=16384) \
+TRAFFIC_LIMITS = $(FAULTS_LIMITS:-DCHANNEL_SOCKET_BUFFER=%=-DCHANNEL_SOCKET_BUFFER=16384) \
                -DCLUTCH_STUCK_TIMEOUT=1500
-FIELD_TESTS  = $(BUILD)/test/test_field_traffic $(BUILD)/test/test_field_pause
+TRAFFIC_TESTS  = $(patsubst %,$(BUILD)/test/test_%,traffic processes pause)
 
-$(FIELD_TESTS): %: %.o $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(CORE:%.c=$(BUILD)/field/%.o)
+$(TRAFFIC_TESTS): %: %.o $(BUILD)/test/harness.o $(BUILD)/test/runner.o $(CORE:%.c=$(BUILD)/traffic/%.o)
 	@echo "  ld  $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(WRAPS) $(CRITERION_LINK) $(LDLIBS)
 
-$(FIELD_TESTS:%=%.o): override CPPFLAGS += $(FIELD_LIMITS)
+$(TRAFFIC_TESTS:%=%.o): override CPPFLAGS += $(TRAFFIC_LIMITS)
 
-$(BUILD)/field/%.o: %.c
+$(BUILD)/traffic/%.o: %.c
 	@mkdir -p $(@D)
-	@echo "  cc  $< (for faults from the field)"
-	$(Q)$(COMPILE) $(FIELD_LIMITS) $(POSIX) -c -o $@ $<
+	@echo "  cc  $< (for traffic)"
+	$(Q)$(COMPILE) $(TRAFFIC_LIMITS) $(POSIX) -c -o $@ $<
 
 # Older versions of make take the first pattern rule that matches, so the rule for
 # test/soak/ stands before the rule for test/.

@@ -15,6 +15,7 @@
 #include <arpa/inet.h>
 
 static struct command seen;
+static const char no_file[] = "\n"; /* no word of a line can be this */
 static char seen_pid_file[8192];
 static int calls;
 static const char *called;
@@ -26,7 +27,7 @@ remember(const struct command *command, const char *name)
 
 	seen = *command;
 	seen.options.pid_file = NULL;
-	snprintf(seen_pid_file, sizeof seen_pid_file, "%s", file != NULL ? file : "-");
+	snprintf(seen_pid_file, sizeof seen_pid_file, "%s", file != NULL ? file : no_file);
 	called = name;
 	calls++;
 	return 0;
@@ -105,7 +106,7 @@ check_seen(void)
 	CHECK(!seen.json || strcmp(called, "status") == 0);
 	CHECK(seen.daemon || (seen.standard_output == NULL && seen.standard_error == NULL));
 	CHECK(!seen.daemon || !options->end_with_parent);
-	CHECK(starts || strcmp(seen_pid_file, "-") != 0);
+	CHECK(starts || strcmp(seen_pid_file, no_file) != 0);
 }
 
 /* ---- again, with a line that is made from the parsed values -------------------- */
@@ -139,7 +140,7 @@ run_again(const char *program)
 	int count = 1;
 
 	strcpy(pid_file, seen_pid_file);
-	if (strcmp(pid_file, "-") != 0) /* a line without a command */
+	if (strcmp(pid_file, no_file) != 0) /* a line without a command */
 		words[count++] = called;
 	count = add(words, count, lines[0], "workers", number(text[0], options->workers));
 	if (strcmp(called, "start") == 0) /* for other commands PORT=0 is allowed */
@@ -149,7 +150,7 @@ run_again(const char *program)
 	count = add(words, count, lines[4], "stdout", first.standard_output);
 	count = add(words, count, lines[5], "stderr", first.standard_error);
 	count = add(words, count, lines[6], "timeout", number(text[2], first.timeout));
-	if (strcmp(pid_file, "-") != 0)
+	if (strcmp(pid_file, no_file) != 0)
 		count = add(words, count, lines[7], "pid-file", pid_file);
 	if (first.daemon)
 		words[count++] = "--daemon";
@@ -160,7 +161,7 @@ run_again(const char *program)
 	CHECK(run(words, &out, &err) == 0 && calls == 1 && out.length + err.length == 0);
 	CHECK(seen.timeout == first.timeout && seen.options.workers == options->workers);
 	CHECK(seen.options.port == options->port && seen.json == first.json);
-	CHECK(strcmp(pid_file, "-") == 0 || strcmp(seen_pid_file, pid_file) == 0);
+	CHECK(strcmp(pid_file, no_file) == 0 || strcmp(seen_pid_file, pid_file) == 0);
 	CHECK((seen.options.host == NULL) == (options->host == NULL) &&
 	      seen.daemon == first.daemon);
 }

@@ -1005,3 +1005,118 @@ Test(lifecycle, what_was_sent_before_an_exit_arrives)
 	cluster_wait(c, mark, "app_worker#2:APP#2 started");
 	cluster_stop(c);
 }
+
+/* ---- the ends of clusters, grandchildren and channels ----------------------------------------------------------- */
+
+/* master.c, fork_cluster: the second master gives up the messengers of the process that
+ * has forked it. If it keeps the first one's channel, that master never sees its end. */
+Test(lifecycle, a_second_cluster_does_not_hold_the_first_ones_parent_up)
+{
+	struct options options = {
+		.agent = obey, .app = obey, .workers = 1, .end_with_parent = true};
+	struct cluster *first = cluster_start(&options), *second;
+
+	cluster_ready(first);
+	second = cluster_start(&options);
+	cluster_ready(second);
+	channel_close(&first->parent->channel);
+	cluster_wait(first, 0, "[master] the parent is gone, closing");
+	cluster_ended(first, 0);
+	cluster_stop(second);
+}
+
+static char marker[256];
+
+static void
+name_marker(void)
+{
+	snprintf(marker, sizeof marker, "%s/marker", test_folder());
+}
+
+static void
+set_marker(void)
+{
+	close(open(marker, O_CREAT | O_WRONLY, 0600));
+}
+
+/* The app of slot 1 fails when the other one has a child. */
+static int
+one_has_a_child_one_fails(struct messenger *app, void *arg)
+{
+	sigset_t set;
+	int number;
+
+	(void)arg;
+	if (messenger_slot(app) == 1) {
+		while (access(marker, F_OK) == -1)
+			poll(NULL, 0, 1);
+		return -1;
+	}
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	if (fork() == 0) {
+		set_marker();
+		sigwait(&set, &number);
+		report(app, "grandchild was told");
+		_exit(0);
+	}
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+	return 0;
+}
+
+/* master.c, on_exit: SIGTERM to the group when the start has failed. Without it the
+ * grandchild is left alone until SIGKILL. */
+Test(lifecycle, a_grandchild_is_told_when_the_start_fails)
+{
+	struct cluster *c;
+
+	name_marker();
+	c = cluster_start(
+		&(struct options){.agent = obey, .app = one_has_a_child_one_fails, .workers = 2});
+	cluster_wait(c, 0, "grandchild was told");
+	cluster_ended(c, 1);
+}
+
+static int
+speaks_late(struct messenger *app, void *arg)
+{
+	int result = messenger_send_to_agent(app, "test-late", NULL);
+
+	(void)arg;
+	report(app, "sent %d %s", result, result == -1 ? strerror(errno) : "");
+	return 0;
+}
+
+static int
+leave_gracefully(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	messenger_graceful_exit(app);
+	return 0;
+}
+
+static int
+app_that_leaves(struct messenger *app, void *arg)
+{
+	(void)arg;
+	return messenger_before_close(app, speaks_late, NULL) == 0 &&
+	                       messenger_on(app, "test-leave", leave_gracefully, NULL) == 0
+	               ? observe(app)
+	               : -1;
+}
+
+/* worker.c, disconnect: the channel is marked as closed for writing. If it is not, the
+ * call returns 0 and the message is lost. */
+Test(lifecycle, after_a_graceful_exit_a_send_call_says_EPIPE)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.agent = obey, .app = app_that_leaves, .workers = 1});
+
+	cluster_ready(c);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-leave", NULL), 0);
+	cluster_turn(c);
+	cluster_wait(c, 0, "sent ");
+	cr_assert_neq(cluster_count(c, 0, "sent -1 Broken pipe"), 0);
+	cluster_stop(c);
+}

@@ -1407,3 +1407,32 @@ Test(loop, a_poll_that_fails_fails_the_step)
 	allow_descriptors(256);
 	turn();
 }
+
+static int
+do_nothing(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	return 0;
+}
+
+/* messenger.c, run_timers: its last loop ends at the last timer. One step more is seen
+ * under AddressSanitizer only, and where all places are taken. */
+Test(loop, as_many_timers_as_there_is_room_for)
+{
+	struct messenger *other;
+	int pair[2], i;
+
+	cr_assert_eq(channel_pair(pair), 0);
+	other = messenger_open(pair[0], ROLE_APP);
+	for (i = 0; i < 4; i++)
+		cr_assert_gt(messenger_set_timeout(other, 60000, do_nothing, NULL), 0);
+	cr_assert_eq(messenger_step(other, 0), 1);
+	cr_assert_gt(messenger_set_timeout(other, 0, do_nothing, NULL), 0);
+	cr_assert_eq(messenger_step(other, 0), 1);
+	cr_assert_eq(messenger_clear_timeout(other, 1), 0);
+	for (i = 0; i < 4; i++)
+		cr_assert_gt(messenger_set_timeout(other, 60000, do_nothing, NULL), 0);
+	cr_assert_eq(messenger_step(other, 0), 1);
+	messenger_close(other);
+	close(pair[1]);
+}

@@ -640,3 +640,19 @@ Test(options, a_log_that_is_none_is_one_clear_line)
 	cluster_wait(c, 0, "[master] options.log=999: Bad file descriptor");
 	cluster_ended(c, 1);
 }
+
+/* master.c, processors. */
+Test(options, as_many_workers_as_processors_by_default)
+{
+	long count = sysconf(_SC_NPROCESSORS_ONLN);
+	struct cluster *c;
+
+	clear_environment();
+	setenv("EGG_WORKERS", "", 1);
+	c = cluster_start(&(struct options){.agent = plain, .app = plain});
+	cluster_ready(c);
+	cr_assert_eq(cluster_count(c, 0, "[master] app_worker#%ld:APP#%ld start", count, count) > 0,
+	             1);
+	cr_assert_eq(cluster_count(c, 0, "[master] app_worker#%ld:", count + 1), 0);
+	cluster_stop(c);
+}

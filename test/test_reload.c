@@ -612,3 +612,28 @@ Test(lifecycle, s17_broadcasts_while_loading_and_when_ready)
 	cr_assert_eq(cluster_count(c, 0, " exit"), 0);
 	cluster_stop(c);
 }
+
+/* ---- a slot that waits for its re-fork --------------------------------------------------- */
+
+/* master.c, reload_next: the step to the next slot. Without it the master never
+ * comes out of its loop. */
+Test(lifecycle, a_reload_passes_over_a_slot_that_waits_for_its_refork)
+{
+	struct cluster *c;
+	size_t mark;
+
+	snprintf(sickness, sizeof sickness, "%s/sickness", test_folder());
+	manners.app.load = load_unless_sick;
+	c = launch((struct options){.workers = 2});
+	cluster_ready(c);
+	mark = cluster_mark(c);
+	fall_ill();
+	cluster_signal(c, "APP#2", SIGKILL);
+	cluster_wait_end(c, "APP#3");
+	recover();
+	cr_assert_eq(messenger_send(c->parent, "reload-worker", NULL, ROLE_MASTER), 0);
+	cluster_turn(c);
+	cluster_wait(c, mark, "[master] reload done");
+	cluster_wait_saw(c, "APP#5", "egg-pids [AGENT#1] -> egg-ready <options>");
+	cluster_stop(c);
+}

@@ -566,3 +566,22 @@ Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
 	cluster_stop(c);
 	cr_assert_str_eq(content_of(status_file("")), "none");
 }
+
+/* master.c, save_status: the mode of the file. */
+Test(lifecycle, the_status_file_is_its_owners_to_read_and_write)
+{
+	char path[300], status[320];
+	struct cluster *c;
+	struct stat found;
+
+	snprintf(path, sizeof path, "%s/pid", test_folder());
+	snprintf(status, sizeof status, "%s.status", path);
+	c = cluster_start(
+		&(struct options){.agent = obey, .app = obey, .workers = 1, .pid_file = path});
+	cluster_ready(c);
+	cluster_signal(c, "MASTER", SIGUSR1);
+	while (stat(status, &found) == -1)
+		poll(NULL, 0, 1); /* Criterion's time limit ends this */
+	cr_assert_eq(found.st_mode & 0777, 0600);
+	cluster_stop(c);
+}

@@ -12,13 +12,13 @@
 
 #include <time.h>
 
-TestSuite(field_signals, .timeout = 60);
+TestSuite(signals, .timeout = 60);
 
 /* ---- the caller's signal handlers ------------------------------------------------ */
 
 static int wanted_signal;
 
-/* WORDS is inherited: the line is in the text, whatever process this is. */
+/* Every process inherits WORDS, so that the test reads this line wherever the handler runs. */
 static void
 callers_handler(int number)
 {
@@ -30,7 +30,7 @@ callers_handler(int number)
 		errno = saved;
 }
 
-/* Not SIGCHLD: the caller gets that one when a forked master ends. */
+/* SIGCHLD is left out, because the caller gets it when a forked master ends. */
 static void
 handle_all(void)
 {
@@ -42,7 +42,7 @@ handle_all(void)
 		signal(handled[i], callers_handler);
 }
 
-/* Let so many microseconds pass without giving up the processor. */
+/* Let this time pass without giving up the processor. */
 static void
 spin(long microseconds)
 {
@@ -72,7 +72,7 @@ forks_and_signals(void)
 		parent = fork_cluster(&options, &master);
 		spin(20 * i);
 		kill(master, wanted_signal);
-		if (wanted_signal == SIGHUP) /* what this one does is the master's choice */
+		if (wanted_signal == SIGHUP) /* the master need not end at SIGHUP */
 			kill(master, SIGTERM);
 		deadline = clutch_now() + 2000 * time_scale();
 		while (waitpid(master, &status, WNOHANG) == 0 && clutch_now() < deadline)
@@ -102,17 +102,17 @@ signal_at_once(int number)
 	caller_free(c);
 }
 
-Test(field_signals, a_SIGTERM_right_after_the_fork_ends_the_cluster)
+Test(signals, a_SIGTERM_right_after_the_fork_ends_the_cluster)
 {
 	signal_at_once(SIGTERM);
 }
 
-Test(field_signals, a_SIGINT_right_after_the_fork_ends_the_cluster)
+Test(signals, a_SIGINT_right_after_the_fork_ends_the_cluster)
 {
 	signal_at_once(SIGINT);
 }
 
-Test(field_signals, a_SIGHUP_right_after_the_fork_is_not_for_the_callers_handler)
+Test(signals, a_SIGHUP_right_after_the_fork_is_not_for_the_callers_handler)
 {
 	signal_at_once(SIGHUP);
 }
@@ -140,12 +140,12 @@ signals_of(pid_t pid, const char *name)
 	return set;
 }
 
-/* None of these does clutch handle itself. */
+/* The process catches no signal that only the caller handles. */
 static void
 check_handlers(struct caller *c, const char *words)
 {
 	static const int foreign[] = {SIGWINCH, SIGURG, SIGPROF, SIGHUP};
-	bool is_master = strcmp(words, "master is ") == 0; /* it may handle SIGHUP */
+	bool is_master = strcmp(words, "master is ") == 0; /* the master may handle SIGHUP */
 	unsigned long long caught = signals_of(caller_number(c, words), "SigCgt");
 	size_t i;
 
@@ -155,7 +155,7 @@ check_handlers(struct caller *c, const char *words)
 		              strsignal(foreign[i]));
 }
 
-/* Children get the signals; then all of them end, so that a handler had its time. */
+/* The children get the signals and end; so a handler would have run before the test looks. */
 static void
 signal_the_children(bool by_fork)
 {
@@ -181,12 +181,12 @@ signal_the_children(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_signals, the_callers_handlers_do_not_run_in_the_children_of_start_cluster)
+Test(signals, the_callers_handlers_do_not_run_in_the_children_of_start_cluster)
 {
 	signal_the_children(false);
 }
 
-Test(field_signals, the_callers_handlers_do_not_run_in_a_forked_cluster)
+Test(signals, the_callers_handlers_do_not_run_in_a_forked_cluster)
 {
 	signal_the_children(true);
 }
@@ -241,12 +241,12 @@ kill_the_master(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_signals, with_SIGALRM_blocked_what_hangs_ends_by_itself)
+Test(signals, with_SIGALRM_blocked_what_hangs_ends_by_itself)
 {
 	kill_the_master(false);
 }
 
-Test(field_signals, with_SIGALRM_blocked_what_hangs_in_a_forked_cluster_ends_by_itself)
+Test(signals, with_SIGALRM_blocked_what_hangs_in_a_forked_cluster_ends_by_itself)
 {
 	kill_the_master(true);
 }
@@ -255,7 +255,7 @@ Test(field_signals, with_SIGALRM_blocked_what_hangs_in_a_forked_cluster_ends_by_
 
 static unsigned long ignored_ones, blocked_ones; /* bit n: signal n */
 
-/* Start a program, and hand what it prints to `say`, in one line behind these words. */
+/* Start a program, and report its output in one line behind `words`. */
 static void
 start_program(const char *words, const char *script)
 {
@@ -280,7 +280,7 @@ start_program(const char *words, const char *script)
 	       (count == -1 && errno == EINTR))
 		length += count > 0 ? (size_t)count : 0;
 	close(ends[0]);
-	wait(NULL); /* or, where SIGCHLD is ignored, the kernel has */
+	wait(NULL); /* where SIGCHLD is ignored, the kernel reaps the child */
 	text[length] = '\0';
 	while (length > 0)
 		if (text[--length] == '\n')
@@ -326,7 +326,7 @@ with_signals(void)
 	sigset_t set;
 	int number;
 
-	setsid(); /* with a terminal, SIGTTIN and SIGTTOU would be another matter */
+	setsid(); /* without a terminal, SIGTTIN and SIGTTOU do not come */
 	sigemptyset(&set);
 	for (number = 1; number < 32; number++) {
 		if ((ignored_ones >> number & 1) != 0)
@@ -359,7 +359,7 @@ all_say_the_same(const struct caller *c, const char *caller_words, const char *w
 	caller_assert(c, count == 6, "%d times \"%s\", not 6 times", count, words);
 }
 
-/* In each role three times: before it is ready, then, and when it leaves. */
+/* Each role starts a program three times: before it is ready, when it is, and when it leaves. */
 static void
 programs_find(bool by_fork, unsigned long ignored, unsigned long blocked)
 {
@@ -377,12 +377,12 @@ programs_find(bool by_fork, unsigned long ignored, unsigned long blocked)
 	caller_free(c);
 }
 
-Test(field_signals, what_a_child_starts_finds_default_signals)
+Test(signals, what_a_child_starts_finds_default_signals)
 {
 	programs_find(false, 0, 0);
 }
 
-Test(field_signals, what_a_forked_clusters_child_starts_finds_default_signals)
+Test(signals, what_a_forked_clusters_child_starts_finds_default_signals)
 {
 	programs_find(true, 0, 0);
 }
@@ -390,33 +390,33 @@ Test(field_signals, what_a_forked_clusters_child_starts_finds_default_signals)
 #define BIT(number) (1ul << (number))
 
 /* SIGTERM is not among them: a child catches it, and what is caught is the default after
- * exec, not ignored. SIGALRM is the same, once a child leaves. */
+ * exec, not ignored. The same is true of SIGALRM once a child leaves. */
 #define IGNORED                                                                                    \
 	(BIT(SIGHUP) | BIT(SIGINT) | BIT(SIGQUIT) | BIT(SIGPIPE) | BIT(SIGUSR1) | BIT(SIGUSR2) |   \
 	 BIT(SIGCHLD) | BIT(SIGTSTP) | BIT(SIGTTIN) | BIT(SIGTTOU) | BIT(SIGXFSZ) |                \
 	 BIT(SIGWINCH) | BIT(SIGURG))
 
-Test(field_signals, what_a_child_starts_finds_ignored_what_the_caller_ignores)
+Test(signals, what_a_child_starts_finds_ignored_what_the_caller_ignores)
 {
 	programs_find(false, IGNORED, 0);
 }
 
-Test(field_signals, what_a_forked_clusters_child_starts_finds_ignored_what_the_caller_ignores)
+Test(signals, what_a_forked_clusters_child_starts_finds_ignored_what_the_caller_ignores)
 {
 	programs_find(true, IGNORED, 0);
 }
 
-/* SIGTERM and SIGALRM a child must be able to hear. */
+/* SIGTERM and SIGALRM are not among them, because a child must be able to receive them. */
 #define BLOCKED                                                                                    \
 	(BIT(SIGHUP) | BIT(SIGINT) | BIT(SIGQUIT) | BIT(SIGPIPE) | BIT(SIGUSR1) | BIT(SIGUSR2) |   \
 	 BIT(SIGCHLD) | BIT(SIGTSTP) | BIT(SIGWINCH))
 
-Test(field_signals, what_a_child_starts_finds_blocked_what_the_caller_blocks)
+Test(signals, what_a_child_starts_finds_blocked_what_the_caller_blocks)
 {
 	programs_find(false, 0, BLOCKED);
 }
 
-Test(field_signals, what_a_forked_clusters_child_starts_finds_blocked_what_the_caller_blocks)
+Test(signals, what_a_forked_clusters_child_starts_finds_blocked_what_the_caller_blocks)
 {
 	programs_find(true, 0, BLOCKED);
 }
@@ -436,7 +436,7 @@ note_signals(void)
 		sigaction(number, NULL, &actions[number]);
 }
 
-/* Say what is not as it was noted. */
+/* Report each setting that is not as it was noted. */
 static void
 compare_signals(const char *when)
 {
@@ -486,7 +486,7 @@ starts_and_compares(void)
 	return 0;
 }
 
-Test(field_signals, the_callers_signals_are_put_back)
+Test(signals, the_callers_signals_are_put_back)
 {
 	struct caller *c = caller_start(starts_and_compares);
 
@@ -501,7 +501,7 @@ Test(field_signals, the_callers_signals_are_put_back)
 static int
 in_the_background(void)
 {
-	signal(SIGINT, SIG_IGN); /* as a shell script has it for what stands before "&" */
+	signal(SIGINT, SIG_IGN); /* as a shell script does for a command before "&" */
 	signal(SIGQUIT, SIG_IGN);
 	return run_cluster(&(struct options){.agent = role, .app = role, .workers = 1});
 }
@@ -517,19 +517,96 @@ interrupt(bool by_fork, int number)
 	at = caller_wait(c, 0, "app ready ");
 	kill(caller_number(c, "master is "), number);
 	kill(caller_number(c, "app is "), SIGKILL);
-	caller_wait(c, at, "app ready "); /* one that closes replaces nobody */
+	caller_wait(c, at, "app ready "); /* a master that closes would not replace the app */
 	caller_stop(c);
 	caller_free(c);
 }
 
-Test(field_signals, an_ignored_SIGINT_stays_ignored)
+Test(signals, an_ignored_SIGINT_stays_ignored)
 {
 	interrupt(false, SIGINT);
 	interrupt(true, SIGINT);
 }
 
-Test(field_signals, an_ignored_SIGQUIT_stays_ignored)
+Test(signals, an_ignored_SIGQUIT_stays_ignored)
 {
 	interrupt(false, SIGQUIT);
 	interrupt(true, SIGQUIT);
+}
+
+/* ---- a signal just before the poll ----------------------------------------------- */
+
+static volatile sig_atomic_t raise_before_poll, raise_when_idle;
+
+int __real_poll(struct pollfd *set, nfds_t count, int timeout);
+int __wrap_poll(struct pollfd *set, nfds_t count, int timeout);
+
+/* The signal comes between the last look at the flags and the sleep. */
+int
+__wrap_poll(struct pollfd *set, nfds_t count, int timeout)
+{
+	int number = raise_before_poll;
+
+	if (number != 0 && timeout != 0) {
+		raise_before_poll = 0;
+		raise(number);
+	}
+	number = raise_when_idle;
+	if (number != 0 && timeout == -1) {
+		raise_when_idle = 0;
+		raise(number);
+	}
+	return __real_poll(set, count, timeout);
+}
+
+static int
+will_raise(struct messenger *messenger, const struct message *message, void *arg)
+{
+	(void)messenger, (void)message, (void)arg;
+	raise_before_poll = SIGTERM;
+	return 0;
+}
+
+static int
+raises(struct messenger *messenger, void *arg)
+{
+	(void)arg;
+	return messenger_on(messenger, "test-raise", will_raise, NULL) == 0 ? observe(messenger)
+	                                                                    : -1;
+}
+
+/* agent.c, on_sigterm: the handler wakes the loop. If it does not, the process sleeps
+ * until a message comes. */
+Test(signals, a_SIGTERM_just_before_the_poll_is_not_slept_over)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.agent = raises, .app = raises, .workers = 1});
+
+	cluster_ready(c);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-raise", NULL), 0);
+	cluster_turn(c);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cr_assert_eq(messenger_send_to_agent(c->parent, "test-raise", NULL), 0);
+	cluster_turn(c);
+	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), "code: 0, signal: null");
+	cluster_stop(c);
+}
+
+/* The signal is for the master alone: its children reset the variable. */
+static void
+raises_when_idle(enum role role, void *arg)
+{
+	(void)arg;
+	raise_when_idle = role == ROLE_MASTER ? SIGTERM : 0;
+}
+
+/* master.c, on_caught: the handler wakes the loop, the self-pipe trick. In env "local" an
+ * idle master has no deadline that would wake it. */
+Test(signals, a_SIGTERM_just_before_an_idle_master_polls_is_not_slept_over)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.in_child = raises_when_idle, .workers = 1, .env = "local"});
+
+	cluster_wait(c, 0, "[master] master is killed by signal SIGTERM, closing");
+	cluster_ended(c, 0);
 }

@@ -11,11 +11,11 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-TestSuite(field_in_child, .timeout = 60);
+TestSuite(in_child, .timeout = 60);
 
 enum { FILES = 50 };
 
-/* What the program has: pipes, a listener, and both ends of a connection to it. */
+/* The open descriptors of the program: pipes, a listener, and both ends of a connection to it. */
 static struct {
 	int files[FILES];
 	int pipe[2];
@@ -59,8 +59,8 @@ open_all(void)
 	program.server = accept(program.listener, NULL, NULL);
 }
 
-/* Close it once: what the master has closed its children do not have, and there the same
- * number may be clutch's by then. */
+/* The master closes the descriptors once. Its children do not inherit them, and in the children
+ * the same number may belong to clutch. */
 static void
 close_once(int *descriptor)
 {
@@ -87,8 +87,8 @@ close_all(enum role role_of_child, void *arg)
 
 static char word[] = "mine";
 
-/* While the cluster runs, the program closes what it has, and sees that nobody else
- * holds it. */
+/* While the cluster runs, the program closes its descriptors, and checks that no other process
+ * holds them open. */
 static int
 on_ready(struct messenger *parent, const struct message *message, void *arg)
 {
@@ -104,7 +104,7 @@ on_ready(struct messenger *parent, const struct message *message, void *arg)
 		say("the connection has no end");
 	close(program.client);
 	close(program.listener);
-	open_listener(); /* the same port: it fails while somebody listens there */
+	open_listener(); /* this fails if another process still listens on the port */
 	return say_ready(parent, message, arg);
 }
 
@@ -154,7 +154,7 @@ left_in(pid_t pid)
 	return count;
 }
 
-/* in_child has run once in that process, before anything else was said there. */
+/* in_child has run once in the process, before the process has reported anything else. */
 static void
 check_child(struct caller *c, const char *name, pid_t pid)
 {
@@ -171,7 +171,7 @@ check_child(struct caller *c, const char *name, pid_t pid)
 	caller_assert(c, left_in(pid) == 0, "%d descriptors are left in %s", left_in(pid), said);
 }
 
-Test(field_in_child, it_is_called_first_in_every_process_of_a_forked_cluster)
+Test(in_child, it_is_called_first_in_every_process_of_a_forked_cluster)
 {
 	struct caller *c = caller_start(program_forks);
 	size_t at;
@@ -193,7 +193,7 @@ Test(field_in_child, it_is_called_first_in_every_process_of_a_forked_cluster)
 	caller_free(c);
 }
 
-Test(field_in_child, start_cluster_calls_it_in_its_children_alone)
+Test(in_child, start_cluster_calls_it_in_its_children_alone)
 {
 	struct caller *c = caller_start(program_starts);
 

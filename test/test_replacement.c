@@ -1,7 +1,7 @@
 /*
- * The life of a process, where it was found to go wrong in the field: a worker that is
- * being replaced, a child that fails while something else happens, and the processes
- * that an application leaves behind.
+ * A process is replaced or ends while something else happens: a worker that a reload
+ * replaces, a child that fails meanwhile, and the processes that an application leaves
+ * behind.
  *
  * A process that waits here waits for `shared`, memory that the test and all processes
  * of its cluster have in common. A worker that is told to leave says "leaves" in its
@@ -30,7 +30,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-TestSuite(field_lifecycle, .timeout = 120);
+TestSuite(replacement, .timeout = 120);
 
 #define LONG 60000 /* a close timeout that is not the point */
 
@@ -306,7 +306,7 @@ wait_job_finished(struct cluster *c)
 	cr_assert(shared->job_finished, "the job was killed before its time was over");
 }
 
-Test(field_lifecycle, a_job_of_an_app_that_has_died_is_told_before_it_is_killed)
+Test(replacement, a_job_of_an_app_that_has_died_is_told_before_it_is_killed)
 {
 	struct cluster *c;
 
@@ -322,7 +322,7 @@ Test(field_lifecycle, a_job_of_an_app_that_has_died_is_told_before_it_is_killed)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, a_job_of_an_app_that_is_replaced_has_until_the_deadline)
+Test(replacement, a_job_of_an_app_that_is_replaced_has_until_the_deadline)
 {
 	struct cluster *c;
 
@@ -341,7 +341,7 @@ Test(field_lifecycle, a_job_of_an_app_that_is_replaced_has_until_the_deadline)
 
 /* A signal to a group must not reach a stranger: the group's number is taken as long as
  * its leader, though dead, has not been reaped. */
-Test(field_lifecycle, a_dead_app_keeps_its_number_while_its_job_lives)
+Test(replacement, a_dead_app_keeps_its_number_while_its_job_lives)
 {
 	struct cluster *c;
 	pid_t app;
@@ -361,7 +361,7 @@ Test(field_lifecycle, a_dead_app_keeps_its_number_while_its_job_lives)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, a_job_that_does_not_obey_is_killed_at_the_deadline)
+Test(replacement, a_job_that_does_not_obey_is_killed_at_the_deadline)
 {
 	struct cluster *c;
 
@@ -376,7 +376,7 @@ Test(field_lifecycle, a_job_that_does_not_obey_is_killed_at_the_deadline)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, a_close_waits_for_a_job_that_an_app_has_left)
+Test(replacement, a_close_waits_for_a_job_that_an_app_has_left)
 {
 	struct cluster *c;
 
@@ -390,7 +390,7 @@ Test(field_lifecycle, a_close_waits_for_a_job_that_an_app_has_left)
 	cluster_stop(c); /* it asks whether anybody is left */
 }
 
-Test(field_lifecycle, a_job_of_an_agent_that_dies_while_closing_is_told_before_it_is_killed)
+Test(replacement, a_job_of_an_agent_that_dies_while_closing_is_told_before_it_is_killed)
 {
 	struct cluster *c;
 
@@ -506,7 +506,7 @@ reload_times(struct cluster *c, int times)
 	}
 }
 
-Test(field_lifecycle, nothing_that_was_sent_is_lost_while_workers_are_replaced)
+Test(replacement, nothing_that_was_sent_is_lost_while_workers_are_replaced)
 {
 	enum { RELOADS = 100 };
 	int number, one = 0, missed = 0, twice = 0, all = 0;
@@ -533,7 +533,7 @@ Test(field_lifecycle, nothing_that_was_sent_is_lost_while_workers_are_replaced)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, the_agent_is_told_without_a_worker_before_that_one_is_told_to_leave)
+Test(replacement, the_agent_is_told_without_a_worker_before_that_one_is_told_to_leave)
 {
 	struct cluster *c;
 
@@ -551,7 +551,7 @@ Test(field_lifecycle, the_agent_is_told_without_a_worker_before_that_one_is_told
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, a_leaving_worker_hears_what_is_sent_to_its_pid_and_no_broadcast)
+Test(replacement, a_leaving_worker_hears_what_is_sent_to_its_pid_and_no_broadcast)
 {
 	struct cluster *c;
 	long before;
@@ -596,7 +596,7 @@ tells_numbers(struct messenger *app, void *arg)
 	return messenger_on(app, "test-one", tell_number, NULL);
 }
 
-Test(field_lifecycle, a_worker_that_leaves_reads_its_channel_to_the_end)
+Test(replacement, a_worker_that_leaves_reads_its_channel_to_the_end)
 {
 	enum { COUNT = 1000 };
 	struct cluster *c;
@@ -650,7 +650,7 @@ schedule_app(struct messenger *app, void *arg)
 	return egg_schedule_app(app, jobs, 1);
 }
 
-Test(field_lifecycle, no_tick_of_a_schedule_fails_while_workers_are_replaced)
+Test(replacement, no_tick_of_a_schedule_fails_while_workers_are_replaced)
 {
 	struct cluster *c;
 
@@ -665,7 +665,7 @@ Test(field_lifecycle, no_tick_of_a_schedule_fails_while_workers_are_replaced)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, the_status_shows_the_process_that_leaves)
+Test(replacement, the_status_shows_the_process_that_leaves)
 {
 	struct cluster *c;
 
@@ -701,7 +701,7 @@ is_patience_over(struct cluster *c, void *arg)
 
 /* Whether further orders wait, are refused, or cost an old worker its time: four
  * processes for each slot are plenty. */
-Test(field_lifecycle, workers_that_leave_slowly_do_not_pile_up)
+Test(replacement, workers_that_leave_slowly_do_not_pile_up)
 {
 	struct patience patience;
 	struct cluster *c;
@@ -747,7 +747,7 @@ run_reload(const char *pid_file, int *output)
 }
 
 /* Either the command waits for the old workers, or it says that they are leaving. */
-Test(field_lifecycle, the_command_reload_says_what_is_true_of_the_old_workers)
+Test(replacement, the_command_reload_says_what_is_true_of_the_old_workers)
 {
 	char path[300], text[1024] = "";
 	struct pollfd entry = {.events = POLLIN};
@@ -813,7 +813,7 @@ talks(struct messenger *messenger, void *arg)
 	               : -1;
 }
 
-Test(field_lifecycle, a_child_says_once_that_its_master_is_gone)
+Test(replacement, a_child_says_once_that_its_master_is_gone)
 {
 	struct cluster *c =
 		cluster_start(&(struct options){.agent = talks, .app = talks, .workers = 1});
@@ -856,7 +856,7 @@ has_its_session(struct cluster *c, void *arg)
 
 /* A signal to process number 0 is one to the sender's own group: it must be that of the
  * master alone, and not that of the test. */
-Test(field_lifecycle, an_agent_that_dies_while_an_app_loads_costs_the_master_no_signal)
+Test(replacement, an_agent_that_dies_while_an_app_loads_costs_the_master_no_signal)
 {
 	struct cluster *c;
 
@@ -873,7 +873,7 @@ Test(field_lifecycle, an_agent_that_dies_while_an_app_loads_costs_the_master_no_
 	cluster_ended(c, 1);
 }
 
-Test(field_lifecycle, a_close_while_the_agent_cannot_be_forked_comes_to_its_end)
+Test(replacement, a_close_while_the_agent_cannot_be_forked_comes_to_its_end)
 {
 	struct cluster *c;
 
@@ -901,7 +901,7 @@ one_leaves_one_loads(struct messenger *app, void *arg)
 	return messenger_on(app, "test-leave", on_leave_order, NULL) == 0 ? lingers(app, arg) : -1;
 }
 
-Test(field_lifecycle, a_slot_counts_once_before_all_have_started)
+Test(replacement, a_slot_counts_once_before_all_have_started)
 {
 	struct cluster *c;
 
@@ -946,7 +946,7 @@ second_is_late(struct messenger *app, void *arg)
 	return polite(app, NULL);
 }
 
-Test(field_lifecycle, a_worker_that_is_being_ended_replaces_nobody)
+Test(replacement, a_worker_that_is_being_ended_replaces_nobody)
 {
 	struct cluster *c;
 
@@ -982,7 +982,7 @@ second_is_short_lived(struct messenger *app, void *arg)
 	_exit(0);
 }
 
-Test(field_lifecycle, a_worker_that_is_dead_replaces_nobody)
+Test(replacement, a_worker_that_is_dead_replaces_nobody)
 {
 	struct cluster *c;
 
@@ -1012,7 +1012,7 @@ fourth_loads(struct messenger *app, void *arg)
 }
 
 /* The fork that has failed was for the reload of the second slot. */
-Test(field_lifecycle, a_refork_of_a_reload_that_begins_anew_is_no_second_worker)
+Test(replacement, a_refork_of_a_reload_that_begins_anew_is_no_second_worker)
 {
 	struct cluster *c;
 	size_t mark;
@@ -1079,7 +1079,7 @@ reload_while_a_refork_loads(struct cluster *c)
 	return 2;
 }
 
-Test(field_lifecycle, a_reload_is_not_given_up_because_a_worker_of_another_died)
+Test(replacement, a_reload_is_not_given_up_because_a_worker_of_another_died)
 {
 	struct cluster *c;
 	size_t mark;
@@ -1102,7 +1102,7 @@ Test(field_lifecycle, a_reload_is_not_given_up_because_a_worker_of_another_died)
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, two_newcomers_that_are_ready_at_once_do_not_end_each_other)
+Test(replacement, two_newcomers_that_are_ready_at_once_do_not_end_each_other)
 {
 	struct cluster *c;
 	size_t newcomers;
@@ -1133,7 +1133,7 @@ Test(field_lifecycle, two_newcomers_that_are_ready_at_once_do_not_end_each_other
 }
 
 /* The next agent does not owe an answer to what the dead one was not asked. */
-Test(field_lifecycle, a_reload_without_an_agent_does_not_slow_down_the_next_one)
+Test(replacement, a_reload_without_an_agent_does_not_slow_down_the_next_one)
 {
 	struct cluster *c;
 
@@ -1183,7 +1183,7 @@ first_hangs(struct messenger *app, void *arg)
 	return messenger_before_close(app, hang, &at_once);
 }
 
-Test(field_lifecycle, a_worker_that_was_told_to_leave_has_no_more_time_when_its_channel_ends)
+Test(replacement, a_worker_that_was_told_to_leave_has_no_more_time_when_its_channel_ends)
 {
 	struct cluster *c;
 	int64_t begin;
@@ -1200,7 +1200,7 @@ Test(field_lifecycle, a_worker_that_was_told_to_leave_has_no_more_time_when_its_
 	cluster_stop(c);
 }
 
-Test(field_lifecycle, a_close_does_not_wait_longer_for_a_worker_whose_channel_has_ended)
+Test(replacement, a_close_does_not_wait_longer_for_a_worker_whose_channel_has_ended)
 {
 	struct cluster *c;
 
@@ -1230,7 +1230,7 @@ second_hangs(struct messenger *app, void *arg)
 	return messenger_before_close(app, hang, &most_of_it);
 }
 
-Test(field_lifecycle, a_worker_past_its_start_timeout_has_no_more_time_when_its_channel_ends)
+Test(replacement, a_worker_past_its_start_timeout_has_no_more_time_when_its_channel_ends)
 {
 	struct cluster *c;
 	int64_t begin;
@@ -1266,7 +1266,7 @@ leaves_gracefully(struct messenger *app, void *arg)
 	                                                                     : -1;
 }
 
-Test(field_lifecycle, the_longest_close_timeout_is_no_short_one)
+Test(replacement, the_longest_close_timeout_is_no_short_one)
 {
 	struct cluster *c;
 
@@ -1345,7 +1345,7 @@ says_last_words(struct messenger *app, void *arg)
 }
 
 /* The master does not read an app that feeds a queue that is full. */
-Test(field_lifecycle, the_last_words_of_a_process_that_was_held_up_are_heard)
+Test(replacement, the_last_words_of_a_process_that_was_held_up_are_heard)
 {
 	struct cluster *c;
 

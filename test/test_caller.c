@@ -21,7 +21,7 @@
 #include <sys/socket.h>
 #include <termios.h>
 
-TestSuite(field_caller, .timeout = 60);
+TestSuite(caller, .timeout = 60);
 
 static int
 take_connection(struct messenger *app, int descriptor, void *arg)
@@ -148,42 +148,42 @@ start_without(bool by_fork, unsigned closed)
 	caller_free(c);
 }
 
-Test(field_caller, start_cluster_without_stdin)
+Test(caller, start_cluster_without_stdin)
 {
 	start_without(false, 1);
 }
 
-Test(field_caller, start_cluster_without_stdout)
+Test(caller, start_cluster_without_stdout)
 {
 	start_without(false, 2);
 }
 
-Test(field_caller, start_cluster_without_stderr)
+Test(caller, start_cluster_without_stderr)
 {
 	start_without(false, 4);
 }
 
-Test(field_caller, start_cluster_without_any_descriptor)
+Test(caller, start_cluster_without_any_descriptor)
 {
 	start_without(false, 7);
 }
 
-Test(field_caller, fork_cluster_without_stdin)
+Test(caller, fork_cluster_without_stdin)
 {
 	start_without(true, 1);
 }
 
-Test(field_caller, fork_cluster_without_stdout)
+Test(caller, fork_cluster_without_stdout)
 {
 	start_without(true, 2);
 }
 
-Test(field_caller, fork_cluster_without_stderr)
+Test(caller, fork_cluster_without_stderr)
 {
 	start_without(true, 4);
 }
 
-Test(field_caller, fork_cluster_without_any_descriptor)
+Test(caller, fork_cluster_without_any_descriptor)
 {
 	start_without(true, 7);
 }
@@ -196,7 +196,7 @@ ping(void)
 	return 127;
 }
 
-Test(field_caller, ping_answers_without_stdout)
+Test(caller, ping_answers_without_stdout)
 {
 	for (closed_ones = 1; closed_ones < 8; closed_ones++) {
 		struct caller *c = caller_start(ping);
@@ -229,7 +229,7 @@ five_without(struct caller *c, const void *arg)
 	return count == 5;
 }
 
-Test(field_caller, action1_replaces_an_app_without_any_descriptor)
+Test(caller, action1_replaces_an_app_without_any_descriptor)
 {
 	struct caller *c;
 	pid_t pids[16], killed = 0;
@@ -296,7 +296,7 @@ with_a_messenger(void)
 	return 0;
 }
 
-Test(field_caller, a_failed_start_touches_no_other_messenger)
+Test(caller, a_failed_start_touches_no_other_messenger)
 {
 	struct caller *c = caller_start(with_a_messenger);
 
@@ -328,7 +328,7 @@ with_open_descriptors(void)
 	return 0;
 }
 
-Test(field_caller, a_failed_start_closes_no_descriptor_of_the_callers)
+Test(caller, a_failed_start_closes_no_descriptor_of_the_callers)
 {
 	struct caller *c = caller_start(with_open_descriptors);
 
@@ -356,7 +356,7 @@ with_a_parents_end(void)
 	return 0;
 }
 
-Test(field_caller, the_parents_end_is_closed_after_each_start)
+Test(caller, the_parents_end_is_closed_after_each_start)
 {
 	struct caller *c = caller_start(with_a_parents_end);
 
@@ -386,7 +386,7 @@ with_a_master_that_is_killed(void)
 	return 0;
 }
 
-Test(field_caller, fork_cluster_opens_one_descriptor_in_the_caller)
+Test(caller, fork_cluster_opens_one_descriptor_in_the_caller)
 {
 	struct caller *c = caller_start(with_a_master_that_is_killed);
 
@@ -442,7 +442,7 @@ with_an_inner_cluster(void)
 }
 
 /* The inner cluster's processes do not believe that they have been told to leave. */
-Test(field_caller, a_worker_that_leaves_may_start_a_cluster)
+Test(caller, a_worker_that_leaves_may_start_a_cluster)
 {
 	struct caller *c = caller_start(with_an_inner_cluster);
 
@@ -478,7 +478,7 @@ with_two_clusters(void)
 	return 0;
 }
 
-Test(field_caller, a_failed_start_touches_no_other_cluster)
+Test(caller, a_failed_start_touches_no_other_cluster)
 {
 	struct caller *c = caller_start(with_two_clusters);
 
@@ -530,12 +530,12 @@ read_orders(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_caller, the_children_of_start_cluster_do_not_move_stdin)
+Test(caller, the_children_of_start_cluster_do_not_move_stdin)
 {
 	read_orders(false);
 }
 
-Test(field_caller, a_forked_cluster_does_not_move_stdin)
+Test(caller, a_forked_cluster_does_not_move_stdin)
 {
 	read_orders(true);
 }
@@ -667,19 +667,19 @@ leave_in_every_way(bool by_fork)
 	end_without_handler(c, 128 + SIGKILL);
 }
 
-Test(field_caller, the_children_of_start_cluster_run_no_exit_handler_of_the_caller)
+Test(caller, the_children_of_start_cluster_run_no_exit_handler_of_the_caller)
 {
 	leave_in_every_way(false);
 }
 
-Test(field_caller, a_forked_cluster_runs_no_exit_handler_of_the_caller)
+Test(caller, a_forked_cluster_runs_no_exit_handler_of_the_caller)
 {
 	leave_in_every_way(true);
 }
 
 /* exit(3) is what the C library says, in an application that calls it: handlers run,
  * stdout is flushed, and what was sent arrives. Nothing else runs the handler. */
-Test(field_caller, an_exit_of_the_applications_own_is_the_c_librarys)
+Test(caller, an_exit_of_the_applications_own_is_the_c_librarys)
 {
 	struct caller *c = start_with_handler(false, "test-exit");
 	char words[64];
@@ -800,12 +800,12 @@ print_and_leave(bool by_fork)
 	end_with_words(c, 1);
 }
 
-Test(field_caller, what_is_printed_comes_out_once)
+Test(caller, what_is_printed_comes_out_once)
 {
 	print_and_leave(false);
 }
 
-Test(field_caller, what_is_printed_in_a_forked_cluster_comes_out_once)
+Test(caller, what_is_printed_in_a_forked_cluster_comes_out_once)
 {
 	print_and_leave(true);
 }
@@ -860,12 +860,12 @@ start_beside_threads(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_caller, start_cluster_does_not_wait_for_a_thread_that_reads)
+Test(caller, start_cluster_does_not_wait_for_a_thread_that_reads)
 {
 	start_beside_threads(false);
 }
 
-Test(field_caller, fork_cluster_does_not_wait_for_a_thread_that_reads)
+Test(caller, fork_cluster_does_not_wait_for_a_thread_that_reads)
 {
 	start_beside_threads(true);
 }
@@ -947,22 +947,22 @@ start_at_a_terminal(enum role who, bool reads)
 	caller_free(c);
 }
 
-Test(field_caller, an_app_may_read_the_terminal)
+Test(caller, an_app_may_read_the_terminal)
 {
 	start_at_a_terminal(ROLE_APP, true);
 }
 
-Test(field_caller, an_app_may_write_to_a_terminal_that_stops_the_background)
+Test(caller, an_app_may_write_to_a_terminal_that_stops_the_background)
 {
 	start_at_a_terminal(ROLE_APP, false);
 }
 
-Test(field_caller, the_agent_may_read_the_terminal)
+Test(caller, the_agent_may_read_the_terminal)
 {
 	start_at_a_terminal(ROLE_AGENT, true);
 }
 
-Test(field_caller, the_agent_may_write_to_a_terminal_that_stops_the_background)
+Test(caller, the_agent_may_write_to_a_terminal_that_stops_the_background)
 {
 	start_at_a_terminal(ROLE_AGENT, false);
 }
@@ -1103,12 +1103,12 @@ reap_orphans(int (*body)(void), const char *ready)
 	caller_free(c);
 }
 
-Test(field_caller, as_process_1_start_cluster_reaps_orphans)
+Test(caller, as_process_1_start_cluster_reaps_orphans)
 {
 	reap_orphans(start_as_one, "app ready ");
 }
 
-Test(field_caller, as_process_1_the_launcher_reaps_orphans)
+Test(caller, as_process_1_the_launcher_reaps_orphans)
 {
 	reap_orphans(launch_as_one, " started on ");
 }
@@ -1132,7 +1132,7 @@ start_as_one_with_helpers(void)
 		.agent = role_with_helper, .app = role_with_helper, .workers = 1});
 }
 
-Test(field_caller, as_process_1_a_close_does_not_wait_for_orphans_that_are_dead)
+Test(caller, as_process_1_a_close_does_not_wait_for_orphans_that_are_dead)
 {
 	struct caller *c;
 	int64_t since;
@@ -1205,13 +1205,13 @@ start_too_many(bool by_fork)
 	caller_free(c);
 }
 
-Test(field_caller, too_few_descriptors_are_known_before_the_first_fork)
+Test(caller, too_few_descriptors_are_known_before_the_first_fork)
 {
 	start_too_many(false);
 	start_too_many(true);
 }
 
-Test(field_caller, too_few_descriptors_for_a_daemon_are_known_before_the_first_fork)
+Test(caller, too_few_descriptors_for_a_daemon_are_known_before_the_first_fork)
 {
 	struct caller *c = caller_start(daemon_with_few_descriptors);
 	int status = caller_status(c);
@@ -1228,7 +1228,7 @@ Test(field_caller, too_few_descriptors_for_a_daemon_are_known_before_the_first_f
 }
 
 /* But where there are enough, it starts. */
-Test(field_caller, enough_descriptors_are_enough)
+Test(caller, enough_descriptors_are_enough)
 {
 	struct caller *c;
 
@@ -1289,7 +1289,7 @@ start_first(void)
 	return c;
 }
 
-Test(field_caller, a_killed_master_is_replaced_at_once_20_times)
+Test(caller, a_killed_master_is_replaced_at_once_20_times)
 {
 	struct caller *c = start_first(), *old;
 	int i;
@@ -1308,7 +1308,7 @@ Test(field_caller, a_killed_master_is_replaced_at_once_20_times)
 }
 
 /* The old app still holds the port. The new master says that it waits, and gets it. */
-Test(field_caller, a_master_waits_for_the_port_of_a_killed_one)
+Test(caller, a_master_waits_for_the_port_of_a_killed_one)
 {
 	struct caller *old, *c;
 	char port[32];
@@ -1331,7 +1331,7 @@ Test(field_caller, a_master_waits_for_the_port_of_a_killed_one)
 }
 
 /* A stranger keeps the port: the master waits for it in vain, but not for long. */
-Test(field_caller, a_port_that_stays_in_use_is_waited_for_3_seconds)
+Test(caller, a_port_that_stays_in_use_is_waited_for_3_seconds)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET};
 	socklen_t length = sizeof address;

@@ -1,8 +1,8 @@
 /*
- * Pause and resume: a process stops reading its channel, so that those who send to it
+ * Pause and resume: a process stops reading its channel, so that its senders
  * wait, and goes on later.
  *
- * The core is linked here with small limits (FIELD_LIMITS in the Makefile): a queue is
+ * The core is linked here with small limits (TRAFFIC_LIMITS in the Makefile): a queue is
  * full after 128 KiB, and a process is stuck after 1.5 s.
  *
  * Copyright (c) 2026 the clutch authors
@@ -17,7 +17,7 @@ extern int messenger_resume(struct messenger *messenger);
 
 enum { PIECE = 1024 };
 
-TestSuite(field_pause, .timeout = 60);
+TestSuite(pause, .timeout = 60);
 
 /* ---- in the processes ------------------------------------------------------------- */
 
@@ -47,7 +47,7 @@ on_byte(struct messenger *messenger, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-/* The channel is not read; a timer, a descriptor and writing go on. */
+/* Only the reading of the channel pauses: a timer, a descriptor and writing go on. */
 static int
 order_pause(struct messenger *messenger, const char *line)
 {
@@ -62,7 +62,7 @@ order_pause(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* It goes on when SIGUSR2 tells it so: messages do not reach it. */
+/* The process goes on at SIGUSR2, because messages do not reach it. */
 static int
 on_look(struct messenger *messenger, void *arg)
 {
@@ -98,7 +98,7 @@ talk_and_pause(struct messenger *messenger, void *arg)
 
 /* ---- an agent that forwards ---------------------------------------------------------- */
 
-/* What could not be sent yet, in order: at most what one read has brought. */
+/* The messages that could not be sent yet, in order: at most those of one read. */
 struct kept {
 	struct kept *next;
 	char *action, *data;
@@ -249,19 +249,19 @@ expect_pause(const char *who, const char *other)
 	stop(c);
 }
 
-Test(field_pause, a_paused_app_does_everything_but_read)
+Test(pause, a_paused_app_does_everything_but_read)
 {
 	expect_pause("APP#1", "APP#2");
 }
 
-Test(field_pause, a_paused_agent_does_everything_but_read)
+Test(pause, a_paused_agent_does_everything_but_read)
 {
 	expect_pause("AGENT#1", "APP#2");
 }
 
-/* Three clients speak faster than the receiver listens. All of it arrives, and it waits
- * where it comes from. */
-Test(field_pause, an_agent_that_forwards_loses_nothing)
+/* Three clients send faster than the receiver reads. All messages arrive, and meanwhile they
+ * wait in the clients' queues. */
+Test(pause, an_agent_that_forwards_loses_nothing)
 {
 	enum { EACH = 2000 };
 	struct cluster *c = start(forward, 4);
@@ -290,7 +290,7 @@ Test(field_pause, an_agent_that_forwards_loses_nothing)
 
 /* ---- a pause is no fault ------------------------------------------------------------------- */
 
-/* Its queue is full, and longer than the stuck timeout; nobody spins meanwhile. */
+/* The queue is full for longer than the stuck timeout, and no process spins meanwhile. */
 static void
 expect_patience(const char *who, const char *other)
 {
@@ -314,18 +314,19 @@ expect_patience(const char *who, const char *other)
 	stop(c);
 }
 
-Test(field_pause, a_paused_app_is_not_stuck)
+Test(pause, a_paused_app_is_not_stuck)
 {
 	expect_patience("APP#1", "AGENT#1");
 }
 
-Test(field_pause, a_paused_agent_is_not_stuck)
+Test(pause, a_paused_agent_is_not_stuck)
 {
 	expect_patience("AGENT#1", "APP#2");
 }
 
-/* The parent's loop is a foreign one here: it polls what messenger_descriptors says. */
-Test(field_pause, a_paused_parent_is_not_stuck)
+/* The parent has a loop of its own here, which polls the descriptors of
+ * messenger_descriptors. */
+Test(pause, a_paused_parent_is_not_stuck)
 {
 	struct cluster *c = start(talk_and_pause, 2);
 
@@ -342,7 +343,7 @@ Test(field_pause, a_paused_parent_is_not_stuck)
 
 /* ---- a paused process is still one of the cluster's ------------------------------------------ */
 
-Test(field_pause, paused_processes_leave_when_they_are_told)
+Test(pause, paused_processes_leave_when_they_are_told)
 {
 	struct cluster *c = start(talk_and_pause, 2);
 	size_t mark;
@@ -358,7 +359,7 @@ Test(field_pause, paused_processes_leave_when_they_are_told)
 	cluster_ended(c, 0);
 }
 
-Test(field_pause, paused_processes_notice_the_end_of_the_master)
+Test(pause, paused_processes_notice_the_end_of_the_master)
 {
 	struct cluster *c = start(talk_and_pause, 2);
 
@@ -407,7 +408,7 @@ send_all(struct messenger *sender, bool with_handles)
 	}
 }
 
-/* All is in the socket before the first message is taken. */
+/* All messages are in the socket before the receiver takes the first one. */
 static void
 take_one_by_one(bool with_handles, bool hangs_up)
 {
@@ -433,12 +434,12 @@ take_one_by_one(bool with_handles, bool hangs_up)
 		messenger_close(sender);
 }
 
-Test(field_pause, handles_come_to_a_listener_that_takes_one_message_at_a_time)
+Test(pause, handles_come_to_a_listener_that_takes_one_message_at_a_time)
 {
 	take_one_by_one(true, false);
 }
 
-Test(field_pause, all_that_was_sent_comes_before_the_end_to_a_listener_that_pauses)
+Test(pause, all_that_was_sent_comes_before_the_end_to_a_listener_that_pauses)
 {
 	take_one_by_one(false, true);
 }
