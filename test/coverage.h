@@ -4,6 +4,8 @@
  * have given the process a limit on the size of files, which is meant for its log and not
  * for the counts: the limit is lifted before.
  *
+ * A function, not a macro with a comma: in _exit(run()) the counts are written after run().
+ *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
@@ -15,8 +17,8 @@
 
 void __gcov_dump(void);
 
-static inline void
-coverage_lift_limit(void)
+static inline void __attribute__((noreturn))
+coverage_exit(int code)
 {
 	struct rlimit limit;
 
@@ -24,8 +26,10 @@ coverage_lift_limit(void)
 		limit.rlim_cur = limit.rlim_max;
 		setrlimit(RLIMIT_FSIZE, &limit);
 	}
+	__gcov_dump();
+	_exit(code);
 }
 
-#define _exit(code) (coverage_lift_limit(), __gcov_dump(), (_exit)(code))
+#define _exit(code) coverage_exit(code)
 
 #endif
