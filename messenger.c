@@ -517,6 +517,7 @@ struct listener {
 };
 
 struct watch {
+	int descriptor;
 	messenger_watcher call;
 	void *arg;
 	bool connection; /* it counts as an open connection */
@@ -972,7 +973,7 @@ find_watch(const struct messenger *messenger, int descriptor)
 {
 	size_t i = 0;
 
-	while (i < messenger->watch_count && messenger->set[i + 1].fd != descriptor)
+	while (i < messenger->watch_count && messenger->watches[i].descriptor != descriptor)
 		i++;
 	return i;
 }
@@ -990,7 +991,7 @@ messenger_watch(struct messenger *messenger, int descriptor, short events,
 		    clutch_grow(&messenger->set, i + 1, sizeof *messenger->set) == -1)
 			return -1;
 		messenger->watch_count++;
-		messenger->watches[i].connection = false;
+		messenger->watches[i] = (struct watch){.descriptor = descriptor};
 		messenger->set[i + 1] = (struct pollfd){.fd = descriptor};
 	}
 	if (descriptor == messenger->accepted && !messenger->watches[i].connection)
@@ -1206,15 +1207,13 @@ serve(struct messenger *messenger, short revents)
 	hear(messenger);
 }
 
-/* What poll(2) waits for at a channel. During a shortage poll would return at once. */
+/* What poll(2) waits for at a channel. During a shortage, nothing: poll would return at once. */
 static void
 prepare_entry(const struct messenger *messenger, struct pollfd *entry)
 {
-	bool starved = messenger->channel.starved;
-
-	entry->fd = messenger->channel.descriptor;
-	entry->events = messenger->paused || starved ? 0 : POLLIN;
-	if (channel_pending(&messenger->channel) > 0 && !starved)
+	entry->fd = messenger->channel.starved ? -1 : messenger->channel.descriptor;
+	entry->events = messenger->paused ? 0 : POLLIN;
+	if (channel_pending(&messenger->channel) > 0)
 		entry->events |= POLLOUT;
 	entry->revents = 0;
 }
@@ -1234,12 +1233,13 @@ prepare(const struct messenger *loop)
 size_t
 messenger_descriptors(const struct messenger *messenger, struct pollfd *set, size_t size)
 {
-	size_t i, first = messenger->channel.descriptor == -1 ? 1 : 0;
+	size_t i, count = 0;
 
 	prepare(messenger);
-	for (i = 0; i < size && first + i <= messenger->watch_count; i++)
-		set[i] = messenger->set[first + i];
-	return messenger->watch_count + 1 - first;
+	for (i = 0; i <= messenger->watch_count; i++)
+		if (messenger->set[i].fd != -1 && count++ < size)
+			set[count - 1] = messenger->set[i];
+	return count;
 }
 
 /* Do what there is to do, after poll(2) has filled the set. */
@@ -1247,17 +1247,16 @@ static void
 dispatch(struct messenger *messenger)
 {
 	const struct watch *watch;
-	struct pollfd *ready;
 	short revents;
 
 	serve(messenger, messenger->set[0].revents);
 	for (messenger->watch_next = 0; messenger->watch_next < messenger->watch_count;) {
 		watch = &messenger->watches[messenger->watch_next++];
-		ready = &messenger->set[messenger->watch_next];
-		revents = ready->revents;
-		ready->revents = 0;
+		revents = messenger->set[messenger->watch_next].revents;
+		messenger->set[messenger->watch_next].revents = 0;
 		if (revents != 0)
-			check(messenger, watch->call(messenger, ready->fd, revents, watch->arg),
+			check(messenger,
+			      watch->call(messenger, watch->descriptor, revents, watch->arg),
 			      "watcher", "");
 	}
 	run_timers(messenger);

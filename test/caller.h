@@ -1,6 +1,6 @@
 /*
- * A caller: a program of the test's own that starts a cluster, with whatever descriptors,
- * signals and handlers the test wants it to bring along.
+ * A caller is a program of the test's own that starts a cluster. The test decides which open
+ * descriptors, signal dispositions and handlers the program has when it does so.
  *
  *	static int
  *	body(void)
@@ -14,9 +14,9 @@
  *	kill(caller_number(c, "master is"), SIGTERM);
  *	caller_ends(c, 0);
  *
- * What the caller and its cluster print, and what they say, is one text. A test waits
- * for words in it. A test that fails prints the text, and none of its processes outlives
- * it (see test_leash in harness.h).
+ * All that the caller and its cluster print and say is one text. A test waits for words in
+ * this text. A test that fails prints the text, and no process outlives its test
+ * (see test_leash in harness.h).
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -43,7 +43,7 @@
 #include <unistd.h>
 
 enum {
-	WORDS = 100,     /* the descriptor that say writes to: no test closes this one */
+	WORDS = 100,     /* the descriptor that say writes to; no test closes it */
 	PATIENCE = 10000 /* how long a wait may take, in ms, times the time scale */
 };
 
@@ -51,16 +51,16 @@ struct caller {
 	struct caller *next; /* of the test's callers */
 	pid_t pid;
 	int output;   /* the reading end of stdout, stderr and WORDS */
-	int terminal; /* or -1: the master's end of the caller's terminal */
-	bool ended;   /* nobody has the other end of the output any more */
+	int terminal; /* the master's end of the caller's terminal; -1: it has none */
+	bool ended;   /* no process has the other end of the output any more */
 	bool reaped;  /* by the test */
-	bool dead;    /* the same, and all that it had written before has been read */
+	bool dead;    /* reaped, and its whole output has been read */
 	int status;   /* as waitpid(2) has it */
 	char *text;
 	size_t length;
 };
 
-/* All of them: a leak checker in a forked process must find what it has inherited. */
+/* A list of all callers, so that a leak checker in a forked process finds inherited memory. */
 static struct caller *callers;
 
 /* The cluster is started by fork_cluster, and not by start_cluster. */
@@ -68,7 +68,7 @@ static bool forks;
 
 /* ---- in the caller and its cluster -------------------------------------------- */
 
-/* One line of the text, whatever has become of stdout. */
+/* Add a line to the text, even if stdout is closed. */
 static inline void CLUTCH_PRINTF(1, 2) say(const char *format, ...)
 {
 	char line[PIPE_BUF];
@@ -127,7 +127,7 @@ role(struct messenger *messenger, void *arg)
 
 /* ---- in the test ---------------------------------------------------------------- */
 
-/* As a caller finds signals if nobody has changed any. */
+/* Set the signals as a caller finds them if nobody has changed any. */
 static inline void
 default_signals(void)
 {
@@ -150,7 +150,7 @@ caller_start(int (*body)(void))
 	if (leash == -1) {
 		clear_environment();
 		leash = test_leash();
-		prctl(PR_SET_CHILD_SUBREAPER, 1); /* orphans are the test's to reap */
+		prctl(PR_SET_CHILD_SUBREAPER, 1); /* so that the test can reap orphans */
 	}
 	cr_assert(caller != NULL && null != -1 && pipe(ends) == 0);
 	caller->next = callers;
@@ -177,7 +177,7 @@ caller_start(int (*body)(void))
 	return caller;
 }
 
-/* Take what is there. Returns false at the end of the file, or where there is nothing. */
+/* Read what is there. Returns false at end of file, or if there is nothing. */
 static inline bool
 caller_read(struct caller *caller, int descriptor)
 {
@@ -196,7 +196,7 @@ caller_read(struct caller *caller, int descriptor)
 	return true;
 }
 
-/* Callers, and the orphans that they leave. */
+/* Reap callers, and the orphans that they leave. */
 static inline void
 caller_reap(void)
 {
@@ -229,7 +229,7 @@ caller_turn(struct caller *caller, int timeout)
 	caller->dead = dead;
 }
 
-/* Wait until it is so; false if that takes too long. */
+/* Wait until is_so returns true; returns false if that takes too long. */
 static inline bool
 caller_until(struct caller *caller, bool (*is_so)(struct caller *caller, const void *arg),
              const void *arg)
@@ -288,7 +288,7 @@ caller_has_or_ended(struct caller *caller, const void *arg)
 	return caller->ended || caller_has(caller, arg);
 }
 
-/* Wait for words behind `from`; returns where the text goes on behind these. */
+/* Wait for words behind `from`; returns the position behind these words. */
 static inline size_t
 caller_wait(struct caller *caller, size_t from, const char *words)
 {
@@ -299,7 +299,7 @@ caller_wait(struct caller *caller, size_t from, const char *words)
 	return (size_t)(strstr(caller->text + from, words) - caller->text) + strlen(words);
 }
 
-/* The number behind these words, where they stand for the last time. */
+/* The number behind the last occurrence of these words. */
 static inline pid_t
 caller_number(struct caller *caller, const char *words)
 {
@@ -336,7 +336,7 @@ content_of(const char *path)
 	return text;
 }
 
-/* What stands behind these words in the text for the first time, up to the line's end. */
+/* The rest of the line behind the first occurrence of these words. */
 static inline const char *
 line_behind(const struct caller *c, const char *from, const char *words, char line[256])
 {
@@ -357,7 +357,7 @@ caller_is_dead(struct caller *caller, const void *arg)
 	return caller->dead;
 }
 
-/* The caller is dead, and all that it has started. */
+/* Are the caller and all that it has started dead? */
 static inline bool
 caller_has_left(struct caller *caller, const void *arg)
 {
@@ -406,7 +406,7 @@ caller_ends(struct caller *caller, int expected)
 	caller_turn(caller, 0);
 }
 
-/* SIGTERM to the master: it ends with 0. */
+/* Send SIGTERM to the master, which must end with 0. */
 static inline void
 caller_stop(struct caller *caller)
 {

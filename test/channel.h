@@ -1,9 +1,9 @@
 /*
  * Bare channels in a test: sendmessage.c over real socketpairs.
  *
- * What is expected on the wire is made here by an encoder of our own (put_frame)
- * from the drawing in messenger.h, so that a mistake that sendmessage.c makes
- * both when it writes and when it reads does not cancel out.
+ * put_frame encodes the expected bytes from the drawing in messenger.h, without code of
+ * sendmessage.c: a mistake that sendmessage.c makes both when it writes and when it reads
+ * would otherwise not be found.
  *
  * A socket does not write or read short at a given byte on request. So this file
  * defines send, sendmsg and recvmsg, which the linker takes before libc's: they count
@@ -33,7 +33,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Nothing here takes long: a test that waits longer than this has lost something. */
+/* How long a wait may take, in ms. Nothing here takes long: at a timeout something is lost. */
 #define PATIENCE 20000
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -51,15 +51,15 @@ under_valgrind(void)
 
 enum { SHAPED = 1024 };
 
-/* What a test wants of the calls on one descriptor; if all is zero, nothing. */
+/* How a test changes the calls on one descriptor. If all is zero, they work as usual. */
 struct shape {
-	size_t most; /* bytes in one call */
+	size_t most; /* the most bytes in one call */
 	int error;   /* the errno of the next `errors` calls */
 	int errors;  /* -1: of all */
 	int full;    /* EAGAIN after this many calls; 0: never */
 	int calls;   /* the calls that moved bytes */
 	int last;    /* errno of the last call that failed */
-	bool strips; /* the handle that comes is lost, without MSG_CTRUNC */
+	bool strips; /* the next handle is lost, without MSG_CTRUNC */
 };
 
 static struct shape writes[SHAPED], reads[SHAPED];
@@ -278,7 +278,7 @@ sized_free(const struct message *message)
 	free((char *)(uintptr_t)message->data);
 }
 
-/* The message that came is the one that was sent, the handle aside, and is ready to use. */
+/* The message that came is the message that was sent (except its handle), and ready to use. */
 static inline void
 assert_message(const struct message *got, const struct message *want)
 {
@@ -335,7 +335,7 @@ open_channels(struct channel *near, struct channel *far)
 	attach(far, ends[1], 0);
 }
 
-/* A socket that is soon full. */
+/* Make the socket's buffer as small as possible, so that it is soon full. */
 static inline void
 narrow(int descriptor)
 {
@@ -350,7 +350,7 @@ raw_write(int descriptor, const void *from, size_t length)
 	cr_assert(send(descriptor, from, length, MSG_NOSIGNAL) == (ssize_t)length);
 }
 
-/* Take everything that is there; false at the end of file. */
+/* Read everything that is there; false at end of file. */
 static inline bool
 raw_collect(int descriptor, struct bytes *bytes)
 {
@@ -376,7 +376,7 @@ pump(struct channel *channel, int far, struct bytes *bytes, size_t wanted)
 	cr_assert(channel_pending(channel) == 0);
 }
 
-/* Take the messages that were read: want[*taken] and those behind it. Handles are closed. */
+/* Take the messages that were read: want[*taken] and the next ones. Handles are closed. */
 static inline void
 take(struct channel *channel, const struct message *want, size_t count, size_t *taken)
 {
@@ -464,7 +464,7 @@ put_few(struct bytes *stream)
 
 /* ---- handles ----------------------------------------------------------------------------- */
 
-/* Send a message with a handle, or without: -1. */
+/* Send a message with a handle, or without one if `handle` is -1. */
 static inline void
 send_handle(struct channel *channel, const char *action, int handle)
 {
@@ -474,7 +474,7 @@ send_handle(struct channel *channel, const char *action, int handle)
 	cr_assert(sendmessage(channel, &message) == 0);
 }
 
-/* The next message, with a deadline. Its handle is the caller's. */
+/* The next message, with a deadline. The caller owns its handle. */
 static inline struct message
 next_message(struct channel *channel)
 {

@@ -1,8 +1,8 @@
 /*
  * A messenger in a test, over one end of a real socketpair. The test plays the master at the
- * other end with a bare channel. Both live in this process, which has one read buffer: so
- * the master's frames are taken out before the child turns its loop again, and the master
- * never reads inside a callback.
+ * other end with a bare channel. Both live in this process, and a process has only one read
+ * buffer. So the frames that the master has read are taken out before the child turns its loop
+ * again, and the master never reads inside a callback.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -37,13 +37,13 @@
 int __lsan_do_recoverable_leak_check(void) __attribute__((weak));
 size_t __sanitizer_get_current_allocated_bytes(void) __attribute__((weak));
 
-static struct messenger *child; /* what is tested */
+static struct messenger *child; /* the messenger under test */
 static struct channel master;   /* the other end */
 
 /* The notes of the callbacks, one after the other. */
 static char calls[8192];
 
-/* The notes: the tests hand these to on_note and similar callbacks. */
+/* Notes that the tests hand to on_note and similar callbacks. */
 static char a[] = "a", b[] = "b", c[] = "c", d[] UNUSED = "d", e[] UNUSED = "e";
 
 /* ---- both ends --------------------------------------------------------------------------- */
@@ -60,7 +60,7 @@ open_as(enum role role)
 	cr_assert_not_null(child);
 }
 
-/* A loop that sleeps for ever is killed: here, and not by Criterion's timeout. */
+/* Kill a loop that sleeps for ever. SIGALRM does so before Criterion's timeout. */
 static inline void
 open_app(void)
 {
@@ -68,7 +68,7 @@ open_app(void)
 	open_as(ROLE_APP);
 }
 
-/* The master is closed first: then the child does not wait for it. */
+/* Close the master first, so that the child does not wait for it. */
 static inline void
 close_both(void)
 {
@@ -84,7 +84,7 @@ reopen_as(enum role role)
 	open_as(role);
 }
 
-/* One turn of the child's loop, which does not wait. */
+/* One turn of the child's loop, without a wait. */
 static inline void
 turn(void)
 {
@@ -101,7 +101,7 @@ compose(enum role from, const char *action, const char *data)
 	return message;
 }
 
-/* The master sends; the socket has it when this returns. */
+/* The master sends. The message is in the socket when this returns. */
 static inline void
 say_message(const struct message *message)
 {
@@ -118,7 +118,7 @@ say(const char *action)
 	say_message(&message);
 }
 
-/* The master sends, and the child has heard it when this returns. */
+/* The master sends. The child has heard the message when this returns. */
 static inline void
 tell_from(enum role from, const char *action, const char *data)
 {
@@ -134,8 +134,8 @@ tell(const char *action)
 	tell_from(ROLE_MASTER, action, NULL);
 }
 
-/* The next message that the child put on the wire. The child turns its loop
- * only when the socket is empty: it may have more than a socket takes. */
+/* The next message that the child put on the wire. While the socket is empty the child turns
+ * its loop, because its queue may have more than a socket takes. */
 static inline void
 take(struct message *message)
 {
@@ -151,7 +151,7 @@ take(struct message *message)
 	cr_assert_eq(found, 1, "the child broke the protocol");
 }
 
-/* Take a message, which must be this one. */
+/* Take a message, which must be the expected one. */
 static inline void
 expect_at(int line, const char *action, enum role to, pid_t receiver_pid, const char *data)
 {
@@ -202,7 +202,7 @@ note(const char *what)
 	snprintf(calls + used, sizeof calls - used, "%s", what);
 }
 
-/* Exactly these were called since the last time. */
+/* Exactly these callbacks were called since the last expect_calls. */
 #define expect_calls(these)                                                                        \
 	do {                                                                                       \
 		cr_assert_str_eq(calls, these);                                                    \
@@ -324,7 +324,7 @@ on_forward(struct messenger *messenger, const struct message *message, void *arg
 
 /* ---- send calls that fail ---------------------------------------------------------------- */
 
-/* What fills the queue: messages of up to CHANNEL_FLUSH_SIZE, numbered. */
+/* The messages that fill the queue are numbered, and at most CHANNEL_FLUSH_SIZE long. */
 static inline int
 send_filler(int number, size_t length)
 {
@@ -398,7 +398,7 @@ watch(int descriptor, short events, messenger_watcher watcher, void *arg)
 	cr_assert_eq(messenger_watch(child, descriptor, events, watcher, arg), 0);
 }
 
-/* Pipes with something in them, all watched. */
+/* Pipes with something to read in them, all watched. */
 static int pipes[100][2];
 
 static inline void
@@ -423,8 +423,8 @@ close_pipes(int count)
 
 /* ---- the loop: a socket that is full ----------------------------------------------------- */
 
-/* A reader that takes its time, until the end of the stream. When it has what it
- * wanted it says "enough", if anybody listens. */
+/* Read slowly, until the end of the stream. When all the wanted bytes have come, send "enough",
+ * if anybody still listens. */
 static inline void
 read_slowly(size_t wanted)
 {
@@ -447,7 +447,7 @@ read_slowly(size_t wanted)
 	_exit(2);
 }
 
-/* The master is another process now, which expects this many bytes. */
+/* From now on the master is another process, which expects this many bytes. */
 static inline pid_t
 fork_slow_reader(size_t wanted)
 {
@@ -460,7 +460,7 @@ fork_slow_reader(size_t wanted)
 	return reader;
 }
 
-/* The messenger is closed; did the reader get everything? */
+/* The messenger is closed. Did the reader get everything? */
 static inline void
 expect_satisfied(pid_t reader)
 {

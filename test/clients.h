@@ -1,8 +1,8 @@
 /*
- * Leader and followers in live clusters. The real client is the tests' own: it
- * reports what it is asked ("upstream subscribe k"), and does what it is ordered.
+ * Leader and followers in live clusters. The real client is a part of the tests: it
+ * reports each call ("upstream subscribe k"), and obeys orders.
  *
- * The test orders a process to use its client, and waits for what it reports:
+ * The test orders a process to use its client, and waits for the process's reports:
  *
  * 	order(c, "APP#1", "sub k a");           subscribe to k with a listener named a
  * 	order(c, "AGENT#1", "emit k v1");
@@ -35,7 +35,7 @@
 
 static struct cluster_client_options options; /* of every client */
 static int failures;                          /* of the real client's start, before it succeeds */
-static bool start_by_order;                   /* it is ready when the test says so */
+static bool start_by_order;                   /* the real client is ready when the test says so */
 static bool leader_by_order;                  /* there is no leader until then */
 static bool second_client;                    /* named "other", in each process */
 static bool agent_is_hostile;
@@ -51,7 +51,7 @@ static struct cluster_call *held[CALLS];
 static int held_count, starts, registrations;
 static struct channel raw[RAWS]; /* a hostile app's ends, by number */
 
-/* Names of listeners and calls: they live as long as the process. */
+/* A name of a listener or a call, which lives as long as the process. */
 static inline char *
 tag(const char *name)
 {
@@ -86,7 +86,7 @@ real_subscribe(struct cluster_client *leader, const char *key, void *arg)
 	if (strncmp(key, "greedy", 6) == 0 || strncmp(key, "kkkk", 4) == 0)
 		return;
 	report(own, "upstream subscribe %s %s", key, (const char *)arg);
-	if (strcmp(key, "at-once") == 0) /* it has a value in hand */
+	if (strcmp(key, "at-once") == 0) /* this key has a value at once */
 		cluster_client_emit(leader, key, "now", 3);
 }
 
@@ -138,7 +138,7 @@ fail_it(struct cluster_client *leader, struct cluster_call *call, const char *da
 	cluster_client_fail(call, "ENOTFOUND", data);
 }
 
-/* Answered by the orders "release" and "release-late". */
+/* The orders "release" and "release-late" answer the call. */
 static inline void
 hold(struct cluster_client *leader, struct cluster_call *call, const char *data, size_t length,
      void *arg)
@@ -152,7 +152,7 @@ hold(struct cluster_client *leader, struct cluster_call *call, const char *data,
 static int on_result(struct cluster_client *from, const struct cluster_error *error,
                      const char *data, size_t length, void *arg);
 
-/* It calls the client that it belongs to. */
+/* A method of the real client that calls the client it belongs to. */
 static inline void
 nest(struct cluster_client *leader, struct cluster_call *call, const char *data, size_t length,
      void *arg)
@@ -272,7 +272,7 @@ on_long(struct cluster_client *from, const char *key, const char *data, size_t l
 	return 0;
 }
 
-/* The longest key: listen to it, or publish so many bytes. */
+/* Listen to the longest key, or publish `size` bytes under it. */
 static inline int
 use_long(const char *word, const char *data, size_t size)
 {
@@ -284,7 +284,7 @@ use_long(const char *word, const char *data, size_t size)
 	return cluster_client_publish(client, key, data, size);
 }
 
-/* A value or an argument of so many bytes. The agent reports it if it cannot go on at once. */
+/* Use a value or an argument of `size` bytes. The agent reports a call that takes its time. */
 static inline void
 use_big(const char *word, const char *key, const char *name, size_t size)
 {
@@ -306,8 +306,8 @@ use_big(const char *word, const char *key, const char *name, size_t size)
 	free(data);
 }
 
-/* Subscribe, and unsubscribe, so many keys; the leader has heard it all, when the
- * call behind it is answered. */
+/* Subscribe `count` keys, and unsubscribe them again. Channels are first in, first out, so the
+ * leader has heard all of this when it answers the call that follows. */
 static inline void
 churn(int count)
 {
@@ -347,7 +347,7 @@ renew(struct cluster_client *from, const struct cluster_error *error, const char
 /* A key that is too long by one byte. */
 static char long_key[CLUSTER_CLIENT_KEY_MAX + 3];
 
-/* One message, and what the leader says about it. Without an action: bytes. */
+/* A message, and the leader's complaint about it. Without an action, data is raw bytes. */
 static const struct lie {
 	const char *why;
 	const char *action;
@@ -356,7 +356,7 @@ static const struct lie {
 	pid_t id;
 	enum role to;
 } lies[] = {
-	/* lengths that are announced: 2 GiB, 4 GiB, 2 MiB of an action of 9 bytes, nothing */
+	/* the announced lengths: 2 GiB, 4 GiB, 2 MiB with an action of 9 bytes, nothing */
 	{"broke the protocol", NULL, "\x80\0\0\0\0\0\0\x09\0\0\0\0", 12, 0, 0},
 	{"broke the protocol", NULL, "\xff\xff\xff\xff\0\0\1\x09\0\0\0\0", 12, 0, 0},
 	{"broke the protocol", NULL, "\0\x20\0\0\0\0\1\x09\0\0\0\0", 12, 0, 0},
@@ -371,7 +371,7 @@ static const struct lie {
 	{"sent a name that is missing or too long", "name", long_key, sizeof long_key, 0, 0},
 	{"sent a name that is missing or too long", "name", NULL, 0, 0, 0},
 	{"sent a name that is missing or too long", "publish", "v", 1, 0, ROLE_MASTER},
-	/* so far about packets, from here on about what they say */
+	/* the packets above have a wrong form, and those below a wrong content */
 	{"registered twice", "register_channel", "4242 3000", 9, 0, 0},
 	{"gave an answer that nobody asked for", "invoke_result", NULL, 0, 1, 0},
 	{"gave an answer that nobody asked for", "subscribe_result", "k", 2, 0, 0},
@@ -381,7 +381,7 @@ static const struct lie {
 
 enum { LIES = sizeof lies / sizeof lies[0], FORMAT_LIES = LIES - 5 };
 
-/* A hostile end writes frames of its own; what it hears is only counted. */
+/* A hostile end writes its frames itself, and only counts the frames that it hears. */
 static inline void
 raw_packet(int number, const struct lie *lie)
 {
@@ -440,7 +440,7 @@ raw_open(int number)
 	return messenger_watch(own, pair[0], POLLIN, on_raw, &raw[number]);
 }
 
-/* As many keys as it may have, and so many more. */
+/* Subscribe as many keys as a connection may have, and `more` keys. */
 static inline void
 raw_greedy(int number, int more)
 {
@@ -455,7 +455,7 @@ raw_greedy(int number, int more)
 	}
 }
 
-/* So many connections, each of which tells a lie. */
+/* Make `count` connections, each of which tells a lie. */
 static inline int
 raw_crowd(int count)
 {
@@ -504,7 +504,7 @@ hostile_order(const char *word, const char *rest, int number)
 	return 0;
 }
 
-/* In a timer: so the client has something left to do in the next turn. */
+/* This runs in a timer, so that the client has something left to do in the next turn. */
 static inline int
 emit_and_leave(struct messenger *agent, void *key)
 {
@@ -577,7 +577,7 @@ obey(struct messenger *messenger, const char *line)
 
 static const struct order orders[] = {{NULL, obey}};
 
-/* In the agent: who asks for a connection? And, if it is hostile, takes it. */
+/* In the agent: report that an app asks for a connection. A hostile agent takes it. */
 static inline int
 on_registration(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -620,7 +620,7 @@ start_with_defaults(int workers)
 	return c;
 }
 
-/* A call may take as long as a wait: on a busy machine, that is longer than three seconds. */
+/* A call may take as long as a wait, because three seconds are too short on a busy machine. */
 static inline struct cluster *
 start(int workers)
 {
@@ -629,7 +629,7 @@ start(int workers)
 	return start_with_defaults(workers);
 }
 
-/* All that the process has said until now has been heard by the leader. */
+/* Wait until the leader has heard all that the process has said until now. */
 static inline size_t
 settled(struct cluster *c, const char *who)
 {

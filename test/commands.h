@@ -1,13 +1,12 @@
 /*
- * The command line in a test: each command runs in a process of its own, as a shell would
- * call it.
+ * The command line in a test. Each command runs in a process of its own, as in a shell.
  *
  *	command("start --daemon", 0, "egg: started, pid ");
  *	command(hello("status"), 3, "hello: not running");
  *
- * A line is words for egg_scripts with the roles of this file, whose cluster is called
- * egg, or it is a program (hello, the example server). HOME is the test's folder, so the
- * default pid file and the default logs are there.
+ * A line has the words for egg_scripts, which then runs with the roles of this file and the
+ * title egg; or it is a program (hello, the example server). HOME is the test's folder, so
+ * the default pid file and the default logs are there.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -39,17 +38,17 @@
 
 /* ---- roles that obey ---------------------------------------------------------- */
 
-/* What the cluster's processes do. The test sets it before it starts them. */
+/* How the cluster's processes behave. The test sets this before it starts the cluster. */
 static struct {
 	bool app_fails, app_is_never_ready, app_forks;
-	bool fork_is_stubborn;  /* it ignores SIGTERM, and says so */
+	bool fork_is_stubborn;  /* the app's child ignores SIGTERM, and says so */
 	bool hang;              /* both roles hang for ever, soon after they are ready */
-	int app_takes;          /* until it is ready, in ms */
+	int app_takes;          /* the time until an app is ready, in ms */
 	const char *fails_if;   /* a file: while it exists, an app does not start */
-	const char *app_prints; /* on stderr */
+	const char *app_prints; /* what an app prints on stderr */
 	bool app_prints_notify_socket;
 	int closed;            /* bits: which of 0, 1 and 2 are closed in the command */
-	const char *first_pid; /* in a PID namespace of its own: the master's */
+	const char *first_pid; /* the master's pid, in a PID namespace of its own */
 } manners;
 
 static inline int
@@ -128,7 +127,7 @@ struct run {
 
 static int leash = -1;
 
-/* HOME, and everything that the test's commands find. */
+/* The folder of a test, which is HOME for its commands. */
 static inline const char *
 home(void)
 {
@@ -137,7 +136,7 @@ home(void)
 		unsetenv("NOTIFY_SOCKET");
 		leash = test_leash();
 		setenv("HOME", test_folder(), 1);
-		prctl(PR_SET_CHILD_SUBREAPER, 1); /* the test reaps its daemons */
+		prctl(PR_SET_CHILD_SUBREAPER, 1); /* so that the test can reap its daemons */
 	}
 	return test_folder();
 }
@@ -153,7 +152,7 @@ path_of(const char *name)
 	return path;
 }
 
-/* In the child: what the test wants the command to find. */
+/* In the child: set up what the command is to find. */
 static inline void
 bring_along(void)
 {
@@ -170,8 +169,8 @@ bring_along(void)
 			close(descriptor);
 }
 
-/* In the child: become the command. A line that begins with a slash or with "build"
- * is a program; another one is words for egg_scripts. */
+/* In the child: become the command. A line that begins with a slash or with "build" is a
+ * program; any other line is words for egg_scripts. */
 static inline void
 become(char *line)
 {
@@ -184,13 +183,13 @@ become(char *line)
 		execv(words[1], words + 1);
 		_exit(127);
 	}
-	fcntl(leash, F_SETFD, FD_CLOEXEC); /* or a daemon closes it */
+	fcntl(leash, F_SETFD, FD_CLOEXEC); /* otherwise a daemon would close it */
 	bring_along();
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	exit(egg_scripts(count, words, &program));
 }
 
-/* `end` is what the command has as stdin (a terminal), stdout and stderr. */
+/* `end` becomes the command's stdout and stderr, and its stdin if it is a terminal. */
 static inline void
 fork_command(struct run *run, const char *line, int end, bool terminal)
 {
@@ -229,7 +228,7 @@ start(struct run *run, const char *line)
 	fork_command(run, line, ends[1], false);
 }
 
-/* In the foreground of a terminal of its own. */
+/* Start the command in the foreground of a terminal of its own. */
 static inline void
 start_in_terminal(struct run *run, const char *line)
 {
@@ -242,12 +241,13 @@ start_in_terminal(struct run *run, const char *line)
 	cr_assert(run->output != -1 && grantpt(run->output) == 0 && unlockpt(run->output) == 0);
 	end = open(ptsname(run->output), O_RDWR | O_NOCTTY | O_CLOEXEC);
 	cr_assert(end != -1 && tcgetattr(end, &settings) == 0);
-	settings.c_lflag |= NOFLSH; /* or Ctrl-C drops the output that is not read yet */
+	settings.c_lflag |=
+		NOFLSH; /* otherwise Ctrl-C would drop the output that is not read yet */
 	cr_assert_eq(tcsetattr(end, TCSANOW, &settings), 0);
 	fork_command(run, line, end, true);
 }
 
-/* Read more of its output. At end of file no process has the pipe any more. */
+/* Read more of the output. At end of file no process has the pipe any more. */
 static inline void
 read_output(struct run *run, int64_t deadline)
 {
@@ -273,8 +273,8 @@ wait_text(struct run *run, const char *text)
 	}
 }
 
-/* Wait until everything that it has started in the foreground has ended. Returns its exit
- * status, or the negative number of a signal. */
+/* Wait until the command and everything that it has started in the foreground have ended.
+ * Returns its exit status, or the negative number of the signal that killed it. */
 static inline int
 end(struct run *run)
 {
@@ -311,7 +311,7 @@ hello(const char *words)
 
 	home();
 	snprintf(line, sizeof line, "%s/examples/hello %s", build != NULL ? build : "build", words);
-	if (strstr(words, "--daemon") != NULL) /* it keeps the leash as its stderr */
+	if (strstr(words, "--daemon") != NULL) /* with the leash as its stderr */
 		snprintf(line + strlen(line), sizeof line - strlen(line), " --stderr=/dev/fd/%d",
 		         leash);
 	return line;
@@ -364,7 +364,7 @@ wait_until(bool (*is_so)(const void *arg), const void *arg, const char *what)
 	}
 }
 
-/* Is no process left that the test has started, except that one? */
+/* Has every process that the test has started ended, except the given one? */
 static inline bool
 is_nobody_left(const void *arg)
 {

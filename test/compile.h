@@ -1,8 +1,8 @@
 /*
  * Real compilers, and other commands, in a test.
  *
- * $CC, $CFLAGS and $LDFLAGS are what $BUILD/libclutch.a was built with. What is missing on
- * this machine is skipped with a line.
+ * $BUILD/libclutch.a was built with $CC, $CFLAGS and $LDFLAGS. A test that needs something that
+ * this machine does not have is skipped, with a line.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -31,7 +31,7 @@ environment(const char *name, const char *otherwise)
 	return value != NULL ? value : otherwise;
 }
 
-/* A shell command; where it fails, what it has printed is printed, too. */
+/* Run a shell command. If it fails, its output is printed. */
 static inline bool
 run(const char *format, ...)
 {
@@ -66,7 +66,7 @@ is_there(const char *command)
 	return system(text) == 0;
 }
 
-/* Write a source file into the test's folder; its path lives until the next call. */
+/* Write a source file into the test's folder. Its path lives until the next call. */
 static inline const char *
 write_source(const char *name, const char *format, ...)
 {

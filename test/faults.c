@@ -1,5 +1,5 @@
 /*
- * System calls that fail on order: faults.h says what there is.
+ * System calls that fail on order; faults.h describes the functions.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -60,7 +60,7 @@ parse_call(const char *line)
 	return -1;
 }
 
-/* Each call is a site; the next instruction is where it returns to. */
+/* Each call is a site; its address is that of the next instruction, where the call returns to. */
 static bool
 list_calls(const char *program, uintptr_t *fork_address)
 {
@@ -95,7 +95,7 @@ is_core(const char *file)
 	return false;
 }
 
-/* Function, file and line of each site; those outside the core are forgotten. */
+/* Find the function, file and line of each site, and drop the sites outside the core. */
 static bool
 name_sites(const char *program)
 {
@@ -104,7 +104,7 @@ name_sites(const char *program)
 	int i, kept = 0, used = snprintf(command, sizeof command, "addr2line -f -e '%s'", program);
 	FILE *names;
 
-	for (i = 0; i < site_count; i++) /* - 1: in the call, not behind it */
+	for (i = 0; i < site_count; i++) /* - 1: an address inside the call, not behind it */
 		used += snprintf(command + used, sizeof command - (size_t)used, " %lx",
 		                 (unsigned long)sites[i].address - 1);
 	names = popen(command, "r");
@@ -154,8 +154,8 @@ faults_find_sites(void)
 	return NULL;
 }
 
-/* What the core calls besides: its own functions, and those that cannot fail. (What is
- * printed is cut where it is too long; sysconf and getenv may have no answer.) */
+/* May the core call this without a wrapper? Its own functions, and functions that cannot fail.
+ * (Text that is too long to print is cut; sysconf and getenv may have no answer.) */
 static bool
 is_safe(const char *name)
 {
@@ -179,7 +179,7 @@ is_safe(const char *name)
 	for (call = 0; call < CALL_COUNT; call++)
 		if (strcmp(call_names[call], name) == 0)
 			return true;
-	return strncmp(name, "__", 2) == 0; /* of the compiler, or of a sanitizer */
+	return strncmp(name, "__", 2) == 0; /* a function of the compiler, or of a sanitizer */
 }
 
 const char *
@@ -279,7 +279,7 @@ fault_is_invisible(const struct site *site, int how)
 	if (site->call == CALL_send || site->call == CALL_sendmsg || site->call == CALL_recvmsg)
 		return how == EAGAIN || how == ENOBUFS || how == ENOMEM || how == ETOOMANYREFS;
 	if (site->call == CALL_poll || site->call == CALL_accept)
-		return true; /* it is asked again */
+		return true; /* the core calls again */
 	if (site->call == CALL_close)
 		return true; /* the descriptor is closed all the same */
 	return how == EAGAIN && site->call == CALL_read;
@@ -362,7 +362,7 @@ find_site(const void *address)
 	return -1;
 }
 
-/* Its turn has come: is it the first time, or does the fault still last? */
+/* The call matches the plan. Is it the first such call, or does the fault still last? */
 static bool
 fires(int i)
 {
@@ -385,14 +385,14 @@ is_meant(const struct fault *plan, int site, int command)
 
 	if (plan->site != ANY_SITE)
 		return plan->site == site;
-	if (sites[site].call == CALL_poll) /* for a few descriptors it needs no memory */
+	if (sites[site].call == CALL_poll) /* poll of a few descriptors needs no memory */
 		return false;
 	while (*how != 0 && *how != plan->how)
 		how++;
 	return *how != 0;
 }
 
-/* How the call that returns there is to fail; 0: it is not. */
+/* How the call that returns to this address is to fail; 0: it does not fail. */
 static int
 fault_at(const void *address, int command)
 {
@@ -419,7 +419,7 @@ is_called_by_core(const void *address)
 
 /* ---- the wrappers -------------------------------------------------------- */
 
-/* Most fail in one way only. */
+/* Most calls fail in one way only: they return an error value. */
 #define WRAP(type, failure, name, parameters, arguments)                                           \
 	type __real_##name parameters;                                                             \
 	type __wrap_##name parameters;                                                             \
@@ -492,7 +492,7 @@ __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options)
 
 	if (how == 0)
 		return __real_waitid(type, id, info, options);
-	if (how == ECHILD && type == P_PID) { /* then it is true: something else has reaped it */
+	if (how == ECHILD && type == P_PID) { /* make it true: the child has been reaped */
 		kill((pid_t)id, SIGKILL);
 		waitpid((pid_t)id, NULL, 0);
 	}
@@ -502,8 +502,8 @@ __wrap_waitid(idtype_t type, id_t id, siginfo_t *info, int options)
 
 int __real_fork(void);
 
-/* Enter a birth, before it happens, so that two at a time do not meet. -1: there
- * are as many as can be counted, which is a runaway: no more of them. */
+/* Enter a birth before the fork, so that parent and child do not write at the same time. -1: the
+ * table is full, because the cluster forks without end; then fork fails. */
 static int
 enter_birth(enum place child)
 {
@@ -516,7 +516,7 @@ enter_birth(enum place child)
 	return life;
 }
 
-/* Whoever forks, the child learns who it is. */
+/* A child learns its place and its number, whichever process forks. */
 int
 __wrap_fork(void)
 {
@@ -542,7 +542,7 @@ __wrap_fork(void)
 struct messenger *__real_messenger_open(int descriptor, enum role role);
 struct messenger *__wrap_messenger_open(int descriptor, enum role role);
 
-/* A newborn becomes what it is. */
+/* A newborn child learns its role. */
 struct messenger *
 __wrap_messenger_open(int descriptor, enum role role)
 {
@@ -581,7 +581,7 @@ __wrap_poll(struct pollfd *set, nfds_t count, int timeout)
 		timeout = (timeout + faults_speed() - 1) / faults_speed();
 	if (how == 0)
 		return __real_poll(set, count, timeout);
-	for (i = 0; i < count; i++) /* as the kernel leaves them, but for ENOMEM */
+	for (i = 0; i < count; i++) /* the kernel leaves revents alone if memory is short */
 		if (how != ENOMEM)
 			set[i].revents = 0;
 	errno = how;
@@ -624,7 +624,7 @@ __wrap_write(int descriptor, const void *bytes, size_t size)
 	return -1;
 }
 
-/* Cut the parts to so much in all. */
+/* Cut the parts, so that together they have fewer bytes. */
 static void
 cut(const struct msghdr *header, struct iovec part[2], struct msghdr *shorter, int how)
 {

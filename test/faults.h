@@ -2,12 +2,12 @@
  * System calls that fail on order.
  *
  * The program is linked with --wrap=NAME for each NAME in CALLS, so each such call
- * of the core, and of the test, lands in faults.c. (faults_find_missing tells which
- * other calls the core makes: they must be such that cannot fail.) A site is one call in the core:
- * the place in the code that the call returns to. faults_find_sites lists them all
- * from the program's own disassembly, so none can be forgotten; which of them are
- * reached, by whom and when, is counted in memory that all processes share; and a
- * plan says which of them is to fail, how, and when.
+ * of the core, and of the test, goes to faults.c. (faults_find_missing finds the other
+ * calls of the core; only calls that cannot fail are allowed.) A site is one call in the
+ * core: the address that the call returns to. faults_find_sites lists all sites from
+ * the program's own disassembly, so none can be forgotten. Memory that all processes share
+ * counts when each site is reached, and in which process. A plan says which site is to fail,
+ * how, and when.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -19,7 +19,7 @@
 
 #include <stdint.h>
 
-/* What is wrapped: the Makefile reads this list. */
+/* The functions that are wrapped; the Makefile reads this list. */
 #define CALLS(X)                                                                                   \
 	X(fork)                                                                                    \
 	X(socketpair)                                                                              \
@@ -62,13 +62,13 @@
 #define CALL_NUMBER(name) CALL_##name,
 enum call { CALLS(CALL_NUMBER) CALL_COUNT };
 
-/* ANY_SITE: each call but poll that can fail in that way does, as when memory is short. */
+/* ANY_SITE: every site but poll that can fail in this way fails, as when memory is short. */
 enum { SITES_MAX = 256, ANY_SITE = SITES_MAX - 1, LIVES_MAX = 64, PLANS = 2 };
 
-/* In which process. A newborn does not know yet what it will be. */
+/* The process in which a call fails. A newborn child does not know its role yet. */
 enum place { PLACE_PARENT, PLACE_MASTER, PLACE_NEWBORN, PLACE_AGENT, PLACE_APP, PLACES };
 
-/* When: the acts of the play that test_faults.c gives. */
+/* The time at which a call fails: the acts of the play in test_faults.c. */
 enum act {
 	ACT_START,
 	ACT_CONNECT,
@@ -90,47 +90,47 @@ enum act {
 	ACTS
 };
 
-/* How, besides an errno. */
+/* The ways to fail besides an errno. */
 enum {
-	FAULT_ONE_BYTE = 1000, /* the call transfers no more than that */
-	FAULT_HALF,            /* half of what it was asked for */
-	FAULT_EARLY,           /* poll: nothing has happened, the time is over */
-	FAULT_END,             /* recvmsg: the other end is gone, without an error */
+	FAULT_ONE_BYTE = 1000, /* the call transfers only one byte */
+	FAULT_HALF,            /* the call transfers half of the bytes */
+	FAULT_EARLY,           /* poll: timed out at once, with no event */
+	FAULT_END,             /* recvmsg: end of file */
 	FAULT_NO_HANDLE        /* recvmsg: no descriptor was left for the handle */
 };
 
 struct site {
-	uintptr_t address; /* the call returns to it; relative to the program */
+	uintptr_t address; /* where the call returns to, relative to the program */
 	enum call call;
 	char function[48], file[32];
 	int line;
 };
 
 struct fault {
-	int site, place, act; /* the first time from that act on */
+	int site, place, act; /* at the first call from that act on */
 	int how;              /* an errno or a FAULT_; 0: no fault */
-	int lasts;            /* ms on the cluster's clock; 0: once */
+	int lasts;            /* ms on the cluster's clock; 0: only one call fails */
 };
 
-/* In shared memory: one for each cluster. */
+/* In shared memory, for each cluster. */
 struct faults {
 	int act;
 	struct fault plan[PLANS];
 	int fired[PLANS], fired_act[PLANS], fired_births[PLANS];
 	int64_t fired_at[PLANS];
-	int births; /* processes, the parent being the first */
+	int births; /* the number of processes so far; the parent is the first */
 	pid_t pids[LIVES_MAX];
 	int places[LIVES_MAX];
 	uint32_t hits[ACTS][SITES_MAX][PLACES];
-	int command[SITES_MAX]; /* of fcntl, when it was last called there */
+	int command[SITES_MAX]; /* of the last call of fcntl at this site */
 };
 
 extern struct site sites[SITES_MAX];
 extern int site_count;
-extern struct faults *faults; /* NULL: nothing is counted, nothing fails */
+extern struct faults *faults; /* NULL: no call is counted, and none fails */
 extern int faults_life;       /* which of the births this process is */
 
-/* Fill in `sites`. NULL, or what is wrong with the way the program was made. */
+/* Fill in `sites`. Returns NULL, or what is wrong with the build of the program. */
 const char *faults_find_sites(void);
 
 /* The functions that the core calls and that are not wrapped, though they may fail. */
@@ -141,18 +141,18 @@ const int *faults_of(const struct site *site, int command);
 
 bool is_allocation(enum call call);
 
-/* Must nobody be able to tell that it happened? */
+/* Must the fault have no effect that can be observed? */
 bool fault_is_invisible(const struct site *site, int how);
 
 const char *call_name(enum call call);
 const char *fault_name(int how);
 
-/* The true time. The cluster's clock runs faster, so that what it waits for a
- * second costs the test a fraction of one: so many times, less under a sanitizer. */
+/* The true time. The cluster's clock runs faster, by a factor that is smaller under a sanitizer,
+ * so that a timeout of a second costs the test a fraction of a second. */
 int64_t faults_clock(void);
 int faults_speed(void);
 
-/* The sanitizer's, if there is one: it calls back when it ends a process. */
+/* A sanitizer, if there is one, calls the callback when it ends a process. */
 void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * What the fuzz targets share. A target is a file test/fuzz_NAME.c with this one function:
- * it gives an input to a parser, and checks what comes of it, mostly against a model that
- * reads the same input in the plainest way. `make fuzz` gives it the inputs of libFuzzer,
+ * The shared part of the fuzz targets. A target is a file test/fuzz_NAME.c with the function
+ * below, which gives an input to a parser and checks the result, mostly against a model: a
+ * second, plain parser of the same input. `make fuzz` gives the target the inputs of libFuzzer,
  * and `make test T=fuzz` those of test/corpus/NAME.
  *
  * Copyright (c) 2026 the clutch authors
@@ -36,7 +36,7 @@ struct text {
 	size_t length;
 };
 
-/* What finds no room is left out: also of the text that this one is compared with. */
+/* Bytes that find no room are left out, also from the model's text, so both stay equal. */
 static inline void
 text_add(struct text *text, const void *bytes, size_t length)
 {
@@ -81,7 +81,7 @@ pieces_read(struct pieces *pieces, const uint8_t *input, size_t size)
 	return true;
 }
 
-/* The size of the next piece; 0: there is none. pieces->at then stands behind it. */
+/* Move pieces->at behind the next piece. Returns the size of the piece; 0: there is none. */
 static inline size_t
 pieces_next(struct pieces *pieces)
 {
@@ -98,8 +98,8 @@ pieces_next(struct pieces *pieces)
 
 void __sanitizer_set_report_fd(void *descriptor) __attribute__((weak));
 
-/* Between begin and end what is printed to stdout or stderr goes into a file. A sanitizer still
- * prints to stderr. */
+/* Between capture_begin and capture_end, output to stdout or stderr goes into a file. A
+ * sanitizer still prints to stderr. */
 struct capture {
 	int descriptor, saved;
 	FILE *file;
@@ -113,7 +113,7 @@ capture_begin(struct capture *capture, int descriptor)
 	if (files[descriptor] == NULL) {
 		files[descriptor] = tmpfile();
 		CHECK(files[descriptor] != NULL);
-		/* It is emptied again and again: what is printed goes to its end. */
+		/* The file is emptied between inputs, so each write must go to its end. */
 		CHECK(fcntl(fileno(files[descriptor]), F_SETFL, O_APPEND) == 0);
 	}
 	fflush(NULL);
@@ -140,7 +140,7 @@ capture_end(struct capture *capture, struct text *text)
 	text->bytes[length] = '\0';
 }
 
-/* Has the text so many lines, each of them whole and without any control character? */
+/* Has the text this many lines, each of them whole and without any control character? */
 static inline bool
 text_has_lines(const struct text *text, size_t lines)
 {

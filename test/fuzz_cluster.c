@@ -1,6 +1,6 @@
 /*
- * Whatever packets a hostile app sends to the leader, or a hostile leader to a follower: what is
- * valid has its effect once, what is not ends the connection, and the others notice nothing.
+ * A hostile app sends any packets to the leader, or a hostile leader to a follower. A valid packet
+ * has its effect once, a wrong one ends the connection, and other clients notice nothing.
  *
  * An input is a byte (even: the leader hears the packets; odd: a follower), and packets:
  *
@@ -8,7 +8,7 @@
  *	| type | to | id | length | the data |
  *	+------+----+----+--------+----------+
  *
- * The model reads the same packets, and writes what must happen into a text.
+ * The model reads the same packets, and writes the expected calls into a text.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -131,15 +131,15 @@ next_packet(struct stream *stream, struct message *message)
 
 /* ---- the model: a packet ------------------------------------------------------------- */
 
-/* What a packet does: its effect, or it ends the connection. LEFT_OPEN: the contract does not
- * say, and the stream ends before it. */
+/* A packet has its effect, or closes the connection. LEFT_OPEN: the contract does not say
+ * which; such a packet is not sent, and the stream ends before it. */
 enum verdict { GOOD, CLOSES, LEFT_OPEN };
 
 struct model {
 	bool registered, answered;
-	char before[256]; /* the name that came before, or "" */
+	char before[256]; /* the name of the packet before, or "" */
 	size_t count;
-	char keys[1024][256]; /* more do not fit into an input */
+	char keys[1024][256]; /* an input has no room for more */
 };
 
 static void
@@ -156,7 +156,7 @@ is(const struct message *message, const char *action)
 	return strcmp(message->action, action) == 0;
 }
 
-/* Cut the packet's name off its data. false: there is none, or it is too long. */
+/* Cut the packet's name off its data. false: there is no name, or it is too long. */
 static bool
 cut_name(const struct model *model, struct message *message, char *name)
 {
@@ -281,10 +281,10 @@ turn(int which)
 		CHECK(messenger_step(processes[which], 0) == 1);
 	}
 	for (i = 0; which == 0 && channel_read(&masters[0]) == PEER_ALIVE && i < 2; i++)
-		CHECK(channel_next(&masters[0], &message) == 0); /* the agent tells nobody */
+		CHECK(channel_next(&masters[0], &message) == 0); /* the agent sends nothing */
 }
 
-/* An honest user of the agent has its value and its answer, whatever the app has sent. */
+/* An honest user of the agent still gets its value and its answer. */
 static void
 check_honest(struct cluster_client *leader)
 {
@@ -298,8 +298,8 @@ check_honest(struct cluster_client *leader)
 	CHECK(text_is(&happened, &expected));
 }
 
-/* When its connection has ended, each key that the app had is unsubscribed, and nothing else
- * has happened. */
+/* After the end of the app's connection, each of its keys is unsubscribed, and nothing else has
+ * happened. */
 static void
 check_keys_left(const struct model *model)
 {
@@ -318,8 +318,8 @@ check_keys_left(const struct model *model)
 	CHECK(happened.length == before + length);
 }
 
-/* Send what the model takes; then all that it expects has happened, and no more than the end of
- * the connection, if a packet has ended it. */
+/* Send the packets, up to the first one that is not GOOD. Then everything that the model expects
+ * must have happened, in that order, before anything else. */
 static enum verdict
 send_packets(struct channel *hostile, int which, struct stream *stream, struct model *model,
              enum verdict (*read)(struct model *model, struct message *message))
@@ -329,7 +329,7 @@ send_packets(struct channel *hostile, int which, struct stream *stream, struct m
 
 	while (verdict == GOOD && next_packet(stream, &message)) {
 		if (which == 0 && message.to == PACKET_FAILED)
-			message.to = ROLE_NONE; /* that says something of answers alone */
+			message.to = ROLE_NONE; /* only answers can have failed */
 		copy = message;
 		verdict = read(model, &copy);
 		if (verdict != LEFT_OPEN)
@@ -342,7 +342,7 @@ send_packets(struct channel *hostile, int which, struct stream *stream, struct m
 	return verdict;
 }
 
-/* Has the other end closed it? What it has said before is read. */
+/* Has the other end closed the channel? Its last packets are read first. */
 static bool
 is_closed(struct channel *channel)
 {
@@ -391,7 +391,7 @@ act_leader(struct stream stream)
 
 /* ---- a follower, and a hostile leader ---------------------------------------------------- */
 
-/* An error is a code, a 0, and a text. */
+/* An error consists of a code, a 0, and a text. */
 static bool
 is_error(const struct message *message)
 {
@@ -415,8 +415,8 @@ note_answer(struct model *model, const struct message *message)
 	return GOOD;
 }
 
-/* The first call has the number 2, and a value for the number 1 is for those that have asked
- * for it. */
+/* The follower has subscribed with number 1, and called a method with number 2. A value for
+ * number 1 is for other subscribers. */
 static enum verdict
 model_follower(struct model *model, struct message *message)
 {
@@ -454,7 +454,7 @@ model_follower(struct model *model, struct message *message)
 	return GOOD;
 }
 
-/* The end that the follower has sent to the agent, over its master. */
+/* The end of a channel that the follower has sent to the agent, over its master. */
 static int
 take_end(void)
 {
@@ -493,7 +493,7 @@ act_follower(struct stream stream)
 	CHECK(ends == !model.answered);
 }
 
-/* ---- both ------------------------------------------------------------------------------------ */
+/* ---- both -------------------------------------------------------------------------------- */
 
 static void
 open_processes(void)

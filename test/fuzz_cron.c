@@ -1,6 +1,6 @@
 /*
- * A cron expression beside a plain reader of it. In UTC the next time is the one that counting
- * days finds; where clocks change, each second before it has the same next time.
+ * A cron expression, compared with a plain model of it. In UTC the model finds the next time by
+ * counting days. In zones whose clocks change, each second before the next time has the same one.
  *
  * An input is two bytes that say when to begin, one that chooses the zone, and the expression.
  *
@@ -27,7 +27,7 @@ struct model {
 	bool last_day;
 };
 
-/* A number of the field, or the name of one: its value, or -1. */
+/* The value of a number or of a name (a month, a weekday); -1: it is neither. */
 static int
 model_value(const char *text, size_t length, int field)
 {
@@ -47,7 +47,7 @@ model_value(const char *text, size_t length, int field)
 	return length > 0 ? value : -1;
 }
 
-/* "*", "5", "5-9", and each with "/2": how many values it has, 0 if it is wrong. */
+/* Add "*", "5", "5-9" (each perhaps with "/2"). Returns the number of values; 0: it is wrong. */
 static int
 model_item(bool *set, const char *text, size_t length, int field)
 {
@@ -76,7 +76,7 @@ model_item(bool *set, const char *text, size_t length, int field)
 	return count;
 }
 
-/* A list of items; "L" in the days, "1#2" alone in the weekdays. The count, 0: it is wrong. */
+/* A list of items, "L" in the days, "1#2" alone in the weekdays. Returns the number; 0: wrong. */
 static int
 model_field(struct model *model, const char *text, size_t length, int field)
 {
@@ -114,7 +114,7 @@ days_of(int month, int year)
 	       (month == 2 && (year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)));
 }
 
-/* Where one month is given, is its earliest day there? */
+/* If only one month is given, does it have the earliest of the days? */
 static bool
 model_has_day(const struct model *model)
 {
@@ -185,7 +185,7 @@ model_day(const struct model *model, const struct tm *date)
 	return day || (!any_weekday && weekday);
 }
 
-/* The first second of the day from `from` on; -1: there is none. */
+/* The next time from `from` on; -1: there is none. */
 static time_t
 model_time(const struct model *model, time_t from)
 {
@@ -266,7 +266,7 @@ LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 		return 0;
 	memcpy(text, input + 3, size - 3);
 	text[size - 3] = '\0';
-	/* 45 years from 2020 on, in steps of 6 hours and some */
+	/* 45 years from 2020 on, in steps of 21,661 seconds */
 	after = 1577836800 + (input[0] * 256 + input[1]) * (time_t)21661;
 	check_cron(text, after, input[2] % 4);
 	free(text);

@@ -1,6 +1,6 @@
 /*
- * Whatever bytes come, in whatever pieces: what is valid arrives whole, once and
- * in order; what is not ends the channel, and nothing more.
+ * Any bytes come, in any pieces. Valid frames arrive whole, once and in order; a wrong
+ * frame ends the channel, and has no other effect.
  *
  * An input is a scenario and a stream:
  *
@@ -8,10 +8,10 @@
  *	| mode  | count | count+1 pieces | the stream, as often as mode says  |
  *	+-------+-------+----------------+------------------------------------+
  *
- * The stream is written to a socket piece by piece, and heard after each. In the
- * first act that is a master: it forwards every message to one of two receivers,
- * or both. In the second it is a child: its listeners hear every message and send
- * it back. Beside each, the model reads the same stream, in the plainest way.
+ * The stream is written to a socket piece by piece, and the other end reads each piece
+ * at once. In the first act the reader is a master, which forwards every message to one or
+ * both of two receivers. In the second act the reader is a child, whose listeners send every
+ * message back. A model reads the same stream, in the plainest way.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -25,12 +25,12 @@
 
 enum {
 	MODE_TWO_SOURCES = 1, /* the master hears the stream over two channels, in turn */
-	MODE_NARROW = 2,      /* the receivers' sockets take little */
-	MODE_REPEAT = 4,      /* shift: the stream comes 1 to 64 times */
+	MODE_NARROW = 2,      /* the receivers' sockets have small buffers */
+	MODE_REPEAT = 4,      /* a shift: the stream is repeated 1 to 64 times */
 
 	PIECE_HANDLE = 0x80, /* a handle comes with the piece */
 	PIECE_LAZY = 0x40,   /* the receivers do not read now */
-	PIECE_SIZE = 0x3f,   /* its size is 1 + the square of this */
+	PIECE_SIZE = 0x3f,   /* the piece's size is 1 + the square of this */
 
 	STREAM_MAX = 128 * 1024,
 	HANDLES_MAX = 1024
@@ -72,7 +72,7 @@ scenario_read(struct scenario *scenario, const uint8_t *input, size_t size)
 	return true;
 }
 
-/* The two kinds of handles that travel: which is which can be told. */
+/* The two handles that travel. The device number tells which one has come. */
 static int things[2] = {-1, -1};
 static dev_t numbers[2];
 
@@ -98,7 +98,7 @@ is_thing(int descriptor, int thing)
 	return fstat(descriptor, &status) == 0 && status.st_rdev == numbers[thing];
 }
 
-/* Write a piece whole: its reader has taken all that came before. */
+/* Write a piece whole. The socket has room, because its reader has taken all earlier pieces. */
 static void
 piece_write(int descriptor, const unsigned char *bytes, size_t length, int thing)
 {
@@ -126,19 +126,19 @@ piece_write(int descriptor, const unsigned char *bytes, size_t length, int thing
 struct model {
 	const unsigned char *stream;
 	size_t fed, taken;
-	int arrived[3]; /* things */
+	int arrived[3]; /* indices of `things` */
 	int arrived_count;
 	bool broken;
 };
 
-/* One message, as it must come. */
+/* The expected message. */
 struct expected {
 	const unsigned char *frame;
 	size_t size;
-	int thing; /* that comes with it, or -1 */
+	int thing; /* the handle that comes with the message, or -1 */
 };
 
-/* More than two handles wait for their frames: no honest sender does that. */
+/* A channel is broken if more than two handles wait: an honest sender never has so many. */
 static void
 model_feed(struct model *model, size_t size, int thing)
 {
@@ -176,7 +176,7 @@ body_is_valid(const unsigned char *frame, size_t size)
 	return frame[12 + i] == 0 && frame[size - 1] == 0;
 }
 
-/* As channel_next: 1, 0 or -1. */
+/* Returns 1, 0 or -1, as channel_next does. */
 static int
 model_next(struct model *model, struct expected *expected)
 {
@@ -203,7 +203,7 @@ model_next(struct model *model, struct expected *expected)
 	return 1;
 }
 
-/* What came is what the model says. */
+/* The message that came is the one that the model expects. */
 static void
 check_message(const struct message *message, const struct expected *expected)
 {
@@ -224,13 +224,13 @@ check_message(const struct message *message, const struct expected *expected)
 	CHECK(expected->thing == -1 || is_thing(message->handle, expected->thing));
 }
 
-/* ---- who must get which bytes ------------------------------------------------ */
+/* ---- the bytes that a receiver must get -------------------------------------- */
 
 struct receipt {
 	int descriptor;
-	unsigned char *bytes; /* all that must come */
+	unsigned char *bytes; /* all bytes that must come */
 	size_t length, size;
-	size_t checked; /* of them, so many came */
+	size_t checked; /* the number of bytes that have come */
 	struct {
 		size_t position;
 		int thing;
@@ -257,7 +257,7 @@ receipt_add(struct receipt *receipt, const struct expected *expected, enum role 
 	receipt->length += expected->size;
 }
 
-/* A handle came with these bytes: its frame begins among them. */
+/* If a handle came with these bytes, its frame must begin among them. */
 static void
 receipt_check_handle(struct receipt *receipt, struct msghdr *header, size_t count)
 {
@@ -326,14 +326,14 @@ struct relay {
 	int write[2]; /* the far ends of the sources */
 	struct model model[2];
 	struct receipt receipt[2];
-	bool over[2]; /* the source is at its end */
+	bool over[2]; /* the source has ended */
 	size_t messages;
 };
 
 static void
 relay_open(struct relay *relay, const struct scenario *scenario)
 {
-	int pair[2], i, narrow = 1; /* the least there is */
+	int pair[2], i, narrow = 1; /* the kernel makes this its smallest buffer */
 
 	memset(relay, 0, sizeof *relay);
 	for (i = 0; i < 2; i++) {
@@ -351,7 +351,7 @@ relay_open(struct relay *relay, const struct scenario *scenario)
 	}
 }
 
-/* To whom? The last bits of receiverPid say so; stamped as the model's copy. */
+/* The last bits of receiverPid choose the receivers. Each message gets other stamps. */
 static void
 forward(struct relay *relay, struct message *message, const struct expected *expected)
 {
@@ -371,7 +371,7 @@ forward(struct relay *relay, struct message *message, const struct expected *exp
 		close(message->handle);
 }
 
-/* Little is kept: one frame on the way in, on the way out what was not taken. */
+/* The master keeps one frame that is not whole yet, and the bytes that no receiver has taken. */
 static void
 check_memory(const struct relay *relay)
 {
@@ -493,7 +493,7 @@ on_every(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-/* It is the message that on_every has just heard; and it may leave, and return. */
+/* on_every has just heard the same message. Every second time the listener is added anew. */
 static int
 on_named(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -534,7 +534,7 @@ check_opids(const struct messenger *messenger)
 		CHECK(pids[i] > 0);
 }
 
-/* A turn of the loop; false once the channel is at its end, as the model is. */
+/* A turn of the loop. false: the channel has ended, and so has the model. */
 static bool
 child_step(struct child *child)
 {

@@ -1,7 +1,7 @@
 /*
- * Whatever a client sends, in whatever pieces: the handler gets the same requests, each with the
- * body that stands behind its head; each has one answer, which is whole; and a request that is no
- * good ends the connection with an error.
+ * A client sends any bytes, in any pieces. The handler gets each request with the body that
+ * stands behind its head; each request has one whole answer; and a wrong request ends the
+ * connection with an error.
  *
  * An input is in pieces, as in fuzz.h.
  *
@@ -22,15 +22,15 @@
 struct session {
 	struct text output, requests;
 	size_t request_count;
-	bool is_head[2048];   /* the n-th request is one */
-	const char *at, *end; /* of the input: behind the last request */
+	bool is_head[2048];   /* the n-th request is a HEAD request */
+	const char *at, *end; /* the input: at is behind the last request */
 };
 
 static struct messenger *app;
 
 /* ---- requests ------------------------------------------------------------------- */
 
-/* The end of the head that begins here: behind its empty line. */
+/* The end of the head that begins at `at`, behind the empty line. */
 static const char *
 end_of_head(const char *at, const char *end)
 {
@@ -55,7 +55,7 @@ announced(const char *head, const char *end)
 	return 0;
 }
 
-/* The next request of the input is this one. */
+/* The request must be the next one of the input. */
 static void
 check_request(struct session *session, const struct http_request *request)
 {
@@ -93,8 +93,8 @@ on_request(struct http_request *request, void *arg)
 
 /* ---- answers ---------------------------------------------------------------------- */
 
-/* The answer at the output's beginning, whose body is `length` bytes or is left out. Returns its
- * status, and moves on. */
+/* Move behind the answer at the beginning of the output; returns its status. An answer to HEAD
+ * has a Content-Length, but no body. */
 static int
 take_answer(char **output, bool is_head)
 {
@@ -104,13 +104,13 @@ take_answer(char **output, bool is_head)
 	CHECK(end != NULL && sscanf(*output, "HTTP/1.1 %3d ", &status) == 1);
 	CHECK(field != NULL && field < end);
 	*output = end + 4;
-	is_head |= status != 200 && **output == '\0'; /* that was refused */
+	is_head |= status != 200 && **output == '\0'; /* a refused HEAD request */
 	CHECK(is_head || strlen(*output) >= strtoul(field + 18, NULL, 10));
 	*output += is_head ? 0 : strtoul(field + 18, NULL, 10);
 	return status;
 }
 
-/* Each request has its answer; one error may follow, and nothing more. */
+/* Each request has an answer. One error may follow, and nothing more. */
 static void
 check_answers(struct session *session)
 {
@@ -127,8 +127,8 @@ check_answers(struct session *session)
 
 /* ---- a connection ------------------------------------------------------------------ */
 
-/* Read what there is. It leaves out the lines that a client may get before it sends a body:
- * whether it gets one depends on how fast it is. Returns false at the end. */
+/* Read what there is, without each "100 Continue": whether a client gets one depends on how fast
+ * its body comes. Returns false at the end. */
 static bool
 read_output(struct session *session, int descriptor)
 {

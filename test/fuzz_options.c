@@ -1,10 +1,9 @@
 /*
- * What start_cluster reads in its environment, and the pid file that it finds. A value that is
- * no good is named in one line, and nothing starts; a file that holds something other than a pid
- * is left as it is.
+ * The environment of start_cluster, and an old pid file. A wrong value is named in one line, and
+ * nothing starts; a file that does not contain a pid is left as it is.
  *
- * An input is lines, NAME=value; and pid=text, with which the pid file begins. No cluster starts
- * here: where all is good, the pid file is a device.
+ * An input has lines NAME=value, and pid=text with the content of the pid file. No cluster
+ * starts here: if all values are right, the pid file is a device, which is refused.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -70,7 +69,7 @@ is_host(const char *host)
 	       inet_pton(AF_INET6, host, &any) == 1;
 }
 
-/* What the line must name. */
+/* The word that the line must have. */
 static const char *
 model_fault(bool listens)
 {
@@ -104,7 +103,7 @@ on_connection(struct messenger *app, int descriptor, void *arg)
 	return 0;
 }
 
-/* The line names the fault, and there is no other. (A HOST may also be one that this machine
+/* The line names the fault, and is the only one. (HOST may also be an address that this machine
  * does not have.) */
 static void
 check_start(bool listens, const char *pid_file)
@@ -133,7 +132,7 @@ check_pid_file(const char *pid)
 	int file;
 
 	if (digits + (digits > 0 && pid[digits] == '\n') == length && digits < 31)
-		return; /* that is a pid file: the cluster would start */
+		return; /* a valid pid file, with which the cluster would start */
 	file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	CHECK(file != -1 && write(file, pid, length) == (ssize_t)length);
 	check_start(false, path);

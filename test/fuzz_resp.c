@@ -1,6 +1,6 @@
 /*
- * Whatever Redis sends, in whatever pieces: the parser and the client find the replies that
- * the model finds, and each command has one answer. A command that was composed can be read.
+ * A server sends any bytes, in any pieces. The parser and the client find the same replies as
+ * the model, and each command has one answer. A command that the client composes can be parsed.
  *
  * An input is in pieces, as in fuzz.h. Its first piece also serves as the words of a command.
  *
@@ -53,7 +53,7 @@ struct model {
 	size_t length, at, elements;
 };
 
-/* Digits, perhaps with a sign, that an int64_t takes. */
+/* Parse digits, perhaps with a sign, that fit into an int64_t. */
 static bool
 model_number(const char *at, const char *end, int64_t *number)
 {
@@ -73,7 +73,7 @@ model_number(const char *at, const char *end, int64_t *number)
 	return true;
 }
 
-/* The next line is there, whole and not too long: store its length. Or: how it is not. */
+/* Store the length of the next line. Otherwise it is not whole yet, or too long. */
 static enum resp
 model_line(const struct model *model, size_t *size)
 {
@@ -139,7 +139,7 @@ model_reply(struct model *model, struct text *text, int depth)
 	return result;
 }
 
-/* The reply that begins these bytes; *size: it has so many. */
+/* Parse the reply at the beginning of the bytes; *size is its length. */
 static enum resp
 model_parse(const char *bytes, size_t length, struct text *text, size_t *size)
 {
@@ -157,7 +157,7 @@ model_parse(const char *bytes, size_t length, struct text *text, size_t *size)
 
 /* ---- first act: the parser -------------------------------------------------------- */
 
-/* The reply at the beginning of the bytes is the model's; its size, or 0: there is none. */
+/* The reply at the beginning of the bytes must be the model's. Returns its size; 0: none. */
 static size_t
 check_parse(struct resp_parser *resp, const char *bytes, size_t length)
 {
@@ -244,7 +244,7 @@ on_reply(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* The bytes that the client has written are this command, so many times. */
+/* The client must have written this command `count` times. */
 static void
 check_command(int descriptor, const char *word, size_t length, int count)
 {
@@ -290,7 +290,7 @@ begin(struct redis *redis, struct answers *answers, const char *word, size_t len
 	return descriptor;
 }
 
-/* What the callbacks must hear: COMMANDS replies, or that there is none. */
+/* The expected calls of the callbacks: COMMANDS replies, or the news that none comes. */
 static void
 model_answers(const struct pieces *pieces, struct answers *expected)
 {

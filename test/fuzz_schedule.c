@@ -1,9 +1,9 @@
 /*
- * The other texts of egg-schedule. Beside a plain reader of each, an interval is as many
- * milliseconds as the number and the unit make; a date is a day of the calendar, in one of five
- * forms. A message about a run, which any worker may send to the agent, has nothing in it that
- * does not fit into a line of the log, and what was understood means the same when it is
- * printed.
+ * The other texts of egg-schedule, each compared with a plain model. An interval has as many
+ * milliseconds as its number and its unit make; a date is a day of the calendar, in one of five
+ * forms. A message about a run, which any worker may send to the agent, contains nothing that
+ * does not fit into a line of the log; and a run that was parsed and printed again means the
+ * same.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT

@@ -1,10 +1,10 @@
 /*
- * The command line and the environment of egg-scripts. Whatever they say: a command is called
- * once, with values within their limits, and 0 is returned; or one line says what is wrong, and
- * 64 is returned. A command line that is made anew of what was understood means the same.
+ * The command line and the environment of egg-scripts. Either a command is called once, with
+ * values within their limits, and 0 is returned; or one line says what is wrong, and 64 is
+ * returned. A command line that is made again from the parsed values means the same.
  *
- * An input is lines. Those that begin with $ are the environment, the others are the words.
- * scripts_start and the other commands are those of this file, and only remember.
+ * An input consists of lines. A line with a $ in front is a variable, any other line is a word.
+ * This file replaces scripts_start and the other commands by functions that only remember.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -90,7 +90,7 @@ is_host(const char *host)
 	       inet_pton(AF_INET, host, &any) == 1 || inet_pton(AF_INET6, host, &any) == 1;
 }
 
-/* A command takes its own options alone, and within their limits. */
+/* A command takes only its own options, and only within their limits. */
 static void
 check_seen(void)
 {
@@ -108,7 +108,7 @@ check_seen(void)
 	CHECK(starts || strcmp(seen_pid_file, "-") != 0);
 }
 
-/* ---- again, with a line that is made of what was understood -------------------- */
+/* ---- again, with a line that is made from the parsed values -------------------- */
 
 static int
 add(const char *words[], int count, char *line, const char *name, const char *value)
@@ -139,10 +139,10 @@ run_again(const char *program)
 	int count = 1;
 
 	strcpy(pid_file, seen_pid_file);
-	if (strcmp(pid_file, "-") != 0) /* without a command there is none */
+	if (strcmp(pid_file, "-") != 0) /* a line without a command */
 		words[count++] = called;
 	count = add(words, count, lines[0], "workers", number(text[0], options->workers));
-	if (strcmp(called, "start") == 0) /* others may have PORT=0 in the environment */
+	if (strcmp(called, "start") == 0) /* for other commands PORT=0 is allowed */
 		count = add(words, count, lines[1], "port", number(text[1], options->port));
 	count = add(words, count, lines[2], "host", options->host);
 	count = add(words, count, lines[3], "env", options->env);
@@ -199,7 +199,7 @@ read_words(char *input, const char *words[])
 	return count;
 }
 
-/* What comes with a start in the foreground: the socket is taken only if it is for us. */
+/* A socket that is handed to a start in the foreground is taken only if it is for this process. */
 static void
 check_listener(void)
 {

@@ -1,8 +1,8 @@
 /*
- * The files that egg-scripts reads: a pid file and a status, which another user may have written.
- * Whatever is in them: the table has a line for each row, and no character that a terminal
- * obeys; a number is the one that stands there, or the nearest; and a list of processes is one
- * line that fits.
+ * The files that egg-scripts reads: a pid file and a status, which another user may have written
+ * with any content. The table has a line for each row, and no control character; a number is
+ * printed as it stands there, or as the nearest limit; and a list of processes is one line that
+ * fits.
  *
  * An input is the pid file's text, a 0, and the status.
  *
@@ -15,7 +15,7 @@
 #include <errno.h>
 #include <sys/param.h>
 
-/* The rows of the status: lines behind the first that begin like one. */
+/* The rows of the status are the lines behind the first that begin like a row. */
 static size_t
 count_rows(const char *status)
 {
@@ -75,7 +75,7 @@ check_table(const char *status)
 	CHECK(text.length == sizeof text.bytes - 1 || text_has_lines(&text, lines));
 }
 
-/* The first number of this name in a line that a plain reader finds. */
+/* Compare with the number that a plain search for the name finds. */
 static void
 check_number(const char *line, const char *name)
 {
@@ -93,7 +93,7 @@ check_number(const char *line, const char *name)
 		                   INT64_MAX / 4));
 }
 
-/* A line of processes fits, ends, and has nothing of a terminal's. */
+/* A list of processes fits, ends, and has no control character. */
 static void
 check_line(const char *text, size_t size)
 {
@@ -119,7 +119,7 @@ check_lists(const struct cluster_found *cluster, const char *status)
 	CHECK(scripts_patience(&command, status) > 0);
 }
 
-/* The pid file as it is found: no process holds a lock, so none is a master. */
+/* No process holds the lock of the pid file, so no process is a master. */
 static void
 check_pid_file(const char *pid, size_t length, const char *status)
 {

@@ -1,11 +1,11 @@
 /*
- * A live cluster in a test: harness.h says what there is.
+ * A live cluster in a test; harness.h describes the functions.
  *
- * One pipe makes a cluster: it is the stdout, the stderr and the reports of all
- * its processes, and who holds its writing end is one of them, whoever its parent
- * is by now. So the record is what was read from it, end-of-file is "nobody is
- * left", and to end a cluster is to kill the holders. That is the guardian's
- * task: a process beside the test, which wakes up when the test is gone.
+ * Each cluster has one pipe. All its processes inherit the writing end, as stdout, as stderr and
+ * for reports; a process that holds it belongs to the cluster, even as an orphan. So the record
+ * is what was read from the pipe, end of file means that no process is left, and a
+ * cluster is ended by killing the holders. A process beside the test does that: the guardian,
+ * which wakes up when the test is gone.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -37,8 +37,8 @@
 extern char **environ;
 
 #define TIME_LIMIT 10000
-#define TURN 5                  /* how often a wait looks at what makes no event */
-#define PIPE_SIZE (1024 * 1024) /* or the log would lose lines while the test computes */
+#define TURN 5                  /* ms: how often a wait looks at things that cause no event */
+#define PIPE_SIZE (1024 * 1024) /* large, so that no log line is lost while the test computes */
 
 struct name {
 	char name[16];
@@ -50,11 +50,11 @@ struct record {
 	struct cluster *next; /* of the test's clusters */
 	int pipe;             /* its reading end */
 	ino_t inode;          /* of the pipe */
-	bool ended;           /* nobody writes any more */
+	bool ended;           /* no process writes any more */
 	bool dumped;
 	char **lines;
 	size_t count, size;
-	char *partial; /* of a line */
+	char *partial; /* the beginning of a line whose end has not come yet */
 	size_t partial_length;
 	struct name *names; /* in order of forking */
 	size_t name_count;
@@ -358,7 +358,7 @@ remove_folder(const char *path)
 	nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* Kill whoever holds the pipe, and whom these have forked meanwhile. */
+/* Kill the processes that hold the pipe, and the children that they fork meanwhile. */
 static void
 kill_holders(ino_t inode)
 {
@@ -423,7 +423,7 @@ behind_head(const char *line)
 	return strncmp(line + end, ": ", 2) == 0 ? line + end + 2 : line;
 }
 
-/* "[master] app_worker#1:4711 start (app 0)" says who 4711 is. */
+/* "[master] app_worker#1:4711 start (app 0)": learn the name of process 4711. */
 static void
 learn_name(struct record *record, const char *line)
 {
@@ -455,7 +455,7 @@ add_line(struct record *record, const char *text, size_t length)
 	learn_name(record, record->lines[record->count++]);
 }
 
-/* Take what there is in the pipe. */
+/* Read what there is in the pipe. */
 static void
 read_record(struct record *record)
 {
@@ -575,8 +575,8 @@ named(const struct record *record, const char *text, size_t length)
 	return NULL;
 }
 
-/* The text with the pids of its names, as it is in a line: a number that is no name in the
- * text is just a number, whichever process has it. */
+/* Replace the names in the text by pids. A line must have these pids: a number that stands in
+ * the text itself is just a number, even if a process has this pid. */
 static void
 with_pids(const struct cluster *cluster, const char *text, char *out, size_t size)
 {
@@ -589,7 +589,7 @@ with_pids(const struct cluster *cluster, const char *text, char *out, size_t siz
 			length += 1 + strspn(text + length + 1, "0123456789");
 		name = named(cluster->record, text, length);
 		if ((used > 0 && out[used - 1] == '_') || text[length] == '_')
-			name = NULL; /* EGG_MASTER_CLOSE_TIMEOUT */
+			name = NULL; /* MASTER in EGG_MASTER_CLOSE_TIMEOUT is no name */
 		if (name != NULL)
 			used += (size_t)sprintf(out + used, "%ld", (long)name->pid);
 		else if (length == strlen("PORT") && memcmp(text, "PORT", length) == 0 &&
@@ -602,7 +602,7 @@ with_pids(const struct cluster *cluster, const char *text, char *out, size_t siz
 	out[used] = '\0';
 }
 
-/* Whether a line has the text, and not only a part of the numbers at its ends. */
+/* Does the line have the text? A number at an end of the text must be whole in the line, too. */
 static bool
 has_text(const char *line, const char *text)
 {
@@ -652,7 +652,7 @@ note_exit(struct record *record, pid_t pid, int status)
 	add_line(record, line, (size_t)length);
 }
 
-/* The test reaps its master, and the orphans that a dead master left to it. */
+/* The test reaps its master, and the orphans that a dead master leaves. */
 static void
 reap(struct cluster *cluster)
 {
@@ -669,12 +669,12 @@ reap(struct cluster *cluster)
 			cluster->dead = true;
 			cluster->status = status;
 		}
-		read_record(record); /* its last words come first */
+		read_record(record); /* the record has its last lines before its exit */
 		note_exit(record, record->names[i].pid, status);
 	}
 }
 
-/* One turn: what has been printed, heard, and who has died. */
+/* One turn: read new lines, hear messages, and reap dead processes. */
 static void
 turn(struct cluster *cluster, int timeout)
 {
@@ -734,7 +734,7 @@ cluster_until(struct cluster *cluster, bool (*is_so)(struct cluster *, void *), 
 }
 
 struct search {
-	size_t from, found; /* found: behind it */
+	size_t from, found; /* found: behind the line */
 	const char *text;
 };
 
@@ -844,7 +844,7 @@ cluster_ask_status(struct cluster *cluster)
 	return mark;
 }
 
-/* The line of the last status that has the text, without its beginning; or NULL. */
+/* The last line of the last status that has the text, without its head; or NULL. */
 static const char *
 status_line(const struct cluster *cluster, const char *text)
 {
@@ -913,7 +913,7 @@ cluster_figure(struct cluster *cluster, const char *who, const char *field)
 
 /* ---- what a process saw -------------------------------------------------------- */
 
-/* The message of a line of this pid, as "ACTION DATA": its length, or 0. */
+/* If the line reports a message that this pid saw: its "ACTION DATA", and the length; or 0. */
 static size_t
 seen(const char *line, pid_t pid, const char **message)
 {
@@ -931,7 +931,7 @@ seen(const char *line, pid_t pid, const char **message)
 	return end != NULL ? (size_t)(end - *message) : 0;
 }
 
-/* The messages of who, as they were written, or each with symbolic names. */
+/* The messages that `who` saw, as they were written, or with symbolic names. */
 static const char *
 saw(struct cluster *cluster, size_t from, const char *who, bool is_symbolic)
 {
@@ -1072,8 +1072,8 @@ cluster_wait_death(struct cluster *cluster, const char *who)
 	cluster_until(cluster, is_dead, &pid, what);
 }
 
-/* "... died (code: 1, signal: null)" or "@exit:-1:4711 code: 1, signal: null". Looked for in
- * the lines as they were written: an exit code may be equal to a pid. */
+/* The reason in "... died (code: 1, signal: null)" or "@exit:-1:4711 code: 1, signal: null". The
+ * lines are searched without symbolic names, because an exit code may be equal to a pid. */
 static const char *
 end_of(struct cluster *cluster, pid_t pid)
 {
@@ -1116,7 +1116,7 @@ cluster_wait_end(struct cluster *cluster, const char *who)
 	return end_of(cluster, pid);
 }
 
-/* The guardian may not have come to closing the pipe yet. */
+/* Leave out the guardian, which may not have closed its end of the pipe yet. */
 static size_t
 without(pid_t guardian, pid_t *pids, size_t count)
 {
@@ -1168,13 +1168,13 @@ clear_environment(void)
 				snprintf(name, sizeof name, "%.*s", (int)strcspn(environ[i], "="),
 				         environ[i]);
 				unsetenv(name);
-				i--; /* the next one has moved up */
+				i--; /* the next variable has moved up */
 				break;
 			}
 	is_clear = true;
 }
 
-/* stdout and stderr are the pipe's for as long as it takes to fork. */
+/* The pipe is stdout and stderr during the fork, so that the cluster inherits it. */
 static void
 start_into(struct cluster *cluster, const struct options *options, int pipe)
 {
@@ -1194,10 +1194,10 @@ start_into(struct cluster *cluster, const struct options *options, int pipe)
 }
 
 static struct cluster *clusters;
-static pid_t owner; /* the test: what it forks inherits these, and atexit(3)'s list */
+static pid_t owner; /* the test. Its children inherit this, and the handlers of atexit(3) */
 static char test_folder_path[] = "/tmp/clutch-test-XXXXXX";
 
-/* The test is over. If a cluster is not, the test has failed. */
+/* The test is over. If a cluster is still alive, the test has failed. */
 static void
 at_exit(void)
 {
@@ -1233,7 +1233,7 @@ test_free_port(void)
 	static unsigned number;
 	int descriptor, result;
 
-	if (number == 0) /* tests begin at the same time, and in PID namespaces of their own */
+	if (number == 0) /* differs between tests that begin at the same time, or have equal pids */
 		number = (unsigned)clutch_now() * 61 + (unsigned)getpid() * 7;
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	do {
@@ -1280,7 +1280,7 @@ cluster_start(const struct options *given)
 
 	cr_assert(cluster != NULL && record != NULL);
 	clear_environment();
-	prctl(PR_SET_CHILD_SUBREAPER, 1); /* the orphans of a dead master are the test's */
+	prctl(PR_SET_CHILD_SUBREAPER, 1); /* so that the test can reap orphans */
 	if (options.port == 0 && getenv("PORT") == NULL)
 		options.port = -1;
 	if (options.workers == 0 && getenv("EGG_WORKERS") == NULL)

@@ -16,22 +16,22 @@
  *		cluster_stop(c);
  *	}
  *
- * The test is the parent. All that the cluster's processes print, all that they
- * report, and all that the parent hears, is one record of lines, in the order in
- * which it came. A test waits for lines, never for time:
+ * The test is the parent. Everything that the cluster's processes print or report, and
+ * everything that the parent hears, goes into one record of lines, in the order in which it
+ * came. A test waits for lines, never for time:
  *
  *	[master] app_worker#1:4711 start                               printed
  *	@app:0:4711 saw egg-ready {"workers":1} from master to app     observed
  *	@app:0:4711 loaded                                             reported
  *	@exit:0:4711 code: 110, signal: null                           reaped by the test
  *
- * What a test looks for has symbolic names: a pid is AGENT#n, APP#n (the n-th one forked),
- * MASTER or PARENT, the port is PORT, and what egg-ready carries is <options>. A line of the
- * log is looked at behind its head, which has the time; cluster_next_line has it whole.
- * Lines that a test is given have pids: a number in them may be equal to one.
+ * A text that a test looks for has symbolic names: a pid is AGENT#n, APP#n (the n-th one forked),
+ * MASTER or PARENT, the port is PORT, and the data of egg-ready is <options>. The head of a
+ * log line (the time, the level ...) is left out; only cluster_next_line returns it. Lines that
+ * are returned to a test have real pids, because another number in them may be equal to a pid.
  *
- * A test that fails prints the record. However a test ends,
- * none of its processes outlives it, nor does its folder.
+ * A test that fails prints the record. However a test ends, its processes are killed and its
+ * folder is removed.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -43,25 +43,25 @@
 
 /* ---- in the processes of the cluster --------------------------------------- */
 
-/* One line in the record: "@role:slot:pid ...". Longer than a pipe writes at
- * once it is cut; a new line in it becomes a blank. */
+/* Write one line into the record: "@role:slot:pid ...". A line is cut at the length that a pipe
+ * writes at once (PIPE_BUF); a newline in it becomes a blank. */
 void report(const struct messenger *messenger, const char *format, ...) CLUTCH_PRINTF(2, 3);
 
-/* Report every message that comes from now on: "saw ACTION DATA from X to Y",
- * then " receiverPid P" and " handle" if it has them. */
+/* Report every message from now on: "saw ACTION DATA from X to Y", then " receiverPid P" and
+ * " handle" if the message has them. */
 int observe(struct messenger *messenger);
 
 /*
- * Children that obey. An order is a line that begins with a word. A process does it, and
- * reports "did LINE: yes", or why it could not. Each process knows
+ * Children that obey. An order is a line that begins with a word. A process carries it out, and
+ * reports "did LINE: yes", or the error instead of "yes". Each process knows
  *
  *	exit CODE       ready STATUS       uncaught ERROR (in the listener)
- *	ignore          (it ignores SIGTERM from now on)
+ *	ignore          (ignore SIGTERM from now on)
  *	graceful        (messenger_graceful_exit)
  *
  * and the words of a table, or of several. The last row of a table has no word: its
- * function, if there is one, takes each other line. The function gets the whole line, and returns 0, -1 with errno, or
- * the error of a listener. order_rest: what stands behind the word.
+ * function, if there is one, takes all other lines. A function gets the whole line, and
+ * returns 0, -1 with errno, or the error of a listener. order_rest: the text behind the word.
  */
 struct order {
 	const char *word;
@@ -70,7 +70,7 @@ struct order {
 int obey_orders(struct messenger *messenger, const struct order *orders);
 const char *order_rest(const char *line);
 
-/* Write bytes to the process's own channel, past all that would check them. */
+/* Write bytes to the process's own channel, without any check of them. */
 int raw_write(const struct messenger *messenger, const void *bytes, size_t length);
 
 /* ---- in the test ----------------------------------------------------------- */
@@ -78,40 +78,39 @@ int raw_write(const struct messenger *messenger, const void *bytes, size_t lengt
 struct cluster {
 	pid_t master; /* in a process group of its own */
 	struct messenger *parent;
-	int port;   /* once it is ready, if it has one */
-	int status; /* of the master, as waitpid(2) has it, once it is dead */
-	bool dead;  /* is it? */
+	int port;   /* known once the cluster is ready, if it listens */
+	int status; /* of a dead master, as waitpid(2) has it */
+	bool dead;  /* is the master dead? */
 	struct record *record;
 };
 
-/* A folder of the test's own, empty at first; it is removed with all in it. */
+/* The test's own folder, empty at first; it is removed, with all that is in it. */
 const char *test_folder(void);
 
-/* A TCP port of 127.0.0.1 that is free, another one at each call. It is below those that the
- * system gives to connections, so that none of them has it before the test does. */
+/* A free TCP port of 127.0.0.1, another one at each call. It is below the range of ephemeral
+ * ports, so that no outgoing connection takes it before the test does. */
 int test_free_port(void);
 
 /*
- * For processes that are no cluster's: whoever has inherited this descriptor is
- * killed when the test is over, however it ends. leashed: those that live, without
- * the test itself. Once in a test.
+ * For processes that belong to no cluster: each process that has inherited this descriptor is
+ * killed at the end of the test, however it ends. Call it once in a test. leashed: the pids
+ * of the processes that have it and are alive, without the test itself.
  */
 int test_leash(void);
 size_t test_leashed(pid_t *pids, size_t size);
 
-/* How long a wait may take: seconds 10, times TEST_TIME_SCALE. */
+/* How long a wait may take: 10 seconds, times TEST_TIME_SCALE; in ms. */
 int time_limit(void);
 int time_scale(void);
 
 /*
- * fork_cluster. A port of 0 is any free one, workers of 0
- * are one, and the environment's PORT, HOST, EGG_ and so on are not seen:
- * clear_environment was called.
+ * cluster_start calls fork_cluster. Port 0 is any free port, workers 0 means one worker. PORT,
+ * HOST, EGG_* and so on have no effect, because clear_environment is called first.
  *   ready    wait for egg-ready at the parent, and learn the port
- *   stop     SIGTERM, exit 0, and nobody is left
- *   ended    wait for its end, exit `code`, and nobody is left
+ *   stop     send SIGTERM; the master must exit with 0, and no process is left
+ *   ended    wait for the end; the master must exit with `code`, and no process is left
  *   killed   wait until a signal has killed the master, and the others have left
- * The last three free it.
+ * The last three free the cluster.
  */
 struct cluster *cluster_start(const struct options *options);
 void cluster_ready(struct cluster *cluster);
@@ -119,81 +118,82 @@ void cluster_stop(struct cluster *cluster);
 void cluster_ended(struct cluster *cluster, int code);
 void cluster_killed(struct cluster *cluster, int number);
 
-/* Forget PORT, HOST, EGG_* and CLUTCH_TRACE; cluster_start does it by itself,
- * once in a test. Call it before you set one of them. */
+/* Unset PORT, HOST, EGG_* and CLUTCH_TRACE. cluster_start calls this once in a test; a test that
+ * sets one of these variables must call it before. */
 void clear_environment(void);
 
 /*
- * The record. `from` is where to look: 0 is its beginning, and what `wait`
- * returns is behind the line that it found, so that a chain of waits is also
- * about order. count does not wait. line finds the last such line, or NULL, as it
- * was written, without its head; it lives as long as the cluster.
+ * The record. `from` is the place at which to begin: 0 is the beginning of the record. `wait`
+ * returns the place behind the line that it found, so that a chain of waits also checks the
+ * order. count does not wait. line returns the last such line with real pids, without its head,
+ * or NULL; it lives as long as the cluster.
  */
 size_t cluster_wait(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);
 size_t cluster_count(struct cluster *cluster, size_t from, const char *format, ...)
 	CLUTCH_PRINTF(3, 4);
 const char *cluster_line(struct cluster *cluster, const char *format, ...) CLUTCH_PRINTF(2, 3);
-/* The first line from `*from` on that has the text, as it was written: with pids, and with
- * its head; and `*from` is then behind it. NULL if there is none. */
+/* The first line from `*from` on that has the text, with real pids and with its head; `*from`
+ * is then behind this line. NULL if there is none. */
 const char *cluster_next_line(struct cluster *cluster, size_t *from, const char *text);
-size_t cluster_mark(struct cluster *cluster); /* behind what is there now */
+size_t cluster_mark(struct cluster *cluster); /* the end of the record now */
 void cluster_dump(struct cluster *cluster);   /* to stderr */
 
 /*
- * The status. ask_status sends SIGUSR1 and waits until the log has all of it; returns where
- * it begins. The others look at the last one. status: a field as text, without quotation
- * marks; it lives until the next call; NULL if there is none. figure: the field as a number;
- * the test fails if there is none. `who` is AGENT#n, APP#n, PARENT, "agent", "app 2" for a
- * slot (the last row, if it has several), or NULL for the cluster's own fields.
+ * The status. ask_status sends SIGUSR1, waits until the log has the whole status, and returns
+ * the place where the status begins. The others look at the last status. status: a field as
+ * text, without quotation marks, which lives until the next call; NULL if there is none. figure:
+ * the field as a number; the test fails if there is none. `who` is AGENT#n, APP#n, PARENT,
+ * "agent", "app 2" for a slot (the last of its rows), or NULL for the cluster's own fields.
  */
 size_t cluster_ask_status(struct cluster *cluster);
 const char *cluster_status(struct cluster *cluster, const char *who, const char *field);
 long long cluster_figure(struct cluster *cluster, const char *who, const char *field);
 
 /*
- * What a process saw, in order, in egg's way: "egg-pids [APP#1] -> egg-ready
- * <options>"; "" if nothing. who is PARENT, AGENT#n or APP#n. Actions that begin
- * with "test-" are the test's own, and left out. wait_saw waits until all that it
- * saw, from `from` on, is that; it fails as soon as it cannot become that. Where
- * the order is nobody's promise, " || " stands between what may be.
+ * The messages that a process saw, in order: "egg-pids [APP#1] -> egg-ready <options>"; "" if
+ * there are none. who is PARENT, AGENT#n or APP#n. Actions that begin with "test-" belong to
+ * the test, and are left out. wait_saw waits until the process has seen exactly the expected
+ * messages, from `from` on, and fails as soon as that is impossible. If more than one order
+ * is right, `expected` has each of them, with " || " between them.
  */
 const char *cluster_saw(struct cluster *cluster, size_t from, const char *who);
 void cluster_wait_saw(struct cluster *cluster, const char *who, const char *expected);
 void cluster_wait_saw_from(struct cluster *cluster, size_t from, const char *who,
                            const char *expected);
 
-/* Wait for something else. It is asked again after each event, and otherwise
- * every 5 ms; `what` is for the failure's message. */
+/* Wait for something else: is_so is called after each event, and otherwise every 5 ms.
+ * The failure's message has `what`. */
 void cluster_until(struct cluster *cluster, bool (*is_so)(struct cluster *cluster, void *arg),
                    void *arg, const char *what);
 
-/* Let the parent turn its loop, so that what it has sent leaves. */
+/* Let the parent turn its loop, so that it writes the messages that it has sent. */
 void cluster_turn(struct cluster *cluster);
 
-/* Give a process an order, see obey_orders. did: and wait until it has done that; returns the
- * place in the record behind it. */
+/* Give a process an order (see obey_orders). cluster_did also waits until the process has
+ * carried it out, and returns the place in the record behind its report. */
 void cluster_order(struct cluster *cluster, const char *who, const char *line);
 size_t cluster_did(struct cluster *cluster, const char *who, const char *line);
 
 /* ---- processes -------------------------------------------------------------- */
 
-/* By name: PARENT, MASTER, AGENT#n, APP#n; wait until it has been forked. And
- * back: "?" if it is none of the cluster's. */
+/* pid: wait until the process with the name (PARENT, MASTER, AGENT#n, APP#n) has been forked.
+ * name: the way back; "?" if the pid is of no process of the cluster. */
 pid_t cluster_pid(struct cluster *cluster, const char *who);
 const char *cluster_name(struct cluster *cluster, pid_t pid);
 
-/* Send a signal; wait until it is dead (a zombie is). wait_end waits until the
- * master has logged its death and returns the reason, "code: 1, signal: null". */
+/* Send a signal; wait until a process is dead (also as a zombie). wait_end waits until the
+ * master has logged the death, and returns the reason, "code: 1, signal: null". */
 void cluster_signal(struct cluster *cluster, const char *who, int number);
 void cluster_wait_death(struct cluster *cluster, const char *who);
 const char *cluster_wait_end(struct cluster *cluster, const char *who);
 
-/* Those alive, the master and grandchildren too: who holds the record's pipe. */
+/* All live processes of the cluster, also the master and grandchildren: the processes that hold
+ * the pipe of the record open. */
 size_t cluster_processes(struct cluster *cluster, pid_t *pids, size_t size);
 
-/* Behind the head of a line of the log: "2026-11-29 14:03:21.123 ERROR 3061 app 2: "; the
- * line itself if it has none. */
+/* The line behind its head, such as "2026-11-29 14:03:21.123 ERROR 3061 app 2: "; the line
+ * itself if it has no head. */
 const char *behind_head(const char *line);
 
 bool process_is_alive(pid_t pid);          /* a zombie is not */
@@ -201,7 +201,7 @@ long process_memory(pid_t pid);            /* resident, KiB; -1: dead */
 int process_descriptors(pid_t pid);        /* open ones; -1: dead */
 int64_t process_processor_time(pid_t pid); /* used so far, ms; -1: dead */
 
-/* A TCP connection to the shared port, blocking, with the time limit on it. */
+/* A blocking TCP connection to the shared port, with the time limit as its timeout. */
 int cluster_connect(const struct cluster *cluster);
 
 #endif

@@ -15,9 +15,9 @@
 
 void __lsan_do_leak_check(void);
 
-/* LeakSanitizer forks, and reads /proc: it hangs where these belong to another PID
- * namespace. It kills a process that has become another user and whose report's name
- * belongs to an earlier process of that number. */
+/* LeakSanitizer forks, and reads /proc: it hangs if /proc belongs to another PID namespace. It
+ * also kills a process that has become another user, if the file of its report was made by an
+ * earlier process with the same pid. */
 static inline void
 look_for_leaks(void)
 {

@@ -1,10 +1,9 @@
 /*
  * Processes that obey, for the tests of how a live cluster ends and is reloaded.
  *
- * While a cluster closes, the master logs no deaths. So each process that chooses
- * its exit says with which code ("exit of APP#1: 0"), and how the apps have ended
- * the master's status (SIGUSR1) shows while a patient agent waits for its order to
- * go.
+ * While a cluster closes, the master logs no deaths. So each process that exits by itself
+ * says its exit code ("exit of APP#1: 0"). The master's status (SIGUSR1) shows how the apps
+ * have ended, while an agent with a long close waits for the test's order to leave.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -32,11 +31,11 @@
 #include <termios.h>
 #include <unistd.h>
 
-#define LONG 60000 /* a close timeout that is not the point */
+#define LONG 60000 /* a close timeout that does not matter in the test */
 
 /* ---- processes that obey ----------------------------------------------------------------- */
 
-/* How agent and apps load and leave. A cluster inherits it from its test. */
+/* How agent and apps load and leave. A cluster inherits this from its test. */
 static struct manners {
 	struct {
 		messenger_callback load, close;
@@ -52,7 +51,7 @@ say_exit(int code, void *arg)
 	clutch_print_line(STDOUT_FILENO, "exit of %ld: %d", (long)getpid(), code);
 }
 
-/* clutch ends its processes past the handlers of on_exit. */
+/* clutch ends its processes with _exit(2), which calls no handlers of on_exit. */
 void __real__exit(int code);
 void __wrap__exit(int code);
 
@@ -64,7 +63,7 @@ __wrap__exit(int code)
 	__real__exit(code);
 }
 
-/* D22's 10,000 messages: together more than the socket takes. */
+/* The 10,000 messages of D22 are more than a socket takes. */
 enum { FLOOD = 10000, FLOOD_SIZE = 200 };
 
 static inline int
@@ -94,7 +93,7 @@ on_flood(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-/* Its channel ends, and it lives. */
+/* End the channel, and go on living. */
 static inline int
 order_hang_up(struct messenger *messenger, const char *line)
 {
@@ -152,7 +151,7 @@ static const struct order orders[] = {
 };
 
 static bool told_to_go;
-static bool unobserved; /* a flood in the record would drown the log (D17) */
+static bool unobserved; /* report no messages: those of a flood would fill the record (D17) */
 
 static inline int
 on_go(struct messenger *messenger, const struct message *message, void *arg)
@@ -162,7 +161,7 @@ on_go(struct messenger *messenger, const struct message *message, void *arg)
 	return 0;
 }
 
-/* The role function of all, agent and apps. */
+/* The role function of agent and apps. */
 static inline int
 obey(struct messenger *messenger, void *arg)
 {
@@ -181,7 +180,7 @@ obey(struct messenger *messenger, void *arg)
 	return load != NULL ? load(messenger, arg) : 0;
 }
 
-/* Loading: until it is ordered to be ready. */
+/* A load function that takes until the test orders the process to be ready. */
 static inline int
 load_long(struct messenger *messenger, void *arg)
 {
@@ -191,13 +190,14 @@ load_long(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* Leaving: when it is told to go. */
+/* A close function that takes until the test orders the process to leave. */
 static inline int
 close_when_told(struct messenger *messenger, void *arg)
 {
 	(void)arg;
 	report(messenger, "waits");
-	while (!told_to_go && messenger_step(messenger, 20) == 1) /* 20: it may be closed already */
+	while (!told_to_go &&
+	       messenger_step(messenger, 20) == 1) /* in 20 ms: the channel may be closed */
 		;
 	return 0;
 }
@@ -211,7 +211,7 @@ launch(struct options options)
 	return cluster_start(&options);
 }
 
-/* Ready, and everybody has heard it. */
+/* Start a cluster, and wait until it is ready and everybody has heard so. */
 static inline struct cluster *
 start(struct options options)
 {
@@ -232,13 +232,13 @@ has_passed(struct cluster *c, void *arg)
 	return clutch_now() >= *(int64_t *)arg;
 }
 
-/* Let a time pass that is itself what is tested. */
+/* Let time pass, where a time is itself the subject of the test. */
 static inline void
 pass(struct cluster *c, int64_t milliseconds)
 {
 	int64_t end = clutch_now() + milliseconds, next;
 
-	while (clutch_now() < end) { /* one wait has its limit */
+	while (clutch_now() < end) { /* a single wait must stay below the time limit */
 		next = clutch_now() + time_limit() / 2;
 		next = next < end ? next : end;
 		cluster_until(c, has_passed, &next, "time to pass");
@@ -273,7 +273,7 @@ expect_state(struct cluster *c, const char *who, const char *state)
 
 /* ---- 08: orders to the master ------------------------------------------------------------ */
 
-/* Loading: it ends the cluster, and is ready when its own SIGTERM has come of it. */
+/* A load function that ends the cluster, and returns when its own process gets SIGTERM. */
 static inline int
 load_into_the_end(struct messenger *messenger, void *arg)
 {
@@ -288,9 +288,8 @@ load_into_the_end(struct messenger *messenger, void *arg)
 	return sigwait(&set, &number);
 }
 
-/* ---- 12: those who do not leave ---------------------------------------------------------- */
+/* ---- 12: processes that do not leave ----------------------------------------------------- */
 
-/* The same when the cluster is given up. */
 static inline int
 load_badly(struct messenger *app, void *arg)
 {
@@ -303,14 +302,14 @@ load_badly(struct messenger *app, void *arg)
 /* Started by start_cluster in a process that the test forks. */
 struct bare {
 	pid_t master;
-	bool buffers; /* it has text in a buffer of stdio when it starts the cluster */
+	bool buffers; /* the process has text in a buffer of stdio when it starts the cluster */
 	int output;   /* the reading end of its stdout and stderr */
 	char text[32 * 1024];
 	size_t length;
 };
 
 #define BUFFERED "it stood in a buffer\n"
-/* In the child: the master, in the foreground of the terminal if it is one. */
+/* In the child: become the master, in the foreground of the terminal if `end` is one. */
 static inline void
 run_bare(const struct options *options, const struct bare *bare, int end)
 {
@@ -328,7 +327,7 @@ run_bare(const struct options *options, const struct bare *bare, int end)
 	exit(start_cluster(options));
 }
 
-/* Read on; false at the end (of a terminal: EIO), when nobody is left. */
+/* Read on; false at end of file (EIO of a terminal), when no process is left. */
 static inline bool
 bare_read(struct bare *bare, int64_t deadline)
 {

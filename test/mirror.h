@@ -1,8 +1,8 @@
 /*
- * Which lines of egg-cluster 2.5.0 stand in master.c, agent.c and worker.c: the
- * functions that are mirrored, and each branch (if, else, for, while) of the whole file.
- * A line without an exception is cited once; one with an exception is cited nowhere, and
- * the exception says why.
+ * The lines of egg-cluster 2.5.0 that master.c, agent.c and worker.c mirror: the functions
+ * that are mirrored, and each branch (if, else, for, while) of the whole file. A line without
+ * an exception is cited once; a line with an exception is cited nowhere, and the exception
+ * says why.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -15,7 +15,7 @@
 struct mirrored {
 	size_t line;
 	const char *what;      /* the branch's keyword, or what begins here */
-	const char *exception; /* NULL: it is mirrored */
+	const char *exception; /* NULL: the line is mirrored */
 };
 
 #define THREADS "worker_threads: there is one mode, processes"

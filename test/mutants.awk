@@ -1,12 +1,12 @@
-# Draw mutants: small changes of the core's code, one on a line at most.
+# Draw mutants: small changes of the core's code, at most one in each line.
 #
 #	awk -v count=300 -v seed=1 -v room=FILE -f test/mutants.awk master.c agent.c ...
 #
-# Each line printed is a mutant: FILE, FUNCTION, NTH, BEFORE, AFTER, LINE, with tabs between
-# them. The first five are its name: the NTH line of the function that reads BEFORE becomes
-# AFTER. A hash of the name and of the seed decides which mutants are drawn, so that a change
-# of the code elsewhere leaves most of them as they are. Each file gets its share, by the
-# number of its lines that can be changed.
+# Each printed line is a mutant: FILE, FUNCTION, NTH, BEFORE, AFTER, LINE, with tabs between
+# them. The first five are the mutant's name: among the lines of the function that read
+# BEFORE, the NTH becomes AFTER. A hash of name and seed decides which mutants are drawn, so
+# that a change elsewhere in the code leaves most of them as they are. Each file has a share,
+# by the number of its lines that can be changed.
 #
 # Copyright (c) 2026 the clutch authors
 # SPDX-License-Identifier: MIT
@@ -33,8 +33,8 @@ function hash(text,   h, i)
 	return (h * 48271 + seed) % 2147483647
 }
 
-# The line with a blank in place of each character of a comment, a text or a character
-# constant; `open` says whether a comment goes on. `bare` is without the comments only.
+# Replace each character of a comment, a string or a character constant by a blank; `open` says
+# whether a comment goes on in the next line. In `bare` only the comments are replaced.
 function code(line,   i, c, two, quote, text)
 {
 	bare = ""
@@ -83,13 +83,13 @@ function trim(text)
 	return text
 }
 
-# The line with text in place of `length_` characters at `at`, without its comment.
+# Replace `length_` characters at `at` by a text, and drop the comment.
 function changed(at, length_, text)
 {
 	return trim(substr(bare, 1, at - 1) text substr(bare, at + length_))
 }
 
-# One more way to change this line: the one whose hash is least is kept.
+# Consider another way to change this line. The way with the least hash is kept.
 function offer(after,   h)
 {
 	if (after == before)
@@ -101,7 +101,7 @@ function offer(after,   h)
 	}
 }
 
-# Each place where the pattern matches.
+# Consider each place where the pattern matches.
 function each(pattern, kind,   at, rest, found, start)
 {
 	for (at = 1; match(rest = substr(line, at), pattern); at = start + RLENGTH) {
@@ -140,7 +140,7 @@ function change(kind, at, found,   n, near)
 	}
 }
 
-# if (...) and while (...), when all of it is on the line; the branches of a ? b : c.
+# Conditions that end in the same line: if (...) and while (...), and the branches of a ? b : c.
 function conditions(   at, end, level, text, part)
 {
 	if (match(line, /(^|[^a-z_])(if|while) \(/)) {
@@ -163,7 +163,7 @@ function conditions(   at, end, level, text, part)
 	}
 }
 
-# A call or an assignment that is left out: while (0), since an else may follow.
+# Leave out a call or an assignment. `while (0)` stands in its place, because an else may follow.
 function removals(   text)
 {
 	text = trim(line)
@@ -258,7 +258,7 @@ inside && name !~ /trace/ {
 	begins_later = line ~ /^ *(if|while|for) / && depth(line) > 0 || begins_later && !begins
 }
 
-# The shares, by the largest remainder, and then those with the least hash.
+# Find the shares by the largest remainder; then print the mutants with the least hashes.
 END {
 	for (i = 1; i <= file_count; i++)
 		all += changes[files[i]]

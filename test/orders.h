@@ -1,7 +1,7 @@
 /*
- * A cluster whose processes obey: the parent orders one of them to do something, and then to
+ * A cluster whose processes obey. The parent orders one of them to do something, and then to
  * send a marker to everybody. Channels are first in, first out, so a process that has seen the
- * marker has seen all that came before it, and what it has not seen by then it never will.
+ * marker has also seen every earlier message for it.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -40,7 +40,7 @@ parse_call(const char *text, struct call *call)
 	              &call->from, call->action, call->data) == 6;
 }
 
-/* Do it: 0 or errno. "message" is egg's process.send: any message. */
+/* Make the call; returns 0 or errno. "message" is egg's process.send, which takes any message. */
 static inline int
 perform(struct messenger *messenger, const struct call *call)
 {
@@ -159,7 +159,7 @@ obey(struct messenger *messenger, void *arg)
 	return observe(messenger) == -1 ? -1 : obey_orders(messenger, orders);
 }
 
-/* Wait until each of `everyone` ("AGENT#1 APP#1 ...") and the parent has seen it. */
+/* Wait until the parent and each of `everyone` ("AGENT#1 APP#1 ...") have seen the marker. */
 static inline size_t
 wait_for_marker(struct cluster *c, const char *everyone, size_t mark, int number)
 {
@@ -173,8 +173,8 @@ wait_for_marker(struct cluster *c, const char *everyone, size_t mark, int number
 	return end;
 }
 
-/* Order it, or do it if `who` is the parent, and wait until everybody has seen
- * whatever came of it. Returns where in the record it began. */
+/* Order the process to make a call (the parent makes it at once), and wait until everybody has
+ * seen what came of it. Returns the place in the record where this begins. */
 static inline size_t
 round_of(struct cluster *c, const char *everyone, const char *who, const char *text)
 {
@@ -197,7 +197,7 @@ round_of(struct cluster *c, const char *everyone, const char *who, const char *t
 	return mark;
 }
 
-/* Three apps and an agent that obey, ready. */
+/* Start an agent and apps that obey, and wait until they are ready. */
 static inline struct cluster *
 start_obeying(int workers)
 {

@@ -1,6 +1,6 @@
 /*
- * A Redis server of a test's own: on a Unix path in test_folder(), and gone with the
- * test, however that ends.
+ * A Redis server for one test. It listens on a Unix path in test_folder(), and ends with the
+ * test, however the test ends.
  *
  *	struct server server;
  *
@@ -34,7 +34,7 @@
 
 struct server {
 	pid_t pid;
-	char path[64]; /* of its socket */
+	char path[64]; /* of the server's socket */
 	char url[80];
 };
 
@@ -73,7 +73,7 @@ unix_connection(const char *path)
 	return -1;
 }
 
-/* Does it answer, and not only that it is loading? */
+/* Does the server answer PING, rather than say that it is still loading? */
 static bool
 server_answers(const struct server *server)
 {
@@ -104,13 +104,13 @@ exec_server(const struct server *server, const char *const more[], size_t count)
 	for (i = 0; i < 3; i++)
 		dup2(log, i);
 	for (i = 3; i < 1024; i++)
-		close(i); /* a cluster's record among them: redis is no process of it */
+		close(i); /* also a cluster's record: redis is no process of the cluster */
 	execv(argv[0], (char *const *)(uintptr_t)argv);
 	_exit(127);
 }
 
-/* Arguments as in redis.conf, "--requirepass", "secret", up to NULL. It may be a
- * server that has ended: then it comes back on the same path. */
+/* Start a server with arguments as in redis.conf, such as "--requirepass", "secret", up to NULL.
+ * A server that has ended starts again on the same path. */
 __attribute__((sentinel)) static void
 server_start(struct server *server, ...)
 {

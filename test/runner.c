@@ -1,6 +1,6 @@
 /*
- * What a test program's runner is told. (Criterion executes the program again
- * for each test; the process that does so is the runner.)
+ * The set-up of a test program's runner. (Criterion executes the program again for each test;
+ * the process that does so is the runner.)
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -9,8 +9,8 @@
 
 #include <signal.h>
 
-/* nohup(1) and a shell's `&` ignore signals, and every process inherits that: the tests are
- * about signals that do something. */
+/* nohup(1) and a shell's `&` make a command ignore signals, and every child inherits that. The
+ * tests need the default actions. */
 __attribute__((constructor)) static void
 take_signals_back(void)
 {
@@ -31,9 +31,9 @@ take_signals_back(void)
 static bool is_runner;
 
 /*
- * A test that hangs has failed: one that names no deadline (.timeout, its own or
- * its suite's) gets one of TEST_TIMEOUT seconds, or a minute. (Criterion's own
- * --timeout only shortens deadlines that are there.)
+ * A test that hangs must fail. A test without a deadline (.timeout of the test or of its
+ * suite) gets TEST_TIMEOUT seconds, or a minute. (Criterion's own --timeout only shortens
+ * deadlines that are there.)
  */
 ReportHook(PRE_ALL)(struct criterion_test_set *tests)
 {
@@ -54,8 +54,8 @@ ReportHook(PRE_ALL)(struct criterion_test_set *tests)
 }
 
 /*
- * LeakSanitizer asks this as a process ends. The runner loses 48 bytes of
- * Criterion's now and then; nothing of ours runs in it.
+ * LeakSanitizer calls this at the end of a process. In the runner, Criterion sometimes leaks
+ * 48 bytes; no code of clutch runs there.
  */
 int __lsan_is_turned_off(void);
 

@@ -1,6 +1,6 @@
 /*
- * Is this built with AddressSanitizer? Its allocator keeps what is freed, so that the
- * memory of a process says nothing. gcc and clang each say it in a way of their own.
+ * Is this built with AddressSanitizer? Its allocator keeps freed memory, so the memory use of
+ * a process means nothing. gcc and clang have different macros for this.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT

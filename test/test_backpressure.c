@@ -59,8 +59,8 @@ is_same_file(int one, int two)
 	       a.st_ino == b.st_ino;
 }
 
-/* The process received one frame, which announces a handle or does not, and the
- * handle itself, or not. */
+/* The process received one frame. Either the frame announces a handle and the handle came, or
+ * neither is true. */
 static void
 check_handle(enum who who, bool has_handle, int original)
 {
@@ -133,7 +133,7 @@ Test(routing, a_handle_travels_to_the_master_and_to_nobody)
 	close(data.handle);
 }
 
-/* This many more descriptors can be opened, and then none. */
+/* Let the process open this many more descriptors, and then none. */
 static void
 allow_descriptors(int more)
 {
@@ -156,8 +156,8 @@ allow_all_descriptors(void)
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
-/* The master has no descriptor left for the handle. The message is worth more than the
- * handle: it arrives without it, and does not announce one. */
+/* The master has no descriptor left for a copy of the handle. The message is more important than
+ * the handle, so the message arrives without the handle, and does not announce one. */
 static void
 lose_handle(int descriptors)
 {
@@ -223,7 +223,7 @@ drain(struct process *process, int end, size_t bytes)
 	} while (channel_pending(&process->channel) > bytes);
 }
 
-/* The size of what `say` says. */
+/* The size of the frame that `say` sends. */
 static size_t
 size_said(void)
 {
@@ -240,7 +240,7 @@ say(struct process *sender, enum role to, pid_t receiver_pid)
 	master_messenger_receive(&messenger, sender, &data);
 }
 
-/* Exactly these processes are not read. */
+/* Exactly these processes wait, so the master does not read from them. */
 static void
 expect_waiting(const char *names)
 {
@@ -261,7 +261,7 @@ Test(routing, who_feeds_a_long_queue_waits)
 {
 	fill(&processes[APP2], CHANNEL_HIGH_WATER - size_said());
 	expect_waiting("");
-	say(&processes[APP1], ROLE_NONE, cast[APP2].pid); /* now it is just full */
+	say(&processes[APP1], ROLE_NONE, cast[APP2].pid); /* now the queue is at the mark */
 	expect_waiting("");
 	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
 	expect_waiting("AGENT");
@@ -274,7 +274,7 @@ Test(routing, who_feeds_a_long_queue_waits)
 	cr_assert_eq(messenger.undeliverable, 0);
 }
 
-/* Between the marks: a sender that waits goes on waiting, and one that does not is read. */
+/* While a queue is between the marks, waiting senders go on waiting, and others are read. */
 Test(routing, between_the_marks_nothing_changes)
 {
 	fill(&processes[APP2], CHANNEL_HIGH_WATER);
@@ -292,7 +292,7 @@ Test(routing, between_the_marks_nothing_changes)
 	expect_waiting("");
 }
 
-/* Each kind of receiver, each kind of sender. */
+/* Senders also wait for the agent and for the parent. */
 Test(routing, agent_and_parent_are_waited_for_as_well)
 {
 	fill(&processes[AGENT], CHANNEL_HIGH_WATER + 1);
@@ -306,7 +306,7 @@ Test(routing, agent_and_parent_are_waited_for_as_well)
 	expect_waiting("");
 }
 
-/* The master forks no parent: to it, a parent's state is STATE_NONE for ever. */
+/* The master does not fork its parent, so the parent's state is STATE_NONE for ever. */
 Test(routing, a_parent_as_the_master_has_it_is_waited_for)
 {
 	processes[PARENT].state = STATE_NONE;
@@ -315,8 +315,8 @@ Test(routing, a_parent_as_the_master_has_it_is_waited_for)
 	expect_waiting("APP1");
 }
 
-/* An agent that is not there holds no sender up (D24): past the limit of its slot, messages for
- * it are dropped and counted. */
+/* A missing agent holds no sender up (D24): when the queue of its slot is full, messages for the
+ * agent are dropped and counted. */
 Test(routing, nobody_waits_for_an_agent_that_is_not_there)
 {
 	uint64_t dropped;
@@ -337,8 +337,8 @@ Test(routing, nobody_waits_for_an_agent_that_is_not_there)
 	cr_assert_leq(channel_pending(&processes[AGENT].channel), CHANNEL_QUEUE_MAX);
 }
 
-/* When the master's own messages have filled a queue, no sender waits for it. Nor does a
- * sender whose message is not delivered to that queue. */
+/* No sender waits for a queue that the master's own messages have filled. A sender also does not
+ * wait if its message is not delivered to the full queue. */
 Test(routing, the_master_waits_for_nobody)
 {
 	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
@@ -363,7 +363,7 @@ Test(routing, who_feeds_itself_waits_for_itself)
 	expect_waiting("");
 }
 
-/* Handles are descriptors of the master, and it has few of them. */
+/* A handle that waits in a queue is an open descriptor of the master, which has few of them. */
 Test(routing, who_feeds_waiting_handles_waits)
 {
 	struct message data;
@@ -448,7 +448,7 @@ Test(routing_many, deliveries_are_in_order_of_registration)
 		             many[i].channel.waiting[0].descriptor, "worker %d", i);
 }
 
-/* The last queue decides, at whatever place its worker stands. */
+/* A sender waits until the longest queue has drained, wherever its worker stands in the list. */
 static void
 check_longest(int longest)
 {
@@ -475,7 +475,7 @@ Test(routing_many, a_sender_waits_for_the_longest_queue)
 	check_longest(MANY - 1);
 }
 
-/* Two receivers that drain one after the other: the sender is heard when both have. */
+/* Two receivers drain one after the other. The sender is heard when both have drained. */
 Test(routing_many, a_sender_waits_for_every_queue_that_it_has_filled)
 {
 	fill(&many[3], CHANNEL_HIGH_WATER + 1000);
@@ -489,8 +489,8 @@ Test(routing_many, a_sender_waits_for_every_queue_that_it_has_filled)
 
 /* ---- a receiver is gone ------------------------------------------------------------------ */
 
-/* No process waits for it any more, whatever its role is. A process that waits for another
- * one goes on waiting. */
+/* No process waits any more for a receiver that is gone, whatever the process's role is. A process
+ * that waits for another receiver goes on waiting. */
 Test(routing_many, nobody_waits_for_a_receiver_that_is_gone)
 {
 	fill(&many[0], CHANNEL_HIGH_WATER + 1);

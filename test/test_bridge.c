@@ -1,6 +1,6 @@
 /*
- * The bridge: two and three clusters that meet in one Redis; and what becomes of a
- * message when a cluster, an agent or Redis is not there.
+ * The bridge: two and three clusters that meet in one Redis. Some messages are sent while a
+ * cluster, an agent or Redis is not there.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -28,7 +28,7 @@ on_bridge(struct bridge *from, const struct bridge_message *message, void *arg)
 	return 0;
 }
 
-/* Add a listener for the same messages: it is called from the next one on. */
+/* Add a listener for the same messages, which is called from the next message on. */
 static int
 on_adds(struct bridge *from, const struct bridge_message *message, void *arg)
 {
@@ -38,7 +38,7 @@ on_adds(struct bridge *from, const struct bridge_message *message, void *arg)
 
 enum { LARGE = 60 * 1024 };
 
-/* "send CLUSTER ACTION DATA", or publish; CLUSTER is "*" for all. */
+/* "send CLUSTER ACTION DATA", or "publish ..."; CLUSTER is "*" for all clusters. */
 static int
 order_say(struct messenger *messenger, const char *line)
 {
@@ -52,7 +52,7 @@ order_say(struct messenger *messenger, const char *line)
 	return result;
 }
 
-/* "many N": send so many, 1 to N. */
+/* "many N": send N messages with the data 1 to N. */
 static int
 order_many(struct messenger *messenger, const char *line)
 {
@@ -68,7 +68,7 @@ order_many(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* The same, each of LARGE bytes. */
+/* "large N": the same, with LARGE bytes in each message. */
 static int
 order_large(struct messenger *messenger, const char *line)
 {
@@ -102,7 +102,7 @@ order_burst(struct messenger *messenger, const char *line)
 	return 0;
 }
 
-/* Send the agent a batch past the bridge, as if it came from that cluster. */
+/* Send the agent a batch without the bridge, in the name of the given cluster. */
 static int
 order_forge(struct messenger *messenger, const char *line)
 {
@@ -141,14 +141,14 @@ start_app(struct messenger *app, void *arg)
 	       bridge_on(bridge, "adds", on_adds, app) == -1;
 }
 
-/* ---- in the test ---------------------------------------------------------------------------- */
+/* ---- in the test ------------------------------------------------------------------------- */
 
 static struct server server;
 
 static struct cluster *
 start_options(const char *name, int workers, const struct bridge_options *options)
 {
-	static struct bridge_options copies[8]; /* a cluster reads its own when it is forked */
+	static struct bridge_options copies[8]; /* one for each cluster */
 	static size_t used;
 	struct bridge_options *copy = &copies[used++];
 
@@ -170,7 +170,7 @@ start_impatient(const char *name, int workers, int timeout)
 		name, workers, &(struct bridge_options){.url = server.url, .timeout = timeout});
 
 	cluster_ready(c);
-	cluster_wait(c, 0, "@agent:-1:AGENT#1 saw egg-ready "); /* it knows all apps by then */
+	cluster_wait(c, 0, "@agent:-1:AGENT#1 saw egg-ready "); /* so it knows all apps */
 	return c;
 }
 
@@ -180,7 +180,7 @@ start(const char *name, int workers)
 	return start_impatient(name, workers, 0);
 }
 
-/* What an administrator asks Redis: its answer as one integer, or -1. */
+/* Store the answer of Redis to an administrator: an integer, or -1. */
 static int
 on_integer(struct redis *redis, const struct redis_reply *reply, void *arg)
 {
@@ -209,7 +209,7 @@ administrate(const char *script)
 	return administrate_argv(3, (const char *const[]){"EVAL", script, "0"});
 }
 
-/* Is so in Redis, as its script says? */
+/* Does the script return true in Redis? */
 static bool
 redis_says(struct cluster *c, void *arg)
 {
@@ -226,7 +226,7 @@ until_redis(struct cluster *c, const char *script)
 	cluster_until(c, redis_says, copy, copy);
 }
 
-/* Wait until `count` clusters subscribe, and have a group: then nothing is missed. */
+/* Wait until all clusters have subscribed and have a group, so that they miss no message. */
 static void
 until_joined(struct cluster *c, int clusters)
 {
@@ -241,7 +241,7 @@ until_joined(struct cluster *c, int clusters)
 	until_redis(c, script);
 }
 
-/* Nothing more of what was sent is on its way: each cluster has acknowledged all. */
+/* Wait until each cluster has acknowledged all messages, so that none is still on its way. */
 static void
 until_settled(struct cluster *c)
 {
@@ -250,7 +250,7 @@ until_settled(struct cluster *c)
 	               "g[6] ~= 0 then return 0 end end return 1");
 }
 
-/* A Redis, and the clusters A and (unless NULL) B, which have met there. */
+/* Start a Redis and the clusters A and (unless NULL) B, and wait until both have joined. */
 static void
 meet(struct cluster **a, int workers_a, struct cluster **b, int workers_b)
 {
@@ -283,9 +283,9 @@ heard(struct cluster *c, const char *who, const char *what)
 	return cluster_count(c, 0, ":%s heard %s ", who, what);
 }
 
-/* ---- both kinds, to all and to one ---------------------------------------------------------- */
+/* ---- both kinds, to all and to one ------------------------------------------------------- */
 
-/* Each app of two clusters hears each message once, whoever of them sent it. */
+/* Each app of two clusters hears each message once, whichever process sent it. */
 Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
 {
 	static const char *const apps[] = {"APP#1", "APP#2"};
@@ -322,7 +322,7 @@ Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
 	part(a, b);
 }
 
-/* By its name one cluster hears, and nobody else: of three. */
+/* Of three clusters, only the cluster that a message names hears it. */
 Test(bridge, a_message_for_one_cluster_is_for_no_other)
 {
 	struct cluster *a, *b, *c;
@@ -358,7 +358,7 @@ Test(bridge, a_message_for_one_cluster_is_for_no_other)
 	server_end(&server, SIGTERM);
 }
 
-/* Who meets elsewhere hears nothing. */
+/* A cluster on another channel hears nothing. */
 Test(bridge, channels_do_not_hear_each_other)
 {
 	struct cluster *a, *b;
@@ -379,7 +379,7 @@ Test(bridge, channels_do_not_hear_each_other)
 	part(a, b);
 }
 
-/* Many at once come in order, each once, over many batches. */
+/* Many messages that are sent at once come in order, each once, in many batches. */
 Test(bridge, a_thousand_reliable_messages_come_in_order)
 {
 	struct cluster *a, *b;
@@ -401,7 +401,7 @@ Test(bridge, a_thousand_reliable_messages_come_in_order)
 	part(a, b);
 }
 
-/* What is read at once is more than the agent can send its apps at once. */
+/* The agent reads more at once than it can send to its apps at once. */
 Test(bridge, large_messages_that_wait_all_come)
 {
 	struct cluster *a, *b;
@@ -425,10 +425,10 @@ Test(bridge, large_messages_that_wait_all_come)
 	part(a, b);
 }
 
-/* ---- who was not there ------------------------------------------------------------------------ */
+/* ---- a process that was not there -------------------------------------------------------- */
 
-/* A cluster that is restarted hears what was sent to it meanwhile, and what was to be
- * forgotten it does not. */
+/* A restarted cluster hears the messages that were sent meanwhile, but not those that were
+ * published. */
 Test(bridge, a_cluster_that_was_away_hears_what_was_sent_reliably)
 {
 	struct cluster *a, *b;
@@ -448,8 +448,8 @@ Test(bridge, a_cluster_that_was_away_hears_what_was_sent_reliably)
 	part(a, b);
 }
 
-/* What an agent has given to its apps, and one of them has not heard, the next agent
- * gives to all of them again, with the same id. */
+/* If an app has not heard a message before its agent dies, the next agent passes the message to
+ * all apps again, with the same id. */
 Test(bridge, an_agent_killed_while_messages_are_pending)
 {
 	struct cluster *a, *b;
@@ -479,7 +479,7 @@ Test(bridge, an_agent_killed_while_messages_are_pending)
 	part(a, b);
 }
 
-/* What an app has sent, and its agent took to the grave, the app sends again. */
+/* If an agent dies before it has sent an app's message to Redis, the app sends it again. */
 Test(bridge, an_agent_killed_before_it_has_sent)
 {
 	struct cluster *a;
@@ -498,7 +498,7 @@ Test(bridge, an_agent_killed_before_it_has_sent)
 	part(a, NULL);
 }
 
-/* An app that is forked later takes part, too. */
+/* An app that is forked later also hears and sends. */
 Test(bridge, an_app_that_replaces_another_hears_and_sends)
 {
 	struct cluster *a, *b;
@@ -513,8 +513,8 @@ Test(bridge, an_app_that_replaces_another_hears_and_sends)
 	part(a, b);
 }
 
-/* An app that does not listen now holds up the reliable messages of its cluster, not of
- * others; when it listens again, nothing is missing. */
+/* An app that is stopped holds up the reliable messages of its own cluster, but not of others.
+ * When the app continues, it has missed nothing. */
 Test(bridge, an_app_that_is_stopped_misses_nothing)
 {
 	struct cluster *a, *b;
@@ -534,7 +534,7 @@ Test(bridge, an_app_that_is_stopped_misses_nothing)
 	part(a, b);
 }
 
-/* But not for ever: then the others go on, and it hears what waits in its channel. */
+/* An app that stays stopped does not hold the others up for ever, and can catch up later. */
 Test(bridge, an_app_that_stays_stopped_holds_nobody_up)
 {
 	struct cluster *a;
@@ -557,9 +557,9 @@ Test(bridge, an_app_that_stays_stopped_holds_nobody_up)
 	part(a, NULL);
 }
 
-/* ---- Redis is not there -------------------------------------------------------------------------- */
+/* ---- Redis is not there ------------------------------------------------------------------ */
 
-/* Killed and started again, with what it had written: nothing reliable is lost. */
+/* Redis is killed and started again with its file: no reliable message is lost. */
 Test(bridge, redis_killed_and_restarted)
 {
 	struct cluster *a, *b;
@@ -578,12 +578,12 @@ Test(bridge, redis_killed_and_restarted)
 	cluster_order(a, "APP#1", "publish * lost 3");
 	cluster_order(a, "APP#1", "many 50");
 	cluster_wait(a, 0, "[bridge] bridge: messages are being lost: ");
-	/* The first of them may be on its way when the connection ends. */
+	/* The first lost message may be on its way when the connection ends. */
 	cr_assert_eq(
 		cluster_count(a, 0, "messages are being lost: there is no connection to Redis") +
 			cluster_count(a, 0, "messages are being lost: connection lost: "),
 		1);
-	wait_heard(a, "APP#1", "lost 2 from A"); /* own apps need no Redis */
+	wait_heard(a, "APP#1", "lost 2 from A"); /* apps of the same cluster need no Redis */
 	wait_heard(a, "APP#1", "lost 3 from A");
 	cluster_order(a, "APP#1", "burst 10");
 	wait_heard(a, "APP#1", "burst 10 from A");
@@ -600,8 +600,8 @@ Test(bridge, redis_killed_and_restarted)
 	part(a, b);
 }
 
-/* Redis has forgotten the groups and all that was in the stream: the clusters join
- * again, and what is sent from then on comes, also what comes before they have. */
+/* Redis has forgotten the groups and the stream. The clusters join again, and hear all messages
+ * that are sent from then on, even before both have joined. */
 Test(bridge, redis_restarted_without_its_memory)
 {
 	struct cluster *a, *b;
@@ -621,8 +621,7 @@ Test(bridge, redis_restarted_without_its_memory)
 	part(a, b);
 }
 
-/* Before Redis is there a cluster starts, serves, and keeps what is sent, up to a limit. */
-/* Own apps need no Redis for what is published. */
+/* Without Redis, apps of the same cluster still hear published messages. */
 Test(bridge, a_listener_that_adds_a_listener_at_each_message)
 {
 	struct cluster *c =
@@ -657,7 +656,7 @@ Test(bridge, without_redis_a_full_outbox_refuses)
 	part(a, NULL);
 }
 
-/* Who leaves while Redis is away says what may be lost. */
+/* A process that leaves while Redis is away logs how many messages may be lost. */
 Test(bridge, who_leaves_says_what_waits)
 {
 	struct cluster *a;
@@ -694,7 +693,7 @@ Test(bridge, a_wrong_password_is_one_line)
 	server_end(&server, SIGTERM);
 }
 
-/* A Redis that accepts, and says nothing: noticed, and when it speaks, all goes on. */
+/* Clusters notice a Redis that accepts connections but does not answer, and go on when it does. */
 Test(bridge, a_redis_that_stops_answering)
 {
 	struct cluster *a, *b;
@@ -704,7 +703,7 @@ Test(bridge, a_redis_that_stops_answering)
 	a = start_impatient("A", 1, 1000);
 	b = start("B", 1);
 	until_joined(a, 2);
-	kill(server.pid, SIGSTOP); /* for less than B waits */
+	kill(server.pid, SIGSTOP); /* for less time than B waits */
 	cluster_order(a, "APP#1", "send * stuck 1");
 	cluster_wait(a, 0, "lost: no reply within ");
 	kill(server.pid, SIGCONT);
@@ -714,7 +713,7 @@ Test(bridge, a_redis_that_stops_answering)
 	part(a, b);
 }
 
-/* Redis has no memory left: senders wait, and nothing is lost. */
+/* While Redis has no memory left, senders wait, and no message is lost. */
 Test(bridge, a_redis_that_is_full)
 {
 	struct cluster *a;
@@ -729,7 +728,7 @@ Test(bridge, a_redis_that_is_full)
 	part(a, NULL);
 }
 
-/* ---- hosts in a network ------------------------------------------------------------------------- */
+/* ---- hosts in a network ------------------------------------------------------------------ */
 
 __attribute__((format(printf, 1, 2))) static bool
 run(const char *format, ...)
@@ -743,7 +742,7 @@ run(const char *format, ...)
 	return system(command) == 0;
 }
 
-/* Go into the network of that process. */
+/* Enter the network namespace of the process. */
 static void
 enter(pid_t pid)
 {
@@ -756,8 +755,8 @@ enter(pid_t pid)
 	close(file);
 }
 
-/* A host with a cable to this one: there 10.77.N.2, here 10.77.N.1. It is a process in
- * a network of its own, which is gone when that is. 0: not here. */
+/* A host is a process in a network namespace of its own, which ends with the process. A cable
+ * joins 10.77.N.2 there and 10.77.N.1 here. 0: this machine cannot do that. */
 static pid_t
 plug_in(int number, int home)
 {
@@ -765,7 +764,7 @@ plug_in(int number, int home)
 
 	if (unshare(CLONE_NEWNET) == -1)
 		return 0;
-	pid = fork(); /* it stays where it was made */
+	pid = fork(); /* the child stays in the new network namespace */
 	cr_assert(pid != -1);
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -796,12 +795,12 @@ start_on_host(const char *name, int number, pid_t host, int home)
 	c = start_options(name, 1, &(struct bridge_options){.url = url, .timeout = 1000});
 	cr_assert(setns(home, CLONE_NEWNET) == 0);
 	cluster_ready(c);
-	free(url); /* the agent has its own */
+	free(url); /* the agent has its own copy */
 	return c;
 }
 
-/* Three hosts: Redis, A and B. A's cable is pulled and plugged in again; B does not
- * notice, and in the end both have heard all. */
+/* Redis, A and B are three hosts. A's cable is pulled and plugged in again. B does not notice,
+ * and in the end both have heard all messages. */
 Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
 {
 	struct cluster *a, *b;
@@ -819,7 +818,7 @@ Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
 		fprintf(stderr, "no network namespaces here: the bridge is not tested over them\n");
 		cr_skip_test("no network namespaces");
 	}
-	snprintf(scale, sizeof scale, "%d", 2 * time_scale()); /* packets are sent again */
+	snprintf(scale, sizeof scale, "%d", 2 * time_scale()); /* time to send lost packets again */
 	setenv("TEST_TIME_SCALE", scale, 1);
 	server_start(&server, "--port", "6379", "--protected-mode", "no", NULL);
 	a = start_on_host("A", 1, host[0], home);
@@ -844,17 +843,17 @@ Test(bridge, hosts_in_a_network_and_a_cable_that_is_pulled)
 	waitpid(host[1], NULL, 0);
 }
 
-/* ---- a Redis that says strange things ---------------------------------------------------------- */
+/* ---- a Redis that says strange things ---------------------------------------------------- */
 
 static const char entry[] =
 	"*1\r\n*2\r\n$20\r\nclutch:bridge:stream\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nm\r\n"
 	"$55\r\n[50,{\"id\":\"x-1\",\"from\":\"B\",\"to\":\"\",\"action\":\"strange\"}]\r\n";
 static const char no_entries[] = "*1\r\n*2\r\n$20\r\nclutch:bridge:stream\r\n*0\r\n";
 
-/* What it says to one command, and each time something else. */
+/* The strange replies to a command, one after the other. */
 static struct strange {
 	const char *command;
-	const char *replies[8]; /* the last one again and again; NULL: none any more */
+	const char *replies[8]; /* the last one is repeated; NULL: no more replies */
 	size_t next;
 } stranges[] = {
 	{"PING", {"+PONG\r\n"}, 0},
@@ -885,7 +884,7 @@ answer_strangely(int connection, const char *command)
 		send(connection, reply, strlen(reply), MSG_NOSIGNAL);
 }
 
-/* Hear whole commands, which look like replies: an array of strings. */
+/* Hear whole commands. A command looks like a reply that is an array of strings. */
 static void
 serve_strangely(int connection)
 {
@@ -900,7 +899,7 @@ serve_strangely(int connection)
 		answer_strangely(connection, elements[1].text);
 }
 
-/* A process that does so for all connections; gone with the test. */
+/* Fork a process that serves all connections like this, and ends with the test. */
 static pid_t
 start_strange(void)
 {
@@ -931,7 +930,7 @@ start_strange(void)
 	}
 }
 
-/* Each reply of an unexpected kind is one line, and asked for again. */
+/* Each reply of an unexpected kind is one line in the log, and the command is sent again. */
 Test(bridge, replies_of_an_unexpected_kind_are_asked_for_again)
 {
 	static const char unexpected[] = "the reply is of an unexpected kind";
@@ -953,10 +952,10 @@ Test(bridge, replies_of_an_unexpected_kind_are_asked_for_again)
 	waitpid(strange, NULL, 0);
 }
 
-/* ---- bridges of two versions --------------------------------------------------------------------- */
+/* ---- bridges of two versions ------------------------------------------------------------- */
 
-/* An older bridge publishes messages without a batch around them, and adds them so to the
- * stream. They are heard, and a line says that this is one way only. */
+/* An older bridge publishes messages without a batch around them, and adds them to the stream in
+ * the same way. They are heard, and a line says that the older bridge hears none of ours. */
 Test(bridge, an_older_bridge_is_heard_and_the_log_says_so)
 {
 	struct cluster *a;
@@ -979,7 +978,7 @@ Test(bridge, an_older_bridge_is_heard_and_the_log_says_so)
 	part(a, NULL);
 }
 
-/* ---- what Redis sees ------------------------------------------------------------------------------- */
+/* ---- what Redis sees --------------------------------------------------------------------- */
 
 /* Messages of one turn leave in one PUBLISH, in their order; a message for one cluster by its
  * name goes to that cluster alone. */
@@ -1004,9 +1003,9 @@ Test(bridge, messages_of_one_turn_are_one_command)
 	part(a, b);
 }
 
-/* ---- others who write there --------------------------------------------------------------------- */
+/* ---- strangers who write into Redis ------------------------------------------------------ */
 
-/* What is no message costs a line, and nothing else. */
+/* Text that is no message causes a line in the log, and nothing else. */
 Test(bridge, what_a_stranger_writes_is_left_out)
 {
 	struct cluster *a;
@@ -1017,7 +1016,7 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	administrate("redis.call('xadd','clutch:bridge:stream','*','a','b','c','d') "
 	             "redis.call('xadd','clutch:bridge:stream','*','m','{\"id\":\"x\"') return 1");
 	cluster_wait(a, 0, "is no message of a bridge; it is left out");
-	/* No id is longer than this one, and what comes after it has none shorter. */
+	/* No id is longer than this one, and later entries have ids that are as long. */
 	administrate("return redis.call('xadd','clutch:bridge:stream',"
 	             "'18446744073709551000-10000000000000000000','a','b')");
 	cluster_wait(a, 0, "18446744073709551000-10000000000000000000 is no message of a bridge");
@@ -1030,7 +1029,7 @@ Test(bridge, what_a_stranger_writes_is_left_out)
 	part(a, NULL);
 }
 
-/* Of an entry that is left out no message is heard, and of one that is published neither. */
+/* If a sent or published batch is wrong at its end, none of its messages is heard. */
 Test(bridge, a_batch_that_is_wrong_at_its_end_is_left_out_whole)
 {
 	static const char message[] =
@@ -1057,20 +1056,20 @@ Test(bridge, a_batch_that_is_wrong_at_its_end_is_left_out_whole)
 	part(a, NULL);
 }
 
-/* Publish now and then what is no message: are there two lines? */
+/* Publish text that is no message from time to time. Are there two lines? */
 static bool
 is_said_twice(struct cluster *c, void *arg)
 {
 	int64_t *published = arg;
 
-	if (clutch_now() - *published > 1500) { /* the last loss has ended, and had no other */
+	if (clutch_now() - *published > 1500) { /* the last loss has ended */
 		administrate("return redis.call('publish','clutch:bridge','hello')");
 		*published = clutch_now();
 	}
 	return cluster_count(c, 0, "what somebody has published is no message") == 2;
 }
 
-/* A loss, its end, and the same loss again. */
+/* A loss begins, ends, and begins again: each time there is a line. */
 Test(bridge, the_same_loss_again_is_another_line)
 {
 	int64_t published = 0;
@@ -1081,7 +1080,7 @@ Test(bridge, the_same_loss_again_is_another_line)
 	part(a, NULL);
 }
 
-/* Nobody speaks for another cluster. */
+/* An app cannot send a message in the name of another cluster. */
 Test(bridge, what_an_app_sends_in_another_name_is_let_go)
 {
 	struct cluster *a;
@@ -1097,7 +1096,7 @@ Test(bridge, what_an_app_sends_in_another_name_is_let_go)
 	part(a, NULL);
 }
 
-/* What was cut off the stream before it was heard is said to be lost. */
+/* If a message is trimmed from the stream before it is heard, a line says that it is lost. */
 Test(bridge, what_the_stream_has_no_more_is_one_line)
 {
 	struct cluster *a, *b;
@@ -1153,7 +1152,7 @@ Test(bridge, names_and_data_are_checked)
 	free(large);
 }
 
-/* Messages of `size` bytes and the agent's own text; returns how many bytes they are there. */
+/* Publish a message of `size` bytes; returns its size in the batch, with the agent's own text. */
 static size_t
 publish_one(struct bridge *end, char *data, size_t size)
 {
@@ -1168,7 +1167,7 @@ publish_one(struct bridge *end, char *data, size_t size)
 	return (size_t)(text + snprintf(NULL, 0, ",%zu,", (size_t)text + size)) + size;
 }
 
-/* How many messages the apps were sent. */
+/* Count the messages that were sent to the apps. */
 static size_t
 count_published(struct messenger *agent, struct channel *apps)
 {
@@ -1177,7 +1176,7 @@ count_published(struct messenger *agent, struct channel *apps)
 	size_t count = 0;
 	const char *at;
 
-	cr_assert_neq(messenger_step(agent, 0), -1); /* a batch ends at the end of its turn */
+	cr_assert_neq(messenger_step(agent, 0), -1); /* a batch is sent at the end of its turn */
 	do {
 		before = apps->bytes_in;
 		cr_assert_neq(messenger_step(agent, 0), -1);
@@ -1218,7 +1217,7 @@ Test(bridge, a_batch_is_filled_to_its_last_byte)
 	free(data);
 }
 
-/* Each is a batch of its own, and all of them end with the turn. */
+/* Each cluster has a batch of its own, and one timer ends all batches of a turn. */
 Test(bridge, messages_for_many_clusters_are_one_timer)
 {
 	struct messenger *agent;
@@ -1247,7 +1246,7 @@ Test(bridge, a_bad_url_is_a_failed_start)
 	cluster_ended(c, 1);
 }
 
-/* What examples/bridge prints, in a story in which Redis is killed, and then an agent. */
+/* The lines of examples/bridge, in which Redis is killed, and then an agent. */
 Test(bridge, the_example_loses_what_is_published_and_repeats_what_is_sent)
 {
 	static const char story[] =

@@ -1,5 +1,5 @@
 /*
- * What the comments of the sources say of egg, and of divergences, is true.
+ * The comments of the sources cite lines of egg, and divergences. The citations must be true.
  *
  * A citation is a number in a comment: "ipc.js:71" names its file; ":83" is a line of
  * the file that is pinned there. A pin is the file's path, as in
@@ -8,14 +8,14 @@
  * file, if it is the only one there, for the lines before any heading.
  *
  * Always checked: each branch of messenger.js is cited once, in order, at a branch; each
- * D has its row in docs/divergences.md, and each row its test. With EGG=folder, where
- * the pinned packages lie (EGG/egg-cluster-2.5.0, there or in its folder package, as npm
- * pack makes it, or in EGG/node_modules), each cited line is looked up: what it says and
- * what the C line says must have a name in common.
+ * D has a row in docs/divergences.md, and each row has a test. With EGG=folder, each cited
+ * line is looked up in the pinned packages (EGG/egg-cluster-2.5.0, or its subfolder
+ * `package`, as npm pack makes it, or EGG/node_modules): the cited line and the C line
+ * must have a name in common.
  *
- * The suite `mirror` asks the same of the roles: which functions and which branches of
- * egg's master.js and its helpers stand in master.c, agent.c and worker.c, where, and
- * why the others do not.
+ * The suite `mirror` checks the same for the roles: master.c, agent.c and worker.c cite the
+ * functions and branches of egg's master.js and its helpers, and each other branch is an
+ * exception with a reason.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -41,17 +41,17 @@ static const int branches[] = {75, 80,  81,  83,  85,  91,  92,  93,  94,
 
 enum { BRANCHES = sizeof branches / sizeof branches[0] };
 
-/* The divergences of the core and of egg-scripts, D1 to this one, must be there; those
- * of the other packages are checked where they are. */
+/* D1 to this number, the divergences of the core and of egg-scripts, must be there. The
+ * divergences of other packages are checked only if their folder is there. */
 enum { KNOWN_DIVERGENCES = 32, DIVERGENCES_MOST = 200 };
 
 static const char master_section[] = "/* ---- the master's side";
 static const char child_section[] = "/* ---- the child's side";
 
-/* ---- what is pinned ----------------------------------------------------------- */
+/* ---- the pinned files --------------------------------------------------------- */
 
-/* A citation names a file by the end of its path, or by its package and path; where
- * two have that name, it is the first of them here. */
+/* A citation names a file by the end of its path, or by its package and path. If two files have
+ * that name, it means the first one of this table. */
 static const struct {
 	const char *package, *version, *path;
 } pinned[] = {
@@ -78,10 +78,10 @@ static const struct {
 	{"cron-parser", "2.18.0", "lib/expression.js"},
 };
 
-/* Of the packages beside these, EGG may lack some. */
+/* EGG must have the first CORE_PINNED files; the packages of the others may be missing. */
 enum { PINNED = sizeof pinned / sizeof pinned[0], CORE_PINNED = 14, NOT_PINNED = -1 };
 
-/* "master.js", "process/app.js", "cfork/index.js". */
+/* Find a name such as "master.js", "process/app.js" or "cfork/index.js". */
 static int
 find_pinned(const char *name)
 {
@@ -122,7 +122,7 @@ find_pin(const char *text)
 /* ---- files and lines -------------------------------------------------------- */
 
 struct text {
-	char **lines; /* the first is lines[1], as people count */
+	char **lines; /* the first line is lines[1], as editors count */
 	size_t count;
 };
 
@@ -156,7 +156,7 @@ free_text(struct text *text)
 	free(text->lines);
 }
 
-/* Tests run in the root of the project, or are told where that is. */
+/* Tests run in the root of the project, or TEST_ROOT says where it is. */
 static const char *
 root(void)
 {
@@ -169,7 +169,7 @@ root(void)
 	return ".";
 }
 
-/* NULL if it is not there. */
+/* NULL if the file is not there. */
 static FILE *
 open_in(const char *folder, const char *name)
 {
@@ -213,7 +213,7 @@ each_source(const char *folder, const char *end, void (*call)(const char *name, 
 	return count;
 }
 
-/* The same, for the folders of the packages. */
+/* Call back for each source in the folders of the packages. */
 static void
 each_package(void (*call)(const char *name, void *arg), void *arg)
 {
@@ -256,7 +256,7 @@ has_word(const struct words *words, const char *word)
 	return false;
 }
 
-/* Words that stand in nearly every line say nothing about one line. */
+/* Words that stand in nearly every line do not show that two lines belong together. */
 static bool
 is_common(const char *word)
 {
@@ -319,7 +319,7 @@ constant_name(const char *word, char *name)
 	return false;
 }
 
-/* The words of a line of JavaScript; process.send is processSend, too. */
+/* The words of a line of JavaScript. process.send also counts as processSend. */
 static void
 split_javascript(const char *line, struct words *words)
 {
@@ -375,7 +375,7 @@ foreign_role(const struct words *c, const struct words *javascript)
 	return NULL;
 }
 
-/* The keyword by which a line is a branch, or NULL. */
+/* The keyword that makes the line a branch, or NULL. */
 static const char *
 branch_keyword(const char *line)
 {
@@ -395,19 +395,19 @@ branch_keyword(const char *line)
 
 /* ---- citations ------------------------------------------------------------------ */
 
-/* One number in a comment. */
+/* A number in a comment. */
 struct citation {
 	const char *source; /* the C file */
 	size_t at;          /* its line */
-	char file[WORD];    /* "": by the pin */
+	char file[WORD];    /* "": the pinned file */
 	int pin;            /* the file of egg's, or NOT_PINNED */
 	size_t line;
-	char code[4 * LINE]; /* the statement: the line, with those that it goes on from */
+	char code[4 * LINE]; /* the whole statement that ends in this line */
 	char comment[LINE];  /* the rest of the comment */
 };
 
-/* Where the comment at the end of the line begins; NULL if there is none, or if
- * it is more than that. */
+/* The beginning of the comment at the end of the line; NULL if there is none, or if the comment
+ * goes on in the next line. */
 static const char *
 find_comment(const char *line)
 {
@@ -428,8 +428,8 @@ code_length(const char *line)
 	return comment != NULL ? (size_t)(comment - line) : strlen(line);
 }
 
-/* Does a line of C go on in the next one? Lines are broken behind operators; one
- * that ends in a parenthesis is the head of what follows, unless `? :` does. */
+/* Does a line of C go on in the next line? Lines are broken behind operators. A line that ends in
+ * a parenthesis is the head of the next statement, unless the next line begins with ? or :. */
 static bool
 goes_on(const char *line, const char *next)
 {
@@ -474,7 +474,7 @@ find_code(const struct text *text, size_t at, char *code, size_t size)
 		                 (int)code_length(text->lines[first]), text->lines[first]);
 }
 
-/* "ipc.js:71" or ":71"; everything else is no citation. */
+/* Only "ipc.js:71" and ":71" are citations. */
 static bool
 parse_citation(const char *word, struct citation *citation)
 {
@@ -491,7 +491,7 @@ parse_citation(const char *word, struct citation *citation)
 	return *end == '\0' || (ispunct((unsigned char)*end) && end[1] == '\0');
 }
 
-/* Which file a bare number is a line of, for each line of a source. */
+/* For each line of a source: the file that a bare number in this line cites. */
 static int pins[LINES_MOST];
 
 static bool
@@ -672,8 +672,8 @@ Test(citations, each_branch_of_messenger_js_is_cited_once_and_in_order)
 	cr_assert_geq(section.count, BRANCHES);
 }
 
-/* Behind code, at the end of its line; and where the citation is of a branch, it
- * is a branch. */
+/* A citation stands behind code, at the end of the line. If it cites a branch, the C line is a
+ * branch, too. */
 static void
 check_place(const struct citation *citation, void *arg)
 {
@@ -695,7 +695,7 @@ Test(citations, branches_are_cited_at_branches)
 	cr_assert_gt(each_citation("./messenger.c", &section.text, check_place, NULL), BRANCHES);
 }
 
-/* A number alone is only understood where a file is pinned; a name is one of those. */
+/* A bare number needs a pinned file. A name must be the name of a pinned file. */
 static void
 check_file_is_known(const struct citation *citation, void *arg)
 {
@@ -728,8 +728,8 @@ Test(citations, each_citation_is_of_a_pinned_file)
 
 /* ---- EGG: the real lines ------------------------------------------------------------ */
 
-/* EGG/NAME-VERSION, the same with package/, EGG/node_modules/NAME, EGG/NAME: the first
- * that has it. NULL: none, and it is of a package that may be missing. */
+/* Open the path in the first folder that has it: EGG/NAME-VERSION, the same with package/,
+ * EGG/node_modules/NAME, EGG/NAME. NULL: no folder has it, and the package may be missing. */
 static FILE *
 open_packaged(int i, const char *path)
 {
@@ -763,7 +763,7 @@ check_version(int i)
 	free_text(&text);
 }
 
-/* No lines, if the package is missing and may be. */
+/* The text has no lines if the package is missing and may be missing. */
 static struct text
 read_pinned(int i)
 {
@@ -805,8 +805,8 @@ Test(citations, the_branches_are_those_of_the_real_messenger_js)
 	free_text(&text);
 }
 
-/* Both are the same kind of branch, the C line names no other role, and there is
- * something that both name. */
+/* Both lines are the same kind of branch, the C line names no other role, and the lines have a
+ * name in common. */
 static void
 compare(const struct citation *citation, const char *line)
 {
@@ -839,7 +839,7 @@ look_up(const struct citation *citation, void *arg)
 	struct text text;
 
 	(void)arg;
-	if (citation->pin == NOT_PINNED) /* another test says so */
+	if (citation->pin == NOT_PINNED) /* another test finds this fault */
 		return;
 	text = read_pinned(citation->pin);
 	cr_expect(citation->line <= text.count || text.count == 0, "%s:%zu: %s has no line %zu",
@@ -862,7 +862,7 @@ Test(citations, each_cited_line_says_what_the_c_line_says)
 {
 	size_t count = 0;
 
-	if (getenv("EGG") == NULL) /* Criterion does not show which tests it skips */
+	if (getenv("EGG") == NULL) /* because Criterion does not show skipped tests */
 		fprintf(stderr, "EGG is not set: the cited lines of egg are not looked up\n");
 	skip_without_egg();
 	each_source(".", ".c", look_up_all, &count);
@@ -880,7 +880,7 @@ struct divergences {
 
 static struct divergences divergences;
 
-/* `D12`, not within a word; its number, or 0. */
+/* The number of a mark such as `D12` that is not a part of a word, or 0. */
 static size_t
 mark_at(const char *line, const char *at)
 {
@@ -918,7 +918,7 @@ find_marks(const char *name, void *arg)
 	free_text(&text);
 }
 
-/* In the core, and in the packages' folders. */
+/* Find the marks in the core and in the packages' folders. */
 static void
 find_all_marks(void)
 {
@@ -970,17 +970,17 @@ Test(citations, each_divergence_is_marked_in_the_source)
 	free_text(&divergences.page);
 }
 
-/* ---- what the rows say of egg -------------------------------------------------------- */
+/* ---- the lines of egg that the rows cite --------------------------------------------- */
 
 /* A place in the second column: "`master.js:164`, `:524`; cfork `index.js:201`". */
 struct place {
 	size_t number;   /* of the row's D */
-	char file[PATH]; /* the last one named, with its package if that is named */
+	char file[PATH]; /* the last file named, with its package if one is named */
 	int pin;
-	size_t line; /* 0: the file as such */
+	size_t line; /* 0: the whole file */
 };
 
-/* The word before a backquote is a package's, if it is one. */
+/* The package that the word before the backquote names, or NULL. */
 static const char *
 find_package(const char *cell, const char *quote)
 {
@@ -1014,7 +1014,7 @@ find_in_package(const char *package, const char *file)
 	return NOT_PINNED;
 }
 
-/* "FILE.js:NN", ":NN" of the file before it, or "FILE.js". */
+/* "FILE.js:NN", ":NN" (of the last file named), or "FILE.js". */
 static void
 parse_place(const char *package, const char *text, struct place *place)
 {
@@ -1110,7 +1110,7 @@ look_for_test(const char *name, void *arg)
 	free_text(&text);
 }
 
-/* `suite/name` is defined in test/. */
+/* `suite/name` must be defined in test/. */
 static void
 check_test_exists(size_t number, const char *name)
 {
@@ -1126,7 +1126,7 @@ check_test_exists(size_t number, const char *name)
 	cr_expect(wanted.found, "D%zu: there is no %s)", number, wanted.start);
 }
 
-/* The last column: one or more `suite/test`. Returns how many. */
+/* The last column has one or more `suite/test`. Returns their number. */
 static size_t
 check_row_names_tests(size_t number)
 {
@@ -1167,9 +1167,9 @@ Test(citations, each_divergence_names_its_tests)
 /* The bare citations of one file of egg's in one C file, in the order of the C lines. */
 static struct cited {
 	size_t at, line, end; /* end: the line that ends its function */
-	bool is_head;         /* it stands at the head of a function */
+	bool is_head;         /* the citation stands at the head of a function */
 	bool diverges;        /* beside a Dn, which may change the order */
-	char keyword[WORD];   /* of the C line; "": it is no branch */
+	char keyword[WORD];   /* of the C line; "": the line is no branch */
 } cited[LINES_MOST];
 
 static size_t cited_count;
@@ -1225,7 +1225,7 @@ is_keyword(const char *what)
 	return false;
 }
 
-/* An else must be one: otherwise the branch before it may stand the other way round. */
+/* An else is cited at an else. Otherwise the if in front of it could be reversed in C. */
 static bool
 are_of_a_kind(const char *egg, const char *c)
 {
@@ -1345,7 +1345,7 @@ Test(mirror, within_a_function_the_cited_lines_rise)
 		check_rising(&mirrors[i]);
 }
 
-/* ---- EGG: mirror.h has all that there is ---------------------------------------------- */
+/* ---- EGG: mirror.h lists every function and branch ------------------------------------ */
 
 static const struct mirrored *
 find_mirrored(const struct mirror *mirror, size_t line)

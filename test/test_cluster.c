@@ -1,8 +1,8 @@
 /*
  * The core path of a live cluster: start, re-fork, shutdown, the shared port.
  *
- * What is expected is what the real egg-cluster did (lifecycle.md has the sequences), but
- * where a divergence says otherwise: Dn is its number in docs/divergences.md.
+ * The tests expect what the real egg-cluster did (golden/lifecycle.md has the sequences), except
+ * where there is a divergence: Dn is a number in docs/divergences.md.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -33,7 +33,7 @@ Test(cluster, cold_start_with_one_worker)
 	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
 	cluster_wait_saw(c, "AGENT#1", "egg-pids [APP#1] -> egg-ready <options>");
 	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
-	round_of(c, "AGENT#1 APP#1", "AGENT#1", "opids"); /* and nothing more comes */
+	round_of(c, "AGENT#1 APP#1", "AGENT#1", "opids"); /* nothing more comes */
 	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
 	cluster_wait_saw(c, "AGENT#1", "egg-pids [APP#1] -> egg-ready <options>");
 	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options>");
@@ -48,7 +48,7 @@ Test(cluster, cold_start_with_one_worker)
 	cluster_stop(c);
 }
 
-/* lifecycle 02. In which order the apps become ready is nobody's promise. */
+/* lifecycle 02. The apps may become ready in any order. */
 Test(cluster, cold_start_with_three_workers)
 {
 	struct cluster *c = start_obeying(3);
@@ -111,7 +111,7 @@ Test(cluster, the_agent_is_ready_before_apps_are_forked)
 	cluster_stop(c);
 }
 
-/* D23: what is sent to the apps before they are forked arrives first. */
+/* D23: messages that are sent to the apps before they are forked arrive first. */
 static int
 greet_the_apps(struct messenger *agent, void *arg)
 {
@@ -286,9 +286,9 @@ obey_and_report_slot(struct messenger *app, void *arg)
 	return obey(app, arg);
 }
 
-/* lifecycle 03a. D7: the newcomer knows the agent. D9: egg-pids at disconnect and
- * at exit; a slow exit may come after the replacement is ready. D10: egg-ready is
- * for the newcomer alone. */
+/* lifecycle 03a. D7: the new app knows the agent. D9: egg-pids is sent at disconnect and
+ * at exit; a slow exit may come after the replacement is ready. D10: only the new app hears
+ * egg-ready. */
 static void
 expect_replacement(struct cluster *c, size_t mark, const char *end)
 {
@@ -574,7 +574,7 @@ Test(cluster, sigterm_while_the_agent_is_loading) /* 08g */
 	cluster_ended(c, 0);
 }
 
-/* It takes its time to leave, until it is ordered to go. */
+/* A process that leaves only when the test orders it to go. */
 static int
 on_go(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -594,7 +594,7 @@ wait_for_go(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* lifecycle 08h, D14: the agent's second passes while an app takes its time. */
+/* lifecycle 08h, D14: the agent's restart would be due while an app is still leaving. */
 static int
 be_told(struct messenger *messenger, void *arg)
 {
@@ -667,7 +667,7 @@ Test(cluster, a_second_sigterm_changes_nothing) /* 08d, D15 */
 	cluster_ended(c, 0);
 }
 
-/* Only SIGKILL ends it. */
+/* A role that only SIGKILL ends. */
 static int
 hang(struct messenger *messenger, void *arg)
 {
@@ -686,7 +686,7 @@ hang_when_leaving(struct messenger *messenger, void *arg)
 	return obey(messenger, arg);
 }
 
-/* D3: the master does not leave before its children, however they take it. */
+/* D3: the master does not leave before its children, even if they ignore SIGTERM. */
 static int
 hang_or_start_badly(struct messenger *app, void *arg)
 {
@@ -709,7 +709,7 @@ Test(cluster, a_failed_start_leaves_nobody_behind)
 	cluster_ended(c, 1);
 }
 
-/* Apps and agent hang: each gets its time, and then SIGKILL (D3, D27). */
+/* Apps and agent hang. Each is killed when its close timeout is over (D3, D27). */
 static void
 expect_close_timeouts(struct options options, int app_timeout, int agent_timeout)
 {
@@ -737,7 +737,7 @@ expect_close_timeouts(struct options options, int app_timeout, int agent_timeout
 Test(cluster, close_timeouts_from_the_options)
 {
 	clear_environment();
-	setenv("EGG_APP_CLOSE_TIMEOUT", "9000", 1); /* the options come first */
+	setenv("EGG_APP_CLOSE_TIMEOUT", "9000", 1); /* options are stronger than the environment */
 	setenv("EGG_AGENT_CLOSE_TIMEOUT", "9000", 1);
 	expect_close_timeouts(
 		(struct options){.app_close_timeout = 1000, .agent_close_timeout = 800}, 1000, 800);
@@ -748,7 +748,8 @@ Test(cluster, close_timeouts_from_the_environment)
 	clear_environment();
 	setenv("EGG_APP_CLOSE_TIMEOUT", "800", 1);
 	setenv("EGG_AGENT_CLOSE_TIMEOUT", "1000", 1);
-	setenv("EGG_MASTER_CLOSE_TIMEOUT", "9000", 1); /* only what the others leave */
+	setenv("EGG_MASTER_CLOSE_TIMEOUT", "9000",
+	       1); /* only for a role without a variable of its own */
 	expect_close_timeouts((struct options){.workers = 0}, 800, 1000);
 }
 
@@ -774,7 +775,7 @@ answer(struct messenger *app, int descriptor, void *arg)
 	return 0;
 }
 
-/* Who answers a connection? */
+/* Connect, and return the name of the app that answers. */
 static const char *
 who_answers(struct cluster *c)
 {
@@ -795,7 +796,7 @@ struct answers {
 	int count[3];
 };
 
-/* One more connection. */
+/* Make one more connection. Have all apps answered now? */
 static bool
 have_all_answered(struct cluster *c, void *arg)
 {
@@ -862,8 +863,8 @@ occupy_port(int *port)
 	return descriptor;
 }
 
-/* The start fails with one line, and nothing has been forked. (Its end is the
- * record's end: what would follow the line is there before it.) */
+/* The start fails with one line, and no process has been forked. (All lines are in the record
+ * before the end of the cluster.) */
 static void
 expect_refusal(const struct options *options, const char *line)
 {
@@ -934,7 +935,7 @@ Test(cluster, a_bad_value_in_the_environment_is_one_clear_line)
 #undef FROM
 }
 
-/* As strtol(3) reads it. */
+/* Numbers in the environment are read as strtol(3) reads them. */
 Test(cluster, blanks_and_a_sign_before_a_number_in_the_environment_are_overlooked)
 {
 	struct cluster *c;
@@ -959,7 +960,7 @@ Test(cluster, options_out_of_range_are_one_clear_line)
 	               "[master] EGG_APP_CLOSE_TIMEOUT=-1 is no good");
 }
 
-/* The port was free a moment ago; if somebody was quicker, try another one. */
+/* The port was free a moment ago. If another program has taken it since, try another port. */
 Test(cluster, port_host_and_workers_from_the_environment)
 {
 	struct cluster *c;
@@ -1128,7 +1129,7 @@ Test(cluster, a_parent_can_broadcast)
 	cluster_stop(c);
 }
 
-/* A receiver of the handle writes into it who it is. */
+/* A receiver of the handle writes its name into the handle. */
 static int
 on_handle(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -1159,7 +1160,7 @@ on_read(struct messenger *app, int descriptor, short revents, void *arg)
 	return 0;
 }
 
-/* "test-pipe PID ROLE": send the writing end of a pipe there, and read the other. */
+/* "test-pipe PID ROLE": send the writing end of a pipe to PID or ROLE, and read the other end. */
 static int
 on_pipe_wanted(struct messenger *app, const struct message *message, void *arg)
 {
@@ -1175,7 +1176,7 @@ on_pipe_wanted(struct messenger *app, const struct message *message, void *arg)
 	if (messenger_send_message(app, &handle) == -1 ||
 	    messenger_watch(app, ends[0], POLLIN, on_read, NULL) == -1)
 		return 1;
-	return close(ends[1]); /* the channel has its own */
+	return close(ends[1]); /* the channel has its own copy */
 }
 
 static int
@@ -1194,7 +1195,7 @@ send_handle(struct cluster *c, int pid, enum role to)
 
 	snprintf(data, sizeof data, "%d %d", pid, (int)to);
 	cr_assert_eq(messenger_send_to(c->parent, cluster_pid(c, "APP#1"), "test-pipe", data), 0);
-	cluster_wait(c, mark, ":APP#1 read the end"); /* so nobody has kept it */
+	cluster_wait(c, mark, ":APP#1 read the end"); /* so no process has kept a copy */
 	return mark;
 }
 
@@ -1216,7 +1217,7 @@ Test(cluster, a_handle_travels_to_agent_and_apps)
 	cluster_wait(c, mark, ":APP#2 saw pipe from app to app receiverPid APP#2 handle");
 	cluster_wait(c, mark, ":APP#1 read APP#2");
 
-	mark = send_handle(c, 0, ROLE_APP); /* each gets its own; the sender, too */
+	mark = send_handle(c, 0, ROLE_APP); /* each app gets a copy, also the sender */
 	cr_assert_eq(cluster_count(c, mark, " saw pipe from app to app handle"), 3);
 	cr_assert_eq(cluster_count(c, mark, "has no handle"), 0);
 	round_of(c, "AGENT#1 APP#1 APP#2 APP#3", "APP#1", "opids"); /* the master has closed it */
@@ -1228,7 +1229,7 @@ Test(cluster, a_handle_travels_to_agent_and_apps)
 
 enum { FLOOD = 16000 };
 
-/* The agent fills the app's queue over and over, and waits only for its own. */
+/* The agent fills the app's queue again and again, and waits only if its own queue is full. */
 static int
 flood(struct messenger *agent, void *arg)
 {
@@ -1274,9 +1275,8 @@ flooded_app(struct messenger *app, void *arg)
 	return messenger_on(app, "flood", on_flood, arg);
 }
 
-/* A sender that waited for a queue is heard again as soon as it has drained, and
- * not when something else happens to wake the master (the health check would,
- * after 10 s). */
+/* A sender that waited for a queue is heard again as soon as the queue has drained. It need not
+ * wait until something else, such as the health check after 10 s, wakes the master. */
 Test(cluster, a_flood_does_not_stall)
 {
 	struct options options = {.agent = flooding_agent, .app = flooded_app, .workers = 1};
@@ -1297,7 +1297,7 @@ Test(cluster, a_flood_does_not_stall)
 	cr_assert_lt(clutch_now() - began, 8000 * time_scale());
 }
 
-/* ---- the shared port: descriptors and addresses ------------------------------------------------------------------ */
+/* ---- the shared port: descriptors and addresses ------------------------------------------ */
 
 static void
 allow_descriptors(rlim_t count)
@@ -1309,7 +1309,7 @@ allow_descriptors(rlim_t count)
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
-/* No descriptor more than there are now. */
+/* Let the app open no more descriptors. */
 static int
 lower(struct messenger *app, const struct message *message, void *arg)
 {
@@ -1405,7 +1405,7 @@ Test(cluster, an_address_of_another_host_is_a_failed_start)
 	cluster_ended(c, 1);
 }
 
-/* SIGKILL and SIGTERM have their names in the log. */
+/* Only SIGKILL and SIGTERM have names in the log. */
 Test(cluster, a_death_of_another_signal_is_told_by_its_number)
 {
 	struct cluster *c = cluster_start(&(struct options){0});

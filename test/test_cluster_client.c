@@ -10,7 +10,7 @@ TestSuite(cluster_client, .timeout = 120);
 
 /* ---- in the test ------------------------------------------------------------------------- */
 
-/* The same where calls time out soon. */
+/* Wait until the process's client is ready. No call is made, so calls may time out soon. */
 static void
 ready(struct cluster *c, const char *who)
 {
@@ -170,7 +170,7 @@ Test(cluster_client, without_broadcast_exactly_one_hears_a_value)
 	}
 	cr_expect_eq(cluster_count(c, 0, " value "), VALUES);
 	mark = cluster_mark(c);
-	subscribed(c, "AGENT#1", "sub k late"); /* nobody is told what another heard */
+	subscribed(c, "AGENT#1", "sub k late"); /* no old value is repeated */
 	settled(c, "AGENT#1");
 	cr_expect_eq(cluster_count(c, mark, " value late"), 0);
 	cluster_stop(c);
@@ -238,9 +238,9 @@ Test(cluster_client, a_call_without_an_answer_times_out)
 	cluster_did(c, "APP#1", "call hold h3");
 	cluster_wait(c, 0, ":APP#1 error h3 ");
 	cluster_did(c, "APP#1", "call hold h4");
-	cluster_wait(c, 0, ":APP#1 error h4 "); /* h1 is too old in the leader's eyes, too */
+	cluster_wait(c, 0, ":APP#1 error h4 "); /* now h1 is too old for the leader, too */
 	cluster_did(c, "AGENT#1", "release");
-	cluster_wait(c, 0, ":AGENT#1 result h2 2 r2"); /* it asked no leader */
+	cluster_wait(c, 0, ":AGENT#1 result h2 2 r2"); /* calls in the leader do not time out */
 	cluster_wait(c, 0, "waited longer than its timeout: its call is not answered");
 	ready(c, "APP#1");
 	cr_expect_eq(cluster_count(c, 0, ":APP#1 result h1"), 0);
@@ -272,7 +272,7 @@ Test(cluster_client, calls_are_answered_out_of_order)
 		cluster_did(c, who[i], text);
 		cluster_wait(c, 0, "upstream holds h%d", i + 1);
 	}
-	settled(c, "APP#1"); /* one behind them is answered first */
+	settled(c, "APP#1"); /* a later call is answered first */
 	cluster_did(c, "AGENT#1", "release last-first");
 	end = cluster_wait(c, 0, ":APP#1 result h4 2 r1");
 	cluster_wait(c, end, ":APP#1 result h1 2 r4");
@@ -367,7 +367,7 @@ Test(cluster_client, what_is_said_before_ready_waits)
 	cluster_stop(c);
 }
 
-/* D36: egg's follower is dead for good, after its first failure or 30 s without a leader. */
+/* D36: egg's follower never works again after its first failure or 30 s without a leader. */
 Test(cluster_client, a_start_that_fails_is_an_error_and_is_tried_again)
 {
 	struct cluster *c;
@@ -404,7 +404,7 @@ Test(cluster_client, a_call_that_waits_for_a_failing_start_fails)
 	cluster_stop(c);
 }
 
-/* D36, too: it has tried four times before there is a leader. */
+/* D36, too: the follower has tried four times before there is a leader. */
 Test(cluster_client, a_follower_waits_for_its_leader_as_long_as_it_takes)
 {
 	struct cluster *c;
@@ -486,7 +486,7 @@ Test(cluster_client, calls_made_without_a_leader_wait_until_their_timeout)
 	c = start(1);
 	ready(c, "APP#1");
 	mark = cluster_mark(c);
-	cluster_signal(c, "AGENT#1", SIGSTOP); /* as good as dead, and the socket is there */
+	cluster_signal(c, "AGENT#1", SIGSTOP); /* the socket stays open, but no answer comes */
 	cluster_did(c, "APP#1", "call echo stopped");
 	cluster_wait(c, mark, ":APP#1 error stopped ResponseTimeoutError");
 	cluster_signal(c, "AGENT#1", SIGKILL);
@@ -516,7 +516,7 @@ Test(cluster_client, of_a_dead_follower_nothing_stays)
 	cluster_wait(c, mark, "upstream unsubscribe mine test");
 	settled(c, "APP#3");
 	cr_expect_eq(process_descriptors(agent), before);
-	cluster_did(c, "AGENT#1", "release"); /* nobody waits for it any more */
+	cluster_did(c, "AGENT#1", "release"); /* no process waits for this answer */
 	cluster_did(c, "AGENT#1", "emit ours v1");
 	cluster_wait(c, mark, ":APP#2 value a ours v1");
 	cr_expect_eq(cluster_count(c, 0, "upstream unsubscribe ours"), 0);
@@ -525,8 +525,8 @@ Test(cluster_client, of_a_dead_follower_nothing_stays)
 	cluster_stop(c);
 }
 
-/* D37: egg's leader cuts a follower that sent nothing for a minute. This one sends
- * nothing for as long as a call of another one takes to expire. */
+/* D37: egg's leader cuts a follower that sent nothing for a minute. The stopped follower here
+ * sends nothing until a call of another follower has expired. */
 Test(cluster_client, a_busy_follower_is_not_cut)
 {
 	struct cluster *c;
@@ -551,7 +551,7 @@ Test(cluster_client, a_busy_follower_is_not_cut)
 	cluster_stop(c);
 }
 
-/* D37: and nobody looks at a clock, where nobody has asked for anything. */
+/* D37: without a call and without heartbeats there is no timer. */
 Test(cluster_client, by_default_there_are_no_heartbeats)
 {
 	struct cluster_client *leader, *follower;
@@ -582,7 +582,7 @@ Test(cluster_client, with_heartbeats_only_the_silent_one_is_cut)
 
 	options.heartbeat_interval = 200 * time_scale();
 	c = start(2);
-	cluster_did(c, "AGENT#1", "sub k a"); /* it goes on, whoever is cut */
+	cluster_did(c, "AGENT#1", "sub k a"); /* the leader has a listener of its own */
 	subscribed(c, "APP#1", "sub k a");
 	subscribed(c, "APP#2", "sub k a");
 	mark = cluster_mark(c);
@@ -590,19 +590,19 @@ Test(cluster_client, with_heartbeats_only_the_silent_one_is_cut)
 	cluster_wait(c, mark, "was silent for three heartbeats: its connection is closed");
 	cluster_signal(c, "APP#1", SIGCONT);
 	cluster_did(c, "AGENT#1", "emit k v1");
-	cluster_wait(c, mark, ":APP#1 value a k v1"); /* it has come back by itself */
+	cluster_wait(c, mark, ":APP#1 value a k v1"); /* the follower has come back by itself */
 	cluster_wait(c, mark, ":APP#2 value a k v1");
 	cluster_stop(c);
 }
 
-/* Its start takes longer than three heartbeats, and fails, and the followers wait. */
+/* The start of the leader takes longer than three heartbeats and fails, while followers wait. */
 Test(cluster_client, with_heartbeats_those_that_wait_for_a_start_are_not_cut)
 {
 	struct cluster *c;
 	size_t mark;
 
 	options.heartbeat_interval = 500 * time_scale();
-	options.response_timeout = 2500 * time_scale(); /* which is longer than four of them */
+	options.response_timeout = 2500 * time_scale(); /* longer than four heartbeats */
 	start_by_order = true;
 	c = start(1);
 	cluster_did(c, "APP#1", "call echo one");
@@ -655,8 +655,8 @@ Test(cluster_client, closing_the_leader_makes_followers_wait_for_the_next)
 	cluster_did(c, "AGENT#1", "close");
 	cluster_wait(c, 0, ":AGENT#1 error h1 ClusterClientCloseError");
 	cluster_wait(c, 0, "upstream close test");
-	cluster_wait(c, 0, ":APP#1 error h2 SocketCloseError"); /* it has noticed */
-	cluster_did(c, "AGENT#1", "release"); /* a call that outlived its client */
+	cluster_wait(c, 0, ":APP#1 error h2 SocketCloseError"); /* the app has noticed the close */
+	cluster_did(c, "AGENT#1", "release"); /* release a call that outlived its client */
 	cluster_did(c, "APP#1", "call echo x");
 	cluster_did(c, "AGENT#1", "make");
 	cluster_wait(c, 0, ":APP#1 result x 1 x");
@@ -683,7 +683,7 @@ Test(cluster_client, a_listener_may_close_its_client)
 	cluster_stop(c);
 }
 
-/* Of those who wait for ready, one closes the client: the next hears of the close. */
+/* If one callback that waits for ready closes the client, the next callback hears of the close. */
 Test(cluster_client, a_ready_callback_may_close_its_client)
 {
 	const char *who[] = {"APP#1", "AGENT#1"};
@@ -700,8 +700,8 @@ Test(cluster_client, a_ready_callback_may_close_its_client)
 	cluster_stop(c);
 }
 
-/* A follower with two keys is gone; at the first of them the real client closes its leader. It
- * has been told that close is the last call. */
+/* A follower with two keys is gone. When the first key is unsubscribed, the real client closes
+ * its leader, so the second key may not be unsubscribed any more. */
 Test(cluster_client, a_real_client_may_close_its_leader_when_it_unsubscribes)
 {
 	struct cluster *c = start(1);
@@ -717,7 +717,7 @@ Test(cluster_client, a_real_client_may_close_its_leader_when_it_unsubscribes)
 	cluster_stop(c);
 }
 
-/* The tick that frees a closed client must not come while it is being closed. */
+/* The timer that frees a closed client must not expire while the client is being closed. */
 Test(cluster_client, a_real_client_may_turn_the_loop_when_it_is_closed)
 {
 	struct cluster *c;
@@ -733,9 +733,9 @@ Test(cluster_client, a_real_client_may_turn_the_loop_when_it_is_closed)
 	cluster_stop(c);
 }
 
-/* ---- callbacks that add what is being gone through --------------------------------------- */
+/* ---- callbacks that change the list in progress ------------------------------------------ */
 
-/* When it is added, the last value is v2: v1, which is being delivered, is not for it. */
+/* A listener that is added while v1 is being delivered hears only v2, the last value. */
 Test(cluster_client, a_listener_that_is_added_by_another_hears_the_last_value_alone)
 {
 	struct cluster *c = start(1);
@@ -748,7 +748,7 @@ Test(cluster_client, a_listener_that_is_added_by_another_hears_the_last_value_al
 	cluster_stop(c);
 }
 
-/* What has no end takes turns with all the rest. */
+/* Callbacks that go on without end let the rest of the loop have its turn. */
 static void
 expect_turns(const char *first, const char *second, const char *sign)
 {
@@ -762,7 +762,7 @@ expect_turns(const char *first, const char *second, const char *sign)
 	mark = cluster_mark(c);
 	cluster_did(c, "AGENT#1", "close");
 	cluster_did(c, "AGENT#1", "make");
-	cluster_wait(c, mark, ":AGENT#1 connection"); /* the app has seen the end of the first */
+	cluster_wait(c, mark, ":AGENT#1 connection"); /* the app has found the second client */
 	settled(c, "APP#1");
 	cluster_stop(c);
 }
@@ -832,10 +832,10 @@ Test(cluster_client, the_registry_example_ends_by_itself)
 	}
 	cr_expect_eq(pclose(output), 0);
 	cr_expect_eq(steps, 3);
-	cr_expect_geq(lists, 7); /* three see all, one comes back, three see all again */
+	cr_expect_geq(lists, 7); /* 3 apps see all, 1 comes back, 3 see all again */
 }
 
-/* All that an example prints until it ends. */
+/* Everything that an example prints until it ends. */
 static const char *
 output_of(const char *name)
 {
@@ -854,7 +854,7 @@ output_of(const char *name)
 	return text;
 }
 
-/* An app is ready when its client is; getConfig answers what was published. */
+/* An app is ready when its client is ready; getConfig answers the published list. */
 Test(cluster_client, the_registry_example_answers_what_was_published)
 {
 	static const char answer[] = "getConfig says [\"dubbo://10.0.0.";
@@ -869,11 +869,11 @@ Test(cluster_client, the_registry_example_answers_what_was_published)
 	cr_expect_lt(ready, started);
 	for (; (at = strstr(at, answer)) != NULL; at++)
 		answers++;
-	cr_expect_geq(answers, 4, "%s", text); /* three apps, and the one that came back */
+	cr_expect_geq(answers, 4, "%s", text); /* three apps, and the app that came back */
 	cr_expect_null(strstr(text, "getConfig says [\"10."));
 }
 
-/* Each app asks once, and then hears each change. */
+/* Each app asks once, and then hears of each change. */
 Test(cluster_client, the_api_client_example_asks_once_for_each_app)
 {
 	const char *text = output_of("api_client");
@@ -884,7 +884,7 @@ Test(cluster_client, the_api_client_example_asks_once_for_each_app)
 	cr_expect_not_null(strstr(text, "app 1: limits is {\"limits\":5}, from its cache\n"));
 }
 
-/* In a process group of its own, which an alarm kills: nothing outlives a failed test. */
+/* The example has a process group of its own, which an alarm kills if a test fails. */
 static pid_t registry;
 static volatile sig_atomic_t late;
 
@@ -896,7 +896,7 @@ on_alarm(int number)
 	kill(-registry, SIGKILL);
 }
 
-/* What it and its cluster print can be read from there. */
+/* Returns a pipe from which the output of the example and its cluster can be read. */
 static FILE *
 start_registry(const char *argument)
 {
@@ -924,7 +924,7 @@ start_registry(const char *argument)
 	return fdopen(ends[0], "r");
 }
 
-/* The end of the pipe is the end of all who hold it. */
+/* At the end of the pipe no process of the cluster is left. */
 Test(cluster_client, the_registry_example_ends_with_its_parent)
 {
 	FILE *output = start_registry(NULL);

@@ -12,7 +12,7 @@ enum { MEBIBYTE = 1024 * 1024, GROWTH = 1024 /* KiB */ };
 
 /* ---- hostile ----------------------------------------------------------------------------- */
 
-/* D33: a method that is not listed; D34: an announced length. And all else. */
+/* Tell all lies, also D33 (a method that is not listed) and D34 (an announced length). */
 static void
 tell_lies(struct cluster *c, bool registered)
 {
@@ -22,7 +22,7 @@ tell_lies(struct cluster *c, bool registered)
 
 	for (i = 0; i < LIES; i++) {
 		if (!registered && strcmp(lies[i].why, "registered twice") == 0)
-			continue; /* there it is none */
+			continue; /* this is the first registration, so it is no lie */
 		snprintf(text, sizeof text, "raw-open %d", i);
 		cluster_did(c, "APP#1", text);
 		mark = cluster_mark(c);
@@ -53,13 +53,13 @@ Test(cluster_client, a_lie_costs_its_teller_the_connection)
 	tell_lies(c, true);
 	cluster_did(c, "AGENT#1", "emit k v1");
 	cluster_wait(c, 0, ":APP#2 value a k v1");
-	settled(c, "APP#1"); /* its other connection is as it was */
+	settled(c, "APP#1"); /* the app's honest connection still works */
 	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 connection "), 2 + LIES);
 	cr_expect_eq(process_descriptors(cluster_pid(c, "AGENT#1")), before);
 	cluster_stop(c);
 }
 
-/* D33: in egg whoever finds the port is served. */
+/* D33: egg serves any process that finds the port. */
 Test(cluster_client, only_listed_methods_can_be_called_by_whoever_is_registered)
 {
 	struct cluster *c = start(1);
@@ -170,7 +170,7 @@ Test(cluster_client, one_process_leaves_room_for_the_others)
 	cluster_stop(c);
 }
 
-/* Connections that never say to which process they belong: the oldest one goes. */
+/* Of too many connections that never register, the oldest one is closed. */
 Test(cluster_client, who_does_not_register_makes_room)
 {
 	struct cluster *c = start(2);
@@ -188,11 +188,11 @@ Test(cluster_client, who_does_not_register_makes_room)
 	cr_expect_eq(cluster_count(c, 0, ":APP#1 raw 0 is closed"), 1);
 	settled(c, "APP#1");
 	settled(c, "APP#2");
-	cr_expect_eq(cluster_count(c, 0, "is closed"), 4); /* two, and a line for each */
+	cr_expect_eq(cluster_count(c, 0, "is closed"), 4); /* two ends, and two lines */
 	cluster_stop(c);
 }
 
-/* A key and its value are one message, or, where they are too long for one, two. */
+/* A key and its value travel in one message, or in two if they are too long for one. */
 Test(cluster_client, the_longest_key_may_have_the_longest_value)
 {
 	const long sizes[] = {0, 1, CLUSTER_CLIENT_DATA_MAX - CLUSTER_CLIENT_KEY_MAX - 1,
@@ -229,7 +229,7 @@ Test(cluster_client, a_follower_that_subscribes_to_too_much_costs_only_its_own_c
 	cluster_did(c, "APP#1", "raw-register 1");
 	mark = cluster_wait(c, 0, "raw 1 hears");
 	cluster_order(c, "APP#1", "raw-full 1");
-	cluster_did(c, "APP#1", "raw-again 1"); /* a further listener of a key that it has */
+	cluster_did(c, "APP#1", "raw-again 1"); /* another listener for the same key */
 	subscribed(c, "APP#2", "sub more a");
 	cr_expect_eq(cluster_count(c, mark, "raw 1 is closed"), 0);
 	cluster_order(c, "APP#1", "raw-greedy 1");

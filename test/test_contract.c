@@ -1,10 +1,10 @@
 /*
- * What a program sees of clutch: part one of messenger.h and nothing else, in C and in
- * C++; and what a linker sees.
+ * A program that uses clutch sees part one of messenger.h and nothing else, in C and in
+ * C++; and a linker sees only the public symbols.
  *
- * The compilers are real ones: gcc and clang, as far as they are there, or else cc.
- * What is linked is linked with $CC and $CFLAGS, which $BUILD/libclutch.a was built
- * with. What is missing (a C++ compiler, curses) is skipped with a line.
+ * The tests run the compilers that are installed: gcc and clang, or else cc. Programs are
+ * linked with the $CC and $CFLAGS of $BUILD/libclutch.a. A test that needs something that is
+ * missing (a C++ compiler, curses) is skipped with a line.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -26,7 +26,7 @@ TestSuite(contract, .timeout = 240);
 
 /* ---- compilers --------------------------------------------------------------- */
 
-/* Of a list that ends with NULL those that are there; the last one only if no other is. */
+/* Those commands of a list that are installed. The last one is used only if no other is. */
 static const char *const *
 those_there(const char *const *names)
 {
@@ -59,7 +59,7 @@ expect_compiles(const char *path)
 
 /* ---- part one, and nothing else ------------------------------------------------ */
 
-/* Names that a program may well have of its own; many were once declared here. */
+/* Names that a program may define itself. Many of them were once declared in messenger.h. */
 static const char own_names[] =
 	"struct process { int own; };\n"
 	"struct channel { int own; };\n"
@@ -126,7 +126,7 @@ add_name(struct names *names, const char *name)
 	snprintf(names->name[names->count++], NAME, "%s", name);
 }
 
-/* The identifiers in what a command prints, or in the second column of it alone. */
+/* The identifiers in a command's output, or (macros) only in its second column. */
 static void
 read_names(struct names *names, bool macros, const char *command)
 {
@@ -181,7 +181,7 @@ is_keyword(const char *name)
 
 static struct names part_one, all_parts, system_names;
 
-/* A tag and a constant of that name clash with whatever it is in the header. */
+/* Define each name as a tag and a constant, which clash with any declaration in the header. */
 static void
 write_names(FILE *file, const char *header)
 {
@@ -255,7 +255,7 @@ Test(contract, each_macro_of_part_one_has_a_prefix)
 	cr_assert_gt(count, 10);
 }
 
-/* The three numbers are those of the text, and of the library. */
+/* The three numbers of the version, its text and the library's version agree. */
 Test(contract, the_version_is_one)
 {
 	char text[64];
@@ -268,7 +268,7 @@ Test(contract, the_version_is_one)
 
 /* ---- curses --------------------------------------------------------------------- */
 
-/* What <curses.h> declares, and how: of the names that a messenger might like to have. */
+/* Names that <curses.h> declares, and that a messenger could also want. */
 static const char curses_names[] =
 	"typedef struct window WINDOW;\n"
 	"extern WINDOW *stdscr;\n"
@@ -313,7 +313,7 @@ Test(contract, the_header_goes_with_curses)
 
 /* ---- the channel, for the program that asks for it ---------------------------------- */
 
-/* Two ends of a channel; what the roles share is not there. */
+/* A program with two ends of a channel. The part that the roles share is not declared. */
 static const char channel_program[] =
 	"#include \"messenger.h\"\n"
 	"#define CLUTCH_CHANNEL\n"
@@ -399,9 +399,9 @@ Test(contract, a_program_in_cplusplus_runs_a_cluster)
 	cr_expect(run("%s/cluster", test_folder()));
 }
 
-/* ---- what a linker sees ----------------------------------------------------------- */
+/* ---- the symbols that a linker sees ----------------------------------------------- */
 
-/* A folder's sources, and how the symbols of them may begin ("_" at the end), or what they are. */
+/* The sources of a folder, and their symbols: prefixes (with "_" at the end) or whole names. */
 struct owner {
 	const char *folder;
 	const char *prefixes[12];
@@ -417,7 +417,7 @@ static const struct owner owners[] = {
 	{"redis", {"redis_", "resp_", "bridge_"}},
 };
 
-/* nm -P: "name type value size". What begins with two underscores is the compiler's. */
+/* nm -P prints "name type value size". A name with two underscores belongs to the compiler. */
 static size_t
 check_symbols(const struct owner *owner, const char *source)
 {

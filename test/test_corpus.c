@@ -1,6 +1,6 @@
 /*
- * Every input of test/corpus/frame, once more: what fuzz_frame.c asserts holds for the
- * inputs that were written by hand, and for those that once failed.
+ * The checks of fuzz_frame.c, for every input of test/corpus/frame: the inputs that were
+ * written by hand, and the inputs that once failed.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -10,7 +10,7 @@
 
 #include "fuzz_frame.c"
 
-/* Tests run in the root of the project, or are told where that is. */
+/* Tests run in the root of the project, or TEST_ROOT says where it is. */
 static DIR *
 open_corpus(char *path, size_t size)
 {
@@ -27,7 +27,7 @@ open_corpus(char *path, size_t size)
 	return folder;
 }
 
-/* The name is printed first: a failed assertion ends the process. */
+/* The name is printed first, because a failed assertion ends the process. */
 static void
 replay(const char *folder, const char *name)
 {
@@ -46,7 +46,7 @@ replay(const char *folder, const char *name)
 	LLVMFuzzerTestOneInput(input, size);
 }
 
-/* Only the inputs whose name begins so. At least one. */
+/* Replay the inputs whose name begins with the prefix. There must be at least one. */
 static void
 replay_all(const char *prefix)
 {

@@ -1,6 +1,6 @@
 /*
- * When a job is due. golden/cron.tsv and golden/interval.tsv are what cron-parser 2.18 and
- * humanize-ms 1.2 say; the changes of the clocks are those of the system's time zones.
+ * The times at which a job is due. golden/cron.tsv and golden/interval.tsv have the results of
+ * cron-parser 2.18 and humanize-ms 1.2; the system's time zones say when clocks change.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -44,8 +44,8 @@ zones(void)
 	return getenv("TZDIR") != NULL ? getenv("TZDIR") : "/usr/share/zoneinfo";
 }
 
-/* From now on local time is that of this zone; where there is no such zone the test is
- * skipped. (Criterion does not show the reason.) */
+/* Use the local time of this zone from now on. If the system does not have the zone, the test is
+ * skipped, and a line says so, because Criterion does not show the reason. */
 static void
 use_zone(const char *zone)
 {
@@ -98,7 +98,7 @@ next_row(FILE *file, size_t columns)
 	return column;
 }
 
-/* The next `count` times after that one, as the golden file writes them; or "ERROR". */
+/* The next `count` times after `from`, as the golden file writes them; or "ERROR". */
 static const char *
 times_after(const char *expression, time_t from, int count)
 {
@@ -122,7 +122,7 @@ times_after(const char *expression, time_t from, int count)
 	return text;
 }
 
-/* Where cron-parser is wrong, and what is right. */
+/* The rows in which cron-parser is wrong, and the right times. */
 static const struct {
 	const char *zone, *expression, *from, *right;
 } wrong_golden[] = {
@@ -139,7 +139,7 @@ static const struct {
          "2027-04-06 01:45:00 +1030, 2027-04-07 01:45:00 +1030"},
 };
 
-/* The row's times: those of cron-parser, unless they are wrong; wrong ones are counted. */
+/* The right times of the row. Rows in which cron-parser is wrong are counted. */
 static const char *
 right_times(char **row, size_t *wrong)
 {
@@ -193,8 +193,8 @@ Test(cron, intervals_are_those_of_humanize_ms)
 	fclose(file);
 }
 
-/* However many digits there are: more than a double holds in front of the point is too long,
- * and behind it no digit is lost that counts. */
+/* A number may have any count of digits. Too many digits in front of the point are an interval
+ * that is too long; behind the point, no digit that matters is lost. */
 Test(cron, intervals_of_many_digits)
 {
 	char text[1024];
@@ -251,7 +251,7 @@ Test(cron, dates)
 	cr_expect_eq(cron_parse_date("2011-12-30"), local_time("2011-12-31 00:00:00"));
 }
 
-/* D40. cron-parser: on every day of that June. */
+/* D40. cron-parser finds every day of that June. */
 Test(cron, the_mondays_of_one_month)
 {
 	use_zone("UTC");
@@ -262,7 +262,7 @@ Test(cron, the_mondays_of_one_month)
 	                 "2044-02-29 09:00:00 +0000, 2072-02-29 09:00:00 +0000");
 }
 
-/* D41. cron-parser: never on a Sunday; never on the 5th. */
+/* D41. cron-parser never finds a Sunday, and never the 5th. */
 Test(cron, no_value_of_a_range_or_list_is_forgotten)
 {
 	use_zone("UTC");
@@ -274,7 +274,7 @@ Test(cron, no_value_of_a_range_or_list_is_forgotten)
 	                 "2026-06-30 00:00:00 +0000");
 }
 
-/* D42. cron-parser accepts all of these, and they mean something else or nothing at all. */
+/* D42. cron-parser accepts all of these expressions, and gives them another meaning or none. */
 Test(cron, what_means_nothing_is_refused)
 {
 	static const char *const crons[] = {
@@ -301,8 +301,8 @@ Test(cron, what_means_nothing_is_refused)
 		cr_expect_eq(cron_parse_interval(intervals[i]), -1, "%s", intervals[i]);
 }
 
-/* D43. cron-parser: a search that begins within the hour finds 2:30 once more; and on Lord
- * Howe Island, where 2:00 becomes 2:30, it finds 2:40 or 3:40, depending on its beginning. */
+/* D43. In cron-parser a search that begins within the hour finds 2:30 again. On Lord Howe
+ * Island, where 2:00 becomes 2:30, the search finds 2:40 or 3:40, depending on its beginning. */
 Test(cron, the_hour_that_comes_twice_counts_once_wherever_the_search_begins)
 {
 	time_t second; /* 2:10 */
@@ -317,7 +317,7 @@ Test(cron, the_hour_that_comes_twice_counts_once_wherever_the_search_begins)
 	                 "2026-10-04 03:20:00 +1100, 2026-10-05 02:00:00 +1100");
 }
 
-/* D48. cron-parser: not on 24 April, 8 March, 29 March and 6 September. */
+/* D48. cron-parser does not find 24 April, 8 March, 29 March and 6 September. */
 Test(cron, a_time_that_clocks_leap_over_is_made_up)
 {
 	use_zone("Africa/Cairo");
@@ -338,7 +338,7 @@ Test(cron, a_time_that_clocks_leap_over_is_made_up)
 	                 "2026-09-06 01:00:00 -0300, 2026-09-07 00:00:00 -0300");
 }
 
-/* D48: the last hour of a Saturday, two hours, half an hour, and a whole day. */
+/* D48: clocks leap over the last hour of a Saturday, two hours, half an hour, or a whole day. */
 Test(cron, what_is_made_up_belongs_to_the_day_that_lacks_it)
 {
 	use_zone("America/Scoresbysund");
@@ -356,7 +356,7 @@ Test(cron, what_is_made_up_belongs_to_the_day_that_lacks_it)
 	                 "2011-12-31 12:30:00 +1400");
 }
 
-/* D49. cron-parser: 1:45 twice. */
+/* D49. cron-parser finds 1:45 twice. */
 Test(cron, half_an_hour_that_comes_twice_counts_once)
 {
 	use_zone("Australia/Lord_Howe");
@@ -384,7 +384,7 @@ struct change {
 
 /* An expression in numbers: "minute/step first-last * * *", or with a day and a month. */
 struct sample {
-	int minute, step; /* 0: one minute alone */
+	int minute, step; /* 0: only one minute */
 	int first, last;
 	bool has_day;
 	time_t day; /* since 1970 */
@@ -490,7 +490,7 @@ compare(const char *zone, const struct change *change, const struct sample *samp
 		        (long long)found, (long long)plain, (long long)change->at);
 }
 
-/* Is it the first change at this time of the day and by so much? */
+/* Is it the first change with this time of the day and this difference? */
 static bool
 change_is_new(const struct change *change)
 {
@@ -534,7 +534,7 @@ check_change(const char *zone, const struct change *change)
 
 	if (offset_at(change->at - DAY) != change->before ||
 	    offset_at(change->at + DAY) != change->after)
-		abort(); /* there are two changes: the plain search knows only of one */
+		abort(); /* two changes: the plain search knows only one */
 	for (i = 0; i < count; i++)
 		compare(zone, change, &samples[i]);
 	totals->changes++;
@@ -575,7 +575,7 @@ check_changes(const char *zone)
 	_exit(0);
 }
 
-/* Zones have many names: is there no other file with the same bytes? */
+/* A zone can have many names. Is this the first file with these bytes? */
 static bool
 zone_is_new(const char *data, size_t length)
 {

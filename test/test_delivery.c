@@ -1,6 +1,6 @@
 /*
  * Delivery in a live cluster: golden/delivery.tsv, which was recorded from the real
- * egg-cluster, and what the table has no row for.
+ * egg-cluster, and cases that are not in this table.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -19,17 +19,17 @@ struct row {
 };
 
 /*
- * The rows where clutch answers otherwise. What stands in wire, received, raw
- * and heard replaces egg's column; NULL leaves it. The rows that C has no words
- * for have the nearest that it has.
+ * The rows in which clutch differs from egg. wire, received, raw and heard replace
+ * egg's columns; NULL keeps egg's column. If C cannot make the same call, the row has
+ * the nearest call in C.
  */
 struct divergence {
 	const char *sender, *call, *why;
 	const char *wire, *received, *raw, *heard;
 	int error;      /* errno of the call */
-	bool effects;   /* egg had side effects, there are none */
-	bool elsewhere; /* another test has it */
-	bool any_app;   /* whichever app it was */
+	bool effects;   /* egg had side effects, clutch has none */
+	bool elsewhere; /* another test checks the row */
+	bool any_app;   /* any app may be the receiver */
 	bool used;
 };
 
@@ -100,8 +100,7 @@ static struct divergence divergences[] = {
 
 #define DIVERGENCES (sizeof divergences / sizeof divergences[0])
 
-/* A field's value as it stands in the JSON of an object, strings without their
- * quotes if `bare`; false if there is none. */
+/* The value of a field in an object (`bare`: without quotes); false if there is none. */
 static bool
 json_field(const char *object, const char *field, bool bare, char *value, size_t size)
 {
@@ -139,7 +138,7 @@ pid_of(struct cluster *c, const char *name)
 	return strcmp(name, "UNKNOWN") == 0 ? 0x7ffffffe : cluster_pid(c, name);
 }
 
-/* The row's send call, from its name and from what egg had on the wire. */
+/* The row's send call, from its name and from the message that egg had on the wire. */
 static void
 compose_call(struct cluster *c, const struct row *row, char *text, size_t size)
 {
@@ -162,7 +161,7 @@ compose_call(struct cluster *c, const struct row *row, char *text, size_t size)
 	         role_number(to), role_number(from), action, data);
 }
 
-/* How the receiver's observer reports it: "saw t1 {"v":1} from agent to app". */
+/* The report of the receiver's observer: "saw t1 {"v":1} from agent to app". */
 static void
 compose_saw(struct row *row, const char *receiver, char *text, size_t size)
 {
@@ -170,7 +169,7 @@ compose_saw(struct row *row, const char *receiver, char *text, size_t size)
 	const char *raw = row->column[RAW], *second = strstr(raw, " | ");
 
 	if (second != NULL && strncmp(receiver, "AGENT", 5) == 0)
-		raw = second; /* broadcast: the first is for the apps */
+		raw = second; /* broadcast: the first message is for the apps */
 	json_field(raw, "action", true, action, sizeof action);
 	json_field(raw, "data", false, data, sizeof data);
 	json_field(raw, "to", true, to, sizeof to);
@@ -194,7 +193,7 @@ count_to_master(struct cluster *c, size_t mark, const char *action)
 	return count;
 }
 
-/* Who received it, how often, and what stood in it; nobody else received it. */
+/* The expected processes received the message, as often as expected, and no other process did. */
 static void
 check_received(struct cluster *c, struct row *row, size_t mark, const char *action)
 {
@@ -205,7 +204,7 @@ check_received(struct cluster *c, struct row *row, size_t mark, const char *acti
 	snprintf(list, sizeof list, "%s", row->column[RECEIVED]);
 	while ((one = strsep(&next, ",")) != NULL) {
 		if (sscanf(one, " %31s x%d", name, &times) != 2)
-			break; /* nobody */
+			break; /* no process receives the message */
 		if (strcmp(name, "MASTER(emit)") == 0) {
 			cr_assert_eq(count_to_master(c, mark, action), 1, "%s: %s",
 			             row->column[SENDER], row->column[CALL]);
@@ -223,7 +222,7 @@ check_received(struct cluster *c, struct row *row, size_t mark, const char *acti
 	             "%s: %s: received by others, too", row->column[SENDER], row->column[CALL]);
 }
 
-/* What the listeners of the action were called with. */
+/* The listeners of the action were called with the expected data. */
 static void
 check_heard(struct cluster *c, struct row *row, size_t mark, const char *action)
 {
@@ -243,8 +242,8 @@ check_heard(struct cluster *c, struct row *row, size_t mark, const char *action)
 	             row->column[SENDER], row->column[CALL]);
 }
 
-/* "[APP#1,APP#2]" of each: {"AGENT#1":"[APP#1,APP#2,APP#3]","APP#1":"[]"}. D7: an
- * app knows the agent from the start. */
+/* Check the opids of each process in {"AGENT#1":"[APP#1,APP#2,APP#3]","APP#1":"[]"}. D7: an app
+ * knows the agent from the start. */
 static void
 check_opids(struct cluster *c, struct row *row, const char *everyone)
 {
@@ -275,10 +274,10 @@ replace_all(char **text, const char *old, const char *new)
 		from = at + strlen(old);
 	}
 	strcat(out, from);
-	*text = out; /* the test is short: nobody frees it */
+	*text = out; /* never freed, because the test is short */
 }
 
-/* Egg's sendRandom took APP#2; ours took whom it took, and the row says so then. */
+/* Egg's sendRandom chose APP#2. Put the app that ours has chosen into the row. */
 static void
 substitute_receiver(struct cluster *c, struct row *row, const char *action)
 {
@@ -318,7 +317,7 @@ find_divergence(const struct row *row)
 		if (!divergences[i].used &&
 		    strcmp(divergences[i].sender, row->column[SENDER]) == 0 &&
 		    strcmp(divergences[i].call, row->column[CALL]) == 0 &&
-		    /* after a restart egg's apps, too, have the agent's pid */
+		    /* after a restart, egg's apps have the agent's pid, too */
 		    (strcmp(divergences[i].call, "sendRandom") != 0 || divergences[i].any_app ||
 		     row->column[STATE][1] == '1')) {
 			divergences[i].used = true;
@@ -381,7 +380,7 @@ read_rows(struct row *rows, size_t size)
 		cr_assert(count < size);
 		line[strcspn(line, "\n")] = '\0';
 		rows[count].text = line;
-		replace_all(&rows[count].text, "AGENT#10", "AGENT#2"); /* we kill one, not nine */
+		replace_all(&rows[count].text, "AGENT#10", "AGENT#2"); /* after one death */
 		next = rows[count].text;
 		for (i = 0; i < COLUMNS; i++)
 			rows[count].column[i] = strsep(&next, "\t");
@@ -437,7 +436,7 @@ Test(cluster, delivery)
 
 	cr_assert_eq(count, 66);
 	clear_environment();
-	setenv("CLUTCH_TRACE", "1", 1); /* it shows what reaches the master */
+	setenv("CLUTCH_TRACE", "1", 1); /* the trace shows messages to the master */
 	c = cluster_start(
 		&(struct options){.agent = obey_and_hear, .app = obey_and_hear, .workers = 3});
 	cluster_ready(c);
@@ -465,7 +464,7 @@ Test(cluster, delivery)
 	cluster_stop(c);
 }
 
-/* ---- delivery, what the table has no row for --------------------------------------------- */
+/* ---- delivery, cases that are not in the table ------------------------------------------- */
 
 static int
 on_counted(struct messenger *messenger, const struct message *message, void *arg)
@@ -511,7 +510,7 @@ send_random_when_ready(struct messenger *agent, void *arg)
 	return messenger_once(agent, "egg-ready", on_send_random_wanted, NULL);
 }
 
-/* egg: 1002, 1011, 987 of 3000. The standard deviation is 26: 1000 +- 6 of them. */
+/* egg: 1002, 1011, 987 of 3000. The standard deviation is 26; six of them are allowed. */
 Test(cluster, send_random_is_uniform)
 {
 	struct cluster *c = cluster_start(&(struct options){
@@ -530,7 +529,7 @@ Test(cluster, send_random_is_uniform)
 	cluster_stop(c);
 }
 
-/* D2: a malformed frame costs its sender its life; nobody else notices. */
+/* D2: a process that sends a malformed frame is killed; no other process notices. */
 Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(3);
@@ -559,20 +558,20 @@ Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
 	cluster_stop(c);
 }
 
-/* The master's parent may be wrong, too: then it is heard no longer. */
+/* If the master's parent sends a malformed frame, the master stops reading from the parent. */
 Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
 {
 	struct cluster *c = start_obeying(2);
 
 	send_garbage(c->parent);
 	cluster_wait(c, 0, "parent broke the protocol: its channel is closed");
-	cluster_signal(c, "APP#1", SIGKILL); /* and the cluster lives on */
+	cluster_signal(c, "APP#1", SIGKILL); /* the cluster lives on */
 	cluster_wait(c, 0, ":APP#3 saw egg-ready");
 	cr_assert_eq(cluster_count(c, 0, "app-worker-died"), 0);
 	cluster_stop(c);
 }
 
-/* False: the machine was so busy that the next agent was there before the messages. */
+/* False: on a busy machine the next agent was there before the messages. */
 static bool
 find_receivers(void)
 {
@@ -599,8 +598,8 @@ find_receivers(void)
 	return in_time;
 }
 
-/* D1, D24: with the agent dead, apps hear each other by pid, and what is for the
- * agent waits for the next one. */
+/* D1, D24: while the agent is dead, apps hear each other by pid, and messages for the agent wait
+ * for the next agent. */
 Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 {
 	int tries = 5;

@@ -1,6 +1,6 @@
 /*
- * draw/: what a trace shows is drawn, by any awk with the same bytes; the committed figures
- * are those of the committed traces, and these are what the processes still do.
+ * draw/ draws a trace, with the same bytes in any awk. The committed figures belong to the
+ * committed traces, and the processes still do what these traces show.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -16,8 +16,8 @@
 
 TestSuite(draw, .timeout = 120);
 
-/* Run a shell command in which %s is the test's folder. Returns its exit status; what it has
- * printed is in `output`. */
+/* Run a shell command in which $T is the test's folder. Returns the exit status; the command's
+ * output is in `output`. */
 static char output[256 * 1024];
 
 static int
@@ -111,8 +111,8 @@ Test(draw, a_run_is_traced_and_drawn_in_one_step)
 	cr_assert_not_null(strstr(output, "fork"), "%s", output);
 }
 
-/* The trace does not know the other end of a channel that a process has joined, so there is no
- * arrow, and nothing comes from the master. */
+/* The trace does not know the other end of a joined channel, so its messages are notes without
+ * an arrow, and do not come from the master. */
 Test(draw, a_message_on_a_joined_channel_is_a_note)
 {
 	write_trace(
@@ -152,8 +152,8 @@ Test(draw, can_be_limited)
 	cr_assert_not_null(strstr(output, "SIGTERM"), "%s", output);
 }
 
-/* A read or a write says how many messages it has carried; the second message of the agent is
- * not whole after the first read. */
+/* Each read and write has the number of its messages. The agent's second message is not whole
+ * after the first read. */
 Test(draw, all_calls_are_drawn_with_their_messages)
 {
 	write_trace(
@@ -178,7 +178,7 @@ Test(draw, all_calls_are_drawn_with_their_messages)
 	cr_assert_null(strstr(output, " bytes"), "%s", output);
 }
 
-/* The pipe travels from the agent to the master, and from there to two apps; "done" is alone. */
+/* A pipe travels from the agent to the master, and from there to two apps; "done" has no handle. */
 Test(draw, a_message_says_that_a_descriptor_travels_along)
 {
 	cr_assert_eq(
@@ -193,8 +193,8 @@ Test(draw, a_message_says_that_a_descriptor_travels_along)
 	cr_assert_str_eq(output, "2\n");
 }
 
-/* Within a time of the trace: app 1 waits already when it begins, and no message is in vain
- * because it arrives after its end. */
+/* A part of the trace is drawn. App 1 already waits at its beginning, and a message that arrives
+ * after its end is not drawn as lost. */
 Test(draw, a_time_is_a_part_of_the_same_picture)
 {
 	write_trace("trace\t1000\tmaster:0:1\t0\twaits\tapp:1:3\t1\t9\t->-:0\tapp 0\t-\t-1\t\t\n"
@@ -211,7 +211,7 @@ Test(draw, a_time_is_a_part_of_the_same_picture)
 	cr_assert_eq(shell("draw/draw -f svg -t 1,3.5 $T/trace | grep -c 'class=\"zone\"'"), 0);
 }
 
-/* Text is text, also in an SVG, and a message without a listener is not an order. */
+/* Text is escaped, also in an SVG. */
 Test(draw, what_is_sent_cannot_spoil_a_picture)
 {
 	write_trace("trace\t1000\tmaster:0:1\t0\tsends\tapp:0:2\t1\t9\tagent>app:0\t "

@@ -1,7 +1,7 @@
 /*
- * What is true of every example. The programs that README.md quotes compile and do what is
- * said there. And an example that is started without stdin, stdout or stderr gives the free
- * numbers to no socket, pipe or file of its own: its lines would go into that.
+ * The programs that README.md quotes compile, and do what README.md says. And an example that
+ * is started without stdin, stdout or stderr opens no socket, pipe or file of its own under the
+ * free numbers, into which its lines would then go.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -50,8 +50,8 @@ read_file(const char *path)
 	return text;
 }
 
-/* The first block of README.md in that language that has the text; it lives until the next
- * file is read. The language may be followed by what docs/check needs. */
+/* The first block of README.md in this language that has the text. The block lives until the next
+ * file is read. Words for docs/check may follow the language. */
 static const char *
 find_block(const char *language, const char *text)
 {
@@ -84,7 +84,7 @@ write_file(const char *path, const char *head, const char *text, const char *tai
 	          fputs(tail, file) >= 0 && fclose(file) == 0);
 }
 
-/* Compile it with the command of README.md, in which it takes the place of yours.c. */
+/* Compile the source with the command of README.md, in place of yours.c. */
 static void
 compile(const char *program, const char *source)
 {
@@ -146,7 +146,7 @@ build_program(const char *text)
 	return program;
 }
 
-/* Its stdout is a pipe, as it is where something else keeps the log. */
+/* Start a program with a pipe as stdout, as when another program keeps the log. */
 static pid_t
 start_program(const char *program, const char *argument, int *output)
 {
@@ -176,8 +176,8 @@ expect_success(pid_t pid)
 	cr_assert_eq(status, 0, "status %#x", (unsigned)status);
 }
 
-/* Each line must come while the program runs, and not only when it writes its buffer at
- * its end. */
+/* Each line must come while the program runs, and not only when the program writes its buffer at
+ * the end. */
 Test(examples, the_program_in_the_readme_prints_its_lines_into_a_pipe)
 {
 	int output;
@@ -222,8 +222,8 @@ expect_closed_in_children(pid_t program, const char *path)
 	cr_expect_eq(processes, 5, "%zu processes", processes);
 }
 
-/* The recipe for a program that already lives: it hears both its own descriptor and the
- * cluster, its children close what it has opened, and its end is the end of the cluster. */
+/* The recipe for a program that already runs: the program hears both its own descriptor and the
+ * cluster, its children close the descriptors that it has opened, and the cluster ends with it. */
 Test(examples, the_program_in_the_readme_that_already_lives_keeps_its_own_descriptor)
 {
 	const char *program = build_program("messenger_descriptors(");
@@ -282,7 +282,7 @@ Test(examples, the_cplusplus_in_the_readme_compiles)
 	cr_assert_eq(system(command), 0, "%s", command);
 }
 
-/* Two processes that only talk: what is copied is the include, and the command. */
+/* For two processes that only talk, a reader copies the include and the command. */
 Test(examples, the_channel_in_the_readme_needs_sendmessage_c_alone)
 {
 	static const char start[] =
@@ -310,21 +310,21 @@ struct example {
 	const char *arguments[4];
 	size_t processes; /* the test looks at their descriptors when this many live */
 	int status;       /* at the end, as waitpid(2) has it */
-	bool stays;       /* it runs until SIGTERM */
-	bool is_short;    /* its first line has to wait until the test has looked */
-	bool is_missable; /* its lines do not wait, so it can end before the test has looked */
-	bool only_main;   /* its child has pipes as stdin and stdout on purpose */
+	bool stays;       /* the example runs until SIGTERM */
+	bool is_short;    /* the first line has to wait until the test has looked */
+	bool is_missable; /* the lines do not wait, so the end may come before the test looks */
+	bool only_main;   /* a child has pipes as stdin and stdout on purpose */
 };
 
 /* One run of an example. */
 struct run {
 	const struct example *example;
-	int closed; /* bit N: it is started without descriptor N */
+	int closed; /* bit N: the example is started without descriptor N */
 	pid_t pid;
 	int output;             /* the reading end of its stdout and stderr */
-	int listener, accepted; /* of a server that it must have connected to; or -1 */
-	char given[3][64];      /* its descriptors when it was started, as /proc has them */
-	bool checked;           /* the test has looked at them */
+	int listener, accepted; /* of a server to which the example must have connected; or -1 */
+	char given[3][64];      /* the descriptors at the start, as /proc has them */
+	bool checked;           /* the test has looked at the descriptors */
 };
 
 static const char *
@@ -404,7 +404,7 @@ check(const struct run *run, pid_t pid)
 
 	for (i = 0; i < 3; i++) {
 		link_of(pid, i, target);
-		if (target[0] == '\0') /* it is closed, or the process has just died */
+		if (target[0] == '\0') /* closed, or the process has just died */
 			continue;
 		cr_assert_str_eq(target, (run->closed & 1 << i) != 0 ? "/dev/null" : run->given[i],
 		                 "%s: descriptor %d of process %ld is %s", name_of(run), i,
@@ -412,8 +412,8 @@ check(const struct run *run, pid_t pid)
 	}
 }
 
-/* Not before it has forked: until then the dynamic linker may have a library open under
- * one of the numbers. */
+/* Look only when the example has forked. Until then the dynamic linker may have a library open
+ * under one of the numbers. */
 static void
 look(struct run *run)
 {
@@ -441,7 +441,7 @@ is_nobody_left(void)
 	return count == 0;
 }
 
-/* Run it, and look again and again until it ends. */
+/* Run the example, and look again and again until it ends. */
 static void
 run_without(const struct example *example, int closed, int listener)
 {
@@ -588,7 +588,7 @@ Test(examples, queue_without_stdin_stdout_or_stderr)
 	run_without_each(&(struct example){.name = "ipc/queue", .processes = 4}, -1);
 }
 
-/* A Redis that says nothing: so the program waits, with its connection. */
+/* This Redis does not answer, so the program waits and keeps its connection. */
 Test(examples, rsmq_call_without_stdin_stdout_or_stderr)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};

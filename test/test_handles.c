@@ -8,7 +8,7 @@
 
 /* ---- descriptors ------------------------------------------------------------------------- */
 
-/* Bytes with handles, as a process sends them that does not use sendmessage.c. */
+/* Send bytes with handles, without sendmessage.c. */
 static void
 raw_write_handles(int descriptor, const void *from, size_t length, const int *handles, size_t count)
 {
@@ -76,7 +76,7 @@ Test(handles, that_wait_are_closed_on_exec)
 	close(ends[1]);
 }
 
-/* How many handles come with the next bytes, of this number; they are closed. */
+/* Read `length` bytes. Returns how many handles came with them; these are closed. */
 static size_t
 raw_read_handles(int descriptor, size_t length)
 {
@@ -106,7 +106,7 @@ raw_read_handles(int descriptor, size_t length)
 	return count;
 }
 
-/* As messenger.h says of FRAME_HAS_HANDLE: not a byte earlier or later. */
+/* A handle comes with the first byte of its frame, as messenger.h promises (FRAME_HAS_HANDLE). */
 Test(handles, come_with_the_first_byte_of_their_frame)
 {
 	struct message other = text("other", "1"), message = text("handle", "1");
@@ -137,8 +137,8 @@ has_handle(size_t i)
 	return i % 7 == 0 || i % 7 == 1 || i % 7 == 4;
 }
 
-/* The same, while the sender still writes: the pieces may be small, and a socket holds few of
- * them. */
+/* The next message, while the sender still writes: a socket holds only a few of the pieces if
+ * they are small. */
 static struct message
 pumped_message(struct channel *near, struct channel *far)
 {
@@ -197,7 +197,7 @@ Test(handles, come_with_their_own_message_among_others)
 	interleave(0, 0);
 }
 
-/* A frame of theirs is 19 or 20 bytes long: torn in all ways. */
+/* The frames are 19 or 20 bytes long, and are torn at each byte. */
 Test(handles, come_with_their_own_message_when_frames_are_torn)
 {
 	size_t most;
@@ -210,7 +210,7 @@ Test(handles, come_with_their_own_message_when_frames_are_torn)
 	}
 }
 
-/* The socket is full and the reader slow: handles wait, in order. */
+/* Handles wait in order while the socket is full and the reader slow. */
 Test(handles, wait_for_a_full_socket)
 {
 	struct message filler = sized("filler", 3000, 1), message;
@@ -341,8 +341,8 @@ Test(handles, without_a_descriptor_left_to_wait_in)
 	close(far);
 }
 
-/* The receiver has no descriptor left: the message comes, the handle does not, and the next
- * handles come with the right messages. A forwarded message does not announce a handle. */
+/* A receiver without free descriptors gets the message without the handle, and the next handles
+ * come with the right messages. If the message is forwarded, it does not announce a handle. */
 Test(handles, that_find_no_room_at_the_receiver_are_lost_alone)
 {
 	struct channel near, far, next;
@@ -384,7 +384,7 @@ Test(handles, that_find_no_room_at_the_receiver_are_lost_alone)
 	close(ends[1]);
 }
 
-/* The same on a BSD, where the first read fails, and the second brings the bytes alone. */
+/* The same on a BSD, where the first read fails, and the second returns only the bytes. */
 Test(handles, that_find_no_room_on_a_bsd_are_lost_alone)
 {
 	static const int errors[] = {EMSGSIZE, EMFILE};
@@ -419,7 +419,7 @@ Test(handles, that_find_no_room_on_a_bsd_are_lost_alone)
 
 /* ---- handles of a hostile peer ----------------------------------------------------------- */
 
-/* Read until the peer is found out; false if it is not. */
+/* Read until the channel finds the peer's fault; false if it does not. */
 static bool
 found_out(struct channel *channel)
 {
@@ -439,14 +439,14 @@ found_out(struct channel *channel)
 	return false;
 }
 
-/* The header of a message that is not to be completed, and a complete one. */
+/* The header of a message that stays incomplete, and a complete message. */
 static const char piece[] = "\0\0\1\0\4\3\1\6";
 static const char plain[] = "\0\0\0\x0b\0\0\0\1\0\0\0\0a\0\0";
 static const char flagged[] = "\0\0\0\x0b\0\0\2\1\0\0\0\0a\0\0";
 
 #define HOSTILE(wire) wire, sizeof(wire) - 1
 
-/* Each write is the wire with this many handles. */
+/* Each write has the bytes `wire` and this many handles. */
 static const struct {
 	const char *what;
 	const char *wire;
@@ -491,7 +491,7 @@ Test(handles, of_a_hostile_peer_are_refused_and_do_not_leak)
 		close(ends[i]);
 }
 
-/* The maker of a pair may have asked for credentials at both ends: then those come first. */
+/* If the maker of a pair has asked for credentials at both ends, these come before the handle. */
 Test(handles, come_behind_credentials)
 {
 	int far, ends[2], before, yes = 1;
@@ -528,8 +528,8 @@ Test(handles, flagged_but_not_sent_are_refused)
 	close(far);
 }
 
-/* Credentials do not fit where a handle would: the kernel says that it cut
- * something off, and that is taken for a handle that is lost. */
+/* Credentials do not fit into the room for a handle. The kernel sets MSG_CTRUNC, which
+ * counts as a lost handle. */
 Test(handles, credentials_are_overlooked)
 {
 	struct channel near, far;

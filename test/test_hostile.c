@@ -1,11 +1,11 @@
 /*
- * Hostile children: a process that an attacker controls writes anything at all to
- * its channel, or nothing, or closes it. The others' messages still arrive, all of
- * them and in order; the master's memory and descriptors stay bounded; the guilty
- * one alone pays for it, and one log line says why.
+ * Hostile children: a process that an attacker controls writes any bytes to its
+ * channel, or nothing, or closes the channel. All messages of other processes still
+ * arrive, in order; the master's memory and descriptors stay bounded; only the guilty
+ * process is killed, and one log line says why.
  *
- * In every test the innocent exchange numbered messages (traffic.h) before, while
- * and after it happens. The hostile one is APP#1, and then the agent.
+ * In every test the innocent processes exchange numbered messages (traffic.h) before,
+ * during and after the attack. The hostile process is APP#1, and then the agent.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -23,16 +23,16 @@ be_very_patient(void)
 
 TestSuite(hostile, .init = be_very_patient, .timeout = 240);
 
-/* The master may keep one frame of a hostile child, and a queue up to its high
- * mark with what a read puts on top. (Of the largest frame for all apps each app's queue
- * has a copy: twice as much.) KiB. */
+/* In KiB: the master may keep one frame of a hostile child, and a queue up to its high
+ * mark and one read more. (The largest frame for all apps has a copy in each app's queue,
+ * which is twice as much.) */
 enum { GROWTH = 6 * 1024 };
 
 enum { MILLION = 1000000 };
 
 /* ---- what a hostile child can do --------------------------------------------- */
 
-/* All of it, whatever it takes; until the other end is gone. */
+/* Write all bytes, even if that takes long, unless the other end is gone. */
 static void
 put(const struct messenger *messenger, const void *bytes, size_t length)
 {
@@ -51,7 +51,7 @@ put(const struct messenger *messenger, const void *bytes, size_t length)
 	}
 }
 
-/* The same, with the first byte `count` handles: copies of stdout. */
+/* Write all bytes; with the first byte go `count` handles, copies of stdout. */
 static void
 put_handles(const struct messenger *messenger, const void *bytes, size_t length, size_t count)
 {
@@ -75,7 +75,7 @@ put_handles(const struct messenger *messenger, const void *bytes, size_t length,
 	sendmsg(messenger->channel.descriptor, &header, MSG_NOSIGNAL);
 }
 
-/* A frame, whatever the arguments say; its size. */
+/* Make a frame, also from wrong arguments; returns its size. */
 static size_t
 make_frame(unsigned char *frame, int from, int to, pid_t pid, const char *action, const char *data)
 {
@@ -97,7 +97,7 @@ make_frame(unsigned char *frame, int from, int to, pid_t pid, const char *action
 	return length + 4;
 }
 
-/* ---- lies: each costs its teller the channel and the life ----------------------- */
+/* ---- lies: a process that tells one loses its channel and is killed ------------- */
 
 #define GOOD_LENGTH "\0\0\0\14"
 #define GOOD_PID "\x7f\xff\xff\xff"
@@ -166,8 +166,8 @@ random_bytes(struct messenger *messenger, int round)
 	put(messenger, bytes, sizeof bytes);
 }
 
-/* 1: two for one frame; 2: a thousand; 3: for bytes that are no frame yet; 4: with
- * frames that do not announce them. */
+/* Handles, by round: 1: two for one frame; 2: a thousand; 3: with bytes that are no whole
+ * frame; 4: with frames that announce none. */
 static void
 handles(struct messenger *messenger, int round)
 {
@@ -194,7 +194,7 @@ handles(struct messenger *messenger, int round)
 	}
 }
 
-/* ---- what may be said, but not believed -------------------------------------------- */
+/* ---- messages that are allowed, but must not be believed ---------------------------- */
 
 static const char *const reserved[] = {
 	"agent-exit", "agent-start",       "app-exit",        "app-start", "egg-pids",
@@ -202,8 +202,8 @@ static const char *const reserved[] = {
 
 enum { RESERVED = sizeof reserved / sizeof reserved[0] };
 
-/* Each to everybody, by role and by pid, a thousand times. `listening` and
- * `realport` are orders to the master, and names like others elsewhere. */
+/* Send each action to everybody, by role and by pid, a thousand times. `listening` and
+ * `realport` are orders only for the master; for other receivers they are ordinary names. */
 static void
 utter_reserved(struct messenger *messenger, int round)
 {
@@ -251,7 +251,7 @@ forge_from(struct messenger *messenger, int round)
 	report(messenger, "has attacked");
 }
 
-/* ---- floods, and what never ends -------------------------------------------------- */
+/* ---- floods, and frames that never end -------------------------------------------- */
 
 static void
 flood(struct messenger *messenger, int to, pid_t pid)
@@ -274,7 +274,7 @@ flood_nobody(struct messenger *messenger, int round)
 	flood(messenger, ROLE_NONE, 0x7fffffff);
 }
 
-/* It reads nothing meanwhile. */
+/* Flood the others, and read nothing meanwhile. */
 static void
 flood_others(struct messenger *messenger, int round)
 {
@@ -289,7 +289,7 @@ flood_itself(struct messenger *messenger, int round)
 	flood(messenger, ROLE_NONE, getpid());
 }
 
-/* Alive, deaf to SIGTERM, and silent. */
+/* Stay alive and silent, and ignore SIGTERM. */
 static void
 stay(const struct messenger *messenger)
 {
@@ -309,7 +309,7 @@ never_end(struct messenger *messenger, int round)
 	stay(messenger);
 }
 
-/* The largest frame, byte by byte; it is a good one. */
+/* Write the largest valid frame, byte by byte. */
 static void
 drip(struct messenger *messenger, int round)
 {
@@ -325,7 +325,7 @@ drip(struct messenger *messenger, int round)
 	report(messenger, "has attacked");
 }
 
-/* Each field as large as it may be. */
+/* Send frames in which each field is as large as it may be. */
 static void
 extremes(struct messenger *messenger, int round)
 {
@@ -435,14 +435,14 @@ talk_or_attack(struct messenger *messenger, void *arg)
 
 struct stage {
 	struct cluster *c;
-	const char *role; /* of the hostile one: "app" or "agent" */
-	int id;           /* the n-th of its role */
+	const char *role; /* of the hostile process: "app" or "agent" */
+	int id;           /* the hostile process is the n-th one of its role */
 	char who[24];
 	long memory;
 	int descriptors;
 };
 
-/* Who talks to whom, while APP#1, or the agent, is hostile. */
+/* Senders and receivers while APP#1, or the agent, is hostile. */
 static const struct pair {
 	const char *from, *to;
 } pairs[2][4] = {
@@ -458,8 +458,8 @@ name_hostile(struct stage *stage, int id)
 	         strcmp(stage->role, "app") == 0 ? "APP" : "AGENT", id);
 }
 
-/* A cluster in which the innocent talk. "local" has no health check, which would
- * find a cluster too often without its agent; but it does not replace apps. */
+/* A cluster in which the innocent processes talk. With "local" there is no health check, which
+ * would too often find the agent missing; but then apps are not replaced. */
 static struct stage
 open_stage(const char *role)
 {
@@ -491,7 +491,7 @@ has_descriptors(struct cluster *c, void *arg)
 	return process_descriptors(c->master) == *(const int *)arg;
 }
 
-/* The innocent go on for a while, and then everything has come. */
+/* The innocent processes go on for a while. In the end all messages must have come. */
 static void
 finish_traffic(struct stage *stage)
 {
@@ -532,7 +532,7 @@ attack(struct stage *stage, const char *name, int round)
 	return mark;
 }
 
-/* Everybody but the hostile one is as before. */
+/* All processes but the hostile one still live. */
 static void
 assert_others_live(struct stage *stage, size_t mark)
 {
@@ -542,7 +542,7 @@ assert_others_live(struct stage *stage, size_t mark)
 	cr_assert_eq(died, 0, "an innocent process has died");
 }
 
-/* ---- violations: killed and replaced ------------------------------------------------------- */
+/* ---- violations: killed and replaced ----------------------------------------------------- */
 
 static void
 attack_and_be_killed(struct stage *stage, const char *name, int round)
@@ -585,9 +585,9 @@ Test(hostile, an_agent_that_breaks_the_protocol_alone_pays_for_it)
 	break_the_protocol("agent");
 }
 
-/* ---- lies that nobody believes -------------------------------------------------------------- */
+/* ---- lies that no process believes ----------------------------------------------------- */
 
-/* It has attacked, and lives; a message to it and one from it arrive. */
+/* The process attacks and lives on; a message to the process and one from it arrive. */
 static size_t
 attack_and_live(struct stage *stage, const char *name)
 {
@@ -635,7 +635,7 @@ Test(hostile, a_million_reserved_actions_are_one_line)
 	utter("agent", "million-reserved");
 }
 
-/* What it claims to be does not matter: each receiver is told what it is. */
+/* A process that claims another role has no success: each receiver is told the true role. */
 static void
 forge(const char *role)
 {
@@ -655,7 +655,7 @@ Test(hostile, a_forged_from_is_not_believed)
 	forge("agent");
 }
 
-/* ---- floods and crumbs ------------------------------------------------------------------------- */
+/* ---- floods and crumbs ------------------------------------------------------------------- */
 
 static void
 flood_and_live(const char *role, const char *name)
@@ -684,7 +684,7 @@ Test(hostile, the_extremes_of_every_field)
 	flood_and_live("agent", "extremes");
 }
 
-/* The frame waits in the master, one of them, and goes with its sender. */
+/* The master keeps one incomplete frame, which is freed with its sender. */
 static void
 leave_a_frame_open(const char *role)
 {
@@ -706,8 +706,8 @@ Test(hostile, a_frame_that_never_ends)
 	leave_a_frame_open("agent");
 }
 
-/* A byte costs the master a turn of its loop at most: about 2 us. If each byte cost a copy of
- * what is there already, it would be minutes. */
+/* A byte costs the master at most a turn of its loop, about 2 us. If the master copied the earlier
+ * bytes for each byte, this test would take minutes. */
 static void
 crumble(const char *role)
 {
@@ -730,8 +730,8 @@ Test(hostile, a_large_frame_byte_by_byte)
 	crumble("agent");
 }
 
-/* Whoever floods itself and does not read: its queue is full, so it is not read
- * either, and when it is stuck it goes. */
+/* A process floods itself and does not read. Its queue is full, so the master does not read
+ * from it either, and kills the process when its queue has been stuck for too long. */
 static void
 flood_self(const char *role, const char *next)
 {
@@ -758,10 +758,10 @@ Test(hostile, an_agent_that_floods_itself)
 	flood_self("agent", "AGENT#2");
 }
 
-/* ---- a channel that is closed, by a process that lives ---------------------------------------- */
+/* ---- a channel that is closed, by a process that lives ----------------------------------- */
 
-/* An app may have connections to finish, so it has CLUTCH_GRACEFUL_TIMEOUT and its
- * close timeout; its replacement does not wait for that. */
+/* An app that closes its channel may have connections to finish. So it has
+ * CLUTCH_GRACEFUL_TIMEOUT and its close timeout, and its replacement starts at once. */
 static void
 app_closes(const char *name)
 {
@@ -814,8 +814,8 @@ Test(hostile, an_agent_that_shuts_its_writing_half_and_stays)
 	agent_closes("shut-write");
 }
 
-/* Nothing can be sent to it any more, as the master learns when it tries to: it
- * must not stay a member that silently gets nothing. */
+/* The process shuts down reading. The master notices when it next writes, and replaces the
+ * process, which would otherwise stay in the cluster without getting a message. */
 static void
 shut_reading(const char *role, const char *next)
 {

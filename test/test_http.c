@@ -2,7 +2,7 @@
  * The HTTP of the examples: the server against good and bad clients, curl and wrk; the
  * client against good and bad servers.
  *
- * The helper is compiled into this file, with time limits that a test can shorten.
+ * The source of the examples is included here, with time limits that a test can shorten.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -55,7 +55,7 @@ reply_large(struct http_request *request)
 	return result;
 }
 
-/* The method, the length of the body, and the body. */
+/* Answer with the method, the length of the body, and the body. */
 static int
 reply_body(struct http_request *request)
 {
@@ -63,7 +63,7 @@ reply_body(struct http_request *request)
 
 	if (!http_allow(request, "PUT, POST"))
 		return 0;
-	if (strcmp(request->query, "same") == 0) /* the bytes of the request itself */
+	if (strcmp(request->query, "same") == 0) /* the body in the request's own memory */
 		return http_reply(request, 200, NULL, request->body);
 	snprintf(body, sizeof body, "%s %zu %d <%s>", request->method, request->body_length,
 	         request->body[request->body_length], request->body);
@@ -133,8 +133,8 @@ on_heard(struct messenger *app, int status, const char *text, void *arg)
 	return 0;
 }
 
-/* Fill the stream, the older of two connections, so that one more line is too much for it. Then
- * wait for a request on the other one, which the loop must not see, and leave. */
+/* Fill the stream, the older of two connections, until one more line is too much. Then wait for a
+ * request on the other connection, which the loop must not see, and leave. */
 static int
 on_leave(struct messenger *app, const struct message *message, void *arg)
 {
@@ -225,7 +225,7 @@ get(int client, const char *end)
 	return text;
 }
 
-/* One connection, one text, and the answers until the server ends it. */
+/* Send a text over one connection, and return the answers until the server closes it. */
 static const char *
 converse(struct cluster *c, const char *text)
 {
@@ -245,7 +245,7 @@ expect_start(const char *answers, const char *expected)
 	          expected, answers);
 }
 
-/* The service goes on. */
+/* The server still answers. */
 static void
 expect_service(struct cluster *c)
 {
@@ -256,7 +256,7 @@ expect_service(struct cluster *c)
 	"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: " length    \
 	"\r\nConnection: " after "\r\n\r\n"
 
-/* ---- requests as they should be ------------------------------------------------ */
+/* ---- valid requests ------------------------------------------------------------ */
 
 Test(http, get_head_and_keep_alive)
 {
@@ -273,7 +273,7 @@ Test(http, get_head_and_keep_alive)
 	cluster_stop(c);
 }
 
-/* The connection outlives an answer with 404. */
+/* The connection stays open after an answer with 404. */
 Test(http, an_unknown_path)
 {
 	struct cluster *c = start();
@@ -317,7 +317,7 @@ Test(http, what_keeps_a_connection_and_what_does_not)
 	cluster_stop(c);
 }
 
-/* The next request, on the same connection, has a head of its own. */
+/* The next request on the same connection must not see the headers of the first. */
 Test(http, a_handler_sees_host_and_origin_and_ends_the_connection)
 {
 	struct cluster *c = start();
@@ -335,7 +335,7 @@ Test(http, a_handler_sees_host_and_origin_and_ends_the_connection)
 
 enum { MANY = 500 };
 
-/* Answers leave in the order of their requests, however these come. */
+/* Answers leave in the order of their requests, however the requests come. */
 Test(http, pipelining)
 {
 	static char text[MANY * 64];
@@ -357,7 +357,7 @@ Test(http, pipelining)
 	cluster_stop(c);
 }
 
-/* Byte by byte; and with bare line feeds, and an empty line before. */
+/* Requests come byte by byte, with bare line feeds, and with an empty line in front. */
 Test(http, torn_requests)
 {
 	static const char text[] =
@@ -381,11 +381,11 @@ Test(http, torn_requests)
 	cluster_stop(c);
 }
 
-/* ---- requests as they should not be ---------------------------------------------- */
+/* ---- wrong requests -------------------------------------------------------------- */
 
 #define GOOD "GET / HTTP/1.1\r\nHost: a\r\n"
 
-/* Each is refused with its status, and the connection ends. */
+/* Each request is refused with its status, and the connection ends. */
 Test(http, bad_requests)
 {
 	static const struct {
@@ -439,7 +439,7 @@ Test(http, nothing_is_answered_after_a_refusal)
 	cluster_stop(c);
 }
 
-/* The whole head up to 8192 bytes, in one header or in many, ended or not. */
+/* A head may have at most 8192 bytes, in one header or in many, complete or not. */
 Test(http, oversized_heads)
 {
 	enum { REST = sizeof GOOD - 1 + sizeof "X: \r\n\r\n" - 1 };
@@ -480,7 +480,7 @@ Test(http, a_body_up_to_its_limit)
 	cluster_stop(c);
 }
 
-/* The handler gets the method and the whole body, however torn they arrive; the bytes behind
+/* The handler gets the method and the whole body, in whatever pieces they arrive. The bytes behind
  * the body are the next request. */
 Test(http, a_handler_gets_the_body)
 {
@@ -525,7 +525,7 @@ Test(http, a_method_that_is_not_allowed)
 	cluster_stop(c);
 }
 
-/* A client that asks before it sends its body is told to send it. */
+/* A client that asks before it sends its body gets "100 Continue". */
 Test(http, expect_100_continue)
 {
 	static const char head[] = "POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n"
@@ -541,7 +541,7 @@ Test(http, expect_100_continue)
 	cluster_stop(c);
 }
 
-/* A client that ends in the middle of a request is told so, if it still listens. */
+/* A client that stops writing in the middle of a request gets an error, if it still reads. */
 Test(http, half_a_request)
 {
 	struct cluster *c = start();
@@ -559,9 +559,9 @@ Test(http, half_a_request)
 	cluster_stop(c);
 }
 
-/* ---- clients that take their time --------------------------------------------------- */
+/* ---- slow clients ------------------------------------------------------------------- */
 
-/* A byte now and then buys no time: the limit is for the whole request. */
+/* A byte from time to time does not extend the limit, which is for the whole request. */
 Test(http, slow_headers)
 {
 	struct cluster *c;
@@ -613,7 +613,7 @@ Test(http, idle_connections_end_without_a_word)
 	cluster_stop(c);
 }
 
-/* Empty lines are no request: they do not keep a connection. */
+/* Empty lines are no request, so they do not keep a connection open. */
 Test(http, empty_lines_buy_no_time)
 {
 	struct cluster *c;
@@ -653,7 +653,7 @@ expect_descriptors(struct cluster *c, int count)
 	              "connections to be closed, or open");
 }
 
-/* A client that reads nothing is dropped, with all that waits for it. It asks for 64 MiB,
+/* A client that reads nothing is dropped, with its waiting answers. The client asks for 64 MiB,
  * because one answer of 4 MiB may fit into the sockets' buffers, and then nothing waits. */
 Test(http, a_client_that_reads_nothing)
 {
@@ -668,7 +668,7 @@ Test(http, a_client_that_reads_nothing)
 	client = cluster_connect(c);
 	for (i = 0; i < 16; i++)
 		put(client, "GET /large HTTP/1.1\r\nHost: a\r\n\r\n");
-	expect_service(c); /* and so both have been accepted */
+	expect_service(c); /* so both have been accepted */
 	expect_descriptors(c, count);
 	while ((n = recv(client, text, sizeof text, 0)) > 0)
 		length += n;
@@ -677,7 +677,7 @@ Test(http, a_client_that_reads_nothing)
 	cluster_stop(c);
 }
 
-/* Many requests at once, and no answer is read: one is there, the rest waits. */
+/* While a client with many requests reads no answer, one request is served, and others wait. */
 Test(http, requests_wait_while_answers_do)
 {
 	static const char request[] = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -785,7 +785,7 @@ Test(http, streams_hear_what_is_published)
 	cr_assert_str_eq(get(one, "news\n"), "news\n");
 	cr_assert_str_eq(get(two, "news\n"), "news\n");
 	cluster_wait(c, 0, "has 2 streams");
-	close(one); /* it is noticed before anything is published */
+	close(one); /* the server notices this before anything is published */
 	expect_descriptors(c, count - 1);
 	expect_start(converse(c, "GET /publish?more HTTP/1.0\r\n\r\n"), "HTTP/1.1 200 ");
 	cr_assert_str_eq(get(two, "more\n"), "more\n");
@@ -797,7 +797,7 @@ Test(http, streams_hear_what_is_published)
 	cluster_stop(c);
 }
 
-/* A client that does not read loses its stream; the other client has all lines. */
+/* A client that does not read loses its stream; the other client gets all lines. */
 Test(http, a_stream_that_nobody_reads)
 {
 	struct cluster *c = start();
@@ -821,9 +821,9 @@ Test(http, a_stream_that_nobody_reads)
 	cluster_stop(c);
 }
 
-/* A process that leaves ends a stream that could not take one more line. A request that has
- * arrived is answered, its handler publishes one more line, and the stream has all lines that
- * were published before. */
+/* A process leaves while a stream has no room for another line. A request that has arrived is
+ * still answered; its handler publishes another line, which ends the stream. The stream has all
+ * earlier lines. */
 Test(http, a_handler_that_publishes_while_its_process_leaves)
 {
 	struct cluster *c = start();
@@ -834,7 +834,7 @@ Test(http, a_handler_that_publishes_while_its_process_leaves)
 	line[sizeof line - 1] = '\0';
 	snprintf(request, sizeof request, "GET /publish?%s HTTP/1.1\r\nHost: a\r\n\r\n", line);
 	put(publisher, GOOD "\r\n");
-	get(publisher, "hello\n"); /* so it has been accepted, as the last one */
+	get(publisher, "hello\n"); /* so this last connection has been accepted */
 	cr_assert_eq(messenger_send_to_app(c->parent, "test-leave", NULL), 0);
 	cluster_turn(c);
 	cluster_wait(c, 0, "has a full stream");
@@ -846,9 +846,9 @@ Test(http, a_handler_that_publishes_while_its_process_leaves)
 	cluster_stop(c);
 }
 
-/* ---- the client ------------------------------------------------------------------------------ */
+/* ---- the client -------------------------------------------------------------------------- */
 
-/* A server of the test's own: it accepts, reads a request, and writes any text. */
+/* A socket for a server in the test itself, which answers a request with any text. */
 static int
 listen_somewhere(int *port)
 {
@@ -914,7 +914,7 @@ static const struct {
          "heard 0 35 <it answers something else than HTTP>"},
 };
 
-/* Written at once, and byte by byte. */
+/* Each answer is written at once, and then byte by byte. */
 Test(http, the_client_hears_an_answer_or_why_there_is_none)
 {
 	struct cluster *c = start();
@@ -934,7 +934,7 @@ Test(http, the_client_hears_an_answer_or_why_there_is_none)
 			put(server, answer);
 		for (j = 0; i % 2 != 0 && answer[j] != '\0'; j++)
 			if (send(server, answer + j, 1, MSG_NOSIGNAL) == -1)
-				break; /* it has heard enough */
+				break; /* the client has heard enough */
 		close(server);
 		cluster_wait(c, mark, "%s", answers[i / 2].heard);
 		cr_assert_eq(cluster_count(c, mark, "heard"), 1);
@@ -979,7 +979,7 @@ Test(http, the_client_does_not_wait_for_ever)
 
 	snprintf(url, sizeof url, "http://localhost:%d/", port);
 	order(c, "test-get", 300, url);
-	client = accept(listener, NULL, NULL); /* and says nothing */
+	client = accept(listener, NULL, NULL); /* no answer follows */
 	mark = cluster_wait(c, 0, "heard 0 17 <it takes too long>");
 	cr_assert(clutch_now() - began >= 290, "after %lld ms", (long long)(clutch_now() - began));
 	snprintf(request, sizeof request, "GET / HTTP/1.0\r\nHost: localhost:%d\r\n\r\n", port);
@@ -1067,7 +1067,7 @@ Test(http, the_client_listens_line_by_line)
 	cluster_stop(c);
 }
 
-/* Each line buys time; the last one does not for ever. */
+/* Each line on a stream gives it more time, so the stream ends some time after the last line. */
 Test(http, the_client_leaves_a_silent_stream)
 {
 	struct cluster *c = start();
@@ -1096,7 +1096,7 @@ Test(http, the_client_leaves_a_silent_stream)
 	cluster_stop(c);
 }
 
-/* ---- curl and wrk --------------------------------------------------------------------------------- */
+/* ---- curl and wrk ------------------------------------------------------------------------ */
 
 static bool
 is_there(const char *program)

@@ -1,6 +1,6 @@
 /*
- * What make install installs, used from outside: programs in C and C++, linked with the
- * shared library and with the static one, that know the install from pkg-config alone.
+ * Programs in C and C++ use an installed clutch, with the shared and with the static library.
+ * They know the place of the installation only from pkg-config.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -17,7 +17,7 @@
 
 TestSuite(install, .timeout = 240);
 
-/* Install into a folder of the test's, and tell pkg-config where that is. */
+/* Install into the test's folder, and tell pkg-config where that is. */
 static const char *
 stage(void)
 {
@@ -39,7 +39,7 @@ stage(void)
 	return folder;
 }
 
-/* Compile one source with what pkg-config says, and run it. No -I leads into this tree. */
+/* Compile a source with the flags of pkg-config, and run it. No -I leads into this tree. */
 static void
 expect_runs(const char *compiler, const char *source, const char *how, const char *pkg_config)
 {
@@ -65,7 +65,7 @@ expect_programs_run(const char *compiler, const char *source)
 
 	expect_runs(compiler, source, "", "pkg-config");
 	cr_expect(is_shared());
-#ifdef SANITIZED /* which is there as a shared library, or not at all */
+#ifdef SANITIZED /* a sanitizer may be there only as a shared library */
 	snprintf(archive, sizeof archive, "%s/stage/usr/local/lib/libclutch.a", test_folder());
 	expect_runs(compiler, source, archive, "pkg-config --static");
 #else
@@ -91,7 +91,7 @@ Test(install, programs_in_c_run)
 {
 	stage();
 	expect_programs_run(environment("CC", "cc"), copy_example("ping.c"));
-	/* and one with a package */
+	/* an example with a package */
 	expect_runs(environment("CC", "cc"), copy_example("registry.c"), "", "pkg-config");
 }
 
@@ -102,7 +102,7 @@ Test(install, programs_in_cplusplus_run)
 	expect_programs_run(cplusplus(), "test/contract/cluster.cc");
 }
 
-/* <clutch/messenger.h> and "messenger.h" are the same; each header stands alone. */
+/* <clutch/messenger.h> and "messenger.h" are the same file. Each header compiles alone. */
 static const char each_header[] = "#include <clutch/%s>\n"
 				  "#include \"%s\"\n"
 				  "int main(void) { return 0; }\n";
@@ -124,7 +124,7 @@ Test(install, each_header_is_there)
 		            "pkg-config");
 }
 
-/* A tree that was moved after it was installed needs no DESTDIR any more. */
+/* A tree that was moved after the installation works without DESTDIR. */
 Test(install, a_moved_install_works)
 {
 	char path[2 * LINE];
@@ -156,7 +156,7 @@ Test(install, uninstall_leaves_nothing)
 	              folder, folder));
 }
 
-/* The GNU variables, with a folder that is not below prefix. */
+/* The GNU variables work, also with a folder that is not below prefix. */
 Test(install, the_folders_can_be_chosen)
 {
 	stage();
@@ -172,7 +172,7 @@ Test(install, the_folders_can_be_chosen)
 
 /* ---- what the shared library exports ------------------------------------------------ */
 
-/* nm -P: "name type value size"; with a version script a name may have its version. */
+/* nm -P prints "name type value size"; with a version script a name may end in its version. */
 Test(install, the_public_symbols_are_exported_and_no_others)
 {
 	stage();
@@ -201,8 +201,8 @@ Test(install, each_public_function_has_a_manual_page)
 	              test_folder(), test_folder()));
 }
 
-/* Nothing to complain about, cross references included: mandoc looks for the pages in the
- * working folder, too. */
+/* mandoc has no complaint about the pages. It also checks cross references, for which it looks for
+ * the pages in the working folder. */
 Test(install, mandoc_likes_the_manual_pages)
 {
 	if (!is_there("mandoc")) {
@@ -220,7 +220,7 @@ Test(install, mandoc_likes_the_manual_pages)
 
 /* ---- limits, and the soname ---------------------------------------------------------- */
 
-/* The limits of an install are those of its library, whatever a program's flags say. */
+/* An installation has the limits of its library, whatever a program's flags say. */
 Test(install, the_limits_are_those_of_the_build)
 {
 	write_source("limits.c", "#include \"redis/bridge.h\"\n"
@@ -235,7 +235,7 @@ Test(install, the_limits_are_those_of_the_build)
 	cr_expect(run("! grep CLUTCH_PRIVATE_H %s/messenger.h", test_folder()));
 }
 
-/* A copy of the installed headers, in which one text becomes another. */
+/* Copy the installed headers, and replace a text in the copy. */
 static void
 change_header(const char *from, const char *to)
 {
@@ -313,7 +313,7 @@ Test(install, a_comment_changes_no_soname_and_a_new_function_is_recorded)
 
 /* ---- packaging/licence ---------------------------------------------------------------- */
 
-/* Files of each kind get the two lines, once, and do what they did. */
+/* Files of each kind get the two lines once, and still work. */
 Test(install, the_licence_is_written_into_each_file)
 {
 	const char *folder = test_folder();

@@ -1,9 +1,9 @@
 /*
- * The four ways of examples/ipc, run as a user runs them: their lines, their exit
- * status, and what they leave behind, which is nothing: no process (all of them
- * hold the pipe that is read to its end), no file (TMPDIR is the test's folder).
+ * The four ways of examples/ipc, run as a user runs them: their lines and their exit
+ * status. They leave nothing behind: no process (each holds the pipe, which is read to
+ * its end), and no file (TMPDIR is the test's folder).
  *
- * And RSMQ in C against the keys that npm rsmq has, and against npm rsmq itself.
+ * RSMQ in C is compared with the keys of npm rsmq, and with npm rsmq itself.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -36,7 +36,7 @@ TestSuite(ipc, .timeout = 120);
 struct program {
 	pid_t pid;
 	int pipe;
-	char text[64 * 1024]; /* all that it and its children have printed */
+	char text[64 * 1024]; /* the output of the program and its children */
 	size_t length;
 	int status;
 };
@@ -51,11 +51,11 @@ path_of(const char *name)
 	return path;
 }
 
-/* How it is started: with this TMPDIR, not the test's folder; without stdin. */
+/* If set, a program is started with this TMPDIR instead of the test's folder; without stdin. */
 static const char *temp;
 static bool stdin_closed;
 
-/* In a process group of its own, so that nothing of it outlives a failed test. */
+/* Start a program in a process group of its own, so that no process outlives a failed test. */
 static struct program *
 start(const char *path, const char *const arguments[])
 {
@@ -71,7 +71,7 @@ start(const char *path, const char *const arguments[])
 	cr_assert(program->pid != -1);
 	if (program->pid == 0) {
 		setpgid(0, 0);
-		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails just ends */
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails kills nothing */
 		dup2(ends[1], STDOUT_FILENO);
 		dup2(ends[1], STDERR_FILENO);
 		close(ends[0]), close(ends[1]);
@@ -93,7 +93,7 @@ give_up(struct program *program, const char *why)
 	cr_assert(false, "%s:\n%s", why, program->text);
 }
 
-/* Read once; false: nobody holds the pipe any more. */
+/* Read once; false: no process holds the pipe any more. */
 static bool
 hear(struct program *program)
 {
@@ -117,7 +117,7 @@ wait_for_line(struct program *program, const char *line)
 			give_up(program, line);
 }
 
-/* Its end, and that of all its children. Returns its status as waitpid(2) has it. */
+/* Wait for the end of the program and its children. Returns its status as waitpid(2) has it. */
 static int
 end(struct program *program)
 {
@@ -168,7 +168,7 @@ files_left(void)
 	return count;
 }
 
-/* One line on stderr, exit `code`, nothing left. */
+/* The program prints one line on stderr, exits with `code`, and leaves nothing behind. */
 static void
 expect_refusal(struct program *program, int code, const char *beginning)
 {
@@ -182,7 +182,7 @@ expect_refusal(struct program *program, int code, const char *beginning)
 	free(program);
 }
 
-/* The lines that begin so, without what they begin with, and the blanks behind it. */
+/* The lines with this beginning, without the beginning and the blanks behind it. */
 static char *
 lines_of(const struct program *program, const char *beginning)
 {
@@ -250,7 +250,7 @@ Test(ipc, stdio_half_a_line_waits_for_its_end_and_a_dead_child_is_asked_no_more)
 	free(program);
 }
 
-/* Then a pipe could be descriptor 0. */
+/* Without stdin, a pipe could become descriptor 0. */
 Test(ipc, stdio_runs_where_stdin_is_closed)
 {
 	struct program *program;
@@ -437,7 +437,7 @@ end_world(struct program *world)
 	free(world);
 }
 
-/* What comes up to and with the next delimiter, without it. */
+/* Read up to the next delimiter, and return the text in front of it. */
 static const char *
 next_message(int descriptor)
 {
@@ -460,8 +460,8 @@ say_to_world(int descriptor, const char *message)
 	return next_message(descriptor);
 }
 
-/* The bytes of the client in the article, as node-ipc 9.1.1 writes them; then what other
- * writers of JSON make of the same. */
+/* The bytes of the client in the article, as node-ipc 9.1.1 writes them, and as other writers of
+ * JSON write the same message. */
 Test(ipc, socket_the_world_answers_node_ipcs_bytes)
 {
 	const char *port = free_port();
@@ -484,7 +484,7 @@ Test(ipc, socket_the_world_answers_node_ipcs_bytes)
 	cr_expect(access(test_path("app.world"), F_OK) == -1);
 }
 
-/* One line each, and the connection lives on. */
+/* Each causes one line, and the connection stays open. */
 Test(ipc, socket_what_is_no_message_is_said)
 {
 	static const char *const bad[] = {"",
@@ -518,7 +518,7 @@ Test(ipc, socket_what_is_no_message_is_said)
 	end_world(world);
 }
 
-/* A message of 4096 bytes, its delimiter too, is answered; a longer one ends its sender. */
+/* A message of 4096 bytes, with its delimiter, is answered; at a longer one the sender is cut. */
 Test(ipc, socket_a_message_that_is_too_long_ends_its_sender)
 {
 	const char *port = free_port();
@@ -540,7 +540,7 @@ Test(ipc, socket_a_message_that_is_too_long_ends_its_sender)
 	end_world(world);
 }
 
-/* One client speaks to all, and the other does not listen: the speaker hears that it left. */
+/* A client sends to all, and another does not read: the sender hears that the other has left. */
 Test(ipc, socket_a_client_that_does_not_read_is_ended)
 {
 	const char *port = free_port();
@@ -551,7 +551,7 @@ Test(ipc, socket_a_client_that_does_not_read_is_ended)
 	ssize_t length;
 
 	say_to_world(deaf, "{\"type\":\"message\",\"data\":{\"id\":\"deaf\",\"message\":\"\"}}");
-	close(world->pipe); /* the world's lines are not for us */
+	close(world->pipe); /* this test does not need the world's lines */
 	snprintf(all, sizeof all, "{\"type\":\"all\",\"data\":%03974d}\f", 7);
 	for (i = 0; i < most && strstr(heard, "\"left\"") == NULL; i++) {
 		cr_assert(write(speaker, all, strlen(all)) == (ssize_t)strlen(all));
@@ -568,8 +568,8 @@ Test(ipc, socket_a_client_that_does_not_read_is_ended)
 	free(world);
 }
 
-/* The world says so once, and does not ask again and again; when a client has left, the next
- * one is served. */
+/* A world without free descriptors prints this once, and does not poll in a busy loop. When a
+ * client has left, the next client is served. */
 Test(ipc, socket_a_world_without_descriptors_lets_clients_wait)
 {
 	const char *port = free_port();
@@ -597,7 +597,7 @@ Test(ipc, socket_a_world_without_descriptors_lets_clients_wait)
 	end_world(world);
 }
 
-/* A dead world's path is taken over; a living one's is not, nor what is no socket. */
+/* A world takes over the path of a dead world, but neither of a live one nor of another file. */
 Test(ipc, socket_only_a_dead_worlds_path_is_taken)
 {
 	char port[8], other[8], in_use[64];
@@ -623,14 +623,14 @@ Test(ipc, socket_only_a_dead_worlds_path_is_taken)
 	cr_expect(access(test_path("app.world"), F_OK) == 0);
 }
 
-/* No farewell: the world sees the end of its lifeline. */
+/* The killed clients say no goodbye, but the world sees end of file on its lifeline. */
 Test(ipc, socket_the_clients_are_killed_and_the_world_ends)
 {
 	struct program *program = START("socket", NULL);
 
 	wait_for_line(program, "is connected by");
 	kill(program->pid, SIGKILL);
-	end(program); /* the pipe's end: nobody holds it */
+	end(program); /* at end of file no process holds the pipe */
 	cr_expect(WIFSIGNALED(program->status));
 	free(program);
 }
@@ -661,7 +661,7 @@ is_installed(const char *command)
 	return system(line) == 0;
 }
 
-/* Criterion keeps to itself what it skips. */
+/* Criterion does not show which tests it skips. */
 Test(ipc, what_is_skipped_is_said)
 {
 	if (find_server() == NULL)
@@ -699,7 +699,7 @@ expect_queue_story(struct program *program)
 	cr_expect(files_left() == 0);
 }
 
-/* What the deadly job's first worker had in its hands goes to another one. */
+/* The job that kills its first worker is delivered to another worker. */
 static void
 expect_redelivery(const struct program *program)
 {
@@ -717,7 +717,7 @@ expect_redelivery(const struct program *program)
 	          program->text);
 }
 
-/* All that is between RSMQ's last line and publish's first one. */
+/* Check all lines between the last line of RSMQ and the first line of publish. */
 static void
 expect_lists(const struct program *program)
 {
@@ -771,7 +771,7 @@ Test(ipc, queue_a_dead_workers_job_is_done_by_another_and_a_delayed_one_waits)
 	free(program);
 }
 
-/* Its Redis, its workers and its folder go with it. */
+/* Kill the program after a line. Its Redis, its workers and its folder must go with it. */
 static void
 kill_after(const char *line)
 {
@@ -792,7 +792,7 @@ Test(ipc, queue_killed_leaves_nothing)
 	kill_after("main pushes           {\"job\":\"next\"}");
 }
 
-/* A child of the program that is no other's: the first that it forked. */
+/* The first child that the program has forked. */
 static pid_t
 first_child(const struct program *program)
 {
@@ -808,7 +808,7 @@ first_child(const struct program *program)
 	return (pid_t)atol(line);
 }
 
-/* Redis holds the pipe of its output, too: end() waits for it. */
+/* Redis also holds the pipe of the program's output, so end() waits for Redis, too. */
 Test(ipc, queue_its_keeper_killed_leaves_nothing)
 {
 	struct program *program;
@@ -825,7 +825,7 @@ Test(ipc, queue_its_keeper_killed_leaves_nothing)
 	free(program);
 }
 
-/* The whole group gets it, as from a terminal. */
+/* Send a signal to the whole process group, as a terminal does. */
 static void
 expect_end_by(const char *name, const char *line, int number)
 {
@@ -853,7 +853,7 @@ Test(ipc, queue_without_redis_is_one_line)
 	expect_refusal(RUN("queue", NULL), 1, "queue: redis-server: No such file");
 }
 
-/* A redis-server that cannot be one. */
+/* This redis-server ends at once. */
 Test(ipc, queue_with_a_redis_that_ends_at_once_is_one_line)
 {
 	char path[128], search[256];
@@ -880,7 +880,7 @@ Test(ipc, queue_with_a_redis_that_is_not_there_is_one_line)
 	expect_refusal(caller, 1, "rsmq_call: attributes q: ");
 }
 
-/* ---- a Redis of the test ------------------------------------------------- */
+/* ---- a Redis for the test ------------------------------------------------ */
 
 static struct server server;
 static struct redis *redis;
@@ -901,7 +901,7 @@ stop_redis(void)
 	server_end(&server, SIGKILL);
 }
 
-/* A reply as one line: "vt 30 delay 0", "1"; nothing is "-". */
+/* Write a reply as one line: "vt 30 delay 0", "1"; an empty reply is "-". */
 static void
 write_reply(char *text, size_t size, const struct redis_reply *reply)
 {
@@ -931,7 +931,7 @@ on_reply(struct redis *from, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* What Redis says to a command of words with blanks between. */
+/* The reply of Redis to a command, whose words have blanks between them. */
 static const char *
 ask(const char *format, ...)
 {
@@ -952,7 +952,7 @@ ask(const char *format, ...)
 	return said;
 }
 
-/* rsmq_call's output without its end of line, if it leaves with that code. */
+/* rsmq_call's output without its end of line. rsmq_call must exit with `code`. */
 static const char *
 call(int code, const char *const words[])
 {
@@ -987,9 +987,9 @@ Test(ipc, queue_in_a_redis_of_others_leaves_no_key)
 	stop_redis();
 }
 
-/* ---- what docs/ipc-four-ways.md says of Redis ------------------------------ */
+/* ---- the claims of docs/ipc-four-ways.md about Redis ----------------------- */
 
-/* Redis has given the message to a process that was waiting for it, and has not read it. */
+/* Redis has sent the message to a process that waited for it, but that never reads it. */
 Test(ipc, list_a_message_that_is_popped_but_not_read_is_lost)
 {
 	int descriptor;
@@ -1022,7 +1022,7 @@ Test(ipc, list_a_transaction_is_not_undone_when_one_of_its_commands_fails)
 	stop_redis();
 }
 
-/* A subscriber that does not read: its connection is closed, and then no process hears. */
+/* Redis closes the connection of a subscriber that does not read; then no process hears. */
 Test(ipc, publish_a_subscriber_that_does_not_read_is_ended)
 {
 	static const char publish[] =
@@ -1043,7 +1043,7 @@ Test(ipc, publish_a_subscriber_that_does_not_read_is_ended)
 	stop_redis();
 }
 
-/* Then sending fails, and what was sent before can be taken. */
+/* When Redis has no memory, sending fails, but earlier messages can still be taken. */
 Test(ipc, rsmq_a_queue_grows_until_redis_has_no_memory)
 {
 	char text[1024];
@@ -1080,7 +1080,7 @@ Test(ipc, rsmq_the_keys_are_those_of_npm_rsmq)
 	                 "1 - - -");
 	visible = atoll(ask("ZSCORE rsmq:jobs %s", id));
 	cr_expect(visible / 1000 >= created && visible / 1000 <= created + 600);
-	id[10] = '\0'; /* the time of sending, to the microsecond */
+	id[10] = '\0'; /* the time of sending, in microseconds */
 	cr_expect(strtoll(id, NULL, 36) / 1000 == visible);
 
 	snprintf(id, sizeof id, "%.32s", CALL(0, "receive", "jobs"));
@@ -1106,7 +1106,7 @@ Test(ipc, rsmq_a_message_is_hidden_until_its_time_and_deleted_once)
 	CALL(2, "receive", "q");
 	snprintf(id, sizeof id, "%s", CALL(0, "send", "q", "a"));
 	cr_expect(strncmp(CALL(0, "receive", "q", "0"), id, 32) == 0);   /* visible again at once */
-	cr_expect(strncmp(CALL(0, "receive", "q") + 32, " 2 ", 3) == 0); /* for 100 s it is not */
+	cr_expect(strncmp(CALL(0, "receive", "q") + 32, " 2 ", 3) == 0); /* now hidden for 100 s */
 	CALL(2, "receive", "q");
 	CALL(0, "hide", "q", id, "0");
 	cr_expect(strncmp(CALL(0, "receive", "q") + 32, " 3 ", 3) == 0);
@@ -1120,7 +1120,7 @@ Test(ipc, rsmq_a_message_is_hidden_until_its_time_and_deleted_once)
 	stop_redis();
 }
 
-/* The oldest first, if it is visible. */
+/* The oldest visible message comes first. */
 Test(ipc, rsmq_messages_come_in_the_order_of_sending)
 {
 	char text[8];
@@ -1182,7 +1182,7 @@ Test(ipc, rsmq_refuses_what_npm_rsmq_refuses)
 
 /* ---- npm rsmq ------------------------------------------------------------ */
 
-/* On the other side of what the test does; it prints one line for each answer. */
+/* The other side of the test, with npm rsmq. It prints one line for each answer. */
 static const char javascript[] =
 	"const RSMQ = require('rsmq');\n"
 	"const rsmq = new RSMQ({ path: process.argv[2] });\n"
@@ -1201,8 +1201,8 @@ static const char javascript[] =
 	"}\n"
 	"main().catch((error) => console.log(String(error))).finally(() => rsmq.quit());\n";
 
-/* In a folder of its own under build/npm, once. What cannot be had from there is not
- * tested. Packages run nothing when they are installed. */
+/* Install packages once, in a folder of their own under build/npm, without running any script of
+ * theirs. If that fails, the test is skipped. */
 static void
 need_npm(const char *name, const char *packages)
 {
@@ -1247,7 +1247,7 @@ line_of(const struct program *program, int n)
 	return line;
 }
 
-/* Attributes without the last one: it counts what was sent in this very second. */
+/* Attributes without the last one, which depends on the current second. */
 static const char *
 without_hidden(const char *attributes)
 {
@@ -1305,8 +1305,8 @@ Test(ipc, rsmq_and_npm_rsmq_hear_each_other)
 
 /* ---- npm node-ipc -------------------------------------------------------- */
 
-/* The client of the article, and of node-ipc's example/TCPSocket/basic; only the two lines
- * about argv are not in it. */
+/* The client of the article, and of node-ipc's example/TCPSocket/basic. Only the two lines about
+ * argv are new. */
 static const char hello[] =
 	"const ipc=require('node-ipc');\n"
 	"ipc.config.id = 'hello';\n"
@@ -1354,8 +1354,8 @@ static const char hello_by_path[] =
 	"  });\n"
 	"});\n";
 
-/* Versions that are older than the releases (10.1.1 to 10.1.3) which overwrote files of their
- * users: do not raise them unread. */
+/* Later releases (10.1.1 to 10.1.3) overwrote files of their users, so read a newer version
+ * before you use it. */
 #define NODE_IPC "node-ipc@9.1.1 easy-stack@1.0.0"
 
 static void

@@ -1,9 +1,9 @@
 /*
  * Several messengers turned by one loop: messenger_join.
  *
- * The loop is a parent's messenger whose other end nobody plays; each joined messenger is a
- * link over a pair of its own, at whose other end the test speaks with a bare channel. Both
- * live in this process, which has one read buffer, so the test never reads inside a callback.
+ * The loop is a parent's messenger, whose other end is not used. Each joined messenger is a link
+ * over a pair of its own; at the other end the test speaks with a bare channel. Both live in
+ * this process, which has one read buffer, so the test never reads inside a callback.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -32,11 +32,11 @@ struct link {
 	struct messenger *messenger;
 	struct channel other;
 	const char *name;
-	int failure;         /* what its callbacks return */
-	struct link *closes; /* what its callbacks close */
+	int failure;         /* the result of the link's callbacks */
+	struct link *closes; /* the link that the callbacks close */
 };
 
-/* What the callbacks noted: "NAME:WHAT " again and again. */
+/* The notes of the callbacks, each "NAME:WHAT ". */
 static char notes[16384];
 
 static void
@@ -44,7 +44,7 @@ setup(void)
 {
 	int ends[2];
 
-	alarm(30); /* a loop that sleeps for ever is killed */
+	alarm(30); /* kill a loop that sleeps for ever */
 	notes[0] = '\0';
 	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
 	loop = messenger_open(ends[0], ROLE_PARENT);
@@ -147,7 +147,7 @@ turn(void)
 	cr_assert_eq(messenger_step(loop, 0), 1);
 }
 
-/* One turn; what was noted in it, in any order of links, is this. */
+/* Turn once. The notes of this turn must be the expected ones, with the links in any order. */
 static void
 expect_turn(const char *expected)
 {
@@ -156,7 +156,7 @@ expect_turn(const char *expected)
 	cr_expect_str_eq(notes, expected);
 }
 
-/* What the other end of a link hears, or "". */
+/* The next action that the other end of a link hears, or "". */
 static const char *
 heard(struct link *link)
 {
@@ -219,7 +219,7 @@ Test(join, a_step_waits_for_a_joined_one)
 	join(&one, "one");
 	cr_assert_geq(messenger_set_timeout(loop, 20, say_something, &one), 0);
 	while (notes[0] == '\0')
-		cr_assert_eq(messenger_step(loop, -1), 1); /* or the alarm comes */
+		cr_assert_eq(messenger_step(loop, -1), 1); /* otherwise the alarm comes */
 	cr_expect_str_eq(notes, "one:something ");
 	close_link(&one);
 }
@@ -276,8 +276,8 @@ Test(join, a_pause_holds_up_one_alone)
 	close_link(&two);
 }
 
-/* The master's two actions mean nothing from an end that is no master: an answer to each
- * clutch-barrier would be memory without a limit. */
+/* The master's two actions mean nothing from an end that is no master: answers to its
+ * clutch-barrier messages would take memory without a limit. */
 Test(join, no_other_end_passes_for_the_master)
 {
 	struct message message = {.action = "clutch-barrier", .from = ROLE_MASTER, .handle = -1};
@@ -402,7 +402,7 @@ Test(join, a_listener_may_close_its_own)
 	channel_close(&one.other);
 }
 
-/* 10,000 of them would cost dozens of megabytes if each left something behind. */
+/* 10,000 closed messengers would take dozens of megabytes if each left something behind. */
 Test(join, what_a_listener_has_closed_costs_no_memory)
 {
 	struct link one;
@@ -422,7 +422,7 @@ Test(join, what_a_listener_has_closed_costs_no_memory)
 	cr_assert_lt(process_memory(getpid()) - before, 2048);
 }
 
-/* Both are ready in the same turn: the one that is closed is before the other or behind it. */
+/* Both links are ready in the same turn. The closed link is before or behind the other. */
 Test(join, a_listener_may_close_another)
 {
 	struct link first, second, third;
@@ -476,7 +476,7 @@ Test(join, a_callback_may_join_another)
 	close_link(&one);
 }
 
-/* messenger_close of a messenger with a loop of its own waits for a second. */
+/* A joined messenger is closed at once; one with its own loop would wait for a second. */
 Test(join, an_end_that_does_not_read_is_closed_at_once)
 {
 	struct link one;
@@ -490,7 +490,7 @@ Test(join, an_end_that_does_not_read_is_closed_at_once)
 	channel_close(&one.other);
 }
 
-/* What the socket takes is written, though no turn comes between send and close. */
+/* Messages for which the socket has room are written, even with no turn between send and close. */
 Test(join, what_was_sent_before_a_close_is_written)
 {
 	struct link one;
@@ -533,7 +533,7 @@ Test(join, when_the_loop_is_closed_each_has_its_own_again)
 	close_link(&one);
 }
 
-/* ---- the caller's errors -------------------------------------------------------------------- */
+/* ---- the caller's errors ----------------------------------------------------------------- */
 
 static int
 join_itself(struct messenger *messenger, void *arg)
@@ -588,8 +588,8 @@ processor_time(void)
 	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-/* A turn costs what poll(2) costs for as many, and not a search for each. All are one socket
- * with many descriptors, which nobody writes to. */
+/* A turn costs as much as poll(2) with as many descriptors, without a search for each of them. All
+ * descriptors are duplicates of one socket, to which no process writes. */
 Test(join, a_turn_of_thousands_costs_little_more_than_their_poll)
 {
 	enum { THOUSANDS = 2000, TURNS = 50 };
@@ -624,7 +624,7 @@ Test(join, a_turn_of_thousands_costs_little_more_than_their_poll)
 	close(ends[1]);
 }
 
-/* ---- what one messenger's callback does to another one --------------------------------- */
+/* ---- callbacks that use another messenger ---------------------------------------------- */
 
 static int
 on_nothing(struct messenger *messenger, const struct message *message, void *arg)
@@ -633,7 +633,7 @@ on_nothing(struct messenger *messenger, const struct message *message, void *arg
 	return 0;
 }
 
-/* Wait for an answer of the other messenger, and give up. */
+/* Listen for an answer of the other messenger, and stop listening at once. */
 static int
 on_request(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -663,7 +663,7 @@ Test(join, listeners_that_another_ones_listener_removes_are_gone)
 	close_link(&two);
 }
 
-/* Pauses do not pass the limit, either, and the last one is told when there is room. */
+/* Pauses also keep to the limit, and the last pause is sent when there is room. */
 Test(join, pauses_at_an_end_that_does_not_read_have_a_limit)
 {
 	char last[MESSAGE_ACTION_MAX + 1] = "";
@@ -689,7 +689,7 @@ Test(join, pauses_at_an_end_that_does_not_read_have_a_limit)
 
 /* ---- two ends of one pair ---------------------------------------------------------------- */
 
-/* What a pause tells the master is for no other process. */
+/* A pause is told only to a master, and to no other process. */
 Test(join, a_pause_of_the_other_end_is_no_message)
 {
 	struct messenger *other;
@@ -707,7 +707,7 @@ Test(join, a_pause_of_the_other_end_is_no_message)
 	close_link(&link);
 }
 
-/* Whoever made the pair may still have this end, too, and the flags of a file are shared. */
+/* The maker of the pair may still hold this end, too, and its flags are shared. */
 Test(join, an_end_that_somebody_made_blocking_blocks_nobody)
 {
 	struct link link;

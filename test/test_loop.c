@@ -1262,14 +1262,22 @@ Test(foreign, during_a_shortage_a_channel_is_left_alone)
 
 	fill();
 	child->channel.starved = true;
-	cr_assert_eq(messenger_descriptors(child, set, 1), 1);
-	cr_assert_eq(set[0].events, 0);
+	cr_assert_eq(messenger_descriptors(child, set, 1), 0);
 	cr_assert(messenger_timeout(child) > 0 && messenger_timeout(child) <= 10);
 	after(1, a);
 	cr_assert_leq(messenger_timeout(child), 1);
 	cr_assert_eq(messenger_step(child, 0), 1);
 	messenger_descriptors(child, set, 1);
 	cr_assert_eq(set[0].events, POLLIN | POLLOUT, "the next turn tries again");
+}
+
+/* Without events poll(2) would still tell of the hangup, again and again. */
+Test(foreign, a_hangup_during_a_shortage_waits_for_its_end)
+{
+	channel_close(&master);
+	child->channel.starved = true;
+	cr_assert_eq(messenger_step(child, -1), 1);
+	cr_assert_eq(messenger_step(child, -1), 0);
 }
 
 Test(foreign, the_longest_timer_is_no_endless_one)

@@ -1,9 +1,9 @@
 /*
- * Numbered messages in a live cluster: who was to hear what has heard it, all of
- * it, in order, and undamaged.
+ * Numbered messages in a live cluster, to check that each receiver hears all messages that
+ * are sent to it, in order and undamaged.
  *
- * The role function `talk` makes a process a sender and a receiver. Then the test
- * orders streams, and waits for what the receivers report:
+ * The role function `talk` makes a process a sender and a receiver. The test
+ * orders streams, and waits for the reports of the receivers:
  *
  *	say(c, "AGENT#1", 7, cluster_pid(c, "APP#1"), 4000, 65536);
  *	cluster_wait(c, 0, "heard #4000 of #7.");
@@ -43,7 +43,7 @@ struct stream {
 	int count; /* 0: no end yet */
 	int sent;
 	size_t size; /* of the data, in bytes */
-	bool paced;  /* a few messages a turn, not all that fit */
+	bool paced;  /* only a few messages in each turn, even if more would fit */
 };
 
 static struct stream streams[STREAMS];
@@ -63,7 +63,7 @@ send_to_any(struct messenger *messenger, pid_t to, const char *action, const cha
 	}
 }
 
-/* "PID ID NUMBER xxxx", where x is the number's letter. */
+/* The data is "PID ID NUMBER xxxx", where x is the number's letter. */
 static int
 send_number(struct messenger *messenger, const struct stream *stream)
 {
@@ -83,7 +83,7 @@ end_stream(struct messenger *messenger, struct stream *stream)
 
 	snprintf(data, sizeof data, "%ld %d %d", (long)getpid(), stream->id, stream->count);
 	if (send_to_any(messenger, stream->to, "test-end", data) == -1)
-		return; /* in a later turn */
+		return; /* try again in a later turn */
 	report(messenger, "sent #%d of #%d", stream->count, stream->id);
 	stream->id = 0;
 }
@@ -163,7 +163,7 @@ struct heard {
 static struct heard heard[STREAMS];
 static int nap; /* a slow reader: milliseconds for each message */
 
-/* Until SIGUSR2, the process is busy, or slow. */
+/* SIGUSR2 sets this: the process is no longer busy or slow. */
 static volatile sig_atomic_t released;
 
 static void
@@ -186,7 +186,7 @@ find_heard(long from, int id)
 			vacant = &heard[i];
 	}
 	if (vacant == NULL)
-		abort(); /* the test has too many at a time */
+		abort(); /* the test has too many streams at a time */
 	*vacant = (struct heard){from, id, 0, false};
 	return vacant;
 }
@@ -293,7 +293,7 @@ say(struct cluster *c, const char *who, int id, pid_t to, int count, size_t size
 	cluster_order(c, who, data);
 }
 
-/* Everything that was heard was heard in order, and whole. */
+/* Assert that all messages came in order, and whole. */
 static void
 assert_nothing_bad(struct cluster *c)
 {
@@ -303,7 +303,7 @@ assert_nothing_bad(struct cluster *c)
 	cr_assert(false, "messages are missing, damaged or out of order");
 }
 
-/* A wait in this test may take so many times longer. */
+/* Let each wait in this test take `times` times as long. */
 static void
 be_patient(int times)
 {
@@ -313,8 +313,8 @@ be_patient(int times)
 	setenv("TEST_TIME_SCALE", scale, 1);
 }
 
-/* The most memory that a process has ever had in use, in KiB: the kernel's word,
- * so that no peak is missed between two looks. */
+/* The most memory that a process has ever used, in KiB. The kernel measures it, so that no peak
+ * between two looks is missed. */
 static long
 memory_peak(pid_t pid)
 {
@@ -332,7 +332,7 @@ memory_peak(pid_t pid)
 	return kib > 0 ? kib : process_memory(pid);
 }
 
-/* State what the master's memory was before and at its peak, and hold it to it. */
+/* Print the master's memory before and at its peak, and check that the growth is allowed. */
 static void
 assert_memory(const struct cluster *c, const char *what, long before, long most)
 {

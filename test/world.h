@@ -1,6 +1,6 @@
 /*
- * The master's side of the messenger in a test: a master with real sockets, whose far ends the
- * test reads. The bytes are taken apart here, without the code that is tested.
+ * The master's side of the messenger in a test: a master with real sockets. The test reads their
+ * far ends, and decodes the bytes without the code that is tested.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -25,7 +25,7 @@
 enum {
 	ROWS = 980,
 	ROWS_THROWN = 280, /* D1: egg throws */
-	ROWS_HEARD = 588,  /* from parent, agent or app: they come over a channel */
+	ROWS_HEARD = 588,  /* sent by parent, agent or app, over a channel */
 	ROWS_WITHOUT_AGENT = 490,
 	EXTRA_ROWS = 34,
 	MANY = 12 /* workers */
@@ -53,14 +53,14 @@ static int ends[PROCESSES];
 static struct worker_manager manager;
 static struct master_messenger messenger;
 
-/* What the master was told. */
+/* The messages that the master itself got. */
 static struct {
 	size_t count;
 	struct message message;
 	bool handle_is_open;
 } emitted;
 
-/* The row, for the message of an assertion that fails. */
+/* The row of the table, for the message of an assertion that fails. */
 static char context[512] = "-";
 
 static inline void
@@ -72,7 +72,7 @@ on_emit(void *master, const struct message *message)
 	emitted.handle_is_open = message->handle != -1 && fcntl(message->handle, F_GETFD) != -1;
 }
 
-/* A process as the master knows it; returns the far end. */
+/* Open a process as the master knows it; returns the far end. */
 static inline int
 open_process(struct process *process, enum role role, enum process_state state, pid_t pid)
 {
@@ -88,7 +88,7 @@ open_process(struct process *process, enum role role, enum process_state state, 
 	return pair[1];
 }
 
-/* As set_worker does: at the end. */
+/* Add a worker at the end, as set_worker does. */
 static inline void
 add_worker(struct process *worker)
 {
@@ -149,7 +149,7 @@ open_full_world(void)
 	open_world(true, true);
 }
 
-/* What on_agent_exit leaves: a slot without a process (D24). */
+/* Leave a slot without a process, as on_agent_exit does (D24). */
 static inline void
 kill_agent(void)
 {
@@ -166,7 +166,7 @@ kill_agent(void)
 struct inbox {
 	unsigned char bytes[8192];
 	size_t length;
-	int handle; /* or -1 */
+	int handle; /* -1: none came */
 	size_t handles;
 };
 
@@ -197,7 +197,7 @@ compose(enum role from, enum role to, pid_t receiver_pid)
 	                        .handle = -1};
 }
 
-/* The frame of a message, as the drawing in messenger.h has it; its size. */
+/* Make the frame of a message, as messenger.h draws it; returns its size. */
 static inline size_t
 make_frame(unsigned char *frame, const struct message *message)
 {
@@ -221,7 +221,7 @@ make_frame(unsigned char *frame, const struct message *message)
 	return size;
 }
 
-/* Read what is there, once; 0 if there is nothing. */
+/* Read once; 0 if there is nothing. */
 static inline size_t
 take_once(int end, struct inbox *inbox)
 {
@@ -248,7 +248,7 @@ take_once(int end, struct inbox *inbox)
 	return (size_t)count;
 }
 
-/* Everything that was sent to the process and that it has not read. */
+/* Read everything that was sent to the process and that it has not read yet. */
 static inline void
 take_from(struct process *process, int end, struct inbox *inbox)
 {
@@ -266,7 +266,7 @@ take(enum who who, struct inbox *inbox)
 	take_from(&processes[who], ends[who], inbox);
 }
 
-/* How many frames are in it; they fill it. */
+/* How many frames are in the inbox. The last one must end where the inbox ends. */
 static inline size_t
 count_frames(const struct inbox *inbox)
 {
@@ -314,7 +314,7 @@ hear(enum who who, struct message *message)
 	return channel_next(&processes[who].channel, message);
 }
 
-/* Send, hear and route. The message is what it became on the way. */
+/* Send, hear and route a message. Afterwards *message is the message as it was routed. */
 static inline void
 relay(enum who who, struct message *message)
 {
