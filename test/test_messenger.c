@@ -863,3 +863,102 @@ Test(roles, a_messenger_without_a_role_function_is_ready_already)
 {
 	expect_error(EALREADY, messenger_ready(child, 0));
 }
+
+/* ---- no memory --------------------------------------------------------------------------- */
+
+static int reallocs_that_succeed = -1; /* then one fails; -1: none fails */
+
+void *__real_realloc(void *old, size_t size);
+void *__wrap_realloc(void *old, size_t size);
+
+void *
+__wrap_realloc(void *old, size_t size)
+{
+	if (reallocs_that_succeed >= 0 && reallocs_that_succeed-- == 0) {
+		errno = ENOMEM;
+		return NULL;
+	}
+	return __real_realloc(old, size);
+}
+
+static int watched;
+
+static int
+count_watched(struct messenger *messenger, int descriptor, short revents, void *arg)
+{
+	char byte;
+
+	(void)messenger, (void)revents, (void)arg;
+	cr_assert_eq(read(descriptor, &byte, 1), 1);
+	watched++;
+	return 0;
+}
+
+static int
+count_closed(struct messenger *messenger, void *arg)
+{
+	(void)messenger;
+	++*(int *)arg;
+	return 0;
+}
+
+TestSuite(memory, .init = open_app, .fini = close_both);
+
+/* A messenger has two arrays for what it watches, and each may fail to grow. */
+Test(memory, a_watch_that_finds_none_is_not_made)
+{
+	int ends[2], i;
+
+	cr_assert_eq(pipe(ends), 0);
+	cr_assert_eq(write(ends[1], "12", 2), 2);
+	for (i = 0; i < 2; i++) {
+		reallocs_that_succeed = i;
+		expect_error(ENOMEM, messenger_watch(child, ends[0], POLLIN, count_watched, NULL));
+		reallocs_that_succeed = -1;
+		turn();
+		cr_assert_eq(watched, 0);
+	}
+	cr_assert_eq(messenger_watch(child, ends[0], POLLIN, count_watched, NULL), 0);
+	turn();
+	cr_assert_eq(watched, 1);
+	close_pipe(ends);
+}
+
+Test(memory, a_join_that_finds_none_is_not_made)
+{
+	struct messenger *other;
+	int ends[2];
+
+	cr_assert_eq(channel_pair(ends), 0);
+	other = messenger_open(ends[0], ROLE_PARENT);
+	cr_assert_not_null(other);
+	reallocs_that_succeed = 0;
+	expect_error(ENOMEM, messenger_join(other, child, NULL, NULL));
+	reallocs_that_succeed = -1;
+	cr_assert_eq(messenger_step(other, 0), 1, "it still has a loop of its own");
+	cr_assert_eq(messenger_join(other, child, NULL, NULL), 0);
+	messenger_close(other);
+	close(ends[1]);
+}
+
+Test(memory, a_callback_that_finds_none_is_not_called)
+{
+	int refused = 0, called = 0;
+
+	reallocs_that_succeed = 0;
+	expect_error(ENOMEM, messenger_before_close(child, count_closed, &refused));
+	reallocs_that_succeed = -1;
+	cr_assert_eq(messenger_before_close(child, count_closed, &called), 0);
+	cr_assert_eq(messenger_run_closers(child), 0);
+	cr_assert(refused == 0 && called == 1);
+}
+
+/* ---- a pause without a channel ----------------------------------------------------------- */
+
+Test(closing, a_pause_after_the_end_says_EPIPE)
+{
+	channel_close(&master);
+	while (messenger_step(child, 0) == 1)
+		;
+	expect_error(EPIPE, messenger_pause(child));
+}

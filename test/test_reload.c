@@ -637,3 +637,19 @@ Test(lifecycle, a_reload_passes_over_a_slot_that_waits_for_its_refork)
 	cluster_wait_saw(c, "APP#5", "egg-pids [AGENT#1] -> egg-ready <options>");
 	cluster_stop(c);
 }
+
+/* There is nothing to replace yet: the workers that are starting have the newest code. */
+Test(lifecycle, an_order_to_reload_before_the_start_is_over_is_ignored)
+{
+	struct cluster *c;
+
+	manners.app.load = load_long;
+	c = launch((struct options){.workers = 1});
+	cluster_wait(c, 0, ":APP#1 loads");
+	cr_assert_eq(messenger_send(c->parent, "reload-worker", NULL, ROLE_MASTER), 0);
+	cluster_order(c, "APP#1", "ready");
+	cluster_ready(c);
+	cr_assert_eq(cluster_count(c, 0, "[master] reload workers"), 0);
+	cr_assert_eq(cluster_count(c, 0, "app_worker#2"), 0);
+	cluster_stop(c);
+}
