@@ -1381,19 +1381,25 @@ Test(cluster, every_address_is_told_as_this_host)
 	cluster_stop(c);
 }
 
-/* Not every system has IPv6. */
+/* Not every system has IPv6. A listener of all addresses is told as the one of this machine. */
 Test(cluster, a_host_of_six_is_told_in_brackets)
 {
+	static const char *const hosts[][2] = {{"::1", "http://[::1]:"},
+	                                       {"::", "http://127.0.0.1:"}};
 	struct cluster *c;
+	size_t i;
 	int probe = socket(AF_INET6, SOCK_STREAM, 0);
 	struct sockaddr_in6 here = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
 
 	if (probe == -1 || bind(probe, (struct sockaddr *)&here, sizeof here) == -1)
 		cr_skip_test("no IPv6 here");
 	close(probe);
-	c = cluster_start(&(struct options){.connection = accept_and_close, .host = "::1"});
-	cluster_wait(c, 0, "http://[::1]:");
-	cluster_stop(c);
+	for (i = 0; i < 2; i++) {
+		c = cluster_start(
+			&(struct options){.connection = accept_and_close, .host = hosts[i][0]});
+		cluster_wait(c, 0, hosts[i][1]);
+		cluster_stop(c);
+	}
 }
 
 Test(cluster, an_address_of_another_host_is_a_failed_start)

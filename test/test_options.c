@@ -487,16 +487,26 @@ Test(options, a_stuck_process_has_its_own_timeout)
 
 Test(options, numbers_out_of_range_are_one_clear_line)
 {
-	static const int bad[] = {-1, INT_MAX};
+	static const struct {
+		struct options given;
+		const char *line;
+	} rows[] = {
+		{{.refork_limit = -1},
+	         "options.refork_limit=-1 is no good: give a number from 1 to 65536"},
+		{{.refork_limit = INT_MAX},
+	         "options.refork_limit=2147483647 is no good: give a number from 1 to 65536"},
+		{{.worker_start_timeout = -1},
+	         "options.worker_start_timeout=-1 is no good: give a number"},
+		{{.stuck_timeout = -1}, "options.stuck_timeout=-1 is no good: give a number"},
+		{{.graceful_timeout = -1}, "options.graceful_timeout=-1 is no good: give a number"},
+		{{.port = 65536}, "PORT=65536 is no good: give a number from 1 to 65535"},
+	};
 	struct cluster *c;
 	size_t i;
 
-	for (i = 0; i < 2; i++) {
-		c = start((struct options){.refork_limit = bad[i]});
-		cluster_wait(c, 0,
-		             "[master] options.refork_limit=%d is no good: give a number from 1 to "
-		             "65536",
-		             bad[i]);
+	for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+		c = start(rows[i].given);
+		cluster_wait(c, 0, "[master] %s", rows[i].line);
 		cluster_ended(c, 1);
 	}
 }
