@@ -271,8 +271,8 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 	result = last != NULL ? emit(client, topic, &message) : -1;
 	if (result == 0) {
 		old = topic->last;
-		topic->last = memcpy(last, message.data != NULL ? message.data : "",
-		                     message.data_length);
+		topic->last =
+			memcpy(last, message.data != NULL ? message.data : "", message.data_length);
 		topic->packet = message;
 		topic->packet.data = last;
 		last = old;

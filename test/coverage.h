@@ -17,8 +17,7 @@
 
 void __gcov_dump(void);
 
-static inline void __attribute__((noreturn))
-coverage_exit(int code)
+static inline void __attribute__((noreturn)) coverage_exit(int code)
 {
 	struct rlimit limit;
 
