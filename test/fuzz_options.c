@@ -131,7 +131,7 @@ check_pid_file(const char *pid)
 	char after[4096 + 1] = "";
 	int file;
 
-	if (digits + (digits > 0 && pid[digits] == '\n') == length && digits < 31)
+	if (digits + (digits > 0 && pid[digits] == '\n') == length && length < 32)
 		return; /* a valid pid file, with which the cluster would start */
 	file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	CHECK(file != -1 && write(file, pid, length) == (ssize_t)length);
