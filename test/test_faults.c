@@ -3,22 +3,22 @@
  * it, in each act of a cluster's life, fails once, in each way in which it can.
  *
  * The play: a cluster of an agent, two app workers and this test as the parent
- * starts, talks, loses processes, reloads, loses its agent, and ends. All that is
- * sent is numbered, and who has sent and heard what is counted in memory that all
- * processes share (struct world); so after each step it is known whether a message
- * between two living processes was lost, doubled or swapped. The play is given
- * once without a fault, to see which calls are made when and by whom; and then
- * once for each of them and each way to fail, cut down to the act that matters,
- * followed by an epilogue that shows whether the cluster is still sound.
+ * starts, talks, loses processes, reloads, loses its agent, and ends. Each message has
+ * a number, and memory that all processes share (struct world) counts which process has
+ * sent and heard which message; so each step can tell whether a message between two live
+ * processes was lost, doubled or swapped. The first play has no fault: it shows which
+ * process makes which call in which act. Then there is one play for each call and each
+ * way to fail, cut down to the act that matters, followed by an epilogue that shows
+ * whether the cluster is still sound.
  *
- * What a fault may cost is judged by DESIGN's table of errors (may_fail_to_start,
- * fault_is_invisible); whatever else happens is printed, one line for each.
+ * The table of errors in CONTRIBUTING.md says what a fault may cost (may_fail_to_start,
+ * fault_is_invisible); each other effect is printed in one line.
  *
  * Then memory, descriptors or the kernel's buffers are short in all processes of a role, in
- * each act: all calls that can fail of that do so, for a while or for too long.
+ * each act: all calls that this can make fail do so, for a while or for too long.
  *
  *	FAULTS=all make test T=faults            every combination
- *	FAULTS=shortages make test T=faults      only these
+ *	FAULTS=shortages make test T=faults      only the shortages
  *	FAULTS=short make test T=faults          each call in one act, and no shortages
  *	FAULTS=sendmessage.c:379 make test T=faults   those of one line
  *
@@ -50,13 +50,13 @@
 enum {
 	WORKERS = 2,
 	LANES = 4,          /* clusters at a time */
-	STEP_LIMIT = 5500,  /* true ms that a step of the play may take */
-	PLAY_LIMIT = 20000, /* and the whole of it */
+	STEP_LIMIT = 5500,  /* real ms that a step of the play may take */
+	PLAY_LIMIT = 20000, /* real ms that the whole play may take */
 	BIG = CHANNEL_READ_SIZE + 1000,
 	PERSISTENT = 200, /* ms on the cluster's clock */
-	TOO_LONG = 3000,  /* more than what the core waits for, for what it must not lose */
+	TOO_LONG = 3000,  /* longer than the core retries for a message that it must not lose */
 	FOR_EVER = 1000000,
-	TRIES = 2000 /* of a call that refuses, a true millisecond apart */
+	TRIES = 2000 /* of a refused call, one real millisecond apart */
 };
 
 static int
@@ -69,14 +69,14 @@ patience(void)
 
 enum stream { TO_APP, TO_AGENT, TO_PARENT, DIRECT, STREAMS };
 
-/* What a burst consists of; and what one process is told to do. */
+/* The messages of a burst, and the orders for one process. */
 enum burst { SMALL, LARGE, FLOOD, HANDLES };
 enum command { NONE, SLEEP, LEAVE, QUIT, FAIL, HANG, GARBAGE };
 
 struct life {
 	bool ready, leaving, hung, cut_off;
-	int heirs; /* it left in good order, and who was born before has heard it all */
-	int round; /* the last burst that it has sent */
+	int heirs; /* if it left in good order: those born before must hear all */
+	int round; /* the last burst that the process has sent */
 	pid_t opids[8];
 	size_t opid_count;
 	uint32_t sent[STREAMS], direct[LIVES_MAX];
@@ -94,7 +94,7 @@ struct world {
 	struct life lives[LIVES_MAX];
 	int descriptors[PLACES]; /* in the epilogue */
 	bool started, finished;
-	int told; /* of problem */
+	int told; /* is there a problem? */
 	char problem[600];
 	char folder[64];
 	int expected[PLACES]; /* descriptors, without a fault; 0: not known yet */
@@ -142,7 +142,7 @@ life_name(int life)
 
 /* ---- agent, app and parent: they count, and do what they are told ---------- */
 
-/* The burst that is being sent: where it stands. */
+/* How much of its burst this process has sent. */
 static struct {
 	int round;
 	enum burst burst;
@@ -179,7 +179,7 @@ message_length(enum burst burst, int stream, uint32_t number)
 	return burst == FLOOD && stream == TO_APP ? 20000 : 40 + number * 37 % 300;
 }
 
-/* A numbered message: "[life,stream,number,size,"aaa..."]". 0, or errno. */
+/* Send a message: "[life,stream,number,size,"aaa..."]". Returns 0 or errno. */
 static int
 send_numbered(struct messenger *messenger, int stream, uint32_t number, pid_t pid)
 {
@@ -207,14 +207,14 @@ send_numbered(struct messenger *messenger, int stream, uint32_t number, pid_t pi
 	return result == 0 ? 0 : saved;
 }
 
-/* What a refused send may say, so that it is tried again. */
+/* The errors after which a send is tried again. */
 static bool
 is_refusal(int error)
 {
 	return error == ENOBUFS || error == ENOMEM || error == EMFILE;
 }
 
-/* Who can be sent to by pid. */
+/* Can this process be sent a message by its pid? */
 static bool
 is_target(int life)
 {
@@ -222,7 +222,7 @@ is_target(int life)
 	       world->faults.places[life] >= PLACE_AGENT;
 }
 
-/* Send the next one. False: nothing is left, or it must be tried again later. */
+/* Send the next message. False: none is left, or this message must be tried again later. */
 static bool
 send_next(struct messenger *messenger)
 {
@@ -280,7 +280,7 @@ obey(struct messenger *messenger, enum command command)
 	case SLEEP:
 		poll(NULL, 0, 20);
 		break;
-	case LEAVE: /* both with much that was accepted, and is not written yet */
+	case LEAVE: /* both with many messages that are not written yet */
 	case QUIT:
 		me->heirs = world->faults.births;
 		me->leaving = true;
@@ -325,7 +325,7 @@ on_tick(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* What was there from the start hears all from the first on. */
+/* A process that was there from the start hears each sender's first message. */
 static bool
 is_founder(int life)
 {
@@ -342,8 +342,8 @@ is_intact(const struct message *message, uint32_t number, size_t size)
 	       text + length + 2 == message->data + size;
 }
 
-/* What was sent while nobody was in the receiver's place waits in a queue with a limit. So of
- * that, and of nothing else, a large message may be missing before a small one. */
+/* Messages to a role without a live process wait in a queue with a limit, so a large one among
+ * them may be dropped before a small one. No other message may be missing. */
 static int
 on_numbered(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -389,7 +389,7 @@ on_close(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* A call that fails must change nothing: so again, for a moment, and it works. */
+/* A call that fails must change nothing, so it is repeated until it works, TRIES times at most. */
 static bool
 is_worth_another_try(int result, int *tries)
 {
@@ -424,7 +424,7 @@ ignore_time(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* More of everything than there is room for at first. */
+/* Add more watches, timers and listeners than the first arrays have room for. */
 static int
 grow(struct messenger *messenger)
 {
@@ -438,7 +438,7 @@ grow(struct messenger *messenger)
 		messenger_unwatch(messenger, extra[i]);
 		close(extra[i]);
 	}
-	for (i = 0; i < 7; i++) /* with the tick eight, so that the next one needs memory */
+	for (i = 0; i < 7; i++) /* eight with on_tick's, so that the next timer needs memory */
 		INSIST(messenger_set_interval(messenger, 1000000, ignore_time, NULL));
 	for (i = 0; i < 3; i++)
 		INSIST(messenger_on(messenger, "grow", on_egg_ready, NULL));
@@ -499,7 +499,7 @@ on_connection(struct messenger *app, int descriptor, void *arg)
 
 static struct messenger *parent;
 static pid_t master;
-static bool ended; /* the master, with this status: */
+static bool ended; /* has the master ended? */
 static int master_status;
 
 static bool
@@ -514,8 +514,8 @@ ends_channel(int how)
 	return how == EPIPE || how == ECONNRESET || how == FAULT_END;
 }
 
-/* Was memory short for a moment? That costs no process its life once it has a channel,
- * and is in its loop. */
+/* Was memory short for a moment? This costs no process its life once the process has a channel
+ * and runs its loop. */
 static bool
 is_passing_shortage(int i)
 {
@@ -529,7 +529,7 @@ is_passing_shortage(int i)
 	       (plan->place != PLACE_MASTER || world->faults.fired_births[i] > 2);
 }
 
-/* Is nobody to notice any of what failed? */
+/* Must every fault of the plan remain without effect? */
 static bool
 is_invisible(void)
 {
@@ -568,7 +568,7 @@ turn(void)
 		ended = true;
 }
 
-/* Wait until it is so; what it waits for goes into the complaint. */
+/* Wait until is_so returns true. The complaint has the text that is_so leaves in `missing`. */
 static bool
 until(bool (*is_so)(char *missing, size_t size), const char *step)
 {
@@ -620,7 +620,7 @@ has_heard(int to, int from, char *missing, size_t size)
 	return false;
 }
 
-/* Does everybody know the right pids of the others? */
+/* Does the process know the pids of the other role: the agent's, or those of all apps? */
 static bool
 knows(int life, char *missing, size_t size)
 {
@@ -646,7 +646,7 @@ knows(int life, char *missing, size_t size)
 	return true;
 }
 
-/* One agent, two apps, nobody on the way in or out. */
+/* Are there one agent and two apps, all ready, and is none of them leaving? */
 static bool
 is_complete(char *missing, size_t size)
 {
@@ -668,8 +668,8 @@ is_complete(char *missing, size_t size)
 	return count[PLACE_AGENT] == 1 && count[PLACE_APP] == WORKERS;
 }
 
-/* All living have sent this round's burst and heard the others', and those who
- * left in good order. */
+/* Has every live process sent this round's burst, and heard all messages of the other processes
+ * and of those that left in good order? */
 static bool
 is_settled(char *missing, size_t size)
 {
@@ -696,7 +696,7 @@ is_settled(char *missing, size_t size)
 	return true;
 }
 
-static int births; /* when the burst began */
+static int births; /* the number of processes when the burst began */
 
 static bool
 is_settled_or_changed(char *missing, size_t size)
@@ -704,8 +704,8 @@ is_settled_or_changed(char *missing, size_t size)
 	return births != world->faults.births || is_settled(missing, size);
 }
 
-/* Wait until all are there; let all send a burst, and wait until all have heard
- * it. If somebody died of it, that one's replacement gets another one. */
+/* Wait until the cluster is complete, let each process send a burst, and wait until all have
+ * heard it. If a process died meanwhile, repeat this with its replacement. */
 static bool
 settle(enum burst burst, const char *step)
 {
@@ -728,7 +728,7 @@ has_obeyed(char *missing, size_t size)
 	return world->commanded == 0 || !process_is_alive(world->commanded);
 }
 
-/* Tell a process to do something. */
+/* Give a process an order, and wait until it has obeyed or is dead. */
 static bool
 order(int life, enum command command)
 {
@@ -781,7 +781,7 @@ join_as_parent(void)
 	return join(parent);
 }
 
-/* fork_cluster, again if it refuses: then nothing of the first attempt is left. */
+/* Call fork_cluster, and repeat it if it fails: nothing of a failed attempt may be left. */
 static bool
 begin(void)
 {
@@ -823,7 +823,7 @@ act_start(void)
 	return true;
 }
 
-/* One connection: what goes in comes out again. */
+/* Make one connection. Does the app echo the byte? */
 static bool
 ask(void)
 {
@@ -842,7 +842,7 @@ ask(void)
 	return answered;
 }
 
-/* A fault may cost the one connection that it hits, if it is no passing one. */
+/* A fault that is not invisible may cost one connection. */
 static void
 connect_to_all(void)
 {
@@ -854,13 +854,13 @@ connect_to_all(void)
 		complain("%d of 4 connections were not answered", lost);
 }
 
-/* Does each app accept, sooner or later? */
+/* Make a connection. Has each app accepted one by now? */
 static bool
 accepts(char *missing, size_t size)
 {
 	int life;
 
-	if (port == 0) /* the parent has not heard of it */
+	if (port == 0) /* the parent does not know the port */
 		return true;
 	ask();
 	for (life = 0; life < world->faults.births; life++)
@@ -902,7 +902,7 @@ act_handles(void)
 	return settle(HANDLES, "after handles");
 }
 
-/* To an app that is busy with something else. */
+/* Flood an app that is busy with something else. */
 static bool
 act_flood(void)
 {
@@ -915,7 +915,7 @@ act_flood(void)
 	return settle(FLOOD, "after a flood to a slow reader");
 }
 
-/* A loop of this process with nothing to do: it gives back the memory of its queue. */
+/* Run a loop with nothing to do in this process: an idle loop frees the memory of its queue. */
 static void
 be_quiet(void)
 {
@@ -935,7 +935,7 @@ be_quiet(void)
 	close(pair[1]);
 }
 
-/* A channel of this process with itself: a drain that finds nobody reading. */
+/* Open a channel from this process to itself, so that nobody reads during channel_drain. */
 static bool
 act_drain(void)
 {
@@ -1009,9 +1009,9 @@ order_reload(void)
 static int reload_births;
 static int64_t reload_at, reload_pause;
 
-/* D12: a reload whose new worker dies is given up, and the old one stays: it is ordered again. The
- * pauses grow, since an order lets a reload that is under way begin anew, and on a busy machine
- * that would be for ever. */
+/* D12: if the new worker of a reload dies, the old worker stays, so the test orders another reload.
+ * The pauses grow, since an order restarts a reload that is under way: with short pauses a busy
+ * machine would never finish one. */
 static bool
 is_reloaded(char *missing, size_t size)
 {
@@ -1061,7 +1061,7 @@ act_hang(void)
 
 	if (!order(hung, HANG))
 		return false;
-	if (parent == NULL) /* nobody is there to order a reload */
+	if (parent == NULL) /* only the parent can order a reload */
 		return kill_life(hung);
 	return reload("after a reload of a hung worker");
 }
@@ -1078,7 +1078,7 @@ act_quit_agent(void)
 	return order(find_life(PLACE_AGENT, -1), QUIT) && settle(SMALL, "after the agent's exit");
 }
 
-/* Do all hold as many descriptors as they do without a fault? */
+/* Does each process hold as many descriptors as without a fault? */
 static bool
 holds_no_more(char *missing, size_t size)
 {
@@ -1101,7 +1101,7 @@ holds_no_more(char *missing, size_t size)
 	return true;
 }
 
-/* Whatever has happened: is it as sound as ever? */
+/* Is the cluster sound after the fault? */
 static bool
 act_after(void)
 {
@@ -1142,8 +1142,8 @@ static const struct {
 
 /* ---- the judgement --------------------------------------------------------- */
 
-/* Set-up that fails ends the start with one line. Once the master's loop runs,
- * the master tries again; a child's start fails, and with it the cluster's. */
+/* If the set-up fails, the start ends with one line. Once its loop runs, the master tries again.
+ * If a child cannot start, the cluster's start fails too. */
 static bool
 may_fail_to_start(void)
 {
@@ -1166,7 +1166,7 @@ may_fail_to_start(void)
 	return false;
 }
 
-/* The last lines of what went to stderr. */
+/* The last line of stderr, without those that only tell the exit code. */
 static void
 last_words(char *words, size_t size)
 {
@@ -1185,7 +1185,7 @@ last_words(char *words, size_t size)
 		fclose(file);
 }
 
-/* What it does not know to be its own, the master must not remove. */
+/* The master must not remove a file unless it knows that the file is its own. */
 static bool
 may_leave_pid_file(void)
 {
@@ -1208,7 +1208,7 @@ may_leave_pid_file(void)
 	return false;
 }
 
-/* The pid file and the status file are gone, and no other stands beside them. */
+/* The pid file and the status file must be gone, and no other file may be in their folder. */
 static void
 judge_files(void)
 {
@@ -1241,9 +1241,9 @@ judge_end(void)
 	judge_files();
 }
 
-/* This process is the subreaper, so each process of the cluster that its own parent did not
- * wait for becomes its child. No other is killed: its number may be a stranger's by now.
- * Returns whether there was one; their names are added to the text. */
+/* This process is the subreaper, so an orphan of the cluster becomes its child. Only children are
+ * killed: any other pid may belong to a foreign process by now. Returns whether a process was
+ * left, and appends the names to the text. */
 static bool
 kill_left(char *names, size_t size)
 {
@@ -1287,8 +1287,8 @@ is_over(char *missing, size_t size)
 	return ended;
 }
 
-/* A fault was invisible if nobody died of it. (A reload that takes long is ordered
- * again, and then may fork once more.) */
+/* An invisible fault must cost no process its life. (A slow reload is ordered again, and may then
+ * fork once more.) */
 static void
 judge_births(int act)
 {
@@ -1322,7 +1322,7 @@ play_acts(void)
 	}
 	if (world->told && !ended && master > 0)
 		kill(master, SIGKILL);
-	ended = ended || master <= 0; /* there was none */
+	ended = ended || master <= 0; /* fork_cluster failed */
 	until(is_over, "the end");
 	while (!ended && waitpid(master, &master_status, 0) == -1)
 		;
@@ -1387,7 +1387,7 @@ play(void)
 	exit(0);
 }
 
-/* ---- one after the other, some at a time ----------------------------------- */
+/* ---- several plays at a time ----------------------------------------------- */
 
 struct job {
 	struct fault plan[PLANS];
@@ -1404,7 +1404,7 @@ static struct {
 	uint32_t hits[ACTS][SITES_MAX][PLACES];   /* without a fault */
 	bool usual[SITES_MAX][PLACES];            /* the same, in any act */
 	bool reached[SITES_MAX];                  /* ever */
-	struct job *provokers[SITES_MAX][PLACES]; /* whose fault leads to an unusual one */
+	struct job *provokers[SITES_MAX][PLACES]; /* the job that leads to an unusual call */
 	int command[SITES_MAX];
 	int descriptors[PLACES], births[ACTS];
 	int played, failed, silent;
@@ -1468,7 +1468,7 @@ print_problem(const struct world *w)
 		fprintf(stderr, "\tits log: %s\n", w->folder);
 }
 
-/* Which calls were made; those that only this fault has led to are remembered. */
+/* Count the calls that were made; for a call that only a fault leads to, remember the job. */
 static void
 count_hits(const struct lane *lane)
 {
@@ -1514,7 +1514,7 @@ close_lane(struct lane *lane)
 	lane->player = 0;
 }
 
-/* Nobody may be left to write into the world of the next play. */
+/* A process that is left would write into the world of the next play. */
 static void
 kill_lives(void)
 {
@@ -1524,7 +1524,7 @@ kill_lives(void)
 		poll(NULL, 0, 1);
 }
 
-/* Too late: kill all of them. */
+/* The play takes too long: kill its parent; wait_lane then kills the others. */
 static void
 abort_lane(struct lane *lane)
 {
@@ -1533,7 +1533,7 @@ abort_lane(struct lane *lane)
 	kill(lane->player, SIGKILL);
 }
 
-/* Wait for the end of one that is being played; false if there is none. */
+/* Wait a moment for the end of a play; false if none is running. */
 static bool
 wait_lane(void)
 {
@@ -1599,7 +1599,7 @@ open_lanes(void)
 	}
 }
 
-/* Without a fault: all is well, and now it is known who calls what, and when. */
+/* Play without a fault: all must be well. Record which process makes which call in which act. */
 static void
 rehearse(void)
 {
@@ -1620,7 +1620,7 @@ rehearse(void)
 	memcpy(tally.births, w->births, sizeof tally.births);
 }
 
-/* ---- which ---------------------------------------------------------------- */
+/* ---- which faults ---------------------------------------------------------- */
 
 static struct job jobs[SITES_MAX * 128];
 static size_t job_count;
@@ -1632,7 +1632,7 @@ add_job(const struct job *before, int site, int place, int act, int how, int las
 
 	cr_assert(job_count < sizeof jobs / sizeof jobs[0]);
 	if (how == FAULT_NO_HANDLE)
-		lasts = FOR_EVER; /* the handle is not in the first */
+		lasts = FOR_EVER; /* the first call need not carry the handle */
 	if (before != NULL)
 		job->plan[0] = before->plan[0];
 	job->plan[before != NULL] = (struct fault){site, place, act, how, lasts};
@@ -1662,7 +1662,7 @@ is_wanted(int site)
 	return strcmp(wanted, line) == 0;
 }
 
-/* What may go on for a while. */
+/* The error of this call that may last for a while; 0 if there is none. */
 static int
 lasting_fault(const struct site *site, int command)
 {
@@ -1702,8 +1702,8 @@ add_jobs_of(const struct job *before, int site, int place, int act)
 		add_job(before, site, place, act, lasting, TOO_LONG);
 }
 
-/* The acts in which a call is made. By default two of them are enough: the first,
- * and one that is another one for another call; and each if it fails for a while. */
+/* By default a call fails in two of the acts that make it: the first, and one that differs from
+ * call to call. Calls on a channel and the master's allocations also fail in all others. */
 static void
 list_jobs_of(int site, int place)
 {
@@ -1735,7 +1735,7 @@ list_jobs(void)
 			list_jobs_of(site, place);
 }
 
-/* The calls to which only a fault leads: that fault, and then theirs. */
+/* For a call that is made only after a fault: that fault comes first, then the call fails. */
 static void
 list_second_jobs(void)
 {
@@ -1750,8 +1750,8 @@ list_second_jobs(void)
 		}
 }
 
-/* One role is short of something. (Without the kernel's buffers the log loses its lines,
- * those of a failed start too.) */
+/* One role is short of something. (There is no ENOBUFS in the start: the log would lose the line
+ * that says why the start failed.) */
 static void
 list_shortages(void)
 {
