@@ -641,7 +641,7 @@ Test(schedule, a_task_that_goes_on_after_it_has_returned)
 	cluster_order(c, "APP#1", "done 9");
 	cluster_wait(c, 0, "[Job#by hand] held execute failed, used ");
 	settle(c, "AGENT#1", 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "a manual run was told");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "a manual run counted");
 	cluster_stop(c);
 }
 
