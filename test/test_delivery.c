@@ -605,5 +605,5 @@ Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 	int tries = 5;
 
 	while (!find_receivers())
-		cr_assert_gt(--tries, 0, "too slow to prove anything");
+		cr_assert_gt(--tries, 0, "this machine is too slow");
 }

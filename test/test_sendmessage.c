@@ -529,7 +529,7 @@ Test(writing, to_a_full_socket_waits_in_order)
 		cr_assert(sendmessage(&channel, &message) == 0);
 		put_frame(&want, &message);
 		before += message_size(&message);
-		cr_assert(channel_flush(&channel) == PEER_ALIVE, "channel_flush blocked");
+		cr_assert(channel_flush(&channel) == PEER_ALIVE, "a full socket is an error");
 		cr_assert(channel_pending(&channel) == before);
 		sized_free(&message);
 	}
@@ -560,11 +560,11 @@ Test(writing, past_the_limit_queues_nothing)
 	cr_assert(sendmessage(&channel, &message) == -1 && errno == ENOBUFS);
 	cr_assert(channel_pending(&channel) == pending, "a refused message was queued");
 	while (channel_pending(&channel) + message_size(&small) <= LIMIT) { /* to the last byte */
-		cr_assert(sendmessage(&channel, &small) == 0, "a smaller message fits");
+		cr_assert(sendmessage(&channel, &small) == 0, "a smaller message is refused");
 		put_frame(&want, &small);
 	}
 	pump(&channel, far, &got, want.length);
-	cr_assert(sendmessage(&channel, &message) == 0, "after a flush it fits");
+	cr_assert(sendmessage(&channel, &message) == 0, "refused after the flush");
 	put_frame(&want, &message);
 	pump(&channel, far, &got, want.length);
 	assert_bytes(&got, &want);
@@ -762,7 +762,7 @@ Test(ending, seen_by_a_write_leaves_last_words_readable)
 	close(far);
 	cr_assert(pipe(handle) == 0);
 	before = open_descriptors();
-	cr_assert(sendmessage(&channel, &few[0]) == 0, "the death is not known yet");
+	cr_assert(sendmessage(&channel, &few[0]) == 0, "the death is known early");
 	cr_assert(sendmessage(&channel, &(struct message){.action = "h", .handle = handle[0]}) ==
 	          0);
 	cr_assert(channel_flush(&channel) == PEER_GONE, "a write to a dead peer succeeded");
