@@ -374,7 +374,7 @@ read_rows(struct row *rows, size_t size)
 	size_t count = 0;
 	int i;
 
-	cr_assert(file != NULL, "run me where the Makefile is");
+	cr_assert(file != NULL, "run the test in the Makefile's folder");
 	cr_assert(fgets(line, sizeof line, file) != NULL); /* the header */
 	while (fgets(line, sizeof line, file) != NULL) {
 		cr_assert(count < size);

@@ -58,7 +58,7 @@ path_of(const char *name)
 
 static struct program *programs;
 
-/* If the test fails, it leaves programs: kill them. A master has printed its pid, and its
+/* A test that fails leaves programs: kill them. A master has printed its pid, and its
  * children exit when the master is dead. */
 static void
 kill_programs(void)
@@ -483,7 +483,7 @@ Test(refresh, a_source_that_talks_nonsense)
 	stop(source);
 }
 
-/* A source in the test, which answers /push and /data with the texts that are given here. */
+/* A source in a child of the test: it answers /push and /data with the texts given here. */
 struct fake {
 	pid_t pid;
 	int port;
@@ -905,7 +905,7 @@ Test(refresh, an_option_in_two_words)
 
 /* ---- in the background ----------------------------------------------------------------------- */
 
-/* Run a command to its end. Returns the number behind `text`, which it prints. */
+/* Run a command to its end. Returns the number that the command prints behind `text`. */
 static int
 command(const char *text, const char *const arguments[])
 {

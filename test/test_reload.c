@@ -209,7 +209,7 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 
 /* ---- 13: reload -------------------------------------------------------------------------- */
 
-/* Does any egg-pids that the agent saw since the mark list fewer than `least` apps? */
+/* Since the mark, has the agent seen an egg-pids with fewer than `least` apps? */
 static bool
 agent_sees_fewer_than(struct cluster *c, size_t mark, int least)
 {

@@ -399,7 +399,7 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 
 	pass(c, "AGENT#1", 1, 1000);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
-	cr_expect_eq(cluster_count(c, 0, "off"), 0, "no line of the log is about it");
+	cr_expect_eq(cluster_count(c, 0, "off"), 0, "the log has a line about the job");
 	cluster_order(c, "APP#1", "run off");
 	cluster_wait(c, 0, "[Job#by hand] off execute failed, used ");
 	cluster_wait(c, 0, "ms. The task returned 3");
@@ -412,7 +412,7 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 	cluster_wait(c, 0, "[Job#1] off disable");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2, "on, and that refusal");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2, "one run, one refusal");
 	cluster_stop(c);
 }
 

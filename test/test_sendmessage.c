@@ -374,7 +374,7 @@ Test(reading, interrupted_or_short_of_memory_loses_nothing)
 
 TestSuite(writing, .timeout = 60);
 
-/* Every write takes at most `most` bytes, for every possible number. */
+/* Every write takes at most shape->most bytes, for every possible limit. */
 Test(writing, short_at_every_byte)
 {
 	struct channel channel;

@@ -186,7 +186,7 @@ Test(lifecycle, s14_a_second_master_is_refused_as_long_as_the_first_lives)
 
 /* ---- D17: a log that is not read --------------------------------------------------------- */
 
-/* The apps that have told the parent of their start, and the deaths that it has heard of. */
+/* The apps that have reported to the parent, and the number of deaths that the parent knows. */
 struct roll {
 	pid_t apps[8];
 	int count, deaths;
