@@ -168,7 +168,7 @@ order_fork(struct messenger *app, const char *line)
 	return 0;
 }
 
-/* After each of the next two orders the listener returns an error. */
+/* The next two orders carry the error that the listener returns. */
 static int
 order_flood(struct messenger *app, const char *line)
 {
