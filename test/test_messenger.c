@@ -818,7 +818,7 @@ Test(roles, accepted_connections_count_while_they_are_watched)
 	close_pipes(2);
 }
 
-/* ---- an exit, and a broadcast --------------------------- */
+/* ---- an exit, and a broadcast ----------------------------------------------------------- */
 
 /* The queue is full, but the socket is not any longer. */
 Test(send, a_broadcast_makes_room_before_it_fails)
