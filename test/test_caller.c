@@ -1,8 +1,8 @@
 /*
  * What the caller brings along: closed descriptors, signals that it handles, blocks or
  * ignores, handlers for its exit, open messengers, threads, a terminal, a small limit of
- * descriptors, or no process above it. Clutch needs some of that for itself. What clutch
- * changes, it puts back; and what an application starts finds what the caller had.
+ * descriptors, or no process above it. Clutch uses some of these for itself. Clutch restores
+ * everything that it changes, and a program that an application starts finds the caller's state.
  *
  * Each test forks a program that calls clutch as its author would: see caller.h.
  *
@@ -70,7 +70,7 @@ without_descriptors(void)
 	                                     .pid_file = pid_file});
 }
 
-/* What a process has as descriptor n; "nothing" if that is closed. */
+/* The name of the file that a process has as descriptor `number`; "nothing" if it is closed. */
 static const char *
 descriptor_of(pid_t pid, int number)
 {
@@ -214,7 +214,7 @@ action1(void)
 	return 127;
 }
 
-/* Five processes, and the one with that pid (if it is not 0) is none of them. */
+/* Are there five processes, and none of them has the pid `arg` points to (if it is not 0)? */
 static bool
 five_without(struct caller *c, const void *arg)
 {
@@ -338,7 +338,7 @@ Test(caller, a_failed_start_closes_no_descriptor_of_the_callers)
 	caller_free(c);
 }
 
-/* The parent's end is the cluster's from the call on, whatever becomes of the start. */
+/* The cluster owns the parent's end from the call on, even if the start fails. */
 static int
 with_a_parents_end(void)
 {
@@ -365,8 +365,8 @@ Test(caller, the_parents_end_is_closed_after_each_start)
 	caller_free(c);
 }
 
-/* The caller has its own end of the channel, and none of the master's: so it sees the end of
- * a master that was killed. */
+/* The caller holds its own end of the channel, and no copy of the master's end: so the caller
+ * sees the end of file when the master is killed. */
 static int
 with_a_master_that_is_killed(void)
 {
@@ -404,7 +404,7 @@ end_inner_cluster(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* Its turns after egg-ready would show that it leaves. */
+/* The turns after egg-ready would show a process that leaves. */
 static int
 inner_ready(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -441,7 +441,7 @@ with_an_inner_cluster(void)
 	return run_cluster(&(struct options){.app = nesting_role, .workers = 1});
 }
 
-/* The inner cluster's processes do not believe that they have been told to leave. */
+/* The worker was told to leave; the inner cluster's processes must not inherit that order. */
 Test(caller, a_worker_that_leaves_may_start_a_cluster)
 {
 	struct caller *c = caller_start(with_an_inner_cluster);
@@ -590,7 +590,7 @@ fail_later(struct messenger *messenger, void *arg)
 	return messenger_ready(messenger, 1);
 }
 
-/* What the app's start comes to is the word that it was given. */
+/* The app's start ends in the way that `exit_word` names. */
 static int
 exit_app(struct messenger *app, void *arg)
 {
@@ -624,7 +624,7 @@ with_an_exit_handler(void)
 		.workers = 1});
 }
 
-/* The caller leaves by _exit: whatever runs its handler is not itself. */
+/* The caller leaves by _exit: so if its handler runs, another process has run it. */
 static struct caller *
 start_with_handler(bool by_fork, const char *word)
 {
@@ -643,7 +643,7 @@ end_without_handler(struct caller *c, int status)
 	caller_free(c);
 }
 
-/* Every way out that is clutch's own. */
+/* Take every way in which clutch itself ends a process. */
 static void
 leave_in_every_way(bool by_fork)
 {
@@ -677,8 +677,8 @@ Test(caller, a_forked_cluster_runs_no_exit_handler_of_the_caller)
 	leave_in_every_way(true);
 }
 
-/* exit(3) is what the C library says, in an application that calls it: handlers run,
- * stdout is flushed, and what was sent arrives. Nothing else runs the handler. */
+/* An application that calls exit(3) gets all that the C library promises: handlers run, stdout
+ * is flushed, and sent messages arrive. No other way out runs the handler. */
 Test(caller, an_exit_of_the_applications_own_is_the_c_librarys)
 {
 	struct caller *c = start_with_handler(false, "test-exit");
@@ -734,7 +734,7 @@ with_words(void)
 	return status;
 }
 
-/* Of each process that has said its pid behind `who`, its words are there once. */
+/* Each process that has printed its pid behind `who` has printed its words exactly once. */
 static void
 check_words(struct caller *c, const char *who)
 {
@@ -770,7 +770,7 @@ end_with_words(struct caller *c, int status)
 	caller_free(c);
 }
 
-/* What is printed with stdio comes out once, whoever ends the process. */
+/* Text printed with stdio comes out once, in every way that a process can end. */
 static void
 print_and_leave(bool by_fork)
 {
@@ -873,8 +873,8 @@ Test(caller, fork_cluster_does_not_wait_for_a_thread_that_reads)
 /* ---- a terminal ----------------------------------------------------------------------- */
 
 static const char *terminal_path;
-static enum role terminal_role; /* which one uses the terminal */
-static bool terminal_is_read;   /* or written to, with "stty tostop" */
+static enum role terminal_role; /* the role that uses the terminal */
+static bool terminal_is_read;   /* false: it is written to, with "stty tostop" */
 
 static int
 use_terminal(struct messenger *messenger, void *arg)
@@ -914,7 +914,7 @@ in_the_foreground(void)
 	                                     .agent_close_timeout = 500});
 }
 
-/* It is ready, or a line says why it is not. */
+/* The app is ready, or a line says why it is not. */
 static bool
 ready_or_said(struct caller *c, const void *arg)
 {
@@ -1032,14 +1032,14 @@ leave_orphans(pid_t one)
 		name = open(path, O_RDONLY);
 		if (name == -1 || setns(name, CLONE_NEWPID) == -1)
 			_exit(1);
-		parent = fork(); /* the first one that is in the namespace */
+		parent = fork(); /* it is in the namespace */
 		for (i = 0; parent == 0 && i < ORPHANS; i++)
 			if (fork() == 0)
 				be_an_orphan();
 		_exit(parent > 0 && waitpid(parent, NULL, 0) == parent ? 0 : 1);
 	}
 	close(ends[1]);
-	cr_assert(read(ends[0], &byte, 1) == 0); /* none of them has it open any more */
+	cr_assert(read(ends[0], &byte, 1) == 0); /* end of file: every orphan has ended */
 	close(ends[0]);
 	waitpid(parent, NULL, 0);
 }
@@ -1113,7 +1113,7 @@ Test(caller, as_process_1_the_launcher_reaps_orphans)
 	reap_orphans(launch_as_one, " started on ");
 }
 
-/* Its helper ends when it is told so, and is then an orphan of process 1. */
+/* The helper ends when a signal tells it to, and is then a dead orphan of process 1. */
 static int
 role_with_helper(struct messenger *messenger, void *arg)
 {
@@ -1182,14 +1182,14 @@ daemon_with_few_descriptors(void)
 	return 127;
 }
 
-/* How many lines of the text are not what the test itself says. */
+/* Count the lines of the text that the test has not printed itself. */
 static size_t
 lines_of(const struct caller *c)
 {
 	return caller_count(c, "\n") - caller_count(c, "master is ");
 }
 
-/* It is known before the first fork: one line, exit 1. */
+/* The master sees the shortage before its first fork: it prints one line and exits with 1. */
 static void
 start_too_many(bool by_fork)
 {
@@ -1216,7 +1216,7 @@ Test(caller, too_few_descriptors_for_a_daemon_are_known_before_the_first_fork)
 	struct caller *c = caller_start(daemon_with_few_descriptors);
 	int status = caller_status(c);
 
-	if (status == -1) { /* interrupted, the launcher ends what it has started */
+	if (status == -1) { /* a launcher that is interrupted ends the daemon */
 		kill(c->pid, SIGTERM);
 		caller_until(c, caller_is_dead, NULL);
 	}
@@ -1227,7 +1227,7 @@ Test(caller, too_few_descriptors_for_a_daemon_are_known_before_the_first_fork)
 	caller_free(c);
 }
 
-/* But where there are enough, it starts. */
+/* A cluster that has enough descriptors starts. */
 Test(caller, enough_descriptors_are_enough)
 {
 	struct caller *c;
@@ -1275,7 +1275,7 @@ with_a_port(void)
 	                                     .port = shared_port});
 }
 
-/* Start with any free port, and remember it for those that come after it. */
+/* Start with any free port, and remember the port for the next clusters. */
 static struct caller *
 start_first(void)
 {

@@ -1397,7 +1397,7 @@ Test(cluster, a_host_of_six_is_told_in_brackets)
 	for (i = 0; i < 2; i++) {
 		c = cluster_start(
 			&(struct options){.connection = accept_and_close, .host = hosts[i][0]});
-		cluster_wait(c, 0, hosts[i][1]);
+		cluster_wait(c, 0, "%s", hosts[i][1]);
 		cluster_stop(c);
 	}
 }

@@ -374,7 +374,7 @@ read_rows(struct row *rows, size_t size)
 	size_t count = 0;
 	int i;
 
-	cr_assert(file != NULL, "run me where the Makefile is");
+	cr_assert(file != NULL, "run the test in the Makefile's folder");
 	cr_assert(fgets(line, sizeof line, file) != NULL); /* the header */
 	while (fgets(line, sizeof line, file) != NULL) {
 		cr_assert(count < size);
@@ -605,5 +605,5 @@ Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
 	int tries = 5;
 
 	while (!find_receivers())
-		cr_assert_gt(--tries, 0, "too slow to prove anything");
+		cr_assert_gt(--tries, 0, "this machine is too slow");
 }

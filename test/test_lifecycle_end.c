@@ -2,8 +2,8 @@
  * How a live cluster ends: the scenarios 08 to 17 of what was recorded from the real
  * egg-cluster (lifecycle.md), one test each.
  *
- * A test's name begins with its scenario. Where the expected value is not egg's,
- * Dn says why: its number in docs/divergences.md.
+ * A test's name begins with its scenario. Where the expected value is not egg's, a comment
+ * names the divergence, Dn of docs/divergences.md.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -14,7 +14,7 @@ TestSuite(lifecycle, .timeout = 120);
 
 /* ---- processes that obey ----------------------------------------------------------------- */
 
-/* Loading: it never returns from it. */
+/* The process never finishes loading. */
 static int
 load_for_ever(struct messenger *messenger, void *arg)
 {
@@ -25,7 +25,7 @@ load_for_ever(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* Leaving: never, unless a signal ends it. */
+/* The process never finishes leaving; a signal can end it. */
 static int
 close_never(struct messenger *messenger, void *arg)
 {
@@ -36,7 +36,7 @@ close_never(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* Leaving: only SIGKILL ends it, its own alarm does not. */
+/* The process never finishes leaving; only SIGKILL ends it, its own alarm does not. */
 static int
 close_never_ever(struct messenger *messenger, void *arg)
 {
@@ -53,7 +53,7 @@ close_badly(struct messenger *messenger, void *arg)
 
 /* ---- their cluster ----------------------------------------------------------------------- */
 
-/* Its agent, when told to leave, waits: so the ends of the apps can be seen. */
+/* The agent waits when it is told to leave, so that the test sees the apps end. */
 static struct cluster *
 start_patient(struct options options)
 {
@@ -62,7 +62,7 @@ start_patient(struct options options)
 	return start(options);
 }
 
-/* "Seen: nothing", by the parent, the first agent and the first apps. */
+/* The parent, the first agent and the first apps have seen no message. */
 static void
 expect_silence(struct cluster *c, size_t mark, int workers)
 {
@@ -77,7 +77,7 @@ expect_silence(struct cluster *c, size_t mark, int workers)
 	}
 }
 
-/* The master says goodbye, nobody has seen anything, nobody is left. */
+/* The master prints its last line; no process has seen a message, and none is left. */
 static void
 expect_quiet_end(struct cluster *c, size_t mark, int workers)
 {
@@ -101,7 +101,7 @@ expect_within(int64_t start, int64_t least, int64_t most)
 
 /* ---- the status -------------------------------------------------------------------------- */
 
-/* How an app has ended, in a cluster that closes. */
+/* Check how an app has ended while the cluster closes. */
 static void
 expect_end(struct cluster *c, const char *who, const char *end)
 {
@@ -151,7 +151,7 @@ Test(lifecycle, s08c_sigquit_to_the_master)
 	expect_orderly_end(SIGQUIT, "SIGQUIT");
 }
 
-/* D15: egg's master dies of the second. */
+/* D15: a second SIGTERM kills egg's master. */
 Test(lifecycle, s08d_a_second_sigterm_changes_nothing)
 {
 	struct cluster *c;
@@ -168,7 +168,7 @@ Test(lifecycle, s08d_a_second_sigterm_changes_nothing)
 		cluster_signal(c, "MASTER", SIGINT);
 		cluster_signal(c, "MASTER", SIGQUIT);
 		if (i % 10 == 0)
-			cluster_ask_status(c); /* the master has come by */
+			cluster_ask_status(c); /* the master has finished a turn */
 	}
 	cr_assert_eq(cluster_count(c, mark, "exit of"), 0);
 	cr_assert_eq(cluster_count(c, mark, ":AGENT#1 waits"), 0);
@@ -183,8 +183,8 @@ Test(lifecycle, s08d_a_second_sigterm_changes_nothing)
 	expect_quiet_end(c, mark, 2);
 }
 
-/* As in egg, SIGTERM kills until the role's function has returned, and who is
- * ready later leaves in order. */
+/* As in egg, SIGTERM kills a process whose role's function has not returned; a process
+ * whose function has returned leaves in order, even if it is ready later. */
 static void
 expect_end_of_loading(messenger_callback load, const char *end)
 {
@@ -197,7 +197,7 @@ expect_end_of_loading(messenger_callback load, const char *end)
 	cluster_wait(c, 0, ":APP#1 loads");
 	cluster_wait(c, 0, ":APP#2 loads");
 	cluster_pid(c, "APP#2");
-	if (load == load_long) { /* who obeys has returned from its function */
+	if (load == load_long) { /* a process that obeys has returned from its function */
 		cluster_did(c, "APP#1", "talk 0");
 		cluster_did(c, "APP#2", "talk 0");
 	}
@@ -263,7 +263,7 @@ Test(lifecycle, s08h_sigterm_while_the_agent_is_dead)
 	cluster_wait_saw(c, "APP#1", "egg-pids [AGENT#1] -> egg-ready <options> -> egg-pids []");
 	mark = signal_master(c, SIGTERM);
 	cluster_wait(c, mark, ":APP#1 waits");
-	pass(c, 1300); /* the agent's second */
+	pass(c, 1300); /* longer than the second after which an agent is replaced */
 	go(c, ROLE_APP);
 	cluster_wait(c, mark, "exit of APP#1: 0");
 	cluster_wait(c, mark, "[master] exit with code:0");
@@ -313,7 +313,7 @@ Test(lifecycle, s09a_sigkill_to_the_master)
 	expect_within(begin, 0, 4500);
 }
 
-/* D3: egg's agent hangs for good. Here nobody is left soon after its timeout. */
+/* D3: egg's agent hangs for ever. clutch leaves no process soon after the agent's timeout. */
 Test(lifecycle, s09b_sigkill_to_the_master_while_all_hang_when_they_close)
 {
 	struct cluster *c;
@@ -348,7 +348,7 @@ Test(lifecycle, s09c_sigkill_to_the_master_while_the_apps_are_loading)
 	cluster_killed(c, SIGKILL);
 }
 
-/* It loads without turning its loop, until its master is dead. */
+/* The app loads without turning its loop, until its master is dead. */
 static int
 load_until_the_master_dies(struct messenger *app, void *arg)
 {
@@ -405,8 +405,8 @@ Test(lifecycle, s12b_an_app_hangs_when_it_closes)
 	size_t mark;
 
 	manners.app.close = close_never;
-	/* Its own alarm comes each second, and the first after nine tenths of this ends it: the
-	 * second one. */
+	/* An app's own alarm comes each second, and ends the app after nine tenths of this
+	 * timeout: the second alarm does. */
 	c = start_patient((struct options){.workers = 2, .app_close_timeout = 1200});
 	begin = clutch_now();
 	mark = signal_master(c, SIGTERM);
@@ -420,8 +420,8 @@ Test(lifecycle, s12b_an_app_hangs_when_it_closes)
 	expect_quiet_end(c, mark, 2);
 }
 
-/* The agent is killed, before the master leaves. (Where is its SIGKILL? It is dead,
- * and it has not said that it exits.) */
+/* The master has killed the agent before it leaves. (The master logs no SIGKILL, but the
+ * agent is dead, and has not reported an exit.) */
 static void
 expect_killed_agent(struct cluster *c, size_t mark, int64_t begin)
 {
@@ -500,7 +500,7 @@ Test(lifecycle, s12f_closing_fails_in_app_and_agent)
 	expect_quiet_end(c, mark, 2);
 }
 
-/* Within its time, closing may take what it takes; the agent's begins after it. */
+/* An app may take its whole close timeout; the agent's timeout begins when the apps are gone. */
 Test(lifecycle, s12g_closing_takes_its_time_in_app_and_agent)
 {
 	struct cluster *c;
@@ -527,7 +527,7 @@ Test(lifecycle, s12g_closing_takes_its_time_in_app_and_agent)
 	expect_quiet_end(c, mark, 2);
 }
 
-/* A process of its own, that only SIGKILL ends; it keeps what it was forked with. */
+/* Fork a child that only SIGKILL ends; the child keeps the channel and the ports open. */
 static int
 load_and_fork(struct messenger *messenger, void *arg)
 {
@@ -548,7 +548,7 @@ load_and_fork(struct messenger *messenger, void *arg)
 			pause();
 	}
 	close(ends[1]);
-	while (read(ends[0], &byte, 1) == -1) /* until it has said so */
+	while (read(ends[0], &byte, 1) == -1) /* until the child has reported */
 		;
 	close(ends[0]);
 	return pid == -1;
@@ -570,7 +570,7 @@ Test(lifecycle, s12h_a_grandchild_ignores_sigterm)
 	cluster_wait(c, mark, "exit of APP#1: 0");
 	cluster_wait(c, mark, "exit of AGENT#1: 0");
 	expect_within(begin, 1000, 4500);
-	expect_quiet_end(c, mark, 1); /* nobody: neither is the grandchild */
+	expect_quiet_end(c, mark, 1); /* no process is left, and no grandchild */
 }
 
 Test(lifecycle, s12h_a_grandchild_of_the_agent_ignores_sigterm)
@@ -598,7 +598,7 @@ Test(lifecycle, s12h_a_grandchild_does_not_survive_a_failed_start)
 	cluster_ended(c, 1);
 }
 
-/* In a running cluster it goes with its parent: the next one needs its ports. */
+/* In a running cluster a grandchild dies with its parent: the next worker needs the ports. */
 Test(lifecycle, s12h_a_grandchild_goes_with_its_killed_parent)
 {
 	struct cluster *c;
@@ -671,7 +671,7 @@ Test(lifecycle, s12i_sigterm_to_the_master_while_an_app_drains)
 	expect_quiet_end(c, mark, 2);
 }
 
-/* Its client stays: it leaves by itself, just before it would be killed. */
+/* The client stays; the app leaves by itself, just before the master would kill it. */
 Test(lifecycle, s12i_sigterm_to_the_master_while_an_app_drains_for_ever)
 {
 	int client;
@@ -687,7 +687,7 @@ Test(lifecycle, s12i_sigterm_to_the_master_while_an_app_drains_for_ever)
 	close(client);
 }
 
-/* D20: it goes with its last connection; in egg it stays for the rest of the 30 s. */
+/* D20: an app leaves with its last connection; in egg it stays for the rest of the 30 s. */
 Test(lifecycle, s12j_sigkill_to_the_master_while_an_app_drains)
 {
 	int client;
@@ -705,7 +705,7 @@ Test(lifecycle, s12j_sigkill_to_the_master_while_an_app_drains)
 
 /* ---- 15: the parent leaves --------------------------------------------------------------- */
 
-/* D7, D9: egg's newcomer is told no pids, and its agent one list less. */
+/* D7, D9: egg tells a newcomer no pids, and tells the agent one list fewer. */
 Test(lifecycle, s15_the_parent_closes_its_channel)
 {
 	struct cluster *c = start((struct options){.workers = 1});
@@ -727,7 +727,7 @@ Test(lifecycle, s15_the_parent_closes_its_channel)
 
 /* ---- a cluster without a parent, or with a terminal -------------------------------------- */
 
-/* A pipe, or a terminal. Returns the end of the cluster. */
+/* Open a pipe or a terminal; return the end that the cluster writes to. */
 static int
 open_output(struct bare *bare, bool terminal)
 {
@@ -743,7 +743,7 @@ open_output(struct bare *bare, bool terminal)
 	cr_assert(bare->output != -1 && grantpt(bare->output) == 0 && unlockpt(bare->output) == 0);
 	ends[1] = open(ptsname(bare->output), O_RDWR | O_NOCTTY);
 	cr_assert(ends[1] != -1 && tcgetattr(ends[1], &settings) == 0);
-	settings.c_lflag |= NOFLSH; /* or a Ctrl-C takes with it what is not read yet */
+	settings.c_lflag |= NOFLSH; /* else Ctrl-C drops unread output */
 	cr_assert_eq(tcsetattr(ends[1], TCSANOW, &settings), 0);
 	return ends[1];
 }
@@ -776,7 +776,7 @@ bare_wait(struct bare *bare, const char *text)
 		cr_assert(bare_read(bare, deadline), "no \"%s\" in:\n%s", text, bare->text);
 }
 
-/* Nobody is left, and the master has exited 0. */
+/* The master has exited with 0, and no process is left. */
 static void
 bare_end(struct bare *bare)
 {
@@ -791,7 +791,7 @@ bare_end(struct bare *bare)
 	          bare->text);
 }
 
-/* All have left with 0: two apps, the agent, the master. */
+/* Two apps, the agent and the master have exited with 0. */
 static void
 expect_bare_end(struct bare *bare)
 {
@@ -804,7 +804,7 @@ expect_bare_end(struct bare *bare)
 	cr_assert_eq(bare_count(bare, "[master] exit with code:0"), 1, "%s", bare->text);
 }
 
-/* D4: in egg it reaches everybody; the master then waits 10 s for corpses. */
+/* D4: in egg the signal reaches all processes; the master then waits 10 s for dead ones. */
 static void
 expect_key_to_end_it(const char *keys, const char *signal_name)
 {
@@ -864,7 +864,7 @@ Test(lifecycle, s16_what_is_buffered_is_printed_once)
 
 /* ---- signals at any time ----------------------------------------------------------------- */
 
-/* What is asked during the start is answered, and starts all the same. */
+/* The master answers signals during the start, and the cluster still becomes ready. */
 Test(lifecycle, signals_during_the_start)
 {
 	static const char *const events[] = {"agent_worker#1:AGENT#1 start", "AGENT#1 loads",
@@ -876,7 +876,7 @@ Test(lifecycle, signals_during_the_start)
 	c = launch((struct options){.workers = 2});
 	for (i = 0; i < 4; i++) {
 		cluster_wait(c, 0, "%s", events[i]);
-		cluster_signal(c, "MASTER", SIGCHLD); /* nobody has died */
+		cluster_signal(c, "MASTER", SIGCHLD); /* no process has died */
 		at = cluster_ask_status(c);
 		cluster_wait(c, at, "\"state\":\"starting\"");
 		if (i == 1)
@@ -889,7 +889,7 @@ Test(lifecycle, signals_during_the_start)
 	cluster_stop(c);
 }
 
-/* SIGTERM after each of the lines of a start. */
+/* Send SIGTERM after this line of the start. */
 static void
 expect_end_after(const char *line)
 {
@@ -926,7 +926,7 @@ Test(lifecycle, signals_while_the_agent_is_dead)
 		cluster_signal(c, "MASTER", SIGCHLD);
 		cluster_ask_status(c);
 		if (cluster_count(c, 0, "agent_worker#2:") > 0)
-			break; /* a busy machine: the second is over */
+			break; /* the machine is busy: the second before the next agent is over */
 		expect_state(c, "agent", "dead");
 		cr_assert_eq(cluster_figure(c, "agent", "pid"), 0);
 	}
@@ -949,7 +949,7 @@ start_flood(size_t *mark)
 	return c;
 }
 
-/* A signal interrupts every system call there is; no message is lost by it. */
+/* Signals interrupt system calls; no message is lost by that. */
 static bool
 interrupt(struct cluster *c, void *arg)
 {
@@ -970,7 +970,7 @@ Test(lifecycle, signals_under_load_lose_nothing)
 
 /* ---- D18, D22 ---------------------------------------------------------------------------- */
 
-/* D18: egg counts events: an app that says twice that it listens is two. */
+/* D18: egg counts events, so an app that says twice that it listens counts as two apps. */
 Test(lifecycle, an_app_counts_once)
 {
 	struct cluster *c;
@@ -992,7 +992,7 @@ Test(lifecycle, an_app_counts_once)
 	cluster_stop(c);
 }
 
-/* D22: in egg 9,432 of them were lost. */
+/* D22: egg lost 9,432 of these messages. */
 Test(lifecycle, what_was_sent_before_an_exit_arrives)
 {
 	size_t mark;
@@ -1006,7 +1006,7 @@ Test(lifecycle, what_was_sent_before_an_exit_arrives)
 	cluster_stop(c);
 }
 
-/* ---- the ends of clusters, grandchildren and channels ----------------------------------------------------------- */
+/* ---- the ends of clusters, grandchildren and channels -------------------------------- */
 
 /* master.c, fork_cluster: the second master gives up the messengers of the process that
  * has forked it. If it keeps the first one's channel, that master never sees its end. */
@@ -1065,8 +1065,8 @@ one_has_a_child_one_fails(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* master.c, on_exit: SIGTERM to the group when the start has failed. Without it the
- * grandchild is left alone until SIGKILL. */
+/* master.c, on_exit sends SIGTERM to the group when the start has failed. Without that signal
+ * the grandchild gets no signal before SIGKILL. */
 Test(lifecycle, a_grandchild_is_told_when_the_start_fails)
 {
 	struct cluster *c;

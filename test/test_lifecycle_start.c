@@ -3,13 +3,13 @@
  * workers and agent, the graceful exit, failed starts. A test's name begins with
  * its scenario's id.
  *
- * What is expected is what the real egg-cluster did; where it is not, a comment
- * names the divergence, Dn of docs/divergences.md. Three hold wherever they can:
+ * Each test expects the behaviour of the real egg-cluster, or a comment names the
+ * divergence, Dn of docs/divergences.md. Three divergences occur in most tests:
  * an app hears egg-pids first of all (D7), a death is told to the agent twice, at
- * disconnect and at exit (D9), and egg-ready of a replacement is for it alone (D10).
+ * disconnect and at exit (D9), and only a replacement hears its own egg-ready (D10).
  *
  * A process that loads does so until the test tells it to be ready, and a
- * connection lasts until its client says so: nothing here depends on who is quicker.
+ * connection lasts until its client ends it: no test depends on which process is faster.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -44,8 +44,8 @@ TestSuite(lifecycle, .timeout = 120);
 
 /* ---- processes that obey -------------------------------------------------- */
 
-static char fifo[2][64];   /* who opens one blocks until the test does */
-static char first_run[64]; /* the file that the first agent leaves to the next ones */
+static char fifo[2][64];   /* a process that opens a fifo blocks until the test opens it */
+static char first_run[64]; /* a file: the first agent makes it, and later agents find it */
 
 static int answer(struct messenger *app, void *arg);
 
@@ -74,8 +74,8 @@ watch_what_is_ready(struct messenger *messenger)
 	messenger_watch(messenger, ends[0], POLLIN, watch_and_return_seven, NULL);
 }
 
-/* A child of its own, which holds its end of the channel; in the process group of
- * its parent, or not. A SIGTERM that comes before the child has set its action waits. */
+/* Fork a child that keeps the app's end of the channel open; `stays`: in the app's process
+ * group. SIGTERM is blocked until the child has set its action for the signal. */
 static void
 fork_holder(struct messenger *app, bool stays)
 {
@@ -100,7 +100,7 @@ fork_holder(struct messenger *app, bool stays)
 
 enum { FLOOD = 500, FLOOD_SIZE = 4096 };
 
-/* More than a socket takes, less than the queue does. */
+/* Send more than a socket holds, and less than the queue holds. */
 static void
 flood(struct messenger *app)
 {
@@ -129,7 +129,7 @@ on_flood(struct messenger *agent, const struct message *message, void *arg)
 	return 0;
 }
 
-static int blocked; /* so many times */
+static int blocked; /* how often this app has blocked */
 
 static void
 block(struct messenger *app)
@@ -168,7 +168,7 @@ order_fork(struct messenger *app, const char *line)
 	return 0;
 }
 
-/* After these two an error in the listener. */
+/* The next two orders carry the error that the listener returns. */
 static int
 order_flood(struct messenger *app, const char *line)
 {
@@ -191,7 +191,7 @@ static const struct order orders[] = {{"timer", order_timer},
                                       {"block", order_block},
                                       {NULL, NULL}};
 
-/* The agent says it back, so that the parent, too, knows that there is no more. */
+/* The agent sends the marker back: then the parent, too, has heard all that came before. */
 static int
 on_marker(struct messenger *agent, const struct message *message, void *arg)
 {
@@ -199,7 +199,7 @@ on_marker(struct messenger *agent, const struct message *message, void *arg)
 	return messenger_send(agent, "test-marker", message->data, ROLE_PARENT);
 }
 
-/* The master does not say how those end whom it has given up. */
+/* The master logs no exit status of a process that it has given up, so the process reports it. */
 static void
 report_exit(int status, void *arg)
 {
@@ -208,7 +208,7 @@ report_exit(int status, void *arg)
 
 static struct messenger *exiting;
 
-/* clutch ends its processes past the handlers of on_exit. */
+/* clutch ends its processes with _exit, so no handler of on_exit runs. */
 void __real__exit(int code);
 void __wrap__exit(int code);
 
@@ -233,7 +233,7 @@ obey(struct messenger *messenger, void *arg)
 	       obey_orders(messenger, orders) != 0;
 }
 
-/* It is loading until it is ordered to be ready. */
+/* The process loads until the test orders it to be ready. */
 static int
 load(struct messenger *messenger, void *arg)
 {
@@ -259,7 +259,7 @@ settle(struct cluster *c, const char *everyone)
 		cluster_wait(c, 0, ":%s saw test-marker %d ", name, number);
 }
 
-/* Ready, and everybody knows it. APP#n then has slot n - 1. */
+/* Start a cluster, and wait until all processes know that it is ready. APP#n has slot n - 1. */
 static struct cluster *
 start(struct options options, const char *everyone)
 {
@@ -293,7 +293,7 @@ are_alive(struct cluster *c, void *arg)
 	return count == expected;
 }
 
-/* These are alive, and nobody else. Then the end. */
+/* Check that the processes of `alive`, and no others, are alive; then stop the cluster. */
 static void
 stop_all(struct cluster *c, const char *alive)
 {
@@ -324,7 +324,7 @@ Test(lifecycle, s01_cold_start_with_one_worker)
 	cluster_wait_saw(c, "PARENT", "egg-ready <options>");
 	cluster_wait_saw(c, "AGENT#1", "egg-pids [APP#1] -> egg-ready <options>");
 	cluster_wait_saw(c, "APP#1", NEWCOMER);
-	close(cluster_connect(c)); /* somebody listens on that port */
+	close(cluster_connect(c)); /* a process listens on the port */
 	stop_all(c, "MASTER AGENT#1 APP#1");
 }
 
@@ -380,7 +380,7 @@ stop_the_master(struct messenger *app, void *arg)
 }
 
 /* As in egg, where the event `fork` comes in the next tick: no app is announced before
- * the last one is forked. The first one stops the master as soon as it runs. */
+ * the last app is forked. The first app stops the master as soon as the app runs. */
 Test(lifecycle, s02_all_apps_are_forked_before_one_is_announced)
 {
 	enum { WORKERS = 16 };
@@ -400,15 +400,15 @@ Test(lifecycle, s02_all_apps_are_forked_before_one_is_announced)
 
 /* ---- 03: the death of a worker ------------------------------------------------- */
 
-/* Who died, how; who is left, in egg-pids and all in all; who comes for it. */
+/* The dead process and its end; the pids left in egg-pids; the replacement; all processes. */
 struct death {
 	const char *who, *end, *left, *newcomer, *all;
 };
 
 /*
- * The agent hears who is left at disconnect and at exit (D9), and of the newcomer
- * when it is ready: before or after the exit, as it comes. The parent hears of the
- * death once; those who are left hear nothing (D10).
+ * The agent hears the pids that are left at disconnect and at exit (D9), and the newcomer's
+ * pid when the newcomer is ready, which may be before or after the exit. The parent hears of
+ * the death once; the other apps hear nothing (D10).
  */
 static void
 expect_replaced(struct cluster *c, size_t mark, const struct death *d, const char *everyone)
@@ -474,7 +474,7 @@ Test(lifecycle, s03a_kill_9_of_a_worker)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#3 APP#4");
 }
 
-/* Six times SIGKILL, then six times exit(1): it is always disconnect, then exit. */
+/* Six deaths by SIGKILL, then six by exit(1): disconnect always comes before exit. */
 Test(lifecycle, s03b_disconnect_comes_before_exit)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
@@ -528,7 +528,7 @@ is_master_large(struct cluster *c, void *arg)
 	return process_memory(c->master) > *least;
 }
 
-/* The master's memory is not the replacement's: 1 MiB waits there for the agent. */
+/* 1 MiB waits in the master for the agent; a forked replacement must not send that queue, too. */
 Test(lifecycle, s03b_a_replacement_has_nothing_of_what_waits_in_the_master)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
@@ -566,7 +566,7 @@ obey_and_set_alarm(struct messenger *app, void *arg)
 	return obey(app, arg);
 }
 
-/* It is clutch's only when the process leaves. */
+/* clutch uses the alarm only while a process leaves. */
 Test(lifecycle, a_worker_s_alarm_is_its_own)
 {
 	struct cluster *c = start((struct options){.app = obey_and_set_alarm}, "AGENT#1 APP#1");
@@ -612,8 +612,8 @@ Test(lifecycle, s03e_kill_9_of_a_worker_in_env_local)
 	stop_all(c, "MASTER AGENT#1 APP#1");
 }
 
-/* The one before is told to exit while it loads; `wait` after its death, and not sooner,
- * the n-th is forked. */
+/* Worker n - 1 is told to exit while it loads. The master forks worker n no sooner than
+ * `wait` ms after that death. */
 static void
 expect_backoff(struct cluster *c, int n, int wait)
 {
@@ -663,7 +663,7 @@ Test(lifecycle, s03f_a_replacement_that_exits_while_loading_is_replaced)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#5");
 }
 
-/* Once it was ready, the next death costs nothing: the count begins anew. */
+/* A replacement that became ready ends the back-off: after its death no fork is delayed. */
 Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
 {
 	struct cluster *c =
@@ -704,7 +704,7 @@ is_dead(struct cluster *c, void *arg)
 	return !process_is_alive(*(pid_t *)arg);
 }
 
-/* The channel has not ended when the worker has: another process holds its end. */
+/* The channel outlives the worker, because another process holds the worker's end. */
 Test(lifecycle, s03g_exit_comes_before_disconnect)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
@@ -724,7 +724,7 @@ Test(lifecycle, s03g_exit_comes_before_disconnect)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
 }
 
-/* D3: a worker leads its process group, which does not outlive it. */
+/* D3: a worker leads a process group, and the group does not outlive the worker. */
 Test(lifecycle, s03g_the_children_of_a_dead_worker_die_with_it)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
@@ -761,8 +761,8 @@ answer(struct messenger *app, void *arg)
 }
 
 /*
- * A byte is a request. i: say so, and stay idle; h: be held; g: go on, answer what
- * is held after a while.
+ * A byte is a request. i: report it, and keep the connection idle; h: hold the request;
+ * g: answer the held request after a while.
  */
 static int
 on_request(struct messenger *app, int descriptor, short revents, void *arg)
@@ -791,7 +791,7 @@ serve(struct messenger *app, int descriptor, void *arg)
 	return messenger_watch(app, descriptor, POLLIN, on_request, arg);
 }
 
-/* What is idle ends when the process begins to leave. */
+/* Idle connections end when the process begins to leave. */
 static int
 end_idle(struct messenger *app, void *arg)
 {
@@ -808,7 +808,7 @@ obey_and_serve(struct messenger *app, void *arg)
 	return obey(app, arg);
 }
 
-/* A connection with its request under way, at this worker. */
+/* Open a connection that this worker accepts, with a request that the worker has read. */
 static int
 request_of(struct cluster *c, const char *who, const char *request)
 {
@@ -856,7 +856,7 @@ expect_open(int client)
 
 /* ---- 04: the graceful exit ------------------------------------------------------- */
 
-/* What makes a worker leave gracefully; there is no connection: at once (D20). */
+/* The order `text` makes a worker leave gracefully: at once, for it has no connection (D20). */
 static void
 expect_graceful(const char *text, const char *line)
 {
@@ -893,8 +893,8 @@ Test(lifecycle, s04a_a_graceful_exit_by_request)
 	expect_graceful("graceful", ":APP#2 saw test-order graceful");
 }
 
-/* A request in flight, and a keep-alive client. The replacement is there before the
- * old one has answered; D20: which exits with its last connection, not after 30 s. */
+/* A request in flight, and a keep-alive client. The replacement is ready before the old
+ * worker answers. D20: the old worker exits with its last connection, not after 30 s. */
 Test(lifecycle, s04b_a_request_in_flight_is_answered)
 {
 	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
@@ -911,7 +911,7 @@ Test(lifecycle, s04b_a_request_in_flight_is_answered)
 	expect_open(client);
 	cr_assert_eq(cluster_count(c, mark, "died"), 0);
 	cluster_wait_saw_from(c, mark, "AGENT#1", "egg-pids [] -> egg-pids [APP#2]");
-	close(request_of(c, "APP#2", "i")); /* the port is the new one's */
+	close(request_of(c, "APP#2", "i")); /* the new worker has the port */
 
 	now = clutch_now();
 	cr_assert_eq(write(client, "g", 1), 1);
@@ -941,7 +941,7 @@ obey_and_fail_again(struct messenger *app, void *arg)
 	return obey(app, arg);
 }
 
-/* From here on a wait may take so much longer. */
+/* From here on a wait may take `factor` times as long. */
 static void
 allow_more_time(int factor)
 {
@@ -1019,7 +1019,7 @@ fail_to_serve(struct messenger *app, int descriptor, void *arg)
 	return 5;
 }
 
-/* What it accepted and did not watch ends with the process, at once. */
+/* A connection that the process accepted but does not watch does not delay the exit. */
 Test(lifecycle, a_connection_callback_that_fails)
 {
 	struct cluster *c = start((struct options){.connection = fail_to_serve}, "AGENT#1 APP#1");
@@ -1032,7 +1032,7 @@ Test(lifecycle, a_connection_callback_that_fails)
 	stop_all(c, "MASTER AGENT#1 APP#2");
 }
 
-/* What it watches before it fails is open: it is waited for. */
+/* The process waits for a connection that the callback watched before it failed. */
 Test(lifecycle, a_connection_callback_that_fails_after_it_watches)
 {
 	struct cluster *c =
@@ -1050,7 +1050,7 @@ Test(lifecycle, a_connection_callback_that_fails_after_it_watches)
 	stop_all(c, "MASTER AGENT#1 APP#2");
 }
 
-/* A client that leaves is an end, too. */
+/* A connection also ends when its client leaves. */
 Test(lifecycle, a_graceful_exit_ends_when_its_client_leaves)
 {
 	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
@@ -1066,7 +1066,7 @@ Test(lifecycle, a_graceful_exit_ends_when_its_client_leaves)
 	stop_all(c, "MASTER AGENT#1 APP#2");
 }
 
-/* Two MB are on their way when it fails. */
+/* Two MB that the worker has sent are on their way when the worker fails. */
 Test(lifecycle, what_a_graceful_worker_has_sent_arrives)
 {
 	struct cluster *c = start((struct options){.workers = 1}, "AGENT#1 APP#1");
@@ -1097,7 +1097,7 @@ obey_and_block_again(struct messenger *app, void *arg)
 	return obey(app, arg);
 }
 
-/* Let go who blocks. */
+/* Let the app that blocks go on. */
 static void
 unblock(int time)
 {
@@ -1127,7 +1127,7 @@ expect_delivered(size_t count)
 		cr_assert_eq(
 			messenger_send_to(c->parent, cluster_pid(c, "APP#2"), "test-news", data),
 			0);
-	settle(c, "AGENT#1 APP#1"); /* so the master has them all */
+	settle(c, "AGENT#1 APP#1"); /* so the master has all messages */
 	unblock(0);
 	cluster_wait(c, at, ":APP#2 blocks");
 	cluster_wait_saw(c, "APP#3", NEWCOMER);
@@ -1143,13 +1143,13 @@ Test(lifecycle, what_a_graceful_worker_was_sent_arrives)
 	expect_delivered(3);
 }
 
-/* More than it reads at once. */
+/* More messages than the worker reads at once. */
 Test(lifecycle, much_that_a_graceful_worker_was_sent_arrives)
 {
 	expect_delivered(200);
 }
 
-/* More than its socket takes: the rest waits in the master's queue. */
+/* More messages than the worker's socket holds: the rest waits in the master's queue. */
 Test(lifecycle, what_waits_in_the_master_for_a_graceful_worker_arrives)
 {
 	expect_delivered(380);
@@ -1157,8 +1157,8 @@ Test(lifecycle, what_waits_in_the_master_for_a_graceful_worker_arrives)
 
 /* ---- SIGTERM to a worker ------------------------------------------------------------ */
 
-/* Its channel stays open until the end: it can still be told to answer, and nobody
- * comes for it before it is gone. */
+/* The worker's channel stays open until the worker ends: the test can still order an
+ * answer, and the master forks no replacement before the end. */
 Test(lifecycle, s03c_sigterm_lets_connections_finish)
 {
 	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
@@ -1181,7 +1181,7 @@ Test(lifecycle, s03c_sigterm_lets_connections_finish)
 	stop_all(c, "MASTER AGENT#1 APP#2");
 }
 
-/* An error on the way out changes nothing: 0 it was, 0 it is. */
+/* An error while the worker leaves does not change its exit status 0. */
 Test(lifecycle, s03c_an_uncaught_error_after_sigterm_changes_nothing)
 {
 	struct cluster *c = start((struct options){.app = obey_and_serve, .connection = serve},
@@ -1201,7 +1201,7 @@ Test(lifecycle, s03c_an_uncaught_error_after_sigterm_changes_nothing)
 	cluster_stop(c);
 }
 
-/* A connection that never ends has the close timeout, and no more. */
+/* A connection that never ends delays the exit by the close timeout, and no longer. */
 Test(lifecycle, s03c_sigterm_waits_no_longer_than_the_close_timeout)
 {
 	struct cluster *c = start((struct options){.app = obey_and_serve,
@@ -1221,7 +1221,7 @@ Test(lifecycle, s03c_sigterm_waits_no_longer_than_the_close_timeout)
 
 /* ---- 05: the death of the agent ------------------------------------------------------- */
 
-/* D8: the new agent hears who is there before it hears that all is ready. */
+/* D8: the new agent hears the pids of the apps before it hears that all is ready. */
 static void
 expect_new_agent(int number, const char *end, int workers, const char *pids, const char *alive)
 {
@@ -1265,7 +1265,7 @@ Test(lifecycle, s05b_sigterm_to_the_agent_from_outside)
 	expect_new_agent(SIGTERM, EXIT_0, 1, "[APP#1]", "MASTER APP#1 AGENT#2");
 }
 
-/* Only the first one starts. */
+/* Only the first agent starts. */
 static int
 start_once(struct messenger *agent, void *arg)
 {
@@ -1337,7 +1337,7 @@ reject(struct messenger *messenger, void *arg)
 	return messenger_ready(messenger, 1);
 }
 
-/* Start in the way that is planned: badly. */
+/* Fail to start, in the way that the plan says. */
 static int
 start_badly(struct messenger *messenger, void *arg)
 {
@@ -1360,12 +1360,12 @@ start_badly(struct messenger *messenger, void *arg)
 	return 0;
 }
 
-/* The agent hears of up to three ends of channels (D9), and of the one exit. */
+/* The agent hears of up to three ends of channels (D9), and of one exit. */
 #define NO_PIDS "egg-pids [] -> egg-pids []"
 #define NO_PIDS_OR_MORE                                                                            \
 	NO_PIDS " || " NO_PIDS " -> egg-pids [] || " NO_PIDS " -> egg-pids [] -> egg-pids []"
 
-/* Nobody has heard of a start, nobody is left. The caller has seen how it came. */
+/* No process has heard of a start, and none is left. The caller has checked the cause. */
 static void
 expect_failure(struct cluster *c)
 {
@@ -1378,8 +1378,8 @@ expect_failure(struct cluster *c)
 	cluster_ended(c, 1);
 }
 
-/* Each of three workers starts badly. The first death ends it all, and the others
- * exit with their own code, whether or not they hear of it. */
+/* Each of three workers fails to start. The first death ends the cluster. The other workers
+ * exit with their own code, whether or not they hear of that death. */
 static void
 expect_workers_fail(struct plan plan, int code)
 {
@@ -1445,7 +1445,7 @@ Test(lifecycle, s06f_a_worker_that_is_never_ready)
 	expect_failure(c);
 }
 
-/* D19: the port is bound before anybody is forked. */
+/* D19: the master binds the port before the first fork. */
 Test(lifecycle, s06g_the_port_is_in_use)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET};
@@ -1503,7 +1503,7 @@ Test(lifecycle, s07d_the_agent_whose_start_is_rejected)
 	expect_agent_fails((struct plan){REJECT, 0}, EXIT_1);
 }
 
-/* Egg's apps hear nothing, for they are loading: ours hear while they do. */
+/* Egg's apps hear nothing while they load; clutch's apps do. */
 Test(lifecycle, s07e_the_agent_is_killed_before_the_apps_are_ready)
 {
 	struct cluster *c =

@@ -1,6 +1,6 @@
 /*
- * The table "Messages of the cluster" in messenger.h, held against what a live cluster
- * says: each row is observed, and nothing is observed that has no row.
+ * Compare the table "Messages of the cluster" in messenger.h with the messages of a live
+ * cluster: each row is observed, and no message is observed that has no row.
  *
  * With CLUTCH_TRACE=1 the master prints a line for each message that it routes, those
  * to itself too.
@@ -30,7 +30,7 @@ struct row {
 	size_t observed;
 };
 
-/* What OPTIONS may look like, each number being 0. */
+/* A form that OPTIONS may have, with each number replaced by 0. */
 struct shape {
 	char text[LINE];
 	size_t observed;
@@ -73,7 +73,7 @@ read_row(const char *line)
 	}
 }
 
-/* The table ends with its comment. */
+/* The table ends where its comment ends. */
 static void
 read_table(void)
 {
@@ -127,8 +127,8 @@ has_role(const char *wanted, const char *role)
 	return strcmp(wanted, role) == 0;
 }
 
-/* Of a line of the trace, the event "routes" and what follows it: peer, number, queue, roles,
- * rule, handle, length, action, data. */
+/* `line` is a trace line from its event "routes" on: peer, number, queue, roles, rule, handle,
+ * length, action, data follow. */
 static void
 check_line(const char *line)
 {
@@ -224,7 +224,7 @@ start(struct options options)
 	return cluster;
 }
 
-/* To its last message: closing says nothing that has no row. */
+/* Observe the cluster to its last message: closing sends no message that has no row. */
 static void
 end(struct cluster *cluster)
 {

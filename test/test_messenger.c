@@ -215,8 +215,8 @@ Test(send, send_random_to_the_only_one)
 	expect_silence();
 }
 
-/* Chi-square of 3000 choices among 3, two degrees of freedom: beyond 30 by
- * chance once in three million runs; a 40:30:30 choice has 60. */
+/* Chi-square of 3000 choices among 3, two degrees of freedom: a uniform choice exceeds 30
+ * once in three million runs; a 40:30:30 choice has 60. */
 Test(send, send_random_chooses_among_opids_uniformly)
 {
 	static const double wanted = 1000;
@@ -240,8 +240,8 @@ Test(send, send_random_chooses_among_opids_uniformly)
 	expect_silence();
 }
 
-/* Neighbours in time must not follow each other in turn: of the nine pairs of
- * successive choices each comes about as often (eight degrees of freedom). */
+/* The choices must not go round in turn: each of the nine pairs of successive choices is
+ * about equally frequent (eight degrees of freedom). */
 Test(send, send_random_does_not_go_round)
 {
 	static const double wanted = 2999.0 / 9;
@@ -413,7 +413,7 @@ Test(send, epipe_after_the_channel_is_closed)
 	cr_assert_eq(messenger_step(child, 0), 0);
 }
 
-/* A write fails before a read has seen the end: no SIGPIPE, and EPIPE from then on. */
+/* A write fails before a read has seen the end of file: no SIGPIPE, and EPIPE from then on. */
 Test(send, epipe_after_a_write_found_nobody)
 {
 	int i;
@@ -559,7 +559,7 @@ Test(opids, other_actions_of_the_master_do_not_change_them)
 	expect_opids(2, 1, 2);
 }
 
-/* Whatever data comes, the pids can be sent to, or there are none. */
+/* Whatever data comes, each pid in the list can be sent to, or the list is empty. */
 static void
 expect_sane_opids(const char *data)
 {
@@ -689,7 +689,7 @@ close_note(struct messenger *messenger, void *arg)
 	return arg == b;
 }
 
-/* Some of everything that a messenger can hold. */
+/* Give the messenger some of each thing that it can hold. */
 static void
 use_everything(void)
 {
@@ -715,7 +715,7 @@ use_everything(void)
 	cr_assert_eq(messenger_send_message(child, &message), 0);
 }
 
-/* Descriptors are counted; memory is, where a sanitizer does it. */
+/* The test counts descriptors, and also memory if a sanitizer can count it. */
 Test(closing, leaks_nothing)
 {
 	int before, i;
@@ -742,7 +742,7 @@ Test(closing, nothing_is_left_in_the_heap)
 
 	close_both();
 	for (i = 0; i < 330; i++) {
-		if (i == 300) /* by now malloc has set aside all that it keeps */
+		if (i == 300) /* malloc has its caches by now */
 			before = bytes_allocated();
 		open_as(ROLE_PARENT);
 		use_everything();
@@ -818,7 +818,7 @@ Test(roles, accepted_connections_count_while_they_are_watched)
 	close_pipes(2);
 }
 
-/* ---- an exit, and a broadcast ------------------------------------------------------------------ */
+/* ---- an exit, and a broadcast ----------------------------------------------------------- */
 
 /* The queue is full, but the socket is not any longer. */
 Test(send, a_broadcast_makes_room_before_it_fails)
@@ -866,7 +866,7 @@ Test(roles, a_messenger_without_a_role_function_is_ready_already)
 
 /* ---- no memory --------------------------------------------------------------------------- */
 
-static int reallocs_that_succeed = -1; /* then one fails; -1: none fails */
+static int reallocs_that_succeed = -1; /* the next one fails; -1: none does */
 
 void *__real_realloc(void *old, size_t size);
 void *__wrap_realloc(void *old, size_t size);
@@ -904,7 +904,7 @@ count_closed(struct messenger *messenger, void *arg)
 
 TestSuite(memory, .init = open_app, .fini = close_both);
 
-/* A messenger has two arrays for what it watches, and each may fail to grow. */
+/* A messenger has two arrays for its watches, and each array may fail to grow. */
 Test(memory, a_watch_that_finds_none_is_not_made)
 {
 	int ends[2], i;

@@ -1,6 +1,6 @@
 /*
- * The Redis client: what it says, hears and survives. Against a real server, and
- * against one that lies, stammers or says nothing.
+ * The Redis client, tested against a real server and against a false server, whose
+ * replies are wrong, come in pieces or do not come at all.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -14,11 +14,11 @@
 
 TestSuite(redis, .timeout = 60);
 
-/* ---- what a client hears ---------------------------------------------------------- */
+/* ---- the replies of a client ------------------------------------------------------- */
 
-/* All that was heard, in words; and the lines of the log. */
+/* All replies that the client got, as text; and the lines of its log. */
 static char heard[16 * 1024], lines[16 * 1024];
-static int changes; /* how often it became ready */
+static int changes; /* how often the client became ready */
 
 static void
 forget(void)
@@ -74,7 +74,7 @@ describe(const struct redis_reply *reply)
 	}
 }
 
-/* The name of a command, for on_reply. */
+/* The name of a command, as the arg of on_reply. */
 static void *
 tag(const char *name)
 {
@@ -131,7 +131,7 @@ open_client(const char *url, int timeout)
 	return redis;
 }
 
-/* A connection that listens to "a" and to "b". */
+/* A connection that subscribes to the channels "a" and "b". */
 static struct redis *
 open_subscriber(const char *url, int timeout)
 {
@@ -149,7 +149,7 @@ open_subscriber(const char *url, int timeout)
 	return redis;
 }
 
-/* Turn until so many changes to ready have been. */
+/* Step until the client has become ready `wanted` times. */
 static void
 until_ready(struct redis *redis, int wanted)
 {
@@ -161,7 +161,7 @@ until_ready(struct redis *redis, int wanted)
 	}
 }
 
-/* Turn until nobody waits. */
+/* Step until no command waits for its reply. */
 static void
 until_answered(struct redis *redis)
 {
@@ -184,7 +184,7 @@ until_heard(struct redis *redis, const char *wanted)
 	}
 }
 
-/* Say one command, given as words with blanks between them, and hear the answer. */
+/* Send one command, words with blanks between them, and return its reply as text. */
 static const char *
 ask(struct redis *redis, const char *words)
 {
@@ -206,7 +206,7 @@ ask(struct redis *redis, const char *words)
 
 static struct redis_reply elements[16];
 
-/* Parse bytes that come in pieces: all of `step`. */
+/* Parse bytes that arrive in pieces of `step` bytes. */
 static enum resp
 scan(char *bytes, size_t length, size_t step, struct resp_parser *resp)
 {
@@ -216,7 +216,7 @@ scan(char *bytes, size_t length, size_t step, struct resp_parser *resp)
 	*resp = (struct resp_parser){.elements = elements, .size = 16};
 	for (here = 0; found == RESP_TORN && here < length;) {
 		here = here + step < length ? here + step : length;
-		char *exact = malloc(here); /* a sanitizer sees who reads behind it */
+		char *exact = malloc(here); /* a sanitizer sees a read behind the end */
 
 		memcpy(exact, bytes, here);
 		found = resp_parse(resp, exact, here);
@@ -318,7 +318,7 @@ Test(redis, what_is_no_reply_is_refused)
 		}
 }
 
-/* Two arrays, each within the limit, hold more than one may. */
+/* Two arrays, each within the limit, have together more elements than one array may have. */
 Test(redis, a_reply_of_too_many_elements_or_bytes_is_refused)
 {
 	size_t half = REDIS_ELEMENTS_MAX / 2 + 1, i, used;
@@ -413,7 +413,7 @@ Test(redis, a_url_says_where_it_is)
 		errno = 0;
 		redis = redis_open(NULL, row[i].url, NULL);
 		if (row[i].name == NULL) {
-			cr_assert_null(redis, "%s is taken", row[i].url);
+			cr_assert_null(redis, "the bad URL %s is accepted", row[i].url);
 			cr_assert_eq(errno, EINVAL);
 			continue;
 		}
@@ -461,7 +461,7 @@ on_count(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return 0;
 }
 
-/* All are on their way before the first reply is read. */
+/* All commands are sent before the first reply is read. */
 Test(redis, many_commands_at_once_are_answered_in_order)
 {
 	struct server server;
@@ -481,7 +481,7 @@ Test(redis, many_commands_at_once_are_answered_in_order)
 	server_end(&server, SIGTERM);
 }
 
-/* A value of 8 MiB, and what stands behind it in the same stream. */
+/* A value of 8 MiB, and the reply that follows it in the same stream. */
 Test(redis, a_large_value_comes_whole)
 {
 	struct server server;
@@ -541,7 +541,7 @@ Test(redis, a_wrong_password_is_one_line_and_an_error_for_each_command)
 	cr_assert_neq(count(lines, "refused (is its URL right?): WRONGPASS"), 0, "%s", lines);
 	cr_assert_eq(count(lines, "wrong"), 0, "the password is in the log");
 
-	/* It came back now and then: each 50 to 100 ms, not all the time. */
+	/* The client tried again after pauses of 50 to 100 ms, not all the time. */
 	snprintf(url, sizeof url, "unix://:right@%s", server.path);
 	other = open_client(url, 0);
 	ask(other, "INFO stats");
@@ -585,7 +585,7 @@ Test(redis, a_server_that_is_killed_and_started_again)
 	server_end(&server, SIGTERM);
 }
 
-/* It is there, and says nothing: a command waits no longer than it may. */
+/* The server lives but is stopped: a command waits no longer than its timeout. */
 Test(redis, a_server_that_stops_answering)
 {
 	struct server server;
@@ -601,7 +601,7 @@ Test(redis, a_server_that_stops_answering)
 	cr_assert_str_eq(ask(redis, "INCR n"), "no reply (no connection within 1000 ms)");
 	kill(server.pid, SIGCONT);
 	until_ready(redis, 2);
-	ask(redis, "GET n"); /* the first is done, or not; the second was never written */
+	ask(redis, "GET n"); /* Redis may have run the first INCR; the second was not written */
 	cr_assert(strcmp(heard, "\"1\"") == 0 || strcmp(heard, "nil") == 0, "%s", heard);
 	redis_close(redis);
 	server_end(&server, SIGTERM);
@@ -639,7 +639,7 @@ Test(redis, subscriptions_are_made_again)
 	server_end(&server, SIGTERM);
 }
 
-/* A PING asks whether a silent server is alive: here it is, and here it is not. */
+/* A PING asks whether a silent server is alive: first the server answers, then it is stopped. */
 Test(redis, a_subscriber_notices_that_its_server_is_gone)
 {
 	struct server server;
@@ -664,7 +664,7 @@ Test(redis, a_subscriber_notices_that_its_server_is_gone)
 	server_end(&server, SIGTERM);
 }
 
-/* "localhost" may be ::1 first, where nobody is: then the next one is tried. */
+/* The first address of "localhost" may be ::1, which has no server: the client tries the next. */
 Test(redis, over_tcp_by_number_and_by_name)
 {
 	struct server server;
@@ -685,10 +685,10 @@ Test(redis, over_tcp_by_number_and_by_name)
 	server_end(&server, SIGTERM);
 }
 
-/* ---- a server that is none -------------------------------------------------------------- */
+/* ---- a false server --------------------------------------------------------------------- */
 
-/* It takes one connection at a time. What it hears first it answers with `hello`, what
- * it hears then with `answer`, in pieces; then, if it `hangs_up`, it does. */
+/* The server takes one connection at a time. It answers the first bytes with `hello`, all
+ * others with `answer`, in pieces; if `hangs_up`, it closes after the first `answer`. */
 static struct {
 	int listener, connection, accepted, times;
 	const char *hello, *answer;
@@ -820,7 +820,7 @@ ask_again(struct redis *redis, const struct redis_reply *reply, void *arg)
 	return on_reply(redis, reply, arg);
 }
 
-/* What comes before a command was written cannot be its reply. */
+/* Bytes that came before a command was written cannot be its reply. */
 Test(redis, a_reply_that_comes_too_early_costs_the_connection)
 {
 	struct redis *redis = open_client(fake_start("+PONG\r\n", "+OK\r\n+EARLY\r\n"), 0);
@@ -833,7 +833,7 @@ Test(redis, a_reply_that_comes_too_early_costs_the_connection)
 	redis_close(redis);
 }
 
-/* A subscriber that was told something else does not take itself for one that listens. */
+/* Only the right replies to SUBSCRIBE make a subscriber ready. */
 Test(redis, a_subscription_that_is_answered_with_something_else_is_made_again)
 {
 	struct redis *redis = open_subscriber(fake_start("+PONG\r\n+OK\r\n", ""), 0);
@@ -852,7 +852,7 @@ Test(redis, a_subscription_that_is_answered_with_something_else_is_made_again)
 	redis_close(redis);
 }
 
-/* With `drops` a lost connection ends also what was not written. */
+/* With `drops` a lost connection also fails the commands that were not written yet. */
 Test(redis, a_lost_connection_drops_what_was_not_written)
 {
 	struct redis *redis;
@@ -882,7 +882,7 @@ Test(redis, a_greeting_that_is_none)
 	redis_close(redis);
 }
 
-/* Loading is no refusal: who waits goes on waiting. */
+/* A server that is loading has not refused the client: a command goes on waiting. */
 Test(redis, a_server_that_is_loading)
 {
 	struct redis *redis = open_client(
@@ -917,10 +917,10 @@ Test(redis, a_server_that_accepts_and_says_nothing)
 	redis_close(redis);
 }
 
-/* The fresh connection is not given up for what a command has waited without one. */
+/* The time that a command has waited for a connection does not count on the new connection. */
 Test(redis, a_command_s_time_begins_with_the_connection)
 {
-	const int timeout = 3 * time_limit(), waited = 1000; /* and nobody is so slow */
+	const int timeout = 3 * time_limit(), waited = 1000; /* no test machine is so slow */
 	struct redis *redis = open_client(fake_start("", "+OK\r\n"), timeout);
 
 	cr_assert(redis_command(redis, on_reply, NULL, "GET", "a", (char *)NULL) == 0);
@@ -934,7 +934,7 @@ Test(redis, a_command_s_time_begins_with_the_connection)
 	redis_close(redis);
 }
 
-/* What has been written is not written again; what has not, is. */
+/* Only commands that were not written yet are written to the next connection. */
 Test(redis, a_command_is_written_once)
 {
 	struct redis *redis = open_client(fake_start("+PONG\r\n", "+OK\r\n"), 0);
@@ -951,7 +951,7 @@ Test(redis, a_command_is_written_once)
 	redis_close(redis);
 }
 
-/* ---- limits, and who is to blame --------------------------------------------------------- */
+/* ---- limits and errors of the caller ----------------------------------------------------- */
 
 Test(redis, a_queue_that_is_full_refuses)
 {
@@ -1017,7 +1017,7 @@ Test(redis, a_callback_that_fails_ends_the_step)
 	redis_close(redis);
 }
 
-/* A callback that asks again: who closes the connection would never hear the end of it. */
+/* This callback sends a command again. If that were allowed, redis_close would never end. */
 static int
 ask_again_in_close(struct redis *redis, const struct redis_reply *reply, void *arg)
 {
@@ -1053,7 +1053,7 @@ turn_until(struct messenger *messenger, const char *text, const char *wanted)
 	}
 }
 
-/* It has no loop of its own: all that happens, happens in the messenger's. */
+/* The client has no loop of its own: the messenger's loop does all its work. */
 Test(redis, a_messenger_turns_it)
 {
 	struct server server;

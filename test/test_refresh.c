@@ -1,9 +1,9 @@
 /*
- * The cache-refresh service and its data source, as they are: two programs, started
- * from the command line, talked to by HTTP, and killed.
+ * The cache-refresh service and its data source, tested as two programs: started from the
+ * command line, asked by HTTP, and killed.
  *
- * All processes of a program print into one pipe. Each of them holds the pipe open, so the
- * end of file says that none is left.
+ * All processes of a program print into one pipe. Each of them holds the pipe open, so an
+ * end of file says that no process is left.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -37,9 +37,9 @@ enum { WORKERS = 2 };
 /* ---- programs --------------------------------------------------------------- */
 
 struct program {
-	struct program *next; /* of those that the test has not ended */
+	struct program *next; /* the list of programs that have not ended */
 	pid_t pid;
-	int output; /* the pipe that it prints into; -1: it has ended */
+	int output; /* the pipe that the program prints into; -1: the program has ended */
 	int port;
 	size_t length;
 	char text[128 * 1024];
@@ -58,8 +58,8 @@ path_of(const char *name)
 
 static struct program *programs;
 
-/* The test has failed: kill the programs that it has started. A master has printed its pid;
- * its children follow it. */
+/* A test that fails leaves programs: kill them. A master has printed its pid, and its
+ * children exit when the master is dead. */
 static void
 kill_programs(void)
 {
@@ -75,7 +75,7 @@ kill_programs(void)
 	}
 }
 
-/* Into a pipe or, as its terminal, a pty. Should the test be killed, it ends, too. */
+/* Start a program that prints into a pipe or has a pty as its terminal. It ends with the test. */
 static struct program *
 run(const char *const arguments[], bool in_terminal)
 {
@@ -122,7 +122,7 @@ run(const char *const arguments[], bool in_terminal)
 	return program;
 }
 
-/* Take what there is, or wait a moment for it. */
+/* Read the program's output; wait a moment if there is none. */
 static void
 read_more(struct program *program)
 {
@@ -134,13 +134,13 @@ read_more(struct program *program)
 	         sizeof program->text - 1 - program->length);
 	if (n > 0)
 		program->length += (size_t)n;
-	else if (n == 0 || (n == -1 && errno == EIO)) { /* a pty without a terminal */
+	else if (n == 0 || (n == -1 && errno == EIO)) { /* EIO: the end of file of a pty */
 		close(program->output);
 		program->output = -1;
 	}
 }
 
-/* Wait for a text behind `from`; returns where it ends. */
+/* Wait for a text behind `from`; returns the offset of its end. */
 static size_t
 expect_text(struct program *program, size_t from, const char *format, ...)
 {
@@ -174,7 +174,7 @@ count_text(struct program *program, const char *text)
 	return count;
 }
 
-/* Wait until no process of it is left; returns its status, as waitpid(2) stores it. */
+/* Wait until no process of the program is left; returns its status, as waitpid(2) stores it. */
 static int
 wait_for_end(struct program *program)
 {
@@ -183,7 +183,7 @@ wait_for_end(struct program *program)
 	int status;
 
 	while (program->output != -1) {
-		cr_assert(clutch_now() < deadline, "it does not end:\n%s", program->text);
+		cr_assert(clutch_now() < deadline, "the program does not end:\n%s", program->text);
 		read_more(program);
 	}
 	cr_assert_eq(waitpid(program->pid, &status, 0), program->pid);
@@ -211,7 +211,7 @@ stop(struct program *program)
 	expect_end(program, 0);
 }
 
-/* The last number that stands behind a text. */
+/* The number behind the last place of a text in the output. */
 static int
 number_behind(const struct program *program, const char *text)
 {
@@ -238,7 +238,7 @@ start_source(int port)
 	return source;
 }
 
-/* redis: an option more, or NULL. */
+/* redis and cluster are whole options, or NULL. */
 static struct program *
 start_member(int source_port, const char *force, const char *pull, const char *redis,
              const char *cluster)
@@ -268,7 +268,7 @@ start_service(int source_port, const char *force, const char *pull)
 
 /* ---- HTTP --------------------------------------------------------------------- */
 
-/* The answer to a request, or NULL if there is none. It lives until the next call. */
+/* The answer to a request, or NULL if there is none. The text is valid until the next call. */
 static const char *
 ask_for(int port, const char *method, const char *path, const char *body)
 {
@@ -311,12 +311,12 @@ ask(struct program *service, const char *text)
 	const char *answer = fetch(service->port, "/");
 	const char *pid = answer != NULL ? strstr(answer, "\"pid\":") : NULL;
 
-	if (pid == NULL) /* it has just been killed */
+	if (pid == NULL) /* the app has just been killed */
 		return 0;
 	return strstr(answer, text) != NULL ? atoi(pid + strlen("\"pid\":")) : 0;
 }
 
-/* Wait until all apps answer with this text, one after the other. */
+/* Wait until every app has answered with this text. */
 static void
 expect_all(struct program *service, const char *text)
 {
@@ -350,8 +350,8 @@ Test(refresh, the_first_load_is_by_force)
 	stop(source);
 }
 
-/* The source changes once, and only this way can find out: all apps have it, and the
- * agent has noticed that or not. */
+/* The source changes once, and only one way can notice the change: all apps get the new data.
+ * The agent logs `pushes` changes: 1 if the way is push, else 0. */
 static void
 expect_way(const char *force, const char *pull, const char *how, const char *by, int pushes)
 {
@@ -383,7 +383,7 @@ Test(refresh, force)
 	expect_way("200ms", "1h", "/change?quietly", "force", 0);
 }
 
-/* All at once: each app shows each of them, if it is watched for a while. */
+/* All three ways are in use: sooner or later each app has an update by each of them. */
 Test(refresh, force_pull_and_push_in_turn)
 {
 	static const char *const ways[] = {"\"force\"", "\"pull\"", "\"push\""};
@@ -415,8 +415,8 @@ Test(refresh, force_pull_and_push_in_turn)
 
 #define GONE "no push from "
 
-/* The cache is served, also by an app that was not there when it was filled; and all
- * comes back by itself, with one line for each. */
+/* The apps go on serving the cache, even an app that was forked after the source died. Later
+ * all recovers without help. One line reports the loss, and one line the recovery. */
 Test(refresh, the_source_is_killed_and_restarted)
 {
 	struct program *source = start_source(0);
@@ -447,7 +447,7 @@ Test(refresh, the_source_is_killed_and_restarted)
 	stop(source);
 }
 
-/* It starts, and says so to everybody, until there is something to serve. */
+/* The service starts without data, and answers with 503 until it has some. */
 Test(refresh, the_source_is_not_there_yet)
 {
 	struct program *source = start_source(0), *service;
@@ -468,12 +468,12 @@ Test(refresh, the_source_is_not_there_yet)
 	stop(source);
 }
 
-/* Something else listens there. */
+/* Another program listens on the source's port. */
 Test(refresh, a_source_that_talks_nonsense)
 {
 	struct program *source = start_source(0), *other, *service;
 
-	other = start_service(source->port, "1h", "1h"); /* it knows no /data */
+	other = start_service(source->port, "1h", "1h"); /* it has no /data */
 	service = start_service(other->port, "200ms", "100ms");
 	expect_text(service, 0, GONE "http://127.0.0.1:%d/ (it refuses)", other->port);
 	expect_all(service, " 503 ");
@@ -483,14 +483,14 @@ Test(refresh, a_source_that_talks_nonsense)
 	stop(source);
 }
 
-/* A source of the test's own, which answers /push and /data as the test likes. */
+/* A source in a child of the test: it answers /push and /data with the texts given here. */
 struct fake {
 	pid_t pid;
 	int port;
 	struct {
 		const char *push, *data; /* NULL: no answer, but the connection stays open */
-		bool hangs_up;           /* after the answer to /push */
-		int pushes;              /* that were asked for */
+		bool hangs_up;           /* it closes after the answer to /push */
+		int pushes;              /* requests for /push */
 	} * shared;
 };
 
@@ -556,8 +556,8 @@ fake_stop(struct fake *fake)
 
 #define INDEX "HTTP/1.1 200 OK\r\n\r\n{\"index\":7}\n"
 
-/* A stream that ends at once is no success: the pauses grow, and one line tells it. Five pauses
- * between six streams are 0.1, 0.2, 0.4, 0.8 and 1.6 s. */
+/* A stream that ends at once is no success: the pauses grow, and only one line reports the loss.
+ * The five pauses between six streams are 0.1, 0.2, 0.4, 0.8 and 1.6 s. */
 Test(refresh, a_source_that_hangs_up_after_each_line)
 {
 	struct program *service;
@@ -578,7 +578,7 @@ Test(refresh, a_source_that_hangs_up_after_each_line)
 	fake_stop(&fake);
 }
 
-/* Push works, and the data does not come: each app says so once, and once that it is over. */
+/* Push works, but the data does not come: each app logs the failure once, and its end once. */
 static void
 expect_no_data(const char *data, const char *why)
 {
@@ -649,8 +649,7 @@ Test(refresh, the_agent_is_killed)
 	kill(agent, SIGKILL);
 	at = expect_text(service, 0, "agent_worker#2:");
 	agent = atoi(service->text + at);
-	expect_text(service, at, "agent %d: listens to http://127.0.0.1:%d/\n", agent,
-	            source->port);
+	expect_text(service, 0, "agent %d: listens to http://127.0.0.1:%d/\n", agent, source->port);
 	change(source, "/change");
 	expect_all(service, "{\"index\":2,\"lastUpdateBy\":\"push\",");
 	stop(service);
@@ -659,8 +658,8 @@ Test(refresh, the_agent_is_killed)
 
 /* ---- two machines ------------------------------------------------------------------------- */
 
-/* Two clusters, each with a source of its own. B's source changes quietly, so that only a
- * message from A can refresh B. */
+/* Two clusters, each with its own source. B's source announces no change, so only a message
+ * from A can refresh B. */
 struct machines {
 	struct server redis;
 	struct program *source_a, *source_b, *a, *b;
@@ -702,7 +701,7 @@ machines_expect(struct machines *machines, struct program *service, const char *
 	expect_all(service, text);
 }
 
-/* Change the data again and again until B has heard of it: no line says when B is connected. */
+/* Change the data until B has heard of a change: no line of the log says when B is connected. */
 static void
 machines_meet(struct machines *machines, const char *how, const char *by)
 {
@@ -732,7 +731,7 @@ machines_stop(struct machines *machines)
 	stop(machines->source_b);
 }
 
-/* A change that one machine hears reaches all apps of both machines. */
+/* A change that one machine notices reaches all apps of both machines. */
 static void
 expect_news(const char *pull_of_a, const char *how, const char *by)
 {
@@ -740,7 +739,7 @@ expect_news(const char *pull_of_a, const char *how, const char *by)
 
 	skip_without_redis();
 	machines_start(&machines, pull_of_a);
-	machines_meet(&machines, how, by); /* it is published: again, if it was not heard */
+	machines_meet(&machines, how, by); /* A publishes the change */
 	machines_expect(&machines, machines.a, by);
 	machines_expect(&machines, machines.b, by);
 	cr_assert_eq(count_text(machines.b, "has changed"), 0, "%s", machines.b->text);
@@ -758,7 +757,7 @@ Test(refresh, a_pull_by_one_machine_refreshes_the_other)
 	expect_news("100ms", "/change?quietly", "pull");
 }
 
-/* Each goes on alone, and they find each other again. */
+/* Without Redis each cluster goes on alone; with Redis again, A's changes reach B again. */
 Test(refresh, redis_is_killed_and_restarted)
 {
 	struct machines machines;
@@ -771,7 +770,7 @@ Test(refresh, redis_is_killed_and_restarted)
 	machines_change(&machines, "/change");
 	machines_expect(&machines, machines.a, "push");
 	machines.index--;
-	machines_expect(&machines, machines.b, "push"); /* still the old one */
+	machines_expect(&machines, machines.b, "push"); /* B has not heard of the change */
 	machines.index++;
 	server_start(&machines.redis, NULL);
 	machines_meet(&machines, "/change", "push");
@@ -780,7 +779,7 @@ Test(refresh, redis_is_killed_and_restarted)
 	server_end(&machines.redis, SIGTERM);
 }
 
-/* There is no Redis yet, or never will be: the service is there. */
+/* The service works without Redis, too. */
 Test(refresh, redis_is_not_there)
 {
 	struct program *source = start_source(0), *service;
@@ -889,7 +888,7 @@ Test(refresh, help_has_both_kinds_of_options)
 	expect_end(help, 0);
 }
 
-/* An option's value may be the next word; behind the last option there is none. */
+/* An option's value may be the next word. The last option has no next word: that is an error. */
 Test(refresh, an_option_in_two_words)
 {
 	struct program *program;
@@ -903,9 +902,9 @@ Test(refresh, an_option_in_two_words)
 	expect_end(program, 64);
 }
 
-/* ---- in the background ------------------------------------------------------------------------ */
+/* ---- in the background ----------------------------------------------------------------------- */
 
-/* Run a command to its end. Returns the number behind `text`, which it prints. */
+/* Run a command to its end. Returns the number that the command prints behind `text`. */
 static int
 command(const char *text, const char *const arguments[])
 {
@@ -924,13 +923,13 @@ Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
 {
 	struct program *source = start_source(0), service = {.port = 0};
 	char path[512], from[64], pid_file[300], output[300], leashed[32];
-	int leash = test_leash(); /* nobody outlives the test */
+	int leash = test_leash(); /* no process outlives the test */
 
 	snprintf(path, sizeof path, "%s", path_of("refresh"));
 	snprintf(from, sizeof from, "--source=http://127.0.0.1:%d", source->port);
 	snprintf(pid_file, sizeof pid_file, "--pid-file=%s/pid", test_folder());
 	snprintf(output, sizeof output, "--stdout=%s/log", test_folder());
-	snprintf(leashed, sizeof leashed, "--stderr=/dev/fd/%d", leash); /* a daemon keeps it so */
+	snprintf(leashed, sizeof leashed, "--stderr=/dev/fd/%d", leash); /* inherited */
 	service.port = command("refresh: started on http://127.0.0.1:",
 	                       (const char *[]){path, "start", "--daemon", "--workers=2",
 	                                        "--port=0", from, pid_file, output, leashed, NULL});
@@ -948,7 +947,7 @@ Test(refresh, as_a_daemon_it_is_looked_at_reloaded_and_stopped)
 
 /* ---- make run -------------------------------------------------------------------------------- */
 
-/* make run, or what it runs: both are there, and talk. */
+/* Start "make run", or the script that it runs, and wait until service and source work. */
 static struct program *
 run_both(bool by_make)
 {
@@ -961,7 +960,7 @@ run_both(bool by_make)
 	snprintf(port, sizeof port, "%d", test_free_port());
 	setenv("PORT", port, 1);
 	setenv("EGG_WORKERS", "2", 1);
-	unsetenv("MAKEFLAGS"); /* the make that runs the tests has set it */
+	unsetenv("MAKEFLAGS"); /* the make that runs the tests has set them */
 	unsetenv("MAKELEVEL");
 	snprintf(build, sizeof build, "BUILD=%.*s", (int)(strlen(path_of("")) - 10), path_of(""));
 	if (by_make)
@@ -1000,7 +999,7 @@ Test(refresh, ctrl_c_at_make_run_leaves_nobody)
 	int status;
 
 	cr_assert_eq(write(both->output, "\003", 1), 1);
-	status = wait_for_both(both); /* make may say in its own way that it was interrupted */
+	status = wait_for_both(both); /* some makes die of SIGINT */
 	cr_assert(WIFEXITED(status) || WTERMSIG(status) == SIGINT, "status %#x", status);
 	free(both);
 }
@@ -1022,7 +1021,7 @@ Test(refresh, sigterm_to_the_shell_ends_both)
 	expect_both_end(both);
 }
 
-/* When the service ends, for whatever reason, so does its source. */
+/* The source ends with the service, for whatever reason the service ends. */
 Test(refresh, the_service_ends_and_so_does_its_source)
 {
 	struct program *both = run_both(false);
@@ -1053,12 +1052,12 @@ Test(refresh, where_the_source_s_port_is_taken_neither_starts)
 	both = run((const char *[]){"sh", "examples/run", "--port=0", NULL}, false);
 	expect_text(both, 0, "SOURCE_PORT=NUMBER gives the source another port.\n");
 	cr_assert_eq(count_text(both, "127.0.0.1 port "), 1);
-	cr_assert_eq(count_text(both, "started"), 1, "%s", both->text); /* in our own line */
+	cr_assert_eq(count_text(both, "started"), 1, "%s", both->text); /* in the error message */
 	expect_end(both, 1);
 	close(taken);
 }
 
-/* A program of the test's own, in the place of one of examples/. */
+/* Write a program that takes the place of one in examples/. */
 static void
 write_program(const char *name, const char *script)
 {
@@ -1074,7 +1073,7 @@ write_program(const char *name, const char *script)
 	          chmod(path, 0700) == 0);
 }
 
-/* The source takes its time, and a signal comes meanwhile. */
+/* The source never answers, and a signal comes meanwhile. */
 Test(refresh, a_signal_before_the_source_answers_ends_it_and_starts_nothing)
 {
 	struct program *both;
@@ -1092,7 +1091,6 @@ Test(refresh, a_signal_before_the_source_answers_ends_it_and_starts_nothing)
 	free(both);
 }
 
-/* And one that ends without a word. */
 Test(refresh, a_source_that_ends_before_it_answers_is_a_failure)
 {
 	struct program *both;

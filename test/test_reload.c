@@ -12,7 +12,7 @@ TestSuite(lifecycle, .timeout = 120);
 
 enum { REFORKS = 59, WINDOW = 60000 }; /* cfork's limit, and its duration */
 
-/* While there is this file, apps are sick. */
+/* The apps crash as long as this file exists. */
 static char sickness[64];
 
 static void
@@ -41,7 +41,7 @@ on_egg_ready(struct messenger *app, const struct message *message, void *arg)
 	return 0;
 }
 
-/* It dies as soon as all is ready, and so does its replacement. */
+/* The app dies as soon as the cluster is ready, and so does its replacement. */
 static int
 crash(struct messenger *app, void *arg)
 {
@@ -55,7 +55,7 @@ crash_but_in_slot_0(struct messenger *app, void *arg)
 	return messenger_slot(app) > 0 ? crash(app, arg) : 0;
 }
 
-/* Four apps of which `sick` crash until the limit lets none of them be re-forked. */
+/* Four apps, of which `sick` crash until the limit forbids to re-fork them. */
 static struct cluster *
 start_crashing(messenger_callback load, int sick)
 {
@@ -67,13 +67,13 @@ start_crashing(messenger_callback load, int sick)
 	manners.app.load = load;
 	c = launch((struct options){.workers = 4});
 	cluster_ready(c);
-	cluster_pid(c, "APP#63"); /* 4, and 59 */
+	cluster_pid(c, "APP#63"); /* 4 apps and 59 re-forks */
 	for (i = 0; i < sick; i++)
 		at = cluster_wait(c, at, "worker died too fast: app_worker of slot ");
 	return c;
 }
 
-/* The master gives up at the third check. */
+/* The master gives up at its third health check without a live app. */
 static void
 expect_given_up(struct cluster *c, int64_t begin)
 {
@@ -108,7 +108,7 @@ Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 	expect_given_up(c, begin);
 }
 
-/* D13: in egg three slots are gone for good. Here they wait for the window. */
+/* D13: egg loses the three slots for ever; in clutch they wait until the window is over. */
 Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 {
 	int64_t begin = clutch_now(), used;
@@ -124,9 +124,9 @@ Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 	used = process_processor_time(c->master);
 	recover();
 	pass(c, WINDOW - 2000 - (clutch_now() - begin));
-	cr_assert_eq(cluster_count(c, 0, "app_worker#64"), 0, "before the window allowed it");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#64"), 0, "re-forked too early");
 	cr_assert(process_processor_time(c->master) - used < 1000 * time_scale(),
-	          "who waits needs no processor");
+	          "the master uses the processor while slots wait");
 	for (i = 64; i <= 66; i++)
 		cluster_wait(c, mark, ":APP#%d saw egg-ready", i);
 	cr_assert(clutch_now() - begin >= WINDOW);
@@ -139,7 +139,7 @@ Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 	cluster_stop(c);
 }
 
-/* It dies while it loads. */
+/* The app dies while it loads. */
 static int
 load_unless_sick(struct messenger *app, void *arg)
 {
@@ -149,7 +149,7 @@ load_unless_sick(struct messenger *app, void *arg)
 	return 0;
 }
 
-/* D11: the replacements are replaced; but none of them lives when it is looked. */
+/* D11: each replacement is replaced, too, but none is alive at a health check. */
 Test(lifecycle, s11_all_apps_are_dead)
 {
 	struct cluster *c;
@@ -180,7 +180,7 @@ load_and_hang_up_if_sick(struct messenger *app, void *arg)
 	return access(sickness, F_OK) == 0 ? order_hang_up(app, 0) : 0;
 }
 
-/* D11: while a replacement dies, the end of the one before it changes nothing. */
+/* D11: while a replacement dies, the end of its predecessor changes nothing. */
 Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 {
 	struct cluster *c;
@@ -193,7 +193,7 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 	fall_ill();
 	cluster_order(c, "APP#1", "hang-up 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 disconnect");
-	death = clutch_now(); /* the master may count both in one turn, at one time */
+	death = clutch_now(); /* the master may see both deaths in one turn */
 	cluster_signal(c, "APP#1", SIGKILL);
 	cluster_wait_end(c, "APP#1");
 	recover();
@@ -201,15 +201,15 @@ Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
 	at = cluster_wait(c, 0, "app_worker#2:APP#2 died (");
 	cluster_wait(c, at, ":APP#3 saw egg-ready");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), cluster_count(c, at, "app_worker#3"),
-	             "nobody has waited for APP#2");
-	cr_assert(clutch_now() - death >= 1000, "after a second at the earliest");
+	             "APP#3 was forked before APP#2 was dead");
+	cr_assert(clutch_now() - death >= 1000, "APP#3 came earlier than after a second");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#4"), 0);
 	cluster_stop(c);
 }
 
 /* ---- 13: reload -------------------------------------------------------------------------- */
 
-/* Does the agent ever see fewer than so many apps? */
+/* Since the mark, has the agent seen an egg-pids with fewer than `least` apps? */
 static bool
 agent_sees_fewer_than(struct cluster *c, size_t mark, int least)
 {
@@ -234,8 +234,8 @@ order_reload_by_parent(struct cluster *c)
 	cluster_turn(c);
 }
 
-/* The apps from `first` on have replaced those before them, one by one: the new one
- * was ready, then the old one went. */
+/* Three new apps, the first of them APP#`first`, replace the three old apps, one by one: a new
+ * app is ready before its predecessor exits. */
 static void
 expect_reload(struct cluster *c, size_t mark, int first)
 {
@@ -267,7 +267,7 @@ expect_reload(struct cluster *c, size_t mark, int first)
 	cr_assert_eq(cluster_count(c, mark, "app_worker#%d", first + 3), 0);
 }
 
-/* D12: egg stops the old ones at once, and forks twice as many in prod. */
+/* D12: egg stops all old apps at once, and in prod forks two new apps for each of them. */
 static void
 expect_reload_in(const char *env)
 {
@@ -310,7 +310,7 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 	cluster_did(c, "APP#2", "reload by pid");
 	cluster_did(c, "APP#2", "reload 0");
 	cluster_wait(c, 0, "app_worker#2:APP#2 may not send reload-worker: refused");
-	cluster_ask_status(c); /* the master has come by */
+	cluster_ask_status(c); /* the master has read the orders */
 	cr_assert_eq(cluster_count(c, 0, "refused"), 1);
 	cr_assert_eq(cluster_count(c, 0, "reload workers..."), 0);
 	cr_assert_eq(cluster_count(c, 0, "app_worker#3"), 0);
@@ -323,7 +323,7 @@ Test(lifecycle, s13_reload_ordered_during_a_reload_begins_anew)
 	size_t mark = cluster_mark(c);
 	int i;
 
-	for (i = 0; i < 3; i++) /* in one write: they come before the first has done anything */
+	for (i = 0; i < 3; i++) /* in one write: the master reads all three at once */
 		cr_assert_eq(messenger_send(c->parent, "reload-worker", NULL, ROLE_MASTER), 0);
 	cluster_turn(c);
 	cluster_wait(c, mark, "[master] reload done");
@@ -335,7 +335,7 @@ Test(lifecycle, s13_reload_ordered_during_a_reload_begins_anew)
 	cluster_stop(c);
 }
 
-/* The old ones have noticed nothing, and the next reload is a good one. */
+/* The old apps heard nothing of the reload that failed, and the next reload succeeds. */
 static void
 expect_bad_reload(struct cluster *c, size_t mark, const char *end)
 {
@@ -373,7 +373,7 @@ start_and_reload_badly(messenger_callback load, size_t *mark)
 	return c;
 }
 
-/* D12: egg would be left without an app. */
+/* D12: the same would leave egg without an app. */
 Test(lifecycle, s13_a_reload_with_an_app_that_dies_keeps_the_old_ones)
 {
 	size_t mark;
@@ -403,7 +403,7 @@ load_into_the_end_if_sick(struct messenger *app, void *arg)
 	return access(sickness, F_OK) == 0 ? load_into_the_end(app, arg) : 0;
 }
 
-/* D14: whoever is ready in the middle of it, a reload goes no further. */
+/* D14: after a SIGTERM the reload goes no further, even if a new app becomes ready. */
 Test(lifecycle, s13_sigterm_during_a_reload)
 {
 	struct cluster *c;
@@ -423,7 +423,7 @@ Test(lifecycle, s13_sigterm_during_a_reload)
 	cluster_ended(c, 0);
 }
 
-/* An old one dies while its successor loads, which dies, too: the slot is not lost. */
+/* An old app dies while its successor loads, and the successor dies, too: its slot lives on. */
 Test(lifecycle, s13_an_old_app_dies_during_its_reload)
 {
 	struct cluster *c;
@@ -448,7 +448,7 @@ Test(lifecycle, s13_an_old_app_dies_during_its_reload)
 	cluster_stop(c);
 }
 
-/* The old ones take their time: the new ones are heard all the same. */
+/* Old apps that leave slowly do not keep the new apps from starting. */
 Test(lifecycle, s13_many_old_apps_that_leave_slowly_stop_no_reload)
 {
 	struct cluster *c;
@@ -471,7 +471,7 @@ Test(lifecycle, s13_many_old_apps_that_leave_slowly_stop_no_reload)
 	for (i = 1; i <= 12; i++)
 		cluster_wait(c, mark, "exit of APP#%d: 0", i);
 	cluster_wait(c, mark, "[master] reload done");
-	go(c, ROLE_APP); /* the others need not wait when they close */
+	go(c, ROLE_APP); /* the new apps need not wait when they close */
 	for (i = 13; i <= 24; i++)
 		cluster_wait(c, mark, ":APP#%d saw test-go", i);
 	cluster_stop(c);
@@ -504,7 +504,7 @@ struct load {
 	int connections;
 };
 
-/* Some short connections at a time: none is refused, each is answered. */
+/* Make eight short connections at a time: none is refused, each is answered. */
 static bool
 is_reloaded_under_load(struct cluster *c, void *arg)
 {
@@ -513,7 +513,7 @@ is_reloaded_under_load(struct cluster *c, void *arg)
 	char reply[8];
 
 	for (i = 0; i < 8; i++)
-		clients[i] = cluster_connect(c); /* it asserts */
+		clients[i] = cluster_connect(c); /* fails the test if refused */
 	for (i = 0; i < 8; i++)
 		cr_assert_eq(write(clients[i], "hello", 5), 5, "connection %d was dropped",
 		             load->connections + i);
@@ -572,8 +572,8 @@ load_and_broadcast(struct messenger *messenger, void *arg)
 	       messenger_set_timeout(messenger, 1, be_ready, arg) == -1;
 }
 
-/* D23: what the agent says to apps that are not forked yet arrives first; in egg
- * it is lost. What the apps say while one of them is not forked reaches it, too. */
+/* D23: an app that is forked later first gets the messages that the agent sent before; in egg
+ * they are lost. The messages of other apps reach it, too. */
 static void
 expect_early(struct cluster *c, const char *who, bool is_app)
 {
@@ -582,7 +582,7 @@ expect_early(struct cluster *c, const char *who, bool is_app)
 	int i;
 
 	at = cluster_wait(c, at, ":%s saw early-ready-agent AGENT#1 ", who);
-	if (is_app) { /* then, who is there */
+	if (is_app) { /* then the list of pids */
 		pids = cluster_wait(c, at, ":%s saw egg-pids [AGENT#1]", who);
 		cr_assert_eq(strncmp(cluster_saw(c, 0, who),
 		                     "early-load-agent AGENT#1 -> early-ready-agent AGENT#1 -> ",
@@ -615,8 +615,8 @@ Test(lifecycle, s17_broadcasts_while_loading_and_when_ready)
 
 /* ---- a slot that waits for its re-fork --------------------------------------------------- */
 
-/* master.c, reload_next: the step to the next slot. Without it the master never
- * comes out of its loop. */
+/* master.c, reload_next: without the step to the next slot the master would never leave the
+ * loop. */
 Test(lifecycle, a_reload_passes_over_a_slot_that_waits_for_its_refork)
 {
 	struct cluster *c;
@@ -638,7 +638,7 @@ Test(lifecycle, a_reload_passes_over_a_slot_that_waits_for_its_refork)
 	cluster_stop(c);
 }
 
-/* There is nothing to replace yet: the workers that are starting have the newest code. */
+/* Nothing needs to be replaced yet: the workers that are starting have the newest code. */
 Test(lifecycle, an_order_to_reload_before_the_start_is_over_is_ignored)
 {
 	struct cluster *c;

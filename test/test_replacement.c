@@ -3,9 +3,9 @@
  * replaces, a child that fails meanwhile, and the processes that an application leaves
  * behind.
  *
- * A process that waits here waits for `shared`, memory that the test and all processes
- * of its cluster have in common. A worker that is told to leave says "leaves" in its
- * callback of messenger_before_close. The program is linked with --wrap for fork and poll.
+ * The test and all processes of its cluster share the memory `shared`; a process that waits
+ * here waits for a value in it. A worker that is told to leave says "leaves" in its callback
+ * of messenger_before_close. The program is linked with --wrap for fork and poll.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -32,7 +32,7 @@
 
 TestSuite(replacement, .timeout = 120);
 
-#define LONG 60000 /* a close timeout that is not the point */
+#define LONG 60000 /* a close timeout that never expires in a test */
 
 enum { SLOTS = 2, NUMBERS = 1 << 17 };
 
@@ -40,14 +40,14 @@ struct shared {
 	volatile bool go;   /* a worker that leaves, or a job, may end */
 	volatile bool load; /* a worker that loads may be ready */
 	volatile bool stop; /* the agent sends no more */
-	volatile int sent;  /* numbers 1 to this one */
+	volatile int sent;  /* the last number; the first one is 1 */
 	volatile int heard; /* last words */
 	volatile int gaps;  /* a worker missed a broadcast between two that it heard */
-	volatile pid_t job; /* what an application has forked */
+	volatile pid_t job; /* a process that an application has forked */
 	volatile bool job_told, job_finished;
 	volatile int forks_to_fail;
-	volatile pid_t hold; /* the next poll of this process waits for a death, 0: of none */
-	volatile bool held;  /* it does */
+	volatile pid_t hold; /* the next poll of this process waits for a death; 0: no process */
+	volatile bool held;  /* the process waits there */
 	unsigned char is_sent[NUMBERS], is_heard[NUMBERS]; /* of send_random */
 	unsigned char all_heard[SLOTS][NUMBERS];           /* of broadcasts */
 };
@@ -65,13 +65,13 @@ share(void)
 /* ---- fork, which may fail, or begin a session -------------------------------------- */
 
 static pid_t test_pid;    /* in this process fork does not fail */
-static bool fork_fails;   /* in the processes of the cluster; the first time SIGTERM comes, too */
+static bool fork_fails;   /* in the cluster's processes; the first time also sends SIGTERM */
 static bool fork_session; /* a child is the leader of a session of its own */
 
 pid_t __real_fork(void);
 pid_t __wrap_fork(void);
 
-/* It returns when the session is there: until then setpgid(2) would prevent it. */
+/* Return when the child's session exists: a setpgid(2) of the parent before would prevent it. */
 static pid_t
 fork_leader(void)
 {
@@ -157,7 +157,7 @@ polite(struct messenger *app, void *arg)
 	return messenger_before_close(app, say_leaves, NULL) == 0 ? observe(app) : -1;
 }
 
-/* It leaves when it may. */
+/* The worker leaves when the test lets it. */
 static int
 linger(struct messenger *app, void *arg)
 {
@@ -191,8 +191,8 @@ send_to(struct cluster *c, pid_t pid, const char *action, const char *data)
 	cluster_turn(c);
 }
 
-/* Whatever the process was told before, by a signal or a message, it has done now. It is
- * asked twice: a signal and a message of the same turn may be done in either order. */
+/* Wait until the process has handled every earlier signal and message. The fence asks twice,
+ * because a process may handle a signal and a message of the same turn in either order. */
 static void
 fence(struct cluster *c, const char *who)
 {
@@ -207,7 +207,7 @@ fence(struct cluster *c, const char *who)
 	}
 }
 
-/* The master has then done what the turns before had to do. */
+/* By the time the answer comes, the master has finished all earlier turns. */
 static long long
 undeliverable(struct cluster *c)
 {
@@ -264,7 +264,7 @@ start_job(struct messenger *boss, bool obeys)
 	return pid != -1 ? 0 : -1;
 }
 
-/* The first worker, and the first agent, have a job. */
+/* The first worker and the first agent fork a job. */
 static int
 has_a_job(struct messenger *boss, void *arg)
 {
@@ -274,7 +274,7 @@ has_a_job(struct messenger *boss, void *arg)
 	               : -1;
 }
 
-/* As an init does: an orphan is reaped when it ends. */
+/* Reap orphans, as an init process does. */
 static bool
 job_is_told(struct cluster *c, void *arg)
 {
@@ -387,7 +387,7 @@ Test(replacement, a_close_waits_for_a_job_that_an_app_has_left)
 	cluster_wait(c, 0, "APP#1 has a job");
 	send_to(c, cluster_pid(c, "APP#1"), "test-exit", NULL);
 	wait_job_told(c);
-	cluster_stop(c); /* it asks whether anybody is left */
+	cluster_stop(c); /* this checks that no process is left */
 }
 
 Test(replacement, a_job_of_an_agent_that_dies_while_closing_is_told_before_it_is_killed)
@@ -413,7 +413,7 @@ Test(replacement, a_job_of_an_agent_that_dies_while_closing_is_told_before_it_is
 
 /* ---- leaving ----------------------------------------------------------------------------- */
 
-/* Each millisecond one message to a random worker, and one to all. */
+/* Send one message to a random worker, and one to all workers, each millisecond. */
 static int
 send_numbers(struct messenger *agent, void *arg)
 {
@@ -487,7 +487,7 @@ hears_numbers(struct messenger *app, void *arg)
 	               : -1;
 }
 
-/* Reload so many times, and wait for the end of those that were replaced. */
+/* Reload `times` times, and wait for the end of the replaced workers. */
 static void
 reload_times(struct cluster *c, int times)
 {
@@ -580,7 +580,7 @@ Test(replacement, a_leaving_worker_hears_what_is_sent_to_its_pid_and_no_broadcas
 	cluster_stop(c);
 }
 
-/* What came before its end is heard, though the worker has nothing else to wait for. */
+/* A worker hears all that came before its end, though the worker has nothing else to wait for. */
 static int
 tell_number(struct messenger *app, const struct message *message, void *arg)
 {
@@ -608,7 +608,7 @@ Test(replacement, a_worker_that_leaves_reads_its_channel_to_the_end)
 	c = cluster_start(&(struct options){.agent = plain, .app = tells_numbers});
 	cluster_ready(c);
 	app = cluster_pid(c, "APP#1");
-	kill(app, SIGSTOP); /* all of it is there before the worker goes on */
+	kill(app, SIGSTOP); /* all messages are there before the worker goes on */
 	for (i = 1; i <= COUNT; i++) {
 		snprintf(data, sizeof data, "%d", i);
 		cr_assert_eq(messenger_send_to(c->parent, app, "test-one", data), 0);
@@ -684,7 +684,7 @@ Test(replacement, the_status_shows_the_process_that_leaves)
 	cluster_stop(c);
 }
 
-/* Has a reload come to its end, or had a while for it? */
+/* Has a reload ended, or has the time for it passed? */
 struct patience {
 	size_t mark;
 	int64_t until;
@@ -699,8 +699,8 @@ is_patience_over(struct cluster *c, void *arg)
 	       cluster_count(c, patience->mark, "[master] reload done") > 0;
 }
 
-/* Whether further orders wait, are refused, or cost an old worker its time: four
- * processes for each slot are plenty. */
+/* The master may delay or refuse further orders, or kill an old worker early: in each case
+ * there are at most four processes for each slot. */
 Test(replacement, workers_that_leave_slowly_do_not_pile_up)
 {
 	struct patience patience;
@@ -721,7 +721,7 @@ Test(replacement, workers_that_leave_slowly_do_not_pile_up)
 	cluster_stop(c);
 }
 
-/* The command reload, in a process of its own. Its output ends with it. */
+/* Run the command reload in a process of its own. The output ends when the process does. */
 static pid_t
 run_reload(const char *pid_file, int *output)
 {
@@ -768,7 +768,7 @@ Test(replacement, the_command_reload_says_what_is_true_of_the_old_workers)
 	pid = run_reload(path, &entry.fd);
 	cluster_wait(c, 0, "APP#1 leaves");
 	if (poll(&entry, 1, 1000 * time_scale()) == 0)
-		shared->go = true; /* it waits */
+		shared->go = true; /* the command waits */
 	while (used < sizeof text - 1 &&
 	       (n = read(entry.fd, text + used, sizeof text - 1 - used)) > 0)
 		used += (size_t)n;
@@ -836,7 +836,7 @@ Test(replacement, a_child_says_once_that_its_master_is_gone)
 
 /* ---- the start --------------------------------------------------------------------------- */
 
-/* It loads until it may go on, and does not look at its channel meanwhile. */
+/* The worker loads until the test lets it go on, and does not read its channel meanwhile. */
 static int
 loads(struct messenger *app, void *arg)
 {
@@ -854,8 +854,8 @@ has_its_session(struct cluster *c, void *arg)
 	return getsid(c->master) == c->master && getpgid(c->master) == c->master;
 }
 
-/* A signal to process number 0 is one to the sender's own group: it must be that of the
- * master alone, and not that of the test. */
+/* A signal to process number 0 goes to the sender's own group: so the master must have a group
+ * without the test in it. */
 Test(replacement, an_agent_that_dies_while_an_app_loads_costs_the_master_no_signal)
 {
 	struct cluster *c;
@@ -892,7 +892,7 @@ on_leave_order(struct messenger *app, const struct message *message, void *arg)
 	return 0;
 }
 
-/* The worker of slot 1 loads for long; that of slot 0 leaves when it is told to. */
+/* The worker of slot 1 loads for long; the worker of slot 0 leaves when it is told to. */
 static int
 one_leaves_one_loads(struct messenger *app, void *arg)
 {
@@ -933,7 +933,7 @@ ready_at_last(struct messenger *app, void *arg)
 	return messenger_ready(app, 0);
 }
 
-/* The second worker is ready only when it is told to end. */
+/* The second worker becomes ready only after it is told to end. */
 static int
 second_is_late(struct messenger *app, void *arg)
 {
@@ -967,7 +967,7 @@ Test(replacement, a_worker_that_is_being_ended_replaces_nobody)
 	cluster_stop(c);
 }
 
-/* The second worker says that it is ready, and is dead when the master hears it. */
+/* The second worker says that it is ready, and is dead before the master reads the message. */
 static int
 second_is_short_lived(struct messenger *app, void *arg)
 {
@@ -998,7 +998,7 @@ Test(replacement, a_worker_that_is_dead_replaces_nobody)
 	cluster_stop(c);
 }
 
-/* Of two: the third is ready at once, and then a fork fails. The fourth is never ready. */
+/* The third worker is ready at once, and then a fork fails. The fourth is never ready. */
 static int
 fourth_loads(struct messenger *app, void *arg)
 {
@@ -1033,8 +1033,8 @@ Test(replacement, a_refork_of_a_reload_that_begins_anew_is_no_second_worker)
 	cluster_stop(c);
 }
 
-/* Each worker but the first loads until it may go on, and says when it has told that it
- * is ready. */
+/* Each worker but the first loads until the test lets it go on, and reports that it has sent
+ * the message that it is ready. */
 static int
 say_waits(struct messenger *app, void *arg)
 {
@@ -1132,7 +1132,7 @@ Test(replacement, two_newcomers_that_are_ready_at_once_do_not_end_each_other)
 	cluster_stop(c);
 }
 
-/* The next agent does not owe an answer to what the dead one was not asked. */
+/* The master must not wait for the next agent's answer to a question that was never asked. */
 Test(replacement, a_reload_without_an_agent_does_not_slow_down_the_next_one)
 {
 	struct cluster *c;
@@ -1154,7 +1154,7 @@ Test(replacement, a_reload_without_an_agent_does_not_slow_down_the_next_one)
 
 /* ---- deadlines -------------------------------------------------------------------------- */
 
-/* It closes its channel after so long and hangs then; its own alarm does not help it. */
+/* The worker closes its channel after a while, and then hangs; its own alarm does not end it. */
 static int
 hang(struct messenger *app, void *arg)
 {
@@ -1216,8 +1216,8 @@ Test(replacement, a_close_does_not_wait_longer_for_a_worker_whose_channel_has_en
 	cluster_stop(c);
 }
 
-/* The second worker is past its start timeout, and closes its channel when its time to
- * leave is nearly over. */
+/* The second worker exceeds its start timeout, and closes its channel when its time to leave
+ * is nearly over. */
 static int
 second_hangs(struct messenger *app, void *arg)
 {
@@ -1250,7 +1250,7 @@ Test(replacement, a_worker_past_its_start_timeout_has_no_more_time_when_its_chan
 	cluster_stop(c);
 }
 
-/* A close timeout as long as can be given, for a worker that leaves gracefully. */
+/* A worker that leaves gracefully, with the longest close timeout that clutch accepts. */
 static int
 on_graceful_order(struct messenger *app, const struct message *message, void *arg)
 {
@@ -1280,7 +1280,7 @@ Test(replacement, the_longest_close_timeout_is_no_short_one)
 	cluster_wait(c, 0, "APP#1 leaves");
 	cluster_wait(c, 0, "app_worker#2:APP#2 started");
 	cluster_ask_status(c);
-	cluster_ask_status(c); /* the clock has run in between */
+	cluster_ask_status(c); /* the master has checked its deadlines in between */
 	shared->go = true;
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 1, signal: null");
 	cluster_stop(c);
@@ -1288,9 +1288,9 @@ Test(replacement, the_longest_close_timeout_is_no_short_one)
 
 /* ---- last words ---------------------------------------------------------------------- */
 
-/* Fill the channel until nobody takes more, and die: these are last words. The socket takes a
- * piece as long as it is not full, and Linux makes pieces of this size at most: so it holds
- * more than twice CHANNEL_SOCKET_BUFFER. */
+/* Fill the channel until the socket is full and the master does not read, then die. A socket
+ * that is not full accepts a whole piece, and Linux makes pieces of this size at most: so the
+ * socket holds more than twice CHANNEL_SOCKET_BUFFER. */
 static int
 say_last_words(struct messenger *app, const struct message *order, void *arg)
 {
@@ -1344,7 +1344,7 @@ says_last_words(struct messenger *app, void *arg)
 	return messenger_on(app, "test-fill", say_last_words, NULL) == 0 ? plain(app, arg) : -1;
 }
 
-/* The master does not read an app that feeds a queue that is full. */
+/* The master does not read from an app whose messages go into a full queue. */
 Test(replacement, the_last_words_of_a_process_that_was_held_up_are_heard)
 {
 	struct cluster *c;

@@ -1,8 +1,8 @@
 /*
- * egg-schedule in live clusters: which worker runs a job, and what came of it.
+ * egg-schedule in live clusters: which worker runs a job, and the result of the run.
  *
- * The agent's clocks stand still: they go on when the test says so. Nothing here
- * depends on how fast the machine is.
+ * The agent's clocks stand still and are advanced by the test, so no result here
+ * depends on the speed of the machine.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -28,10 +28,10 @@ TestSuite(schedule, .timeout = 120);
 
 /* ---- the clocks ------------------------------------------------------------- */
 
-static bool clocks_stand; /* in this process */
+static bool clocks_stand; /* of this process */
 static int64_t wall, steady;
 
-/* This takes the place of libc's. */
+/* This function takes the place of libc's. */
 int
 clock_gettime(clockid_t clock, struct timespec *now)
 {
@@ -44,12 +44,12 @@ clock_gettime(clockid_t clock, struct timespec *now)
 	return 0;
 }
 
-static int timers_to_fail; /* in this process */
+static int timers_to_fail; /* so many calls fail, in this process */
 
 int __real_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
 int __wrap_messenger_set_timeout(struct messenger *, int, messenger_timer, void *);
 
-/* The linker puts this in the place of messenger_set_timeout. */
+/* The linker puts this function in the place of messenger_set_timeout. */
 int
 __wrap_messenger_set_timeout(struct messenger *messenger, int milliseconds, messenger_timer timer,
                              void *arg)
@@ -61,7 +61,7 @@ __wrap_messenger_set_timeout(struct messenger *messenger, int milliseconds, mess
 	return -1;
 }
 
-/* "2027-03-28 02:30:00", local. */
+/* text: "2027-03-28 02:30:00", in local time. */
 static time_t
 local_time(const char *text)
 {
@@ -81,7 +81,7 @@ use_zone(const char *zone)
 
 /* ---- clusters --------------------------------------------------------------- */
 
-/* The processes of the cluster inherit these: set them before it is started. */
+/* The cluster's processes inherit these variables: set them before the start. */
 static const struct schedule *jobs;
 static size_t job_count, app_job_count;
 static const char *start_time = "2027-06-01 12:00:00";
@@ -93,7 +93,7 @@ static size_t held_count;
 static char ok[] = "ok", by_cron[] = "cron", fails[] = "fail", dies[] = "die", holds[] = "hold",
 	    ends_within[] = "done within", later_fails[] = "later and fail";
 
-/* The task of all jobs. Its arg says what to do. */
+/* The task of all jobs. Its arg says how the run ends. */
 static int
 task(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -185,7 +185,7 @@ static const struct order orders[] = {{"advance", order_advance},
 static int settle_turns;
 static char settle_number[32];
 
-/* In an app. Each task begins in a turn of its own, so let some turns pass first. */
+/* In an app: each task begins in its own turn of the loop, so let some turns pass first. */
 static int
 settle_later(struct messenger *app, void *arg)
 {
@@ -194,7 +194,7 @@ settle_later(struct messenger *app, void *arg)
 	return messenger_send_to_agent(app, "test-settle", settle_number);
 }
 
-/* Messages arrive in order: all that was said before this has been heard when it arrives. */
+/* Messages arrive in order: when this message arrives, all earlier messages have arrived. */
 static int
 on_settle(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -257,7 +257,7 @@ start(const struct schedule *schedules, size_t count, int workers)
 	return cluster_start(&(struct options){.agent = agent, .app = app, .workers = workers});
 }
 
-/* A cluster that is ready, and whose agent has started its clocks. */
+/* Start a cluster and wait until its agent has set the timers of the jobs. */
 static struct cluster *
 started(const struct schedule *schedules, size_t count, int workers)
 {
@@ -268,7 +268,7 @@ started(const struct schedule *schedules, size_t count, int workers)
 	return c;
 }
 
-/* Wait until the apps have done all that the agent has told them, and have answered. */
+/* Wait until the apps have done all the agent's orders, and the agent has their answers. */
 static void
 settle(struct cluster *c, const char *agent_name, int apps)
 {
@@ -282,7 +282,7 @@ settle(struct cluster *c, const char *agent_name, int apps)
 		at = cluster_wait(c, at, ":%s settled %d", agent_name, number);
 }
 
-/* Let milliseconds pass; the jobs that are due then have been run. */
+/* Let `by` milliseconds pass, and wait until the jobs that are due have been run. */
 static void
 pass(struct cluster *c, const char *agent_name, int apps, long long by)
 {
@@ -292,10 +292,10 @@ pass(struct cluster *c, const char *agent_name, int apps, long long by)
 	snprintf(line, sizeof line, "advance %lld", by);
 	cluster_order(c, agent_name, line);
 	cluster_wait(c, mark, ":%s advanced", agent_name);
-	settle(c, agent_name, apps); /* the agent hears that order after its timers */
+	settle(c, agent_name, apps); /* the agent reads this order after its timers have run */
 }
 
-/* ---- who runs it ------------------------------------------------------------- */
+/* ---- which worker runs a job -------------------------------------------------- */
 
 Test(schedule, immediate_in_all_workers)
 {
@@ -399,7 +399,7 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 
 	pass(c, "AGENT#1", 1, 1000);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
-	cr_expect_eq(cluster_count(c, 0, "off"), 0, "no line of the log is about it");
+	cr_expect_eq(cluster_count(c, 0, "off"), 0, "the log has a line about the job");
 	cluster_order(c, "APP#1", "run off");
 	cluster_wait(c, 0, "[Job#by hand] off execute failed, used ");
 	cluster_wait(c, 0, "ms. The task returned 3");
@@ -412,7 +412,7 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 	cluster_wait(c, 0, "[Job#1] off disable");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2, "on, and that refusal");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2, "one run, one refusal");
 	cluster_stop(c);
 }
 
@@ -433,7 +433,7 @@ Test(schedule, an_interval_does_not_drift)
 	at = cluster_wait(c, at, "after 9993ms at 2027-06-01 12:00:20.000");
 	pass(c, "AGENT#1", 1, 9993 + 123);
 	at = cluster_wait(c, at, "after 9877ms at 2027-06-01 12:00:30.000");
-	pass(c, "AGENT#1", 1, 9877 + 25000); /* late by two periods: once */
+	pass(c, "AGENT#1", 1, 9877 + 25000); /* late by two periods, but it runs once */
 	cluster_wait(c, at, "after 5000ms at 2027-06-01 12:01:00.000");
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 3);
 	cluster_stop(c);
@@ -503,7 +503,7 @@ Test(schedule, immediate_and_then_the_interval)
 	cluster_stop(c);
 }
 
-/* The agent looks at the wall clock each minute, and is never early. */
+/* The agent reads the wall clock each minute; a job never runs early. */
 Test(schedule, cron_when_clocks_change)
 {
 	static const struct schedule list[] = {
@@ -534,7 +534,7 @@ Test(schedule, somebody_sets_the_wall_clock)
 	cluster_order(c, "AGENT#1", "wall 2027-06-01 12:59:30"); /* forward */
 	pass(c, "AGENT#1", 1, 29999);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 0);
-	pass(c, "AGENT#1", 1, 30001); /* the minute is over since the start */
+	pass(c, "AGENT#1", 1, 30001); /* a minute since the start is over */
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
 	at = cluster_wait(c, 0, "after 3570000ms at 2027-06-01 14:00:00.000") - 1;
 	cluster_order(c, "AGENT#1", "wall 2027-06-01 09:58:00"); /* back */
@@ -592,7 +592,7 @@ Test(schedule, no_tick_after_the_end_date)
 	cluster_stop(c);
 }
 
-/* ---- what comes of it ------------------------------------------------------------ */
+/* ---- the result of a run --------------------------------------------------------- */
 
 Test(schedule, a_task_that_fails_is_logged_and_the_next_tick_comes)
 {
@@ -641,7 +641,7 @@ Test(schedule, a_task_that_goes_on_after_it_has_returned)
 	cluster_order(c, "APP#1", "done 9");
 	cluster_wait(c, 0, "[Job#by hand] held execute failed, used ");
 	settle(c, "AGENT#1", 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "not what is by hand");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "a manual run counted");
 	cluster_stop(c);
 }
 
@@ -683,7 +683,7 @@ is_reaped(struct cluster *c, void *arg)
 	return kill(*(pid_t *)arg, 0) == -1 && errno == ESRCH;
 }
 
-/* Wait until the master has reaped it. The agent, whose clock stands, then looks. */
+/* Wait until the master has reaped a dead worker, then let the agent's timer see its death. */
 static void
 reaped(struct cluster *c, const char *who, const char *agent_name)
 {
@@ -693,7 +693,7 @@ reaped(struct cluster *c, const char *who, const char *agent_name)
 	cluster_order(c, agent_name, "advance 200");
 }
 
-/* D39, and D38: a dead worker is not waited for. */
+/* D38 and D39: the agent does not wait for a dead worker. */
 Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 {
 	static const struct schedule list[] = {{.name = "deadly",
@@ -714,11 +714,11 @@ Test(schedule, a_worker_that_dies_in_a_task_is_reported)
 	reaped(c, "APP#2", "AGENT#1");
 	cluster_wait(c, 0, "] deadly execute failed, worker APP#2 died");
 	cr_expect_eq(cluster_count(c, 0, "skip"), 0);
-	cr_expect_eq(cluster_count(c, 0, "] deadly execute failed"), 2, "each once");
+	cr_expect_eq(cluster_count(c, 0, "] deadly execute failed"), 2, "each app has one line");
 	cluster_stop(c);
 }
 
-/* D39: one of three is killed; another one closes its channel, and cannot tell any more. */
+/* D39: of three workers one is killed; another closes its channel and cannot report its run. */
 Test(schedule, only_the_dead_ones_run_is_given_up)
 {
 	static const struct schedule list[] = {{.name = "long",
@@ -748,7 +748,7 @@ Test(schedule, only_the_dead_ones_run_is_given_up)
 	cluster_stop(c);
 }
 
-/* D39: there is one line about the end of each run, and it is true. */
+/* D39: the log has one line about the end of each run, and the line is true. */
 Test(schedule, a_task_that_crashes_takes_no_other_run_along)
 {
 	static const struct schedule list[] = {
@@ -766,8 +766,8 @@ Test(schedule, a_task_that_crashes_takes_no_other_run_along)
 	cluster_stop(c);
 }
 
-/* What a worker has said before it died counts, even if the agent hears it when the worker
- * is not there any more. */
+/* A report that a worker sent before it died counts, even if the agent reads it after the
+ * worker's death. */
 Test(schedule, the_last_words_of_a_worker_count)
 {
 	static const struct schedule list[] = {
@@ -818,7 +818,7 @@ Test(schedule, a_worker_that_leaves_finishes_its_runs)
 	cluster_stop(c);
 }
 
-/* The same when the cluster stops: the agent hears of it before it leaves. */
+/* When the cluster stops, the agent hears of the end of each run before it leaves. */
 Test(schedule, runs_end_before_the_cluster_stops)
 {
 	static const struct schedule list[] = {
@@ -855,8 +855,8 @@ Test(schedule, a_run_that_outlasts_the_close_timeout_has_died)
 	cluster_ended(c, 0);
 }
 
-/* A worker that does not end a run for a long time gets no more ticks meanwhile, although it
- * is among the pids: the master does not know that it leaves. */
+/* A worker that leaves while it has a long run gets no more ticks. The agent must know that:
+ * egg-pids still lists the worker, because the master does not know that it leaves. */
 Test(schedule, a_worker_that_leaves_gets_no_more_ticks)
 {
 	static const struct schedule list[] = {
@@ -882,11 +882,11 @@ Test(schedule, a_worker_that_leaves_gets_no_more_ticks)
 	cluster_wait(c, mark, ":AGENT#1 saw egg-pids [APP#2,APP#3]");
 	reaped(c, "APP#1", "AGENT#1");
 	settle(c, "AGENT#1", 2);
-	cr_expect_eq(cluster_count(c, 0, "died\"}"), 0, "no run was given up");
+	cr_expect_eq(cluster_count(c, 0, "died\"}"), 0, "a run was given up");
 	cluster_stop(c);
 }
 
-/* Without an agent that answers, a worker does not wait for it. */
+/* A worker that leaves does not wait for an agent that does not answer. */
 Test(schedule, a_worker_leaves_without_an_answer)
 {
 	static const struct schedule list[] = {
@@ -903,7 +903,7 @@ Test(schedule, a_worker_leaves_without_an_answer)
 	cluster_stop(c);
 }
 
-/* Ticks come all the time while workers are replaced: each run that has begun succeeds. */
+/* Ticks come all the time while workers are replaced, and each run that has begun succeeds. */
 Test(schedule, reloads_cost_no_run)
 {
 	static const struct schedule list[] = {
@@ -960,7 +960,7 @@ Test(schedule, a_new_agent_goes_on_and_learns_who_runs_what)
 	cluster_stop(c);
 }
 
-/* egg: await app.ready(). The agent knows that this app has the tick when the app says so. */
+/* egg: await app.ready(). The app tells the agent when it has got the tick. */
 Test(schedule, an_app_that_loads_runs_the_tick_when_it_is_ready)
 {
 	static const struct schedule list[] = {
@@ -1063,7 +1063,7 @@ Test(schedule, a_job_that_the_app_does_not_know_is_not_waited_for)
 
 /* ---- limits ------------------------------------------------------------------- */
 
-/* Fill the queue until not even a short message has room. */
+/* Fill the app's queue until it has no room even for a short message. */
 static int
 flood(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -1099,7 +1099,7 @@ Test(schedule, a_result_that_has_no_room_is_told_later)
 	cluster_stop(c);
 }
 
-/* Begin runs that do not end, until there can be no more. */
+/* Begin runs that do not end, until the limit is reached. */
 static int
 hoard(struct messenger *app, struct schedule_run *run, void *arg)
 {
@@ -1138,7 +1138,7 @@ Test(schedule, so_many_runs_at_a_time_and_no_more)
 	cluster_stop(c);
 }
 
-/* ---- the end, and no beginning ------------------------------------------------- */
+/* ---- an agent that leaves, and bad jobs ----------------------------------------- */
 
 Test(schedule, an_agent_that_leaves_sends_no_tick)
 {

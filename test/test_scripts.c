@@ -124,14 +124,14 @@ Test(scripts, the_command_line_is_stronger_than_program_and_environment)
 	wait_text(&run, "[master] to stop it");
 	cr_assert(strstr(run.text, "app_worker#3") && !strstr(run.text, "app_worker#4"), "%s",
 	          run.text);
-	kill(run.pid, SIGUSR1); /* the launcher hands it on */
+	kill(run.pid, SIGUSR1); /* the launcher forwards it */
 	wait_text(&run, "[master] status ],");
 	kill(run.pid, SIGTERM);
 	cr_assert_eq(end(&run), 0, "%s", run.text);
 	nobody_is_left();
 }
 
-/* Start in the foreground, wait for that line, and stop. */
+/* Start in the foreground with the command line, wait for the text, and stop. */
 static void
 expect_line(const char *line, const char *text)
 {
@@ -207,7 +207,7 @@ Test(scripts, the_launcher_hands_orders_on)
 	expect_order_to_end_it("", SIGQUIT, "signal SIGQUIT, closing");
 }
 
-/* Without a command any number of them can run: they share no pid file. */
+/* Any number of clusters can be started without a command: they have no pid file. */
 Test(scripts, without_a_command_there_is_no_pid_file)
 {
 	static struct run first, second, third;
@@ -229,8 +229,8 @@ Test(scripts, without_a_command_there_is_no_pid_file)
 	nobody_is_left();
 }
 
-/* D47: in egg only a daemon has a timeout. A cluster that is ready in time may run for
- * longer than that. */
+/* D47: in egg only the start of a daemon has a timeout. The timeout is for the start alone: a
+ * cluster that is ready in time may run for longer. */
 Test(scripts, in_the_foreground_a_start_may_have_a_timeout)
 {
 	static struct run run;
@@ -243,7 +243,7 @@ Test(scripts, in_the_foreground_a_start_may_have_a_timeout)
 	nobody_is_left();
 
 	manners.app_is_never_ready = false;
-	start(&run, "start --timeout=3"); /* in one second not every machine starts it */
+	start(&run, "start --timeout=3"); /* some machines need more than 1 s */
 	wait_text(&run, "[master] to stop it");
 	while (clutch_now() < run.begin + 3300)
 		command("status", 0, "\nrunning, ");
@@ -253,7 +253,7 @@ Test(scripts, in_the_foreground_a_start_may_have_a_timeout)
 	nobody_is_left();
 }
 
-/* sh -c 'hello start & cat': Ctrl-C is meant for cat. */
+/* In sh -c 'hello start & cat' the shell lets hello ignore SIGINT: Ctrl-C is meant for cat. */
 Test(scripts, an_ignored_sigint_is_not_handed_on)
 {
 	static struct run run;
@@ -274,7 +274,7 @@ Test(scripts, an_ignored_sigint_is_not_handed_on)
 	nobody_is_left();
 }
 
-/* The terminal tells launcher and master, and the launcher tells the master again. */
+/* Ctrl-C signals launcher and master, and the launcher also forwards the signal: it counts once. */
 Test(scripts, ctrl_c_in_a_terminal)
 {
 	static struct run run;
@@ -288,7 +288,7 @@ Test(scripts, ctrl_c_in_a_terminal)
 	nobody_is_left();
 }
 
-/* The launcher ends as the master did. */
+/* The launcher exits with the master's status, or with 128 + the signal that killed the master. */
 Test(scripts, the_launcher_exits_with_the_masters_status)
 {
 	static struct run run;
@@ -303,7 +303,7 @@ Test(scripts, the_launcher_exits_with_the_masters_status)
 	nobody_is_left();
 }
 
-/* No process is left, at whatever moment of the start the order comes. */
+/* A SIGTERM at any moment of the start leaves no process. */
 Test(scripts, an_order_in_the_middle_of_a_start_is_not_lost)
 {
 	static struct run run;
@@ -323,7 +323,7 @@ Test(scripts, an_order_in_the_middle_of_a_start_is_not_lost)
 	}
 }
 
-/* D32: as in egg the cluster goes on; with the option it does not. */
+/* D32: without its launcher the cluster goes on, as in egg, unless an option says otherwise. */
 Test(scripts, the_cluster_outlives_its_launcher_unless_told_otherwise)
 {
 	static struct run run;
@@ -363,8 +363,8 @@ start_hanging(int close_timeout)
 }
 
 /* D31: egg waits 5 s, however long the master needs. The first master here needs 6 s: stop
- * learns that from it, and kills no process before. The second one says that it needs
- * 1.4 s, and then hangs: stop does not wait 30 s for it. */
+ * learns the time from the master's status, and kills no process earlier. The second master
+ * says that it needs 1.4 s, and then hangs: stop does not wait 30 s for it. */
 Test(scripts, stop_waits_as_long_as_the_master_may_take)
 {
 	static struct run slow, stuck;
@@ -399,8 +399,8 @@ Test(scripts, stop_waits_as_long_as_the_master_may_take)
 	nobody_is_left();
 }
 
-/* The apps obey SIGTERM and are dead. Their own children ignore it: the master waits for
- * them, and they hold no lock. */
+/* The apps obey SIGTERM and are dead, but their own children ignore SIGTERM. The children hold
+ * no lock, and the master waits for them. */
 Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
 {
 	home();
@@ -412,7 +412,7 @@ Test(scripts, past_its_timeout_stop_kills_the_children_of_the_dead)
 	nobody_is_left();
 }
 
-/* The master is stopped (SIGSTOP), its children hang, and those have children. */
+/* The master is stopped (SIGSTOP), its children hang, and they have children of their own. */
 Test(scripts, past_its_timeout_stop_kills_them_all)
 {
 	pid_t master;
@@ -425,7 +425,7 @@ Test(scripts, past_its_timeout_stop_kills_them_all)
 	nobody_is_left();
 	command("status", 3, "egg: not running");
 	manners.hang = manners.app_forks = false;
-	command("start --daemon", 0, "egg: started, pid "); /* the old file is no obstacle */
+	command("start --daemon", 0, "egg: started, pid "); /* an old pid file is no obstacle */
 	command("stop", 0, "egg: stopped (");
 	nobody_is_left();
 }
@@ -444,7 +444,7 @@ Test(scripts, stop_finds_children_whose_master_is_dead)
 	nobody_is_left();
 }
 
-/* D30: a number in a file is no proof. */
+/* D30: a pid file without the master's lock does not prove that the process is a master. */
 Test(scripts, a_stranger_whose_pid_is_in_the_file_is_left_alone)
 {
 	pid_t stranger;
@@ -491,7 +491,7 @@ Test(scripts, stop_ends_one_cluster_not_all)
 	nobody_is_left();
 }
 
-/* ---- pid files that are not to be believed ------------------------------------ */
+/* ---- false pid files and statuses ---------------------------------------------- */
 
 static void
 expect_no_pid_file(const char *path, const char *reason)
@@ -508,7 +508,7 @@ expect_no_pid_file(const char *path, const char *reason)
 	}
 }
 
-/* Nothing waits for the other end of the FIFO, and nothing is written through the link. */
+/* No command waits for the other end of a FIFO, and none writes through a link. */
 Test(scripts, what_is_no_pid_file_is_refused_by_every_command)
 {
 	struct stat status;
@@ -526,7 +526,7 @@ Test(scripts, what_is_no_pid_file_is_refused_by_every_command)
 	nobody_is_left();
 }
 
-/* A stranger that may read the file can lock a byte of it for reading. */
+/* Any user who may read the pid file can lock a byte of it for reading. */
 Test(scripts, a_lock_for_reading_is_not_the_masters)
 {
 	struct flock lock = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
@@ -544,8 +544,8 @@ Test(scripts, a_lock_for_reading_is_not_the_masters)
 	cr_assert_eq(close(descriptor), 0);
 }
 
-/* Put a file of that user in the status's place, as any user who may write to the folder
- * can; or a link to such a file. The file is that user's before it has its name. */
+/* Put a file of another user, or a link to one, in the place of the status, as any user can who
+ * may write to the folder. The file gets its owner before it gets the status's name. */
 static void
 forge_status(uid_t user, bool link)
 {
@@ -566,7 +566,7 @@ forge_status(uid_t user, bool link)
 		_exit(1);
 }
 
-/* The order removes the old status: put a forged one there, again and again. */
+/* The status command removes the old status: put a forged one in its place, again and again. */
 static void
 forge_on(uid_t user, bool link)
 {
@@ -616,7 +616,7 @@ Test(scripts, a_forged_status_is_not_believed)
 	cr_assert_eq(mkdir(path_of("out"), 0700), 0);
 	cr_assert_eq(rename(path_of("run/egg.pid.status"), path_of("out/x")), 0);
 	cr_assert_eq(mkdir(path_of("run/egg.pid.status"), 0700), 0);
-	command("status", 1, "egg.pid.status: Is a directory\n"); /* it cannot be removed */
+	command("status", 1, "egg.pid.status: Is a directory\n"); /* unlink fails */
 	cr_assert_eq(rmdir(path_of("run/egg.pid.status")), 0);
 	command("stop", 0, "egg: stopped (");
 	nobody_is_left();
@@ -624,7 +624,7 @@ Test(scripts, a_forged_status_is_not_believed)
 
 /* ---- PID namespaces ----------------------------------------------------------- */
 
-/* The first process forked between these two is process 1 of a new PID namespace. */
+/* The first process forked between enter and leave is process 1 of a new PID namespace. */
 static int
 enter_namespace(void)
 {
@@ -642,8 +642,8 @@ leave_namespace(int own)
 	close(own);
 }
 
-/* As in a container that shares the pid file's folder: from there the master has no
- * number. It serves, so it is neither stopped nor started again, and its logs stay. */
+/* A container may share the pid file's folder, but in its PID namespace the master has no
+ * number. The master is alive, so the commands neither stop it nor start a second one. */
 Test(scripts, a_master_in_another_pid_namespace_is_left_alone)
 {
 	static const char *const commands[] = {"status", "stop", "reload", "start",
@@ -667,8 +667,8 @@ Test(scripts, a_master_in_another_pid_namespace_is_left_alone)
 	nobody_is_left();
 }
 
-/* From outside, the kernel translates the numbers of locks, but the master's status has
- * the container's numbers. One of them is a stranger's here. */
+/* Outside the container the kernel translates the pid of a lock, but the master's status has
+ * the container's pids. Here one of these pids belongs to a stranger. */
 Test(scripts, the_numbers_of_a_container_are_not_killed_outside)
 {
 	static struct run run;
@@ -685,7 +685,7 @@ Test(scripts, the_numbers_of_a_container_are_not_killed_outside)
 			pause();
 	setpgid(stranger, stranger);
 	snprintf(first, sizeof first, "%ld", (long)stranger - 2);
-	manners.first_pid = first; /* the master is the next one, and the agent the stranger */
+	manners.first_pid = first; /* then the agent has the stranger's pid */
 	manners.hang = true;
 	program.app_close_timeout = 60000;
 	own = enter_namespace();
@@ -732,7 +732,7 @@ Test(scripts, status_shows_what_the_master_knows)
 	nobody_is_left();
 }
 
-/* A status file that cannot be written is one line of the log. */
+/* If the status file cannot be written, the master logs one line and lives on. */
 Test(scripts, a_status_that_cannot_be_written_harms_nobody)
 {
 	home();
@@ -747,7 +747,7 @@ Test(scripts, a_status_that_cannot_be_written_harms_nobody)
 	nobody_is_left();
 }
 
-/* In shared memory: what the clients count. */
+/* The clients count in shared memory. */
 enum { CLIENTS = 3 };
 
 struct load {
@@ -823,7 +823,7 @@ is_dead(const void *pid)
 	return !process_is_alive((pid_t) * (const long *)pid);
 }
 
-/* Afterwards every worker is a new process, and the agent is the same. */
+/* After a reload every worker is a new process, and the agent is the same. */
 Test(scripts, a_reload_replaces_every_app_worker)
 {
 	static char before[64 * 1024];

@@ -60,7 +60,7 @@ Test(scripts, a_daemons_life)
 	command("status", 0, line);
 	cr_assert_eq(mode_of(path_of("run/egg.pid.status")), 0600);
 
-	/* A second one is refused, and leaves the first one's files alone. */
+	/* A second start is refused, and leaves the files of the first alone. */
 	snprintf(line, sizeof line, "egg: is already running, pid %ld (pid file ", (long)master);
 	command("start --daemon", 1, line);
 	cr_assert_eq(count_files(path_of("logs"), "egg"), 2);
@@ -71,7 +71,7 @@ Test(scripts, a_daemons_life)
 	cr_assert_eq(count_files(path_of("run"), "egg"), 0);
 	command("stop", 0, "egg: warning: not running (pid file ");
 
-	/* The next one keeps the last one's files by renaming them, also within one second. */
+	/* The next daemon renames the logs of the last one, even within the same second. */
 	file = fopen(path_of("logs/egg-stdout.log"), "a");
 	fprintf(file, "the first run\n");
 	fclose(file);
@@ -85,7 +85,7 @@ Test(scripts, a_daemons_life)
 	nobody_is_left();
 }
 
-/* Of many starts at once one is the first, and the others do not rename its files. */
+/* Of many starts at the same time only one succeeds, and the others do not rename its logs. */
 Test(scripts, daemons_that_start_at_once_leave_the_firsts_files_alone)
 {
 	enum { STARTS = 6 };
@@ -111,7 +111,7 @@ Test(scripts, daemons_that_start_at_once_leave_the_firsts_files_alone)
 	nobody_is_left();
 }
 
-/* Two clusters of one program: the logs are named after the pid files. */
+/* Two clusters of one program can have their own logs, which are named after the pid files. */
 Test(scripts, clusters_with_two_pid_files_have_logs_of_their_own)
 {
 	char line[300], target[256];
@@ -132,8 +132,8 @@ Test(scripts, clusters_with_two_pid_files_have_logs_of_their_own)
 	nobody_is_left();
 }
 
-/* A process that waits for the end of a pipe which it gave to the launcher does not wait for
- * the daemon's end. */
+/* A process may give the launcher a pipe and wait for its end of file: it must not have to wait
+ * for the daemon's end. */
 Test(scripts, a_daemon_closes_what_it_has_inherited)
 {
 	int ends[2];
@@ -146,7 +146,7 @@ Test(scripts, a_daemon_closes_what_it_has_inherited)
 	command(hello("start --daemon --port=0 --workers=1"), 0, "started on ");
 	close(ends[1]);
 	set.fd = ends[0];
-	cr_assert_eq(poll(&set, 1, time_limit()), 1, "the daemon holds it");
+	cr_assert_eq(poll(&set, 1, time_limit()), 1, "the daemon holds the pipe");
 	cr_assert_eq(read(ends[0], &byte, 1), 0);
 	close(ends[0]);
 	command(hello("status"), 0, "\nrunning, ");
@@ -154,7 +154,7 @@ Test(scripts, a_daemon_closes_what_it_has_inherited)
 	nobody_is_left();
 }
 
-/* start --daemon | true */
+/* As in "start --daemon | true". */
 Test(scripts, nobody_reads_that_a_daemon_has_started)
 {
 	static struct run run;
@@ -179,8 +179,8 @@ Test(scripts, a_daemons_files_can_be_chosen)
 	         path_of("x/pid"), path_of("out/both"), path_of("out/both"));
 	command(line, 0, "egg: started, pid ");
 	cr_assert(strstr(content_of(path_of("out/both")), "[master] egg started") != NULL);
-	cr_assert_eq(count_files(path_of("out"), ""), 3); /* . and .. and both */
-	command("stop", 0, "not running");                /* the default pid file is another one */
+	cr_assert_eq(count_files(path_of("out"), ""), 3); /* ".", ".." and "both" */
+	command("stop", 0, "not running");                /* with the default pid file */
 	snprintf(line, sizeof line, "stop --pid-file %s", path_of("x/pid"));
 	command(line, 0, "egg: stopped (");
 	nobody_is_left();
@@ -209,14 +209,14 @@ Test(scripts, a_daemon_survives_the_end_of_its_terminal)
 	master = (pid_t)atol(content_of(path_of("run/hello.pid")));
 	snprintf(path, sizeof path, "/proc/%ld/stat", (long)master);
 	cr_assert_eq(sscanf(content_of(path), "%*d %31s %*c %*d %*d %*d %d", name, &terminal), 2);
-	cr_assert_eq(terminal, 0, "it has a terminal");
+	cr_assert_eq(terminal, 0, "the daemon has a terminal");
 	cr_assert_neq(get(port), 0);
 	command(hello("status"), 0, "\nrunning, ");
 	command(hello("stop"), 0, "hello: stopped (");
 	nobody_is_left();
 }
 
-/* D28: in egg the launcher waits for its timeout, even if the master is dead. */
+/* D28: egg's launcher waits until its timeout, even if the master is dead. */
 Test(scripts, an_early_death_shows_at_once)
 {
 	const char *text;
@@ -233,7 +233,7 @@ Test(scripts, an_early_death_shows_at_once)
 	nobody_is_left();
 }
 
-/* Of a long file only the end is shown, from the beginning of a line on. */
+/* Of a long log the launcher prints only the end, from the beginning of a line. */
 Test(scripts, of_a_long_stderr_the_end_is_shown)
 {
 	static char long_text[9000];
@@ -314,13 +314,13 @@ Test(scripts, a_link_to_a_log_is_not_rotated)
 	cr_assert(mkdir(path_of("disk"), 0700) == 0 && mkdir(path_of("out"), 0700) == 0);
 	write_file(path_of("disk/log"), "the first run\n");
 	cr_assert_eq(symlink(path_of("disk/log"), path_of("out/log")), 0);
-	cr_assert_eq(symlink(path_of("disk/new"), path_of("out/error")), 0); /* to nothing */
+	cr_assert_eq(symlink(path_of("disk/new"), path_of("out/error")), 0); /* to no file */
 	snprintf(line, sizeof line, "start --daemon --stdout=%s --stderr=%s", path_of("out/log"),
 	         path_of("out/error"));
 	command(line, 0, "egg: started, pid ");
 	command("stop", 0, "egg: stopped (");
 	cr_assert(is_link(path_of("out/log")) && is_link(path_of("out/error")));
-	cr_assert_eq(count_files(path_of("out"), ""), 4); /* . and .. too */
+	cr_assert_eq(count_files(path_of("out"), ""), 4); /* with . and .. */
 	cr_assert_eq(count_files(path_of("disk"), ""), 4);
 	log = content_of(path_of("disk/log"));
 	cr_assert_eq(strncmp(log, "the first run\n", 14), 0, "%s", log);
@@ -398,7 +398,7 @@ Test(scripts, old_logs_are_bounded_in_number)
 	nobody_is_left();
 }
 
-/* logrotate's copytruncate: the next line is at the file's beginning. */
+/* After logrotate's copytruncate the next line is at the beginning of the file. */
 Test(scripts, a_log_that_is_emptied_goes_on_without_a_hole)
 {
 	const char *log;
@@ -420,7 +420,7 @@ Test(scripts, a_log_that_is_emptied_goes_on_without_a_hole)
 	nobody_is_left();
 }
 
-/* D46: egg's master dies, and its log does not say why. */
+/* D46: SIGHUP kills egg's master, and egg's log does not say why. */
 Test(scripts, sighup_reloads_a_daemon)
 {
 	pid_t master;
@@ -450,7 +450,7 @@ first_app(void)
 	return pid;
 }
 
-/* SIGHUP is an order for the master only: a child dies of it, as always. */
+/* Only the master takes SIGHUP as an order; a child dies of it, as always. */
 Test(scripts, sighup_to_a_child_of_a_daemon_reloads_nothing)
 {
 	home();
@@ -465,9 +465,9 @@ Test(scripts, sighup_to_a_child_of_a_daemon_reloads_nothing)
 	nobody_is_left();
 }
 
-/* ---- what cannot be made ------------------------------------------------------ */
+/* ---- files that cannot be made ------------------------------------------------ */
 
-/* The line names the folder that cannot be made, and why. */
+/* The error names the folder that cannot be made, and the reason. */
 Test(scripts, a_home_that_cannot_be_written_is_the_true_reason)
 {
 	char expected[128];
@@ -485,7 +485,7 @@ Test(scripts, a_home_that_cannot_be_written_is_the_true_reason)
 	cr_assert_eq(access("/tmp/clutch-no-start.pid.start", F_OK), -1);
 }
 
-/* The disk is full: the reason is not in the log. */
+/* If the disk is full, the log cannot have the reason, so the launcher prints it. */
 Test(scripts, a_log_that_cannot_be_written_is_the_true_reason)
 {
 	home();
@@ -497,7 +497,7 @@ Test(scripts, a_log_that_cannot_be_written_is_the_true_reason)
 	nobody_is_left();
 }
 
-/* A file of another kind has the name of the lock: it is neither locked nor removed. */
+/* If another file has the lock's name, the launcher neither locks nor removes it. */
 Test(scripts, the_lock_of_the_start_is_an_empty_file_of_ours)
 {
 	static const char text[] = "egg.pid.start): another file is in the way\n";
@@ -516,7 +516,7 @@ Test(scripts, the_lock_of_the_start_is_an_empty_file_of_ours)
 	cr_assert_eq(mkfifo(path_of("run/egg.pid.start"), 0600), 0);
 	command("start --daemon", 1, text);
 	unlink(path_of("run/egg.pid.start"));
-	write_file(path_of("run/egg.pid.start"), ""); /* a crash has left it */
+	write_file(path_of("run/egg.pid.start"), ""); /* as a crash leaves it */
 	command("start --daemon", 0, "egg: started, pid ");
 	command("stop", 0, "egg: stopped (");
 	nobody_is_left();
@@ -524,7 +524,7 @@ Test(scripts, the_lock_of_the_start_is_an_empty_file_of_ours)
 
 /* ---- closed descriptors ------------------------------------------------------- */
 
-/* Ask for the status until the cluster is ready. */
+/* Is the cluster ready? Ask the master for a new status if not. */
 static bool
 is_running(const void *arg)
 {
@@ -538,7 +538,7 @@ is_running(const void *arg)
 	return false;
 }
 
-/* In each process, each of 0, 1 and 2 is /dev/null, a log, or what the test has given. */
+/* In each process each of the descriptors 0 to 2 is /dev/null, a log, or a file of the test. */
 static void
 expect_standard_files(bool daemon)
 {
@@ -559,7 +559,7 @@ expect_standard_files(bool daemon)
 		}
 }
 
-/* start <&- >&- 2>&-, and every combination of these. */
+/* As in "start <&- >&- 2>&-": every combination of closed descriptors. */
 Test(scripts, closed_descriptors_are_filled_before_anything_is_opened)
 {
 	static struct run run;
@@ -583,7 +583,7 @@ Test(scripts, closed_descriptors_are_filled_before_anything_is_opened)
 
 /* ---- systemd ------------------------------------------------------------------ */
 
-/* systemd's end: a datagram socket. A name that begins with @ is an abstract one. */
+/* Open systemd's end, a datagram socket. A name that begins with @ is an abstract address. */
 static int
 open_notify_socket(const char *name)
 {
@@ -604,7 +604,7 @@ open_notify_socket(const char *name)
 	return descriptor;
 }
 
-/* The next state; it must come from that process (0: from any). */
+/* Receive the next state, which must come from the sender (0: from any process). */
 static const char *
 receive(int descriptor, pid_t sender)
 {
@@ -636,7 +636,7 @@ expect_silence(int descriptor)
 	cr_assert_eq(recv(descriptor, &byte, 1, MSG_DONTWAIT), -1);
 }
 
-/* Only the main process speaks: NotifyAccess=main. */
+/* Only the main process may send notices, as for NotifyAccess=main. */
 static void
 expect_notices(const char *name)
 {
@@ -652,7 +652,7 @@ expect_notices(const char *name)
 	wait_text(&run, "] reload done");
 	kill(run.pid, SIGTERM);
 	cr_assert_str_eq(receive(descriptor, run.pid), "STOPPING=1");
-	kill(run.pid, SIGTERM); /* once is enough */
+	kill(run.pid, SIGTERM); /* no second notice */
 	cr_assert_eq(end(&run), 0);
 	expect_silence(descriptor);
 	close(descriptor);
@@ -664,12 +664,12 @@ Test(scripts, systemd_is_told)
 	char abstract[64];
 
 	home();
-	snprintf(abstract, sizeof abstract, "@clutch%s", test_folder()); /* nobody else has it */
+	snprintf(abstract, sizeof abstract, "@clutch%s", test_folder()); /* a unique name */
 	expect_notices(path_of("notify"));
 	expect_notices(abstract);
 }
 
-/* It does not matter what ends the cluster, or whether it was ever ready. */
+/* STOPPING=1 is sent whatever ends the cluster, even if it was never ready. */
 Test(scripts, systemd_is_told_of_every_end)
 {
 	static struct run run;
@@ -691,8 +691,8 @@ Test(scripts, systemd_is_told_of_every_end)
 	nobody_is_left();
 }
 
-/* A service may start a daemon, ask for a status, stop another cluster: those commands do
- * not speak for the service, nor do the processes of the daemon. */
+/* A service may start a daemon, ask for a status or stop another cluster. These commands and
+ * the daemon's processes send no notices, because they are not the service. */
 Test(scripts, the_other_commands_do_not_speak_for_the_service)
 {
 	char path[64];
@@ -712,7 +712,7 @@ Test(scripts, the_other_commands_do_not_speak_for_the_service)
 	nobody_is_left();
 }
 
-/* systemd is busy and its socket is full: READY=1 is not lost. */
+/* READY=1 is not lost if systemd is busy and its socket is full. */
 Test(scripts, a_full_notify_socket_is_waited_for)
 {
 	static struct run run;
@@ -737,7 +737,7 @@ Test(scripts, a_full_notify_socket_is_waited_for)
 	nobody_is_left();
 }
 
-/* There is no such socket, or it is none: one line, and the cluster works as always. */
+/* If NOTIFY_SOCKET names no socket, the log has one line, and the cluster works as always. */
 Test(scripts, a_notify_socket_that_is_not_there_harms_nobody)
 {
 	static const char *const sockets[][2] = {

@@ -1,5 +1,5 @@
 /*
- * The status as a table, and what start and stop say while they wait.
+ * The status as a table, and the lines that start and stop print while they wait.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -19,7 +19,7 @@ TestSuite(scripts_status, .timeout = 120);
 
 /* ---- the table ------------------------------------------------------------------ */
 
-/* What is printed of the status. */
+/* Print a status and return the text. */
 static const char *
 printed(void (*print)(const char *status), const char *status)
 {
@@ -91,7 +91,7 @@ Test(scripts_status, a_table_has_each_field_of_the_status)
 		"1 rows found no room\n");
 }
 
-/* Nothing that looks like a status crashes the command. */
+/* A broken status does not crash the command. */
 Test(scripts_status, a_status_that_is_cut_off_is_printed_as_far_as_it_goes)
 {
 	static const char whole[] =
@@ -107,7 +107,7 @@ Test(scripts_status, a_status_that_is_cut_off_is_printed_as_far_as_it_goes)
 	}
 }
 
-/* Another user may have written it. What its owner's terminal would obey is printed as ?. */
+/* Another user may have written the status. Bytes that control a terminal are printed as ?. */
 Test(scripts_status, a_status_cannot_tell_the_terminal_what_to_do)
 {
 	cr_assert_str_eq(
@@ -126,7 +126,7 @@ Test(scripts_status, nor_can_it_as_json)
 	                 "{\"name\":\"?[2J\xc3\xa4\"\n?}\n");
 }
 
-/* Nor do its numbers overflow: each is at most a quarter of what there is room for. */
+/* No number overflows: each is at most a quarter of the largest, so that sums have room. */
 Test(scripts_status, the_numbers_of_a_status_have_an_end)
 {
 	static const char status[] =
@@ -144,7 +144,7 @@ Test(scripts_status, the_numbers_of_a_status_have_an_end)
 	cr_expect_str_eq(text, "app 0 (died, starts again in 2305843009213694s)");
 }
 
-/* A status that ends where a text would begin: nothing behind its end is read. */
+/* The status ends where a text would begin, and the bytes behind the end are not read. */
 Test(scripts_status, nothing_behind_the_end_of_a_status_is_read)
 {
 	char status[64] = "{}\n{\"role\":\"app\",\"state\":";
@@ -153,7 +153,7 @@ Test(scripts_status, nothing_behind_the_end_of_a_status_is_read)
 	cr_assert(strstr(table_of(status), "secret") == NULL);
 }
 
-/* A number that is no pid is no process group: it is not cut to one that is there. */
+/* A number that is too large for a pid must not be cut to the number of an existing group. */
 Test(scripts_status, a_number_that_is_no_pid_is_no_group)
 {
 	struct cluster_found cluster = {.user = geteuid(), .master = getpid()};
@@ -208,8 +208,8 @@ Test(scripts_status, a_start_without_a_wait_says_where_the_logs_are)
 
 /* ---- reload ---------------------------------------------------------------------- */
 
-/* A monitor asks for the status in the middle of a reload. The reload goes on, and its command
- * waits for its end. */
+/* A monitor asks for the status in the middle of a reload. The reload goes on, and the command
+ * "reload" waits until the reload has ended. */
 Test(scripts_status, a_status_meanwhile_does_not_begin_a_reload_anew)
 {
 	static struct run run;
@@ -232,7 +232,7 @@ Test(scripts_status, a_status_meanwhile_does_not_begin_a_reload_anew)
 
 /* ---- stop ------------------------------------------------------------------------ */
 
-/* The app is dead, but not the process that it has started. */
+/* The app is dead, but a process that the app has started is alive. */
 Test(scripts_status, stop_names_the_app_whose_processes_are_left)
 {
 	const char *text;
@@ -247,7 +247,7 @@ Test(scripts_status, stop_names_the_app_whose_processes_are_left)
 	nobody_is_left();
 }
 
-/* A master that hangs has no answer, and so there are no names. */
+/* A master that hangs writes no status, so the command does not know the processes' names. */
 Test(scripts_status, stop_names_the_master_when_no_other_process_is_left)
 {
 	static char line[64];

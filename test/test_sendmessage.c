@@ -8,7 +8,7 @@
 
 /* ---- channels ---------------------------------------------------------------------------- */
 
-/* Fill a channel until its socket refuses more; what was sent is in `want`. */
+/* Send messages until the socket takes no more; all their bytes are in `want`. */
 static void
 jam(struct channel *channel, struct bytes *want)
 {
@@ -26,7 +26,7 @@ jam(struct channel *channel, struct bytes *want)
 
 TestSuite(reading, .timeout = 60);
 
-/* How many frames of `few` are complete in this many bytes. */
+/* How many frames of `few` are complete in the first `length` bytes of their stream. */
 static size_t
 few_complete(size_t length)
 {
@@ -37,7 +37,7 @@ few_complete(size_t length)
 	return i;
 }
 
-/* Each message must come as soon as its last byte is there, and not before. */
+/* Each message must come as soon as its last byte has arrived, and not before. */
 static void
 read_piece(struct channel *channel, const struct bytes *stream, int far, size_t from, size_t until)
 {
@@ -69,7 +69,7 @@ Test(reading, a_stream_cut_anywhere)
 	close(far);
 }
 
-/* Two cuts: the same header, or the same torn frame, is completed in two steps. */
+/* With two cuts the same header, or the same torn frame, is completed in two steps. */
 Test(reading, a_stream_cut_anywhere_twice)
 {
 	struct bytes stream = {.at = NULL};
@@ -105,7 +105,7 @@ Test(reading, one_byte_at_a_time)
 	close(far);
 }
 
-/* All bytes are there at once, but the kernel hands them out in pieces of each size. */
+/* All bytes have arrived, but each read returns only a piece, of every possible size. */
 Test(reading, in_pieces_of_every_size)
 {
 	struct bytes stream = {.at = NULL};
@@ -123,7 +123,7 @@ Test(reading, in_pieces_of_every_size)
 	close(far);
 }
 
-/* Several channels have torn frames at the same time; there is one buffer. */
+/* Several channels have torn frames at the same time, but they share one read buffer. */
 Test(reading, torn_frames_of_several_channels_do_not_mix)
 {
 	enum { CHANNELS = 5 };
@@ -155,7 +155,7 @@ Test(reading, torn_frames_of_several_channels_do_not_mix)
 }
 
 /* Write and read in turns, as much as the socket and the read buffer take.
- * Returns how many reads ended within a frame. */
+ * Returns the number of reads that ended within a frame. */
 static int
 stream_through(struct channel *channel, int far, const struct bytes *stream,
                const struct message *want, size_t count)
@@ -206,7 +206,7 @@ Test(reading, more_frames_than_the_buffer_holds)
 	close(far);
 }
 
-/* A part of a header is here, and then comes more than the buffer holds. */
+/* A part of a header is followed by more bytes than the buffer holds. */
 Test(reading, a_part_of_a_header_and_then_a_full_buffer)
 {
 	enum { MANY = CHANNEL_READ_SIZE / 1000 + 100 };
@@ -236,7 +236,7 @@ Test(reading, a_part_of_a_header_and_then_a_full_buffer)
 	drop(&stream);
 }
 
-/* Around the size of the read buffer, and the largest; each between small ones. */
+/* Messages of about the read buffer's size, and the largest, each between two small messages. */
 Test(reading, messages_larger_than_the_buffer)
 {
 	static const size_t sizes[] = {
@@ -298,7 +298,7 @@ Test(reading, strings_stand_in_the_frame_and_stay_until_the_next_read)
 	size_t i;
 
 	put_few(&stream);
-	raw_write(far, stream.at, 3); /* the first is torn, the others are not */
+	raw_write(far, stream.at, 3); /* only the first frame is torn */
 	cr_assert(channel_read(&channel) == PEER_ALIVE);
 	cr_assert(channel_next(&channel, &message[0]) == 0);
 	raw_write(far, stream.at + 3, stream.length - 3);
@@ -326,7 +326,7 @@ Test(reading, nothing_is_no_end_of_file)
 
 	cr_assert(channel_read(&channel) == PEER_ALIVE);
 	cr_assert(channel_next(&channel, &message) == 0);
-	raw_write(far, "\0\0", 2); /* nor is nothing after half a header */
+	raw_write(far, "\0\0", 2); /* the same after half a header */
 	cr_assert(channel_read(&channel) == PEER_ALIVE);
 	cr_assert(channel_next(&channel, &message) == 0);
 	cr_assert(channel_read(&channel) == PEER_ALIVE);
@@ -360,7 +360,7 @@ Test(reading, interrupted_or_short_of_memory_loses_nothing)
 		if (table[i].error != EINTR) {
 			cr_assert(channel_read(&channel) == PEER_ALIVE);
 			cr_assert(channel_take_starved(&channel) == table[i].starved);
-			cr_assert(!channel_take_starved(&channel), "it is told once");
+			cr_assert(!channel_take_starved(&channel), "a shortage is told twice");
 		}
 		receive(&channel, few, COUNT(few));
 		cr_assert(shape->errors == 0);
@@ -374,7 +374,7 @@ Test(reading, interrupted_or_short_of_memory_loses_nothing)
 
 TestSuite(writing, .timeout = 60);
 
-/* Every write takes at most this many bytes, for every such number. */
+/* Every write takes at most shape->most bytes, for every possible limit. */
 Test(writing, short_at_every_byte)
 {
 	struct channel channel;
@@ -402,7 +402,7 @@ Test(writing, short_at_every_byte)
 	close(far);
 }
 
-/* The first write stops at a byte, then more is queued behind the rest. */
+/* The first write stops at some byte; then more messages are queued behind the rest. */
 Test(writing, continues_behind_a_short_write)
 {
 	struct channel channel;
@@ -421,7 +421,7 @@ Test(writing, continues_behind_a_short_write)
 		*shape = (struct shape){.most = cut, .full = 1};
 		cr_assert(channel_flush(&channel) == PEER_ALIVE);
 		cr_assert(channel_pending(&channel) == want.length / 2 - cut);
-		cr_assert(shape->last == 0, "a short write says it: no second call");
+		cr_assert(shape->last == 0, "a second write after a short write");
 		for (i = 0; i < COUNT(few); i++)
 			cr_assert(sendmessage(&channel, &few[i]) == 0);
 		*shape = (struct shape){0};
@@ -434,7 +434,7 @@ Test(writing, continues_behind_a_short_write)
 	close(far);
 }
 
-/* This many messages of about 1000 bytes, each with other data. */
+/* Send `count` messages of about 1000 bytes, each with other data. */
 static void
 send_kilobytes(struct channel *channel, struct bytes *want, unsigned count)
 {
@@ -448,8 +448,8 @@ send_kilobytes(struct channel *channel, struct bytes *want, unsigned count)
 	}
 }
 
-/* A part of the queue is written, and then the queue needs room: its bytes are moved, within
- * its memory or to a larger one, whatever the sizes of the parts are. */
+/* When a part of the queue is written and the queue needs room, its bytes are moved within its
+ * memory or to a larger block. Parts of many sizes are tried. */
 Test(writing, moves_its_queue_without_a_change)
 {
 	enum { QUEUED = 31, SIZE = FRAME_HEADER + 8 + 1 + 1000 + 1 };
@@ -458,7 +458,7 @@ Test(writing, moves_its_queue_without_a_change)
 
 	for (written = 1; written < (size_t)QUEUED * SIZE; written += 333) {
 		struct bytes want = {.at = NULL}, got = {.at = NULL};
-		int far = open_channel(&channel, 0); /* a new channel: its memory is small */
+		int far = open_channel(&channel, 0); /* a new channel has a small queue */
 		struct shape *shape = shape_writes(&channel);
 
 		for (round = 0; round < 3; round++) {
@@ -478,7 +478,7 @@ Test(writing, moves_its_queue_without_a_change)
 	}
 }
 
-/* A narrow socket and a reader that takes 100 bytes now and then. */
+/* The socket's buffer is small, and the reader takes 100 bytes now and then. */
 Test(writing, to_a_slow_reader_through_a_narrow_socket)
 {
 	struct channel channel;
@@ -529,7 +529,7 @@ Test(writing, to_a_full_socket_waits_in_order)
 		cr_assert(sendmessage(&channel, &message) == 0);
 		put_frame(&want, &message);
 		before += message_size(&message);
-		cr_assert(channel_flush(&channel) == PEER_ALIVE, "it must not block either");
+		cr_assert(channel_flush(&channel) == PEER_ALIVE, "a full socket is an error");
 		cr_assert(channel_pending(&channel) == before);
 		sized_free(&message);
 	}
@@ -558,13 +558,13 @@ Test(writing, past_the_limit_queues_nothing)
 	}
 	errno = 0;
 	cr_assert(sendmessage(&channel, &message) == -1 && errno == ENOBUFS);
-	cr_assert(channel_pending(&channel) == pending, "nothing may be queued");
+	cr_assert(channel_pending(&channel) == pending, "a refused message was queued");
 	while (channel_pending(&channel) + message_size(&small) <= LIMIT) { /* to the last byte */
-		cr_assert(sendmessage(&channel, &small) == 0, "a smaller one still fits");
+		cr_assert(sendmessage(&channel, &small) == 0, "a smaller message is refused");
 		put_frame(&want, &small);
 	}
 	pump(&channel, far, &got, want.length);
-	cr_assert(sendmessage(&channel, &message) == 0, "it works again");
+	cr_assert(sendmessage(&channel, &message) == 0, "refused after the flush");
 	put_frame(&want, &message);
 	pump(&channel, far, &got, want.length);
 	assert_bytes(&got, &want);
@@ -575,7 +575,7 @@ Test(writing, past_the_limit_queues_nothing)
 	close(far);
 }
 
-/* The limit is reached exactly, or missed by one byte. */
+/* Messages that fill the queue exactly to its limit are taken; one byte more is not. */
 Test(writing, the_limit_is_exact)
 {
 	struct message message = sized("limit", 1000, 1);
@@ -644,7 +644,7 @@ Test(writing, interrupted_or_short_of_memory_loses_nothing)
 	close(far);
 }
 
-/* A turn of the loop is one write and one read, however many messages were sent. */
+/* In a turn of the loop one write sends all messages, and one read gets them. */
 Test(writing, frames_of_one_turn_leave_in_one_write)
 {
 	enum { MANY = 1000 };
@@ -660,7 +660,7 @@ Test(writing, frames_of_one_turn_leave_in_one_write)
 		cr_assert(sendmessage(&channel, &message) == 0);
 		put_frame(&want, &message);
 	}
-	cr_assert(shape->calls == 0, "sendmessage itself writes nothing");
+	cr_assert(shape->calls == 0, "sendmessage has written");
 	cr_assert(channel_flush(&channel) == PEER_ALIVE && channel_pending(&channel) == 0);
 	cr_assert(shape->calls == 1, "%d writes", shape->calls);
 	cr_assert(ioctl(far, FIONREAD, &waiting) == 0 && (size_t)waiting == want.length);
@@ -675,7 +675,7 @@ Test(writing, frames_of_one_turn_leave_in_one_write)
 
 TestSuite(ending, .timeout = 60);
 
-/* Expect `few`, and after them that the peer is gone, for good. */
+/* Expect the messages of `few`, and then, each time, that the peer is gone. */
 static void
 assert_last_words(struct channel *channel)
 {
@@ -685,7 +685,7 @@ assert_last_words(struct channel *channel)
 	receive(channel, few, COUNT(few));
 	cr_assert(channel_read(channel) == PEER_GONE);
 	take(channel, few, 0, &taken);
-	cr_assert(channel_read(channel) == PEER_GONE, "gone is gone");
+	cr_assert(channel_read(channel) == PEER_GONE, "a gone peer is back");
 	cr_assert(channel_next(channel, &message) == 0);
 }
 
@@ -728,7 +728,7 @@ Test(ending, within_a_frame_drops_it)
 	drop(&torn);
 }
 
-/* A peer that dies with unread bytes: read fails with ECONNRESET instead of returning 0. */
+/* If a peer dies and leaves bytes unread, our read fails with ECONNRESET instead of returning 0. */
 Test(ending, by_a_reset_is_a_death_after_last_words)
 {
 	struct bytes stream = {.at = NULL};
@@ -744,7 +744,7 @@ Test(ending, by_a_reset_is_a_death_after_last_words)
 	close(far);
 	receive(&channel, few, COUNT(few));
 	cr_assert(channel_read(&channel) == PEER_GONE);
-	cr_assert(shape->last == ECONNRESET, "errno was %d: not what is to be tested", shape->last);
+	cr_assert(shape->last == ECONNRESET, "errno is %d: there was no reset", shape->last);
 	take(&channel, few, 0, &taken);
 	drop(&stream);
 	channel_close(&channel);
@@ -762,12 +762,12 @@ Test(ending, seen_by_a_write_leaves_last_words_readable)
 	close(far);
 	cr_assert(pipe(handle) == 0);
 	before = open_descriptors();
-	cr_assert(sendmessage(&channel, &few[0]) == 0, "nobody knows yet");
+	cr_assert(sendmessage(&channel, &few[0]) == 0, "the death is known early");
 	cr_assert(sendmessage(&channel, &(struct message){.action = "h", .handle = handle[0]}) ==
 	          0);
-	cr_assert(channel_flush(&channel) == PEER_GONE, "and SIGPIPE did not come");
-	cr_assert(channel_pending(&channel) == 0 && channel.queue == NULL, "it is of no use now");
-	cr_assert(open_descriptors() == before, "nor is the handle");
+	cr_assert(channel_flush(&channel) == PEER_GONE, "a write to a dead peer succeeded");
+	cr_assert(channel_pending(&channel) == 0 && channel.queue == NULL, "the queue is kept");
+	cr_assert(open_descriptors() == before, "the handle is kept");
 	errno = 0;
 	cr_assert(sendmessage(&channel, &few[0]) == -1 && errno == EPIPE);
 	cr_assert(channel_pending(&channel) == 0);
@@ -851,9 +851,9 @@ Test(draining, gives_up_on_a_blocked_peer_in_time)
 	pending = channel_pending(&channel);
 	start = clutch_now();
 	cr_assert(channel_drain(&channel, TIMEOUT) == PEER_ALIVE);
-	cr_assert(clutch_now() - start >= TIMEOUT, "it gave up too early");
-	cr_assert(clutch_now() - start < PATIENCE, "it hung");
-	cr_assert(channel_pending(&channel) == pending, "what was not taken still waits");
+	cr_assert(clutch_now() - start >= TIMEOUT, "channel_drain gave up too early");
+	cr_assert(clutch_now() - start < PATIENCE, "channel_drain hung");
+	cr_assert(channel_pending(&channel) == pending, "channel_drain lost bytes");
 	start = clutch_now();
 	cr_assert(channel_drain(&channel, 0) == PEER_ALIVE);
 	cr_assert(clutch_now() - start < PATIENCE);
@@ -862,7 +862,7 @@ Test(draining, gives_up_on_a_blocked_peer_in_time)
 	close(far);
 }
 
-/* In a process of its own: read until the end, and exit with 0 if all came. */
+/* The body of a child process: read until the end, and exit with 0 if all bytes came. */
 static void
 read_and_exit(int descriptor, const struct bytes *want)
 {

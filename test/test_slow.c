@@ -1,9 +1,9 @@
 /*
- * Slow and stuck processes: what is sent to them waits where it was sent from.
+ * Slow and stuck processes, and the backpressure that they cause.
  *
- * Who sends to a process that does not read is not read itself, once so much waits
- * in the master (CHANNEL_HIGH_WATER); everybody else goes on. Nothing is lost, and
- * the master's memory is bounded. See traffic.h for the numbered messages.
+ * When CHANNEL_HIGH_WATER bytes wait in the master for a process that does not read, the
+ * master stops reading from its senders; all other processes go on. No message is lost,
+ * and the master's memory is bounded. See traffic.h for the numbered messages.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -18,7 +18,7 @@ TestSuite(slow, .timeout = 120);
  * and the copy of both while the queue grows. KiB. */
 enum { GROWTH = 8 * 1024 };
 
-/* egg's case: so many messages of so many bytes. */
+/* egg's case: MANY messages of LARGE bytes. */
 enum { MANY = 4000, LARGE = 64 * 1024 };
 
 static struct cluster *
@@ -44,7 +44,7 @@ stop(struct cluster *c)
 /* ---- what the master says that is queued -------------------------------------- */
 
 struct question {
-	const char *who; /* as cluster_status has it */
+	const char *who; /* the name that cluster_status uses */
 	size_t queued;
 };
 
@@ -58,7 +58,7 @@ is_above(struct cluster *c, void *arg)
 	return question->queued > CHANNEL_HIGH_WATER;
 }
 
-/* Wait until a process's queue is above the high mark: its senders wait now. */
+/* Wait until a process's queue is above the high mark: then its senders wait. */
 static void
 wait_until_above(struct cluster *c, const char *who, size_t most)
 {
@@ -83,7 +83,7 @@ undeliverable(struct cluster *c)
 	return (unsigned long)cluster_figure(c, NULL, "undeliverable");
 }
 
-/* A question during an answer is not answered by its rest. */
+/* The rest of an answer does not answer a SIGUSR1 that comes during it: a new answer does. */
 Test(slow, a_sigusr1_during_a_status_brings_another)
 {
 	struct cluster *c = start(8);
@@ -103,7 +103,7 @@ Test(slow, a_sigusr1_during_a_status_brings_another)
 
 /* ---- those who have nothing to do with it ---------------------------------------- */
 
-/* Two processes exchange 500 messages each way, and it works. */
+/* Two processes exchange 500 messages each way, and all of them arrive. */
 static void
 exchange(struct cluster *c, const char *one, const char *other, int id)
 {
@@ -117,8 +117,8 @@ exchange(struct cluster *c, const char *one, const char *other, int id)
 
 /* ---- an app that does not read ----------------------------------------------------- */
 
-/* The agent sends 4,000 x 64 KiB to APP#1, which does not read; the others talk;
- * then it reads, and everything has come. */
+/* The agent sends 4,000 x 64 KiB to APP#1, which does not read. The other apps exchange
+ * messages meanwhile. Then APP#1 reads, and every message arrives. */
 static void
 flood_and_resume(struct cluster *c, const char *what, void (*resume)(struct cluster *c))
 {
@@ -128,7 +128,7 @@ flood_and_resume(struct cluster *c, const char *what, void (*resume)(struct clus
 	say(c, "AGENT#1", 1, cluster_pid(c, "APP#1"), MANY, LARGE);
 	wait_until_full(c, "APP#1");
 	exchange(c, "APP#2", "APP#3", 10);
-	say(c, "AGENT#1", 2, cluster_pid(c, "APP#2"), 10, 100); /* it waits with the others */
+	say(c, "AGENT#1", 2, cluster_pid(c, "APP#2"), 10, 100); /* behind the agent's others */
 	exchange(c, "APP#2", "APP#3", 20);
 	cr_assert_eq(cluster_count(c, 0, "sent #%d of #1", MANY), 0, "the sender did not wait");
 	resume(c);
@@ -173,7 +173,7 @@ Test(slow, to_a_busy_app_the_agent_waits_and_the_others_talk)
 	stop(c);
 }
 
-/* It reads all the time, but slower than the agent sends. */
+/* The app reads all the time, but more slowly than the agent sends. */
 Test(slow, a_slow_reader_gets_everything)
 {
 	struct cluster *c = start(3);
@@ -189,7 +189,7 @@ Test(slow, a_slow_reader_gets_everything)
 	stop(c);
 }
 
-/* The agent waits for one; the messages for the others stand behind it. */
+/* The agent waits for the stopped app; its messages for the others wait meanwhile. */
 Test(slow, a_broadcast_waits_for_the_stopped_one_and_reaches_all)
 {
 	struct cluster *c = start(3);
@@ -234,7 +234,7 @@ Test(slow, to_a_stopped_agent_several_apps_wait_and_the_others_talk)
 	stop(c);
 }
 
-/* The parent does not read: its loop turns over another descriptor meanwhile. */
+/* The parent does not read: its loop polls another descriptor meanwhile. */
 static int
 stop_parent(struct cluster *c)
 {
@@ -253,8 +253,8 @@ continue_parent(struct cluster *c, int stopped)
 	c->parent->channel.descriptor = stopped;
 }
 
-/* Orders come from the parent: give them before it stops. APP#2 and APP#3 talk
- * without an end, APP#1 speaks to the parent. Returns the parent's descriptor. */
+/* The parent gives its orders before it stops reading. APP#2 and APP#3 exchange messages
+ * without end, APP#1 sends to the parent. Returns the parent's descriptor. */
 static int
 flood_stopped_parent(struct cluster *c)
 {
@@ -290,7 +290,7 @@ Test(slow, to_a_stopped_parent_the_sender_waits_and_the_others_talk)
 
 /* ---- stuck for good --------------------------------------------------------------------- */
 
-/* 30 s in which nothing is read. */
+/* The parent reads nothing for 30 s. */
 Test(slow, a_stuck_parent_loses_its_channel_and_the_cluster_lives_on, .timeout = 180)
 {
 	struct cluster *c = start(3);
@@ -327,7 +327,7 @@ Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .time
 	cluster_wait(c, 0,
 	             "app_worker#1:APP#1 died (code: null, signal: SIGKILL, is stuck, its "
 	             "queue is full)");
-	cluster_wait(c, mark, ":AGENT#1 sent #%d of #1", MANY); /* into the void, but not stopped */
+	cluster_wait(c, mark, ":AGENT#1 sent #%d of #1", MANY); /* no process hears this */
 	cluster_wait(c, mark, ":APP#2 sent #200 of #2");
 	exchange(c, "AGENT#1", "APP#4", 20);
 	exchange(c, "APP#2", "APP#4", 30);
@@ -389,9 +389,8 @@ Test(slow, a_slow_app_that_lets_its_senders_go_on_is_not_stuck, .timeout = 180)
 
 /* ---- nobody waits too long ------------------------------------------------------------------ */
 
-/* A queue that goes from above the low mark to nothing in one write: those who
- * wait for it must not depend on anything else that happens in the master. Its
- * clock is silent here, for "local" has no health check. */
+/* One write empties a queue that was above the low mark: its senders must go on although
+ * nothing else wakes the master, for "local" has no health check. */
 Test(slow, a_queue_that_empties_at_once_wakes_its_senders)
 {
 	struct cluster *c = cluster_start(
@@ -453,7 +452,7 @@ Test(slow, both_directions_full_and_then_both_go_on)
 
 enum { EARLY = 96 };
 
-/* 96 x 64 KiB before it is ready, so before the apps are forked: 6 MiB. */
+/* The agent sends 96 x 64 KiB (6 MiB) before it is ready, so before the apps are forked. */
 static int
 speak_early(struct messenger *agent, void *arg)
 {
@@ -522,7 +521,7 @@ is_above_or_late(struct cluster *c, void *arg)
 	return is_above(c, arg) || cluster_count(c, 0, "AGENT#2") > 0;
 }
 
-/* False: the machine was so busy that the next agent was there before all was said. */
+/* False: on a busy machine the next agent was there before all messages were sent. */
 static bool
 speak_to_a_dead_agent(void)
 {

@@ -1,6 +1,6 @@
 /*
- * examples/small works, and each way to break it does what its comment says. If one of them
- * did not, the program would teach something that is not true.
+ * examples/small works, and each way to break it does what its comment says. Otherwise the
+ * program would teach something that is not true.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -17,14 +17,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* A master that does not hang has something to print much sooner than after this, in ms. */
+/* A master that has printed nothing for this long hangs: one that works prints sooner; in ms. */
 #define SILENCE 300
 
 static int output; /* what all processes of the program print */
 static char text[64 * 1024];
 static pid_t master, agent, apps[2];
 
-/* Read once; false: nothing came within `timeout` ms. */
+/* Read once. False: no output came within `timeout` ms. */
 static bool
 read_output(int timeout)
 {
@@ -124,8 +124,8 @@ Test(small, it_works)
 	wait_for(": the channel of agent ", 1);
 }
 
-/* The master waits for the rest of the agent's frame: so it sees the agent's end first,
- * although the app has died before. */
+/* The master blocks in a partial read of the agent's frame: so the master sees the agent's end
+ * first, although the app has died before. */
 Test(small, half_a_frame_makes_the_master_hang_in_read)
 {
 	start("half");
@@ -148,7 +148,7 @@ Test(small, a_stopped_app_makes_the_master_hang_in_write)
 	wait_for_state(apps[0], 'T');
 	wait_for(" hears 65536 bytes from the agent", 1);
 	deadline = clutch_now() + time_limit();
-	while (read_output(SILENCE)) /* the other app, until nothing comes any more */
+	while (read_output(SILENCE)) /* drain what the other app prints */
 		cr_assert(clutch_now() < deadline, "the master does not hang");
 	cr_assert(process_is_alive(master) && process_is_alive(apps[1]));
 	cr_assert(kill(apps[0], SIGCONT) == 0);
@@ -197,7 +197,7 @@ Test(small, a_way_that_does_not_exist_is_one_clear_line)
 	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", command);
 }
 
-/* What chapter and comment promise. */
+/* The book's chapter and the program's comment promise this size. */
 Test(small, it_has_fewer_than_200_lines)
 {
 	FILE *file = fopen("examples/small.c", "r");

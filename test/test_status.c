@@ -1,5 +1,5 @@
 /*
- * What a live cluster shows: its pid file, its log, and its status.
+ * The pid file, the log and the status of a live cluster.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -27,7 +27,7 @@ write_file(const char *path, const char *text)
 	cr_assert(file != NULL && fputs(text, file) != EOF && fclose(file) == 0);
 }
 
-/* What is in it; "none" if it is not there. */
+/* The content of a file; "none" if there is no such file. */
 static const char *
 content_of(const char *path)
 {
@@ -43,7 +43,7 @@ content_of(const char *path)
 	return text;
 }
 
-/* The pid, and nothing else: no new line either. */
+/* Expect the pid in the pid file and nothing else, not even a new line. */
 static void
 expect_pid(pid_t pid)
 {
@@ -61,7 +61,7 @@ load_and_look_for_pid_file(struct messenger *agent, void *arg)
 	return 0;
 }
 
-/* Before anybody is forked it is there, and its directories are. */
+/* The pid file and its directories are made before the first fork. */
 Test(lifecycle, s14a_the_pid_file_is_written_and_removed)
 {
 	struct stat status;
@@ -77,7 +77,7 @@ Test(lifecycle, s14a_the_pid_file_is_written_and_removed)
 	cluster_stop(c);
 	cr_assert_str_eq(content_of(pid_file), "none");
 	*strrchr(pid_file, '/') = '\0';
-	cr_assert_eq(stat(pid_file, &status), 0, "its directory stays");
+	cr_assert_eq(stat(pid_file, &status), 0, "its directory is removed");
 }
 
 Test(lifecycle, s14b_an_old_pid_file_is_overwritten_and_stays_after_sigkill)
@@ -122,7 +122,7 @@ Test(lifecycle, s14d_a_pid_file_with_another_pid_is_removed)
 	cr_assert_str_eq(content_of(pid_file), "none");
 }
 
-/* D16: another file under this name is somebody else's. */
+/* D16: another file that has taken the pid file's name is not the master's. */
 Test(lifecycle, s14d_a_foreign_pid_file_is_not_removed)
 {
 	struct cluster *c =
@@ -134,7 +134,7 @@ Test(lifecycle, s14d_a_foreign_pid_file_is_not_removed)
 	cr_assert_str_eq(content_of(pid_file), "4711");
 }
 
-/* D15: egg's file stays. */
+/* D15: egg leaves its pid file after a second SIGTERM. */
 Test(lifecycle, s14e_a_second_sigterm_and_the_pid_file)
 {
 	struct cluster *c;
@@ -153,7 +153,7 @@ Test(lifecycle, s14e_a_second_sigterm_and_the_pid_file)
 	cr_assert_str_eq(content_of(pid_file), "none");
 }
 
-/* One line, exit 1, and the file is as it was. */
+/* The second master prints one line, exits with 1, and leaves the file as it was. */
 static void
 expect_second_master_to_be_refused(const struct cluster *first)
 {
@@ -167,7 +167,7 @@ expect_second_master_to_be_refused(const struct cluster *first)
 	expect_pid(first->master);
 }
 
-/* D16. A lock is easily lost: any close(2) of the file in its owner is enough. */
+/* D16. A lock is easily lost: any close(2) of the locked file by its owner drops the lock. */
 Test(lifecycle, s14_a_second_master_is_refused_as_long_as_the_first_lives)
 {
 	struct cluster *c =
@@ -184,9 +184,9 @@ Test(lifecycle, s14_a_second_master_is_refused_as_long_as_the_first_lives)
 	cr_assert_str_eq(content_of(pid_file), "none");
 }
 
-/* ---- D17: nobody reads the log ----------------------------------------------------------- */
+/* ---- D17: a log that is not read --------------------------------------------------------- */
 
-/* Who is there, as the parent hears. */
+/* The apps that have reported to the parent, and the number of deaths that the parent knows. */
 struct roll {
 	pid_t apps[8];
 	int count, deaths;
@@ -234,11 +234,10 @@ static void
 kill_unrecorded(void)
 {
 	if (unrecorded > 0)
-		kill(unrecorded, SIGKILL); /* the others see the end of their channels */
+		kill(unrecorded, SIGKILL); /* its children see an end of file */
 }
 
-/* What nobody reads is lost; a pipe is full, or has no reader. */
-static const char *buffered = ""; /* what stdout holds when the cluster is started */
+static const char *buffered = ""; /* text in stdout's buffer before the fork */
 
 static struct messenger *
 start_into(int log, pid_t *master, struct roll *roll)
@@ -285,7 +284,7 @@ end_unrecorded(struct messenger *parent, pid_t master)
 
 	kill(master, SIGTERM);
 	while (waitpid(master, &status, WNOHANG) == 0) {
-		cr_assert(clutch_now() < deadline, "it does not end");
+		cr_assert(clutch_now() < deadline, "the master does not end");
 		messenger_step(parent, 20);
 	}
 	unrecorded = 0;
@@ -293,7 +292,7 @@ end_unrecorded(struct messenger *parent, pid_t master)
 	messenger_close(parent);
 }
 
-/* It starts, replaces, answers SIGUSR1, idles without a loop, and ends. */
+/* The cluster starts, replaces dead apps, takes SIGUSR1, idles without a busy loop, and ends. */
 static void
 expect_life_without_log(int log)
 {
@@ -313,7 +312,7 @@ expect_life_without_log(int log)
 	used = process_processor_time(master);
 	for (end = clutch_now() + 500; clutch_now() < end;)
 		messenger_step(parent, 20);
-	cr_assert_lt(process_processor_time(master) - used, 100, "it is busy with nothing");
+	cr_assert_lt(process_processor_time(master) - used, 100, "the idle master is busy");
 	end_unrecorded(parent, master);
 }
 
@@ -340,7 +339,7 @@ Test(lifecycle, a_log_that_nobody_reads_is_lost)
 	expect_life_without_log(ends[1]);
 }
 
-/* The same as s16_what_is_buffered_is_printed_once, where a parent forks the master. */
+/* The same as s16_what_is_buffered_is_printed_once, but here a parent forks the master. */
 Test(lifecycle, s01_what_the_parent_has_buffered_is_printed_once)
 {
 	static struct bare all;
@@ -371,13 +370,13 @@ Test(lifecycle, sigusr1_logs_a_line_for_each_process)
 	size_t at = cluster_ask_status(c), begin = at;
 
 	at = cluster_wait(c, at, "[master] status {\"name\":\"egg\",\"pid\":MASTER,");
-	cr_assert_eq(at, begin + 1, "the cluster comes first");
+	cr_assert_eq(at, begin + 1, "a line before the cluster's");
 	at = cluster_wait(c, at, "status {\"role\":\"parent\",\"slot\":-1,\"pid\":0,");
 	at = cluster_wait(c, at, "status {\"role\":\"agent\",\"slot\":-1,\"pid\":AGENT#1,");
 	at = cluster_wait(c, at, "status {\"role\":\"app\",\"slot\":0,\"pid\":APP#1,");
 	at = cluster_wait(c, at, "status {\"role\":\"app\",\"slot\":1,\"pid\":APP#2,");
 	at = cluster_wait(c, at, "status ],\"left_out\":0}");
-	cr_assert_eq(at - begin, 6, "nothing else");
+	cr_assert_eq(at - begin, 6, "too many lines");
 	expect_state(c, NULL, "running");
 	cr_assert_eq(cluster_figure(c, NULL, "undeliverable"), 0);
 	cr_assert_eq(cluster_figure(c, NULL, "workers"), 2);
@@ -392,7 +391,7 @@ Test(lifecycle, sigusr1_logs_a_line_for_each_process)
 	cluster_stop(c);
 }
 
-/* What was sent before the message to nobody has been counted by then, too. */
+/* When the message to nobody is counted, all messages that were sent before are counted, too. */
 static bool
 has_one_undeliverable(struct cluster *c, void *arg)
 {
@@ -413,7 +412,7 @@ figures_of(struct cluster *c, const char *who)
 	                        cluster_figure(c, who, "bytes_out")};
 }
 
-/* Seven messages from one to another, one to nobody, and the orders to do so. */
+/* APP#1 sends seven messages to the agent and one to nobody, on two orders of the parent. */
 Test(lifecycle, sigusr1_counts_messages_and_bytes)
 {
 	struct cluster *c = start((struct options){.workers = 2});
@@ -487,7 +486,7 @@ status_file(const char *end)
 	return path;
 }
 
-/* There is another one than that. */
+/* Is there a new status file, with another inode than *arg? */
 static bool
 is_status_new(struct cluster *c, void *arg)
 {
@@ -498,7 +497,7 @@ is_status_new(struct cluster *c, void *arg)
 	return stat(status_file(""), &status) == 0 && status.st_ino != *old;
 }
 
-/* Ask for it; its inode. */
+/* Ask for a new status file and return its inode. */
 static ino_t
 ask_for_status(struct cluster *c, ino_t old)
 {
@@ -510,7 +509,7 @@ ask_for_status(struct cluster *c, ino_t old)
 	return status.st_ino;
 }
 
-/* All of it: the same lines as in the log. */
+/* Expect all of the status in the file: the same lines as in the log. */
 static void
 expect_whole_status(struct cluster *c)
 {
@@ -536,8 +535,8 @@ is_unfinished_status_gone(struct cluster *c, void *arg)
 	return access(status_file(".new"), F_OK) == -1;
 }
 
-/* The file system is full, as far as the master can tell: all but the beginning
- * does not fit. What was there before stays there, whole; and there is no part of another. */
+/* RLIMIT_FSIZE stands for a full file system: only the beginning of a status fits. The old
+ * status stays whole, and the unfinished file is removed. */
 Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
 {
 	struct rlimit full, before;
@@ -567,7 +566,7 @@ Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
 	cr_assert_str_eq(content_of(status_file("")), "none");
 }
 
-/* master.c, save_status: the mode of the file. */
+/* master.c, save_status: only the owner may read and write the status file. */
 Test(lifecycle, the_status_file_is_its_owners_to_read_and_write)
 {
 	char path[300], status[320];

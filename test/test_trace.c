@@ -1,7 +1,7 @@
 /*
- * CLUTCH_TRACE: each event has a line, no text can imitate a line, no line is lost without a
- * word, and a traced cluster does what any other does. The fields of a line are in
- * docs/trace.md; here they count from 1.
+ * CLUTCH_TRACE: each event has a line, no text can imitate a line, the trace counts the lines
+ * that are lost, and tracing does not change what a cluster does. docs/trace.md has the fields
+ * of a line; here they are counted from 1.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -25,7 +25,7 @@ enum { FIELDS = 14, MOST = 4000 };
 
 struct line {
 	char *text;
-	const char *field[FIELDS + 1]; /* the first is field[1] */
+	const char *field[FIELDS + 1]; /* the first field is field[1] */
 };
 
 static struct line lines[MOST];
@@ -62,7 +62,7 @@ read_trace(const char *path)
 	fclose(file);
 }
 
-/* Fields of a line are these; NULL: any. Where it is from `from` on; line_count: nowhere. */
+/* Find the next line from `from` on whose fields begin so (NULL: any); line_count if none. */
 static size_t
 find(size_t from, const char *process, const char *event, const char *peer, const char *action)
 {
@@ -168,7 +168,7 @@ Test(trace, shows_a_message_on_its_way)
 	cluster_stop(c);
 }
 
-/* The agent talks to itself over a pair of its own, both ends of which it has joined. */
+/* The agent sends itself a message over a socket pair, whose two ends it has both joined. */
 static int
 join_itself(struct messenger *agent, void *arg)
 {
@@ -220,7 +220,7 @@ check_numbers(void)
 	}
 }
 
-/* It is ready once, when the master has heard so. */
+/* The process is ready once, after the master has received its message. */
 static void
 check_ready(const char *process)
 {
@@ -234,7 +234,7 @@ check_ready(const char *process)
 	cr_assert_eq(find(ready + 1, "master", "is ready", process, NULL), line_count);
 }
 
-/* Lives: a fork has its line before the child's first one, a death says why. */
+/* The line of a fork comes before the first line of the child; the line of a death has a reason. */
 static void
 check_life(const char *name, const char *pid, const char *reason)
 {
@@ -441,7 +441,7 @@ Test(trace, costs_no_process_a_descriptor)
 	cr_assert_arr_eq(with, without, sizeof with);
 }
 
-/* ---- what is lost ------------------------------------------------------------------------ */
+/* ---- lost lines -------------------------------------------------------------------------- */
 
 /* Fill a pipe to its last byte. */
 static size_t
@@ -498,6 +498,6 @@ Test(trace, says_once_that_its_file_cannot_be_written)
 	greet(c, "1");
 	cluster_wait(c, 0, "greeted");
 	cr_assert_eq(cluster_count(c, 0, "cannot write /dev/null/trace: Not a directory"), 3,
-	             "master, agent, app: each once");
+	             "one line each of master, agent and app");
 	cluster_stop(c);
 }

@@ -1,6 +1,6 @@
 /*
- * Where Criterion cannot be installed: one line says so, nothing is changed, and the tests
- * run with test/without, which must see every failure.
+ * If Criterion cannot be installed, test/criterion prints one line and changes nothing, and the
+ * tests run with test/without, which must see every failure.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -18,8 +18,8 @@ TestSuite(without, .timeout = 120);
 
 /* ---- test/criterion ------------------------------------------------------------ */
 
-/* Run test/criterion as a user that may install nothing, with a compiler that works or does
- * not; what it prints is in the file "line". */
+/* Run test/criterion as a user without the right to install, with a compiler that works or does
+ * not. Its output goes into the file "line". */
 static bool
 look_for_criterion(const char *compiler)
 {
@@ -56,7 +56,7 @@ Test(without, a_missing_criterion_is_one_line)
 	cr_expect(run("cd %s && test -z \"$(BUILD=build sh criterion link)\"", folder));
 }
 
-/* What was compiled without Criterion is compiled again when it is there. */
+/* Objects that were compiled without Criterion are compiled again once Criterion is there. */
 Test(without, a_criterion_that_has_come_is_used)
 {
 	const char *folder = test_folder();

@@ -75,7 +75,7 @@ on_death(struct record *record, struct victim *victim)
 		totals->agents_killed += killed;
 		totals->agents_terminated += !killed;
 	} else if (soak.is_ending) {
-		; /* the whole cluster ends */
+		; /* the whole cluster ends, so each death is expected */
 	} else if (record->left_at == 0) {
 		fail("%s %ld has died without an order", role_of(record), (long)record->pid);
 	} else if (soak.totals.reloads == 0 || record->role == ROLE_AGENT) {
@@ -87,8 +87,8 @@ on_death(struct record *record, struct victim *victim)
 		soak.killed_at = victim->died_at;
 }
 
-/* The first newer process in its slot that was ready by then, or NULL. That one made the
- * master tell the old one to leave, even if it was killed itself soon after. */
+/* The first newer process in the slot that was ready by `ready_until`, or NULL. That process
+ * made the master tell the old one to leave, even if a signal killed it soon after. */
 static struct record *
 replacement_of(struct record *old, int64_t ready_until)
 {
@@ -117,7 +117,7 @@ watch_replaced(struct record *record, struct victim *victim)
 	kill(record->pid, SIGKILL);
 }
 
-/* Its app worker is dead: a helper in its group is ended by the master. A stray helper
+/* When the app worker is dead, the master ends a helper in the worker's group. A stray helper
  * ends by itself, when the master has closed the channel. */
 static void
 watch_helper(int index)
@@ -169,9 +169,9 @@ count_speakers(void)
 	return count;
 }
 
-/* All send to the parent: it is never long without a message. A stopped process holds up all
- * that feed it, as it should: the time while there is one does not count, nor that in which
- * no process sends. */
+/* All processes send to the parent, so it must hear messages all the time. A stopped process
+ * rightly holds up its senders: time in which a process is stopped, or no process sends, does
+ * not count. */
 static void
 watch_silence(void)
 {
@@ -192,7 +192,7 @@ watch_silence(void)
 		return;
 	fail("nothing has come to the parent for %d ms, and %d processes send (under way: %s)",
 	     SILENCE_LIMIT, count_speakers(), parts_under_way());
-	soak.heard_at = now; /* and once more, if it goes on */
+	soak.heard_at = now; /* report it again if it goes on */
 }
 
 void
@@ -351,7 +351,7 @@ missing_everywhere(bool explain)
 	return all;
 }
 
-/* All that was sent to the living is heard. */
+/* The living processes have heard all messages that were sent to them. */
 bool
 is_quiet(void)
 {

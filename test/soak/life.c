@@ -31,8 +31,8 @@
 #ifndef SOAK_RSS_MAX
 #define SOAK_RSS_MAX ((2 * APPS + 2) * (CHANNEL_QUEUE_MAX / 1024) + 8 * 1024)
 #endif
-/* How much more it may have in the second pause than in the first one, in KiB: the read
- * buffer of 512 KiB may not have been full before the first one. */
+/* How much more memory the master may have in the second pause than in the first, in KiB: the
+ * read buffer of 512 KiB may not have been full before the first pause. */
 #ifndef SOAK_RSS_GROWTH
 #define SOAK_RSS_GROWTH 1024
 #endif
@@ -327,7 +327,7 @@ start_master(void)
 			return false;
 		try_again_at = clutch_now() + PORT_AGAIN;
 		soak.is_ending = true;
-		wait_until(is_time_to_try_again, PORT_AGAIN + 1000); /* and read the log */
+		wait_until(is_time_to_try_again, PORT_AGAIN + 1000); /* this also reads the log */
 		if (!reported)
 			fail("a master did not start, %lld ms after the end of the last one: %s",
 			     (long long)(try_again_at - PORT_AGAIN - since), last_log_line());
@@ -442,7 +442,7 @@ add_ghost(pid_t pid, enum role role, bool settled, bool stopped)
 		ghosts[i] = (struct ghost){pid, role, clutch_now(), settled, stopped};
 }
 
-/* After its end the master's processes are ours: none may be left. */
+/* After the master's end its processes are our children: none may be left. */
 static void
 kill_all(bool count)
 {

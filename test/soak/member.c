@@ -52,7 +52,7 @@ compose_noise(unsigned char *frame)
 	return at;
 }
 
-/* False: the channel is closed. */
+/* Returns false if the channel is closed. */
 static bool
 write_frame(int channel, const unsigned char *frame, size_t length)
 {
@@ -120,8 +120,8 @@ start_helper(int channel, bool is_stray)
 		helper->pid = pid;
 }
 
-/* No frame may be cut in the middle: the helpers' frames follow. So nothing is sent
- * any more, and once all is written the helpers start and this process ends. */
+/* No frame may be cut in the middle, because the helpers' frames follow. So this process sends
+ * no more; once its queue is written the helpers start, and the process ends. */
 static void
 leave_to_helpers(struct messenger *messenger)
 {

@@ -18,8 +18,8 @@
 #include <unistd.h>
 
 enum {
-	/* Milliseconds. The 60th re-fork within a minute would have to wait, and that is
-	 * not the question: so deaths are this rare. */
+	/* Milliseconds. Deaths are this rare because the 60th re-fork within a minute would
+	 * have to wait, which this storm does not test. */
 	DEATH_EVERY = 1000,
 	DEATH_JITTER = 1200,
 	STOP_EVERY = 50, /* from one SIGSTOP to the next, and up to STOP_JITTER more */
@@ -27,10 +27,10 @@ enum {
 	STOP_MIN = 10,
 	STOP_MAX = 500,
 	CHECK_INTERVAL = 10000, /* of the master's health check; the agent is spared */
-	CHECK_SPARE = 2500,     /* this long before it */
+	CHECK_SPARE = 2500,     /* for this long before the check */
 
 	PART_EVERY = 6000, /* at the most */
-	PART_AGAIN = 4000, /* in how much more time a part that has not occurred is tried again */
+	PART_AGAIN = 4000, /* how long parts that have not occurred are tried again at the end */
 	LOG_TRICKLE_LONG = 1000, /* at the most */
 	LOG_STOPPED_LONG = 4000, /* longer than SILENCE_LIMIT */
 	SLOW_LONG = 1500,
@@ -47,7 +47,7 @@ const char *const part_names[PARTS] = {"full log pipe", "helper",      "reload",
                                        "stray helper",  "slow reader", "group",  "HTTP load"};
 
 static bool forks_can_fail, long_life;
-static char wrk[256]; /* its path; "": it is not installed */
+static char wrk[256]; /* the path of wrk; "": wrk is not installed */
 static struct rlimit fork_limit;
 
 /* ---- signals ---------------------------------------------------------------- */
@@ -60,8 +60,8 @@ is_check_near(void)
 	return (clutch_now() - soak.started_at) % CHECK_INTERVAL > CHECK_INTERVAL - CHECK_SPARE;
 }
 
-/* A process that is ready and is not about to end; to be stopped: not stopped yet. Returns
- * its index, or -1. */
+/* Choose a process that is ready and is not about to end; a process to be stopped is not
+ * stopped yet. Returns its index, or -1. */
 static int
 any_victim(bool to_die, bool only_app)
 {
@@ -281,7 +281,7 @@ start_reload(void)
 	return true;
 }
 
-/* A process that has left its group is signalled all the same. */
+/* The master must signal a worker even if it has left its process group. */
 static bool
 start_group(void)
 {
@@ -307,8 +307,8 @@ turn_reload(int64_t now)
 
 /* ---- forks that fail ---------------------------------------------------------- */
 
-/* The limit holds for no process of root's: the cluster is then an ordinary user's.
- * Called in the master, before it starts. False: it stays root's. */
+/* The limit does not hold for root: so the cluster then runs as an ordinary user. Called in the
+ * master, before it starts. False: the cluster stays root's. */
 bool
 prepare_user(void)
 {
@@ -552,7 +552,7 @@ storm_turn(void)
 	turn_http(now);
 }
 
-/* Before a pause, or the master's end. The helpers end by themselves. */
+/* End the storm before a pause, or before the master's end. The helpers end by themselves. */
 void
 storm_end(void)
 {

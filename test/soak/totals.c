@@ -91,7 +91,7 @@ set_field(struct totals *totals, const char *name, long long value)
 #undef X
 }
 
-/* 0: there is no such file, or it was read. */
+/* Returns 0 if the file was read, or if there is none. */
 int
 totals_load(void)
 {
@@ -128,7 +128,7 @@ write_state(const char *path, const struct totals *all)
 	return fclose(file);
 }
 
-/* The new file takes the old one's place when it is complete. -1, with errno: it could
+/* The new file replaces the old one when it is complete. Returns -1, with errno, if it could
  * not be written. */
 int
 totals_save(void)

@@ -100,7 +100,7 @@ pump(struct messenger *messenger, struct stream *stream, int most)
 	while (stream->listed && most-- > 0) {
 		if (send_content(messenger, stream, any_size()) == -1) {
 			me->counts.refused++;
-			return; /* this number is the first one of a later turn */
+			return; /* a later turn begins with this number */
 		}
 		stream->sent++;
 		self.serial++;
@@ -249,7 +249,7 @@ skip(struct heard *row, const struct content *content)
 	row->last = content->number;
 }
 
-/* A number of the past: it comes again, or it comes late. */
+/* The number is an old one: the message comes twice, or it comes late. */
 static void
 look_back(struct heard *row, const struct content *content)
 {

@@ -39,7 +39,7 @@ static struct {
 	sigjmp_buf end;
 } own;
 
-/* One write, so that the lines of several processes do not mix. */
+/* A single write, so that the lines of several processes do not mix. */
 static void
 print_failure(const char *file, int line, const char *text, const char *format, va_list arguments)
 {
@@ -52,7 +52,7 @@ print_failure(const char *file, int line, const char *text, const char *format, 
 		errno = 0;
 }
 
-/* A process that the test has forked has no test to end. */
+/* A child of the test's process must exit: only the process itself may end the test. */
 static void
 fail(bool fatal)
 {
@@ -107,7 +107,7 @@ criterion_skip(const char *format, ...)
 	exit(EXIT_SKIPPED);
 }
 
-/* A test may change what it finds, so the options are in variables of their own. */
+/* The options are copied first, because a test may change the memory that it finds. */
 static void
 run_test(const struct criterion_test *test, const struct criterion_test *suite)
 {
@@ -134,7 +134,7 @@ run_test(const struct criterion_test *test, const struct criterion_test *suite)
 /* ---- in the runner ------------------------------------------------------------- */
 
 struct running {
-	const struct criterion_test *test; /* NULL: free */
+	const struct criterion_test *test; /* NULL: the place is free */
 	pid_t pid;
 	int64_t deadline;
 };
@@ -162,7 +162,7 @@ find_suite(const char *name)
 	return NULL;
 }
 
-/* Of the test, of its suite, or TEST_TIMEOUT seconds, or a minute; in ms. */
+/* The timeout in ms: of the test, of its suite, of TEST_TIMEOUT (in s), or else a minute. */
 static int64_t
 time_of(const struct criterion_test *test, const struct criterion_test *suite)
 {
@@ -212,7 +212,7 @@ end_test(struct running *place, int status)
 	place->test = NULL;
 }
 
-/* Kill the tests whose time is over; reap those that have ended. Returns how many run. */
+/* Kill the tests whose time is over, reap the tests that have ended, and count the others. */
 static int
 look_after(void)
 {
@@ -235,11 +235,11 @@ look_after(void)
 	return count;
 }
 
-/* Wait until a place is free, or until all are. */
+/* Wait until a place is free (all: until every place is free), and return a free place. */
 static struct running *
 wait_for_place(const sigset_t *chld, bool all)
 {
-	const struct timespec second = {1, 0}; /* for the deadlines */
+	const struct timespec second = {1, 0}; /* how often deadlines are checked */
 	int i, count;
 
 	while ((count = look_after()) > 0 && (all || count == AT_ONCE))

@@ -1,7 +1,7 @@
 /*
- * A stand-in for Criterion, where that cannot be installed, or not for this machine (another
- * processor, another libc): as much of it as the tests use. A test runs in a process of its
- * own, which runner.c forks.
+ * A stand-in for Criterion on machines for which it cannot be installed (another processor,
+ * another libc). It has only the parts of Criterion that the tests use. Each test runs in its
+ * own process, which runner.h forks.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -23,7 +23,7 @@ struct criterion_options {
 
 struct criterion_test {
 	const char *suite, *name;
-	void (*run)(void); /* NULL: a suite, whose options its tests inherit */
+	void (*run)(void); /* NULL: a suite; its tests inherit its options */
 	struct criterion_options options;
 	struct criterion_test *next;
 };
@@ -39,7 +39,7 @@ void criterion_check_text(const char *actual, const char *expected, bool equal, 
 	__attribute__((format(printf, 8, 9)));
 void criterion_skip(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
-/* The last word wants the semicolon that stands behind TestSuite(...). */
+/* The last line needs the semicolon that a test file writes behind TestSuite(...). */
 #define CRITERION_ADD(Suite, Name, Run, ...)                                                       \
 	__attribute__((constructor)) static void Suite##_##Name##_add(void)                        \
 	{                                                                                          \
