@@ -12,7 +12,7 @@ TestSuite(forwarding, .timeout = 60);
 
 enum { EARS = 3 };
 
-/* A master without its routing: a speaker, and receivers of which the speaker does not know. */
+/* A master without its routing: one speaker, and receivers that the speaker does not know. */
 struct relay {
 	struct channel source;
 	int mouth;         /* the bare socket of the speaker */
@@ -64,7 +64,7 @@ relay_sends(const struct relay *relay, size_t number, size_t sink)
 	return !relay->alternate || number % relay->sinks == sink;
 }
 
-/* The speaker will send this. It lies about from and to, which are overwritten. */
+/* The speaker will send this message, with a wrong from and to, which are overwritten. */
 static void
 relay_say(struct relay *relay, const struct message *message)
 {
@@ -231,7 +231,7 @@ Test(forwarding, a_broadcast_costs_one_write_for_each_receiver)
 	relay_close(&relay);
 }
 
-/* Short runs are copied: no system call for each. */
+/* Small messages wait in the two queues, and leave together. */
 Test(forwarding, to_two_receivers_in_turn_is_not_a_write_each)
 {
 	struct shape *shape[EARS];
@@ -247,8 +247,8 @@ Test(forwarding, to_two_receivers_in_turn_is_not_a_write_each)
 	relay_close(&relay);
 }
 
-/* Message sizes around the border between short and long runs, to two. */
-Test(forwarding, runs_of_every_kind_keep_their_order)
+/* Small messages between those that make a queue pass CHANNEL_FLUSH_SIZE, to two receivers. */
+Test(forwarding, messages_around_the_flush_size_keep_their_order)
 {
 	struct relay relay;
 	size_t round, i;
@@ -313,8 +313,7 @@ Test(forwarding, torn_frames)
 	}
 }
 
-/* Here every write is short, too. The first run is a torn frame, which is not in the buffer;
- * then the queue and the run leave in one write. */
+/* Every read and every write moves a part of a frame only. */
 Test(forwarding, written_short_at_every_byte)
 {
 	struct relay relay;
@@ -332,7 +331,7 @@ Test(forwarding, written_short_at_every_byte)
 	}
 }
 
-/* Our own message waits, forwarded ones follow, and the socket takes a part. */
+/* A message of the master's own waits, forwarded ones follow, and the socket takes a part. */
 Test(forwarding, behind_a_message_of_our_own_cut_anywhere)
 {
 	struct message own = text("egg-ready", "{\"own\":1}");
@@ -385,7 +384,7 @@ Test(forwarding, mixed_with_messages_of_our_own)
 	relay_close(&relay);
 }
 
-/* The same message twice to the same receiver: the run must not grow over it. */
+/* A message that was read once is copied twice into the same queue. */
 Test(forwarding, twice_to_the_same_receiver)
 {
 	struct message message;
@@ -409,8 +408,8 @@ Test(forwarding, twice_to_the_same_receiver)
 	relay_close(&relay);
 }
 
-/* One receiver reads nothing. Its bytes stood in the read buffer, into which the messages for
- * the others are read again and again. */
+/* One receiver reads nothing. Its messages wait in its queue, while the messages for the other
+ * receivers are read into the same buffer again and again. */
 static void
 stall_one(bool alternate)
 {
@@ -422,7 +421,8 @@ stall_one(bool alternate)
 	relay_say_sized(&relay, 3000, 0, 1);
 	relay_run(&relay);
 	relay_assert(&relay);
-	cr_assert(channel_pending(&relay.sink[1]) > CHANNEL_READ_SIZE, "it is not stalled");
+	cr_assert(channel_pending(&relay.sink[1]) > CHANNEL_READ_SIZE,
+	          "the receiver is not stalled");
 	relay.stalled[1] = false;
 	relay_run(&relay);
 	relay_assert(&relay);
@@ -493,7 +493,7 @@ Test(forwarding, the_largest_messages)
 	relay_close(&relay);
 }
 
-/* A large frame stands outside the buffer, and is freed once it was forwarded. */
+/* A read brings a part of a large frame: its rest follows, and small messages behind it. */
 Test(forwarding, large_messages_in_turn_between_small_ones)
 {
 	struct relay relay;
@@ -509,7 +509,7 @@ Test(forwarding, large_messages_in_turn_between_small_ones)
 	relay_close(&relay);
 }
 
-/* A process that is not forked yet: what is sent waits. */
+/* Messages for a process that is not forked yet wait in its queue. */
 Test(forwarding, to_nobody_yet_waits_until_attach)
 {
 	struct relay relay;
@@ -522,20 +522,20 @@ Test(forwarding, to_nobody_yet_waits_until_attach)
 	relay.stalled[1] = true;
 	relay_say_sized(&relay, 1000, 0, 1);
 	relay_run(&relay);
-	cr_assert(channel_flush(&relay.sink[1]) == PEER_ALIVE, "nobody is not gone");
+	cr_assert(channel_flush(&relay.sink[1]) == PEER_ALIVE, "no process is no dead peer");
 	cr_assert(channel_pending(&relay.sink[1]) == relay.want[1].length);
 	cr_assert(channel_pair(ends) == 0);
 	cr_assert(channel_attach(&relay.sink[1], ends[0]) == 0);
 	cr_assert(channel_pending(&relay.sink[1]) == relay.want[1].length, "attach keeps it");
 	relay.ear[1] = ends[1];
 	relay.stalled[1] = false;
-	relay_say_sized(&relay, 10, 0, 1); /* a later message stands behind it */
+	relay_say_sized(&relay, 10, 0, 1); /* later messages stand behind those that waited */
 	relay_run(&relay);
 	relay_assert(&relay);
 	relay_close(&relay);
 }
 
-/* A channel with a limit copies, and refuses a message that finds no room. */
+/* A channel with a limit refuses a message for which its queue has no room. */
 Test(forwarding, to_a_limited_channel)
 {
 	struct message message;
@@ -565,7 +565,7 @@ Test(forwarding, to_a_limited_channel)
 	relay_close(&relay);
 }
 
-/* Behind messages that wait in the queue for the turn of a handle. */
+/* A message may wait in the queue behind others whose handles are not written yet. */
 Test(forwarding, a_message_with_a_handle_to_two_receivers)
 {
 	struct channel speaker, source, sink[2], ear[2];
@@ -608,8 +608,8 @@ Test(forwarding, a_message_with_a_handle_to_two_receivers)
 	cr_assert(open_descriptors() == before);
 }
 
-/* Long messages stand behind a handle that waits, and must not overtake it. */
-Test(forwarding, a_long_run_does_not_overtake_a_handle)
+/* Long messages stand behind a handle that waits, and must not overtake the handle. */
+Test(forwarding, long_messages_do_not_overtake_a_handle)
 {
 	struct message message = text("handle", NULL), other = text("plain", NULL), got;
 	struct relay relay;
@@ -637,14 +637,14 @@ Test(forwarding, a_long_run_does_not_overtake_a_handle)
 	}
 	cr_assert(next_message(&ear).data_length == 20000);
 	cr_assert(next_message(&ear).data_length == 20001);
-	relay.ear[0] = -1; /* it was the channel's */
+	relay.ear[0] = -1; /* the channel has closed it */
 	channel_close(&ear);
 	relay_close(&relay);
 	close(ends[0]);
 	close(ends[1]);
 }
 
-/* ---- forwarding, when somebody leaves ---------------------------------------------------- */
+/* ---- forwarding, when a process leaves --------------------------------------------------- */
 
 Test(forwarding, goes_on_when_a_receiver_is_gone)
 {
@@ -661,7 +661,7 @@ Test(forwarding, goes_on_when_a_receiver_is_gone)
 		message.from = ROLE_AGENT;
 		message.to = ROLE_APP;
 		if (sendmessage(&relay.sink[0], &message) == -1)
-			cr_assert(errno == EPIPE); /* since its queue was written */
+			cr_assert(errno == EPIPE); /* known since a write of its queue */
 		cr_assert(sendmessage(&relay.sink[1], &message) == 0);
 		relay.heard++;
 	}
@@ -672,14 +672,14 @@ Test(forwarding, goes_on_when_a_receiver_is_gone)
 	cr_assert(sendmessage(&relay.sink[0], &few[0]) == -1 && errno == EPIPE);
 	channel_close(&relay.sink[0]);
 	relay.ear[0] = open_channel(&relay.sink[0], 0);
-	relay.stalled[0] = true; /* the new one has heard less than expected */
+	relay.stalled[0] = true; /* the new receiver has heard less than expected */
 	relay_run(&relay);
 	relay_assert(&relay);
 	relay_close(&relay);
 }
 
-/* A long run is written before the next begins: there the death is seen. */
-Test(forwarding, a_second_run_to_the_dead_fails_with_epipe)
+/* The first message is long enough to be written at once: that write shows the death. */
+Test(forwarding, a_later_message_to_the_dead_fails_with_epipe)
 {
 	struct message message[3];
 	struct relay relay;
@@ -693,7 +693,7 @@ Test(forwarding, a_second_run_to_the_dead_fails_with_epipe)
 	cr_assert(channel_read(&relay.source) == PEER_ALIVE);
 	for (i = 0; i < 3; i++)
 		cr_assert(channel_next(&relay.source, &message[i]) == 1);
-	cr_assert(sendmessage(&relay.sink[0], &message[0]) == 0, "nobody knows yet");
+	cr_assert(sendmessage(&relay.sink[0], &message[0]) == 0, "the death is not known yet");
 	errno = 0;
 	cr_assert(sendmessage(&relay.sink[0], &message[2]) == -1 && errno == EPIPE);
 	cr_assert(channel_pending(&relay.sink[0]) == 0);
@@ -702,7 +702,7 @@ Test(forwarding, a_second_run_to_the_dead_fails_with_epipe)
 	relay_close(&relay);
 }
 
-/* Channels that are closed between two reads. */
+/* A channel is closed between two reads of the source. */
 Test(forwarding, survives_the_close_of_any_channel)
 {
 	struct relay relay;
@@ -719,7 +719,8 @@ Test(forwarding, survives_the_close_of_any_channel)
 			channel_close(&relay.sink[gone]);
 			close(relay.ear[gone]);
 			relay.ear[gone] = open_channel(&relay.sink[gone], 0);
-			relay.stalled[gone] = true; /* has heard less than expected */
+			relay.stalled[gone] =
+				true; /* the new receiver has heard less than expected */
 			relay_run(&relay);
 			relay_assert(&relay);
 		} else {
@@ -761,7 +762,7 @@ Test(memory, of_a_burst_is_given_back)
 	close(far);
 }
 
-/* The receivers of a master that keep up cost nothing, nor does a sender. */
+/* A receiver that keeps up costs the master no memory, and neither does a sender. */
 Test(memory, of_idle_channels_is_none)
 {
 	struct relay relay;
@@ -780,7 +781,7 @@ Test(memory, of_idle_channels_is_none)
 	relay_close(&relay);
 }
 
-/* Torn frames get memory of their own, which is freed when they were taken. */
+/* A torn frame gets memory of its own, which is freed when the whole frame was taken. */
 #ifndef SANITIZED
 Test(memory, of_large_frames_is_freed)
 {

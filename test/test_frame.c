@@ -319,7 +319,7 @@ Test(refusing, every_corruption_torn)
 		}
 }
 
-/* A lie in the header is seen with the header: no memory for it, no wait. */
+/* A wrong header ends the channel as soon as it is complete: no memory is kept for its frame. */
 Test(refusing, a_bad_header_before_its_frame_is_complete)
 {
 	struct channel channel;

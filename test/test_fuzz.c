@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ASan finds what reads past the end of an input: each has memory of its own. */
+/* Each input has memory of its own, so that ASan finds a read past its end. */
 static void
 replay(int (*target)(const uint8_t *input, size_t size), const char *folder, const char *name)
 {
