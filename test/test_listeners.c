@@ -134,13 +134,13 @@ Test(listeners, once_can_be_removed_and_on_and_once_are_alike_then)
 	expect_calls("aa");
 }
 
-/* What a listener does to the list while it is called. */
+/* A listener changes the list of listeners in this way while it is called. */
 struct change {
 	char *name;
 	const char *action; /* of the listener that is added or removed */
-	const char *remove; /* the argument of the one to remove, or NULL */
-	int add;            /* how many are added */
-	char *what;         /* the argument of the added ones */
+	const char *remove; /* the argument of the listener to remove, or NULL */
+	int add;            /* the number of listeners to add */
+	char *what;         /* the argument of the added listeners */
 };
 
 static int
@@ -177,7 +177,7 @@ Test(listeners, added_by_a_listener_counts_from_the_next_message)
 	expect_calls("ababc");
 }
 
-/* The list is moved while it is walked over. */
+/* Adding makes the list larger, and moves it in memory, while the messenger walks over it. */
 Test(listeners, a_hundred_added_by_a_listener)
 {
 	struct change change = {.name = a, .action = "x", .add = 100, .what = c};
@@ -311,7 +311,7 @@ Test(listeners, a_thousand_actions)
 	}
 }
 
-/* The same 32 bits of FNV-1a: what is heard must be the name, not the hash. */
+/* Two names with the same 32 bits of FNV-1a: a listener hears its own name only. */
 Test(listeners, actions_whose_hashes_collide)
 {
 	hear("declinate", a);
@@ -439,7 +439,7 @@ Test(listeners, are_handed_data_undefined_empty_and_with_any_byte)
 	expect_calls("aaaa");
 }
 
-/* Byte number n of the data of a message of that length. */
+/* Byte number n of a message's data of this length. */
 static char
 byte_of(size_t length, size_t n)
 {
@@ -461,7 +461,7 @@ on_compare_bytes(struct messenger *messenger UNUSED, const struct message *messa
 	return 0;
 }
 
-/* In order and whole, though far more than one read takes. */
+/* The messages are far more than one read takes, and come in order and whole. */
 Test(listeners, hear_messages_of_every_size_in_order)
 {
 	static size_t sizes[] = {0,      1,     MESSAGE_DATA_MAX,      3,     65536,
@@ -517,7 +517,7 @@ on_keep(struct messenger *messenger UNUSED, const struct message *message, void 
 	return 0;
 }
 
-/* The master sends a pipe's end, which is then closed here. Returns the other. */
+/* The master sends one end of a pipe and closes it here. Returns the other end. */
 static int
 say_handle(const char *action)
 {
@@ -647,7 +647,7 @@ on_remove_both(struct messenger *messenger, const struct message *message UNUSED
 	return messenger_remove_listener(messenger, "x", on_remove_both, arg);
 }
 
-/* The other one is still called for this message. */
+/* The other listener is still called for this message. */
 Test(listeners, one_removes_another_and_itself)
 {
 	cr_assert_eq(messenger_on(child, "x", on_remove_both, a), 0);

@@ -25,7 +25,7 @@ example(const char *name)
 	return line;
 }
 
-/* The number behind the last such text. */
+/* The number behind the last occurrence of the text. */
 static long
 number_behind(const char *text, const char *before)
 {
@@ -87,7 +87,7 @@ fetch(int port, const char *path)
 
 /* ---- metrics ---------------------------------------------------------------------- */
 
-/* A name, and behind it what Prometheus allows there. Returns its end. */
+/* A name of characters that Prometheus allows. Returns the end of the name. */
 static const char *
 expect_name(const char *at, const char *line)
 {
@@ -99,7 +99,7 @@ expect_name(const char *at, const char *line)
 	return at;
 }
 
-/* {role="app",slot="1"}. Returns its end. */
+/* The labels {role="app",slot="1"}. Returns their end. */
 static const char *
 expect_labels(const char *at, const char *line)
 {
@@ -115,7 +115,7 @@ expect_labels(const char *at, const char *line)
 	return at + 1;
 }
 
-/* A metric that was announced, with its type; a value; and no series twice. */
+/* Each metric was announced with its type, has a value, and no series stands there twice. */
 static void
 expect_sample(const char *line, const char *family, const char *type, const char *all)
 {
@@ -290,8 +290,8 @@ order(const struct page *page, const char *what, long pid)
 	cr_assert_eq(status, 202);
 }
 
-/* Listen until an event has the text. The app that feeds us may die, or be stopped: then ask
- * another one, as the page does. */
+/* Listen until an event has the text. The app that sends the events may die, or be stopped: then
+ * ask another app, as the page does. */
 static const char *
 wait_event(const struct page *page, const char *wanted)
 {
@@ -605,7 +605,7 @@ devtools(struct browser *browser, const char *method, const char *params)
 	return message;
 }
 
-/* Take a string out of an answer. */
+/* Copy a string from the answer to a command. */
 static void
 take(const char *answer, const char *before, char *value, size_t size)
 {
@@ -702,7 +702,7 @@ Test(live, the_page_in_chromium)
 	expect_page(&browser, "document.querySelectorAll('#dots circle').length > 1");
 	expect_page(&browser, "document.getElementById('log').innerText.includes('to stop it')");
 
-	/* One of them feeds the page. */
+	/* One of these apps feeds the page. */
 	press(&browser, "kill -9 app 0");
 	expect_page(&browser, "/app 0 has died, pid \\\\d+: SIGKILL/.test(" EVENTS ")");
 	expect_page(&browser, "/app 0 is born, pid \\\\d+/.test(" EVENTS ")");
@@ -723,7 +723,7 @@ Test(live, the_page_in_chromium)
 	         "\"width\":360,\"height\":740,\"deviceScaleFactor\":1,\"mobile\":true");
 	expect_page(&browser, "innerWidth === 360 && document.documentElement.scrollWidth <= 360");
 
-	/* Without the token it shows the cluster, and its buttons do nothing. */
+	/* Without the token the page shows the cluster, and its buttons do nothing. */
 	snprintf(url, sizeof url, "http://127.0.0.1:%d/", page.port);
 	open_page(&browser, url);
 	expect_page(&browser, NAMES " === 'parent,master,agent,app 0,app 1'");

@@ -1,5 +1,5 @@
 /*
- * What the log looks like, and what the master answers to clutch-status.
+ * The format of the log, and the master's answer to clutch-status.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -28,7 +28,7 @@ struct head {
 	int slot; /* -1: none */
 };
 
-/* Does the text begin so, where 0 stands for any digit? */
+/* Does the text begin with this pattern, in which 0 stands for any digit? */
 static bool
 has_shape(const char *text, const char *shape)
 {
@@ -59,7 +59,7 @@ parse_head(const char *line, struct head *head)
 	cr_assert(strncmp(line + end, ": ", 2) == 0, "the head has no end: %s", line);
 }
 
-/* The local time of now, as a head has it. */
+/* The local time now, in the format of a line's head. */
 static void
 note_time(char *text, size_t size)
 {
@@ -88,7 +88,7 @@ fail_on_order(struct messenger *messenger, void *arg)
 	return messenger_on(messenger, "test-fail", fail_listener, NULL);
 }
 
-/* The first line of a process: it has its name already. */
+/* The first line of a process has the name of the process already. */
 static void
 log_birth(enum role role, void *arg)
 {
@@ -114,7 +114,7 @@ check_process(struct cluster *c, const struct head *head, const char *line)
 	          head->slot, line);
 }
 
-/* Returns how many lines there are. The times of one process never go back. */
+/* Returns the number of lines. The times of one process never go back. */
 static size_t
 check_lines(struct cluster *c, const char *begin, const char *end)
 {
@@ -361,7 +361,7 @@ Test(log, a_full_log_says_how_many_lines_it_has_cost)
 	nobody_is_left();
 }
 
-/* All that is in a pipe whose writing end is this process's no more. */
+/* All bytes in a pipe whose writing end this process has closed. */
 static const char *
 rest_of(int descriptor)
 {
@@ -375,7 +375,8 @@ rest_of(int descriptor)
 	return text;
 }
 
-/* A full stdout costs stderr nothing: no line, no patience, and no word about lost lines. */
+/* A full stdout does not touch stderr: no line of stderr is lost or late, and none speaks of lost
+ * lines. */
 Test(log, a_full_stream_is_no_matter_of_the_other_one)
 {
 	int i, out[2], error[2], status;
@@ -488,7 +489,8 @@ skip_members(const char *at)
 	}
 }
 
-/* Behind the value, or NULL if it is none. (No fraction, no exponent, no true, no null.) */
+/* Returns the place behind the value, or NULL if there is no value. (No fraction, no exponent, no
+ * true, no null.) */
 static const char *
 skip_value(const char *at)
 {
@@ -520,7 +522,7 @@ Test(log, the_checker_of_json_can_fail)
 	cr_assert(is_json("{\"a\":[{\"b\":-1},{}],\n\"c\":\"\"}"));
 }
 
-/* ---- clutch-status ---------------------------------------------------------------------------- */
+/* ---- clutch-status ----------------------------------------------------------------------- */
 
 static int
 tell_status(struct messenger *messenger, const struct message *message, void *arg)
@@ -540,7 +542,7 @@ ask_master(struct messenger *messenger, const struct message *message, void *arg
 	return messenger_send(messenger, "clutch-status", NULL, ROLE_MASTER);
 }
 
-/* As if the agent were the master. */
+/* The agent answers as if it were the master. */
 static int
 forge(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -562,7 +564,7 @@ be_curious(struct messenger *messenger, void *arg)
 	               : -1;
 }
 
-static char answer[4096]; /* the last one that the parent has got */
+static char answer[4096]; /* the last answer to the parent */
 
 static int
 keep_answer(struct messenger *parent, const struct message *message, void *arg)
@@ -604,7 +606,7 @@ Test(log, any_process_can_ask_for_the_status)
 	cluster_stop(c);
 }
 
-/* More than a queue holds, and then the agent is ready: the apps are forked. */
+/* The agent sends more than a queue holds before it is ready and the apps are forked. */
 static int
 flood_apps(struct messenger *agent, void *arg)
 {
@@ -659,7 +661,7 @@ Test(log, nobody_may_answer_in_the_masters_place)
 	cluster_stop(c);
 }
 
-/* It asks many times, and reads no answer. */
+/* The app asks many times, and reads no answer. */
 static int
 ask_often(struct messenger *app, const struct message *message, void *arg)
 {
@@ -686,7 +688,7 @@ has_asked(struct cluster *c, void *arg)
 	return cluster_figure(c, "APP#1", "heard") > 5000;
 }
 
-/* An answer is larger than its question: those that wait do not fill the master's memory. */
+/* An answer is larger than its question: answers that wait do not fill the master's memory. */
 Test(log, who_reads_no_answer_gets_no_more)
 {
 	struct cluster *c =
@@ -767,7 +769,7 @@ be_loud(struct messenger *agent, void *arg)
 	return messenger_on(agent, "test-begin", flood_when_ready, arg);
 }
 
-/* On a busy machine it waits for the other app, too, until that one has caught up. */
+/* On a busy machine the sender also waits for the other app, until that app has caught up. */
 static bool
 waits_for_app_1(struct cluster *c, void *arg)
 {
@@ -865,7 +867,7 @@ Test(log, even_without_room_for_a_row_the_status_is_json)
 	cr_assert_str_eq(tiny_status(100), "{\"processes\":[\n],\"left_out\":5}\n");
 }
 
-/* ---- a long line --------------------------------------------------------------------------------- */
+/* ---- a long line ------------------------------------------------------------------------- */
 
 Test(log, a_long_line_is_cut)
 {

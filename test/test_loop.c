@@ -104,7 +104,7 @@ on_alarm(int number UNUSED)
 {
 }
 
-/* Nor does the step report a descriptor that was ready in the turn before. */
+/* A step does not report again a descriptor that was ready in the turn before. */
 Test(loop, a_signal_ends_a_step_and_is_no_error)
 {
 	struct itimerval every = {{0, 20000}, {0, 20000}}, never = {{0, 0}, {0, 0}};
@@ -154,7 +154,7 @@ Test(loop, watch_calls_when_there_is_something_to_read)
 	cr_assert_eq(write(ends[1], "x", 1), 1);
 	turn();
 	turn();
-	expect_calls("aa"); /* as long as it is there */
+	expect_calls("aa"); /* in each turn in which the byte is there */
 	cr_assert_eq(seen.descriptor, ends[0]);
 	cr_assert_eq(seen.revents, POLLIN);
 	cr_assert_eq(read(ends[0], &byte, 1), 1);
@@ -241,7 +241,7 @@ unwatch_self(struct messenger *messenger, int descriptor, short revents UNUSED, 
 Test(loop, a_watcher_can_unwatch_itself)
 {
 	watch_pipes(4, unwatch_self);
-	watch(pipes[2][0], POLLIN, watch_note, e); /* this one does not */
+	watch(pipes[2][0], POLLIN, watch_note, e); /* this descriptor is not ready */
 	turn();
 	expect_calls("abed");
 	cr_assert_eq(child->watch_count, 1, "gaps stay");
@@ -250,7 +250,7 @@ Test(loop, a_watcher_can_unwatch_itself)
 	close_pipes(4);
 }
 
-/* Unwatch all others, those that were called already and those to come. */
+/* Unwatch all other descriptors: those whose watcher was called already, and the rest. */
 static int
 unwatch_others(struct messenger *messenger, int descriptor, short revents UNUSED, void *arg)
 {
@@ -317,7 +317,7 @@ Test(loop, what_a_watcher_watches_counts_from_the_next_turn)
 	close_pipe(last);
 }
 
-/* Close a descriptor that is ready, too, and watch another of that number. */
+/* Close another descriptor that is ready, and watch a new one with the same number. */
 static int
 watch_reuse(struct messenger *messenger, int descriptor UNUSED, short revents UNUSED, void *arg)
 {
@@ -383,7 +383,7 @@ let_timers_end(void)
 	calls[0] = '\0';
 }
 
-/* They are set within 5 ms, or another order would be right. */
+/* The timers are set within 5 ms, or another order would be right. */
 Test(loop, timers_are_called_in_order_of_being_due)
 {
 	int64_t start;
@@ -404,7 +404,7 @@ Test(loop, timers_are_called_in_order_of_being_due)
 	expect_calls("");
 }
 
-/* Clearing a timer moves another one into its place, so the order is not that of storage. */
+/* Clearing a timer moves another timer into its place: the order of calls must not change. */
 Test(loop, timers_due_at_the_same_time_are_called_in_order_of_setting)
 {
 	int i, id;
@@ -428,7 +428,7 @@ Test(loop, timers_due_at_the_same_time_are_called_in_order_of_setting)
 	expect_calls("");
 }
 
-/* When it is due, as far as the test can tell: it may be interrupted, too. */
+/* The time at which the timer is due, as exactly as the test can know it. */
 struct many {
 	int64_t earliest, latest;
 	bool called;
@@ -437,7 +437,7 @@ struct many {
 static int
 timer_many(struct messenger *messenger UNUSED, void *arg)
 {
-	static int64_t last; /* the timers before were due then, or later */
+	static int64_t last; /* the earlier timers were due then, or later */
 	struct many *timer = arg;
 
 	cr_assert_not(timer->called, "a timeout was called twice");
@@ -538,7 +538,7 @@ Test(loop, an_interval_goes_on_and_a_timeout_does_not)
 	cr_assert_gt(messenger_set_interval(child, 2, timer_note, a), 0);
 	after(0, b);
 	turn();
-	calls[0] = '\0'; /* now b was called */
+	calls[0] = '\0'; /* b has been called by now */
 	turn_until(strlen(calls) >= 5);
 	cr_assert_eq(strspn(calls, "a"), strlen(calls));
 }
@@ -640,7 +640,7 @@ Test(loop, an_id_that_is_pending_is_not_given_away_again)
 {
 	int id = after(DEADLINE, a);
 
-	child->timer_id = id > 1 ? id - 1 : INT_MAX; /* all the others were given */
+	child->timer_id = id > 1 ? id - 1 : INT_MAX; /* all other ids were given */
 	cr_assert_neq(after(DEADLINE, b), id);
 }
 
@@ -654,7 +654,7 @@ expect_canceled(void)
 	cr_assert_eq(errno, ECANCELED);
 }
 
-/* All that one turn can have: two messages, two descriptors, two timers. */
+/* One turn with everything: two messages, two descriptors, two timers. */
 static void
 prepare_a_turn(messenger_listener listener, messenger_watcher watcher, messenger_timer timer)
 {
@@ -809,7 +809,7 @@ Test(loop, drain_of_little_is_nothing)
 	expect_silence();
 }
 
-/* When the queue is short, the call returns, and sleeps no more. */
+/* The call returns as soon as the queue is short enough. */
 Test(loop, drain_of_what_the_socket_takes_writes_it)
 {
 	cr_assert_eq(send_filler(0, 1000), 0);
@@ -921,7 +921,7 @@ Test(loop, a_step_inside_a_callback_of_the_same_loop_is_refused)
 	close_pipes(2);
 }
 
-/* A process has one read buffer, and what a listener is handed stands in it. */
+/* A process has one read buffer, and the message of a listener stands in that buffer. */
 static int
 on_step_other(struct messenger *messenger, const struct message *message, void *arg)
 {
@@ -983,8 +983,8 @@ Test(loop, a_step_of_another_loop_inside_a_timer_is_a_step)
 	messenger_close(other);
 }
 
-/* As fork_cluster does it: the forked process has nothing of its parent's, not
- * even what its parent has read and not heard. */
+/* As in fork_cluster, the forked process has nothing of its parent's, not even the messages that
+ * the parent has read and not heard. */
 static int
 on_fork(struct messenger *messenger UNUSED, const struct message *message UNUSED, void *arg)
 {
@@ -1081,7 +1081,7 @@ Test(loop, all_that_was_sent_before_a_hangup_is_delivered)
 	expect_a_loop_without_channel();
 }
 
-/* More than one read takes, and the rest only after the hangup. */
+/* The messages are more than one read takes, and the rest is read after the hangup. */
 Test(loop, last_words_that_take_many_reads_are_delivered)
 {
 	struct message message = compose(ROLE_AGENT, "x", "");
@@ -1098,14 +1098,14 @@ Test(loop, last_words_that_take_many_reads_are_delivered)
 		sent++;
 	}
 	cr_assert_gt(sent, 2);
-	channel_close(&master); /* in the middle of the last one */
+	channel_close(&master); /* in the middle of the last message */
 	while ((result = messenger_step(child, DEADLINE)) == 1)
 		;
 	cr_assert_eq(result, 0);
 	cr_assert_eq(heard, sent - 1);
 }
 
-/* read fails with ECONNRESET if our bytes were never read. */
+/* read(2) fails with ECONNRESET if the peer never read this process's bytes. */
 Test(loop, last_words_of_a_master_that_did_not_read_are_delivered)
 {
 	hear("x", a);
@@ -1120,7 +1120,7 @@ Test(loop, last_words_of_a_master_that_did_not_read_are_delivered)
 	expect_a_loop_without_channel();
 }
 
-/* A write fails first, and the last words are behind it. */
+/* A write fails first, and the peer's last words can still be read. */
 Test(loop, last_words_are_delivered_though_a_write_failed)
 {
 	hear("x", a);
@@ -1168,7 +1168,7 @@ Test(loop, a_broken_frame_is_eproto_and_then_the_channel_is_closed)
 		reopen_as(ROLE_APP);
 		hear("a", a);
 		hear("b", b);
-		break_frame(FRAME_FROM, ROLE_PARENT); /* which is a good one */
+		break_frame(FRAME_FROM, ROLE_PARENT); /* which is a good value */
 		say("a");
 		break_frame(broken[i].at, broken[i].value);
 		say("a");
@@ -1271,7 +1271,7 @@ Test(foreign, during_a_shortage_a_channel_is_left_alone)
 	cr_assert_eq(set[0].events, POLLIN | POLLOUT, "the next turn tries again");
 }
 
-/* Without events poll(2) would still tell of the hangup, again and again. */
+/* poll(2) reports a hangup even where no event is asked for, again and again. */
 Test(foreign, a_hangup_during_a_shortage_waits_for_its_end)
 {
 	channel_close(&master);
@@ -1324,7 +1324,7 @@ answer(void)
 	cr_assert_eq(channel_flush(&master), PEER_ALIVE);
 }
 
-/* One turn of a loop that is not the messenger's. */
+/* One turn of a foreign loop. */
 static void
 foreign_turn(void)
 {
@@ -1363,7 +1363,7 @@ Test(foreign, drives_messages_descriptors_and_timers)
 	close_pipe(ends);
 }
 
-/* ---- waking, and a poll that fails --------------------------------------------------------------- */
+/* ---- waking, and a poll that fails ------------------------------------------------------- */
 
 Test(loop, a_signal_handler_may_wake_a_loop_that_is_awake)
 {

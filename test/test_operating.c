@@ -21,12 +21,12 @@ TestSuite(operating, .timeout = 60);
 
 enum { TEXT = 512, MANY = 512 };
 
-/* A hole (1) stands for what differs: a conversion of printf, or <name> in the page. */
+/* A hole (1) stands for a part that differs: a conversion of printf, or <name> in the page. */
 #define HOLE '\1'
 
 static char formats[MANY][TEXT];     /* of whole lines */
-static char pieces[MANY][TEXT];      /* of which lines are made */
-static char strings[4 * MANY][TEXT]; /* all of the sources */
+static char pieces[MANY][TEXT];      /* the parts of lines that are put together */
+static char strings[4 * MANY][TEXT]; /* all strings in the sources */
 static char rows[MANY][TEXT];
 static size_t format_count, piece_count, string_count, row_count;
 
@@ -57,7 +57,7 @@ static const struct logger {
 };
 
 /* Copy the string at `at` and those that follow it at once, with holes for the conversions.
- * Returns what is behind. */
+ * Returns the place behind them. */
 static const char *
 take_string(const char *at, char *out)
 {
@@ -71,7 +71,7 @@ take_string(const char *at, char *out)
 				at++;
 			} else if (at[0] == '%') {
 				at += strcspn(at + 1, "\"diuscxpfgeoXn[");
-				at += at[1] != '"'; /* else it is no conversion */
+				at += at[1] != '"'; /* else the % is no conversion */
 				byte = HOLE;
 			} else if (at[0] == '\\') {
 				at++;
@@ -89,7 +89,7 @@ take_string(const char *at, char *out)
 	return at;
 }
 
-/* Behind a character: 'a', '\'', '\033'. */
+/* Returns the place behind a character constant: 'a', '\'', '\033'. */
 static const char *
 skip_character(const char *at)
 {
@@ -163,7 +163,7 @@ read_source(const char *path)
 			    strstr(at, "struct ") != at + strlen(loggers[i].name) + 1)
 				take_call(at + strlen(loggers[i].name) + 1, loggers[i].in_pieces);
 	at = strstr(text, "\"the log was full");
-	if (at != NULL) /* it is printed before another line */
+	if (at != NULL) /* the piece is printed before another line */
 		take_string(at, formats[format_count++]);
 	take_strings(text);
 	free(text);
@@ -215,7 +215,7 @@ read_page(void)
 
 /* ---- the comparison ----------------------------------------------------------------- */
 
-/* Can the pattern become the text, if each hole of it is anything? */
+/* Can the pattern become the text, if each hole stands for any text? */
 static bool
 matches(const char *pattern, const char *text)
 {
@@ -258,7 +258,7 @@ print_text(const char *text)
 	fputs("\n", stderr);
 }
 
-/* Is there a row for the line? One that is made of a piece has it somewhere. */
+/* Is there a row for the line? The row of a piece has the piece anywhere in it. */
 static bool
 has_row(const char *text, bool is_piece)
 {

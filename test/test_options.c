@@ -27,7 +27,7 @@
 
 /* ---- in the processes ------------------------------------------------------------------- */
 
-/* "refuse": an uncaught error; "held": what came with it counts as a connection, also if it
+/* "refuse" is an uncaught error. The handle of "held" counts as a connection, also if the handle
  * is watched already. */
 static int
 on_ended(struct messenger *app, int descriptor, short revents, void *arg)
@@ -233,7 +233,7 @@ Test(options, a_listener_may_have_any_path)
 	cr_assert_eq(access(odd.sun_path, F_OK), 0, "it is the caller's");
 }
 
-/* What systemd does with a socket unit. */
+/* As systemd does for a socket unit. */
 Test(options, a_socket_that_systemd_has_bound_is_the_shared_port)
 {
 	static const char request[] = "GET / HTTP/1.0\r\n\r\n";
@@ -357,8 +357,8 @@ Test(options, a_path_in_use_is_tried_seldom)
 	cr_assert(tries >= 2 && tries <= 12, "%d tries in 3 s", tries);
 }
 
-/* Between its bind and its listen, a master's socket refuses a connection. For this program it
- * does so once; a cluster that starts ends by itself, with 0. */
+/* Between its bind and its listen, a master's socket refuses a connection. In this program the
+ * socket refuses once; a cluster that starts ends by itself, with 0. */
 static const char second_master[] =
 	"#include \"messenger.h\"\n"
 	"#include <errno.h>\n#include <signal.h>\n#include <sys/socket.h>\n#include <unistd.h>\n"
@@ -416,7 +416,7 @@ Test(options, a_path_that_is_none_is_one_clear_line)
 	cluster_ended(c, 1);
 }
 
-/* APP#1 gets one end of a connection as a handle, and this is the other. */
+/* APP#1 gets one end of a connection as a handle; the test keeps the other end. */
 static int
 give_connection(struct cluster *c, const char *data)
 {
@@ -467,7 +467,7 @@ Test(options, a_graceful_exit_has_its_own_timeout)
 	cluster_stop(c);
 }
 
-/* It reads nothing while it is stopped: the queue that it does not empty holds up the parent. */
+/* A stopped app reads nothing, and its full queue holds up the parent. */
 Test(options, a_stuck_process_has_its_own_timeout)
 {
 	struct cluster *c = start_ready((struct options){.stuck_timeout = 1000});
@@ -526,7 +526,7 @@ leave_with_handle(const char *data)
 	int other = give_connection(c, data);
 
 	cluster_signal(c, "APP#1", SIGTERM);
-	cluster_wait(c, 0, "[app_worker] beforeExit success"); /* and yet it waits */
+	cluster_wait(c, 0, "[app_worker] beforeExit success"); /* and the app still waits */
 	messenger_send_to_app(c->parent, "test-late", NULL);
 	cluster_wait(c, 0, ":APP#1 saw test-late");
 	close(other);
@@ -545,7 +545,7 @@ Test(options, a_descriptor_that_is_watched_already_becomes_a_connection)
 	leave_with_handle("\"watched\"");
 }
 
-/* ---- a port in use ---------------------------------------------------------------------------- */
+/* ---- a port in use ----------------------------------------------------------------------- */
 
 /* The line names PORT only where PORT would help. */
 Test(options, a_port_that_the_program_has_fixed_is_not_to_be_set_outside)
@@ -576,7 +576,7 @@ be_ready(struct messenger *agent, void *arg)
 	return messenger_ready(agent, 0);
 }
 
-/* It speaks at once, and is ready a little later. */
+/* The process sends at once, and is ready a little later. */
 static int
 load_a_little(struct messenger *agent, void *arg)
 {
@@ -595,7 +595,7 @@ let_port_go(enum role role, void *arg)
 		close(held_port);
 }
 
-/* The time in which the master waits for its port is no process's. */
+/* The time in which the master waits for its port counts for no process. */
 Test(options, a_port_that_becomes_free_costs_the_agent_no_time)
 {
 	struct sockaddr_in address;
@@ -610,7 +610,7 @@ Test(options, a_port_that_becomes_free_costs_the_agent_no_time)
 	cr_assert_eq(listen(held_port, 1), 0);
 	c = cluster_start(&options);
 	cluster_wait(c, 0, "is in use, waiting up to 3000ms");
-	poll(NULL, 0, 1200); /* this time is what is tested */
+	poll(NULL, 0, 1200); /* the master must not count this time */
 	close(held_port);
 	cluster_ready(c);
 	cluster_stop(c);
@@ -651,7 +651,6 @@ Test(options, a_log_that_is_none_is_one_clear_line)
 	cluster_ended(c, 1);
 }
 
-/* master.c, processors. */
 Test(options, as_many_workers_as_processors_by_default)
 {
 	long count = sysconf(_SC_NPROCESSORS_ONLN);

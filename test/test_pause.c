@@ -369,7 +369,7 @@ Test(pause, paused_processes_notice_the_end_of_the_master)
 	cluster_killed(c, SIGKILL);
 }
 
-/* ---- a listener that takes one message at a time ------------------------------------------------ */
+/* ---- a listener that takes one message at a time ----------------------------------------- */
 
 enum { ONE_BY_ONE = 20, WITH_HANDLE = 5 }; /* the socket holds all */
 

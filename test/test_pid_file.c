@@ -1,6 +1,6 @@
 /*
- * The pid file and the status file beside it: the master writes, empties and removes
- * its own files, whatever else stands under their names.
+ * The pid file and the status file beside it: the master writes, empties and removes only
+ * its own files, also where other files stand under their names.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -65,7 +65,7 @@ expect_content(const char *name, const char *expected, size_t length)
 	          name, count == -1 ? "nothing: it is not there" : text);
 }
 
-/* One line, exit 1, and what has the pid file's name is the same afterwards. */
+/* The start fails with one line and exit 1; the file of the pid file's name stays as it was. */
 static void
 expect_refusal(const char *reason)
 {
@@ -83,7 +83,7 @@ expect_refusal(const char *reason)
 	          after.st_size == before.st_size);
 }
 
-/* In the master only; as root nothing would be forbidden. */
+/* Only the master drops its rights; as root nothing would be forbidden. */
 static void
 be_an_ordinary_user(enum role role, void *arg)
 {
@@ -92,7 +92,7 @@ be_an_ordinary_user(enum role role, void *arg)
 		_exit(99);
 }
 
-/* Not that there is no such file, which is what the next call would say. */
+/* The line must not say that there is no such file, as a later call would. */
 Test(pid_file, a_folder_that_cannot_be_made_says_why)
 {
 	struct cluster *c;
@@ -116,7 +116,7 @@ Test(pid_file, a_link_is_refused)
 	expect_refusal("it is a symbolic link");
 	expect_content(beside, "4711", 4);
 
-	unlink(beside); /* the same where it leads nowhere: the target is not made */
+	unlink(beside); /* the same where the link leads nowhere: the target is not made */
 	expect_refusal("it is a symbolic link");
 	cr_assert_eq(access(beside, F_OK), -1);
 
@@ -127,7 +127,7 @@ Test(pid_file, a_link_is_refused)
 	expect_content(beside, "4711", 4);
 }
 
-/* Nor does the start hang at the FIFO. */
+/* The start does not hang at a FIFO. */
 Test(pid_file, what_is_not_a_plain_file_is_refused)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -145,7 +145,8 @@ Test(pid_file, what_is_not_a_plain_file_is_refused)
 	expect_refusal("it is not a plain file");
 	close(listener);
 	unlink(path);
-	if (mknod(path, S_IFCHR | 0600, makedev(1, 3)) == 0) /* as /dev/null; root can */
+	if (mknod(path, S_IFCHR | 0600, makedev(1, 3)) ==
+	    0) /* a second /dev/null; only root can make one */
 		expect_refusal("it is not a plain file");
 }
 
@@ -181,7 +182,7 @@ Test(pid_file, a_file_of_another_user_is_refused)
 	expect_content(path, "4711", 4);
 }
 
-/* What a crash has left: an empty file, a pid, a pid with a new line. */
+/* The files that a crash may leave: an empty file, a pid, a pid with a newline. */
 Test(pid_file, a_file_that_a_crash_has_left_is_taken)
 {
 	static const char *const contents[] = {"", "4711", "4711\n"};
@@ -202,8 +203,8 @@ Test(pid_file, a_file_that_a_crash_has_left_is_taken)
 	}
 }
 
-/* Somebody has kept notes in it: they are not the master's to remove. Nor is a link
- * that has taken the file's place, though it leads to the file. */
+/* The master does not remove a file in which somebody keeps notes, nor a link that has taken
+ * the file's place, though the link leads to the file. */
 Test(pid_file, at_the_end_only_the_masters_own_file_is_removed)
 {
 	struct cluster *c;
@@ -233,8 +234,8 @@ is_status_written(struct cluster *cluster, void *arg)
 	return lstat(arg, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 100;
 }
 
-/* A link under either name of the status file is replaced, and its target stays; what
- * cannot be removed is one line of the log, and is not written to. */
+/* A link under either name of the status file is replaced, and its target stays. A file that
+ * cannot be removed costs one line of the log, and is not written to. */
 Test(pid_file, the_status_file_is_always_a_new_one)
 {
 	char status[160], new_status[160];

@@ -1,7 +1,7 @@
 /*
- * The master's side of the messenger: who receives what.
+ * The master's side of the messenger: which process receives which message.
  *
- * What is expected is what the real egg-cluster 2.5.0 did: golden/routing.tsv has
+ * The expected receivers are those of the real egg-cluster 2.5.0: golden/routing.tsv has
  * all 980 combinations of a parent, an agent, from, to and receiverPid, and
  * golden/routing_extra.tsv the odd inputs. Each row gets a fresh master.
  *
@@ -10,7 +10,7 @@
  */
 #include "world.h"
 
-/* A role that does not exist. It is volatile, or the compiler would know it. */
+/* A role that does not exist: volatile, so that the compiler does not know the value. */
 static volatile int bogus_number = ROLE_APP + 5;
 #define BOGUS ((enum role)bogus_number)
 
@@ -18,7 +18,7 @@ static volatile int bogus_number = ROLE_APP + 5;
 
 TestSuite(routing, .init = open_full_world, .fini = close_world);
 
-/* What new_worker makes: a slot that has never had a process (D23). */
+/* Make a slot that has never had a process, as new_worker does (D23). */
 static void
 unfork(enum who who)
 {
@@ -32,7 +32,7 @@ unfork(enum who who)
 	processes[who].next = next;
 }
 
-/* What fork_process does with a slot: a new channel, and what waits stays. */
+/* Give a slot a channel, as fork_process does: the messages that wait stay. */
 static void
 fork_into(enum who who)
 {
@@ -85,7 +85,7 @@ is_nobody(const struct expectation *expected)
 	return receivers == 0;
 }
 
-/* The bytes: those of the message, with from and to stamped. */
+/* Expect the bytes of the message, with from and to stamped. */
 static void
 check_frame(const struct inbox *inbox, const struct message *sent,
             const struct expectation *expected, const char *name)
@@ -169,7 +169,7 @@ struct row {
 static struct row rows[ROWS + 1];
 static size_t row_count;
 
-/* Tests run in the root of the project, or are told where that is. */
+/* Tests run in the root of the project, or a variable says where the root is. */
 static FILE *
 open_golden(const char *name)
 {
@@ -187,7 +187,7 @@ open_golden(const char *name)
 	return file;
 }
 
-/* The next line without its end; NULL at the end of the file. Freed by exit. */
+/* The next line without its newline; NULL at the end of the file. exit(3) frees the line. */
 static char *
 next_line(FILE *file)
 {
@@ -256,7 +256,7 @@ free_rows(void)
 	row_count = 0;
 }
 
-/* Absent, and JavaScript's other falsy one, the empty string, are one in C. */
+/* In C an absent action and an empty one, JavaScript's other false value, are the same. */
 static enum role
 parse_role(const char *text)
 {
@@ -299,9 +299,9 @@ throws(const struct row *row)
 }
 
 /*
- * D1. What egg would do if it skipped the absent agent. The rows show it: it is what egg
- * did where the agent was there and the message was for another process. The pid of the
- * dead agent is then like any other pid that no process has.
+ * D1: egg's result if egg skipped an absent agent. Other rows show this result: those in which
+ * the agent is there and the message is for another process. The pid of the dead agent is
+ * then like any other pid that no process has.
  */
 static const struct row *
 twin_of(const struct row *row)
@@ -377,7 +377,7 @@ Test(routing, every_row)
 	free_rows();
 }
 
-/* D1 once more, by hand, because the rows of egg decided it above. */
+/* D1 once more, written by hand, because the test above takes it from egg's rows. */
 Test(routing, while_the_agent_is_dead_the_pid_decides)
 {
 	static const struct {
@@ -400,7 +400,7 @@ Test(routing, while_the_agent_is_dead_the_pid_decides)
 	}
 }
 
-/* The process that a row is from. */
+/* The process that sends the message of a row. */
 static enum who
 speaker_of(const struct row *row)
 {
@@ -495,16 +495,16 @@ Test(routing, every_row_with_an_empty_slot_for_the_agent)
 		ran++;
 	}
 	cr_assert_eq(ran, ROWS_WITHOUT_AGENT);
-	/* per state of the parent: 3 senders to `agent`, and app to the two
-	 * nothings; each with the two pids that are none */
+	/* for each state of the parent: three senders to `agent`, and an app to the
+	 * two empty values of `to`; each with the two values for no pid */
 	cr_assert_eq(waited, 2 * (3 + 2) * 2);
 	free_rows();
 }
 
 /* ---- golden/routing_extra.tsv ------------------------------------------------------------ */
 
-/* One odd input. `why_not` says why it cannot be in C; else either a message
- * (from `speaker` over a channel, if it has one) or a function tests it. */
+/* One odd input. `why_not` says why C cannot have this input; otherwise a message (from
+ * `speaker` over a channel, if there is a speaker) or a function tests it. */
 struct extra {
 	const char *name;
 	const char *why_not;
@@ -599,7 +599,7 @@ test_not_a_frame(const char *recorded)
 	}
 }
 
-/* D23: to a place without a process. A message of another process waits for it. */
+/* D23: a place has no process yet. A message of another process waits there. */
 static void
 test_state_none(const char *recorded)
 {
@@ -633,7 +633,7 @@ test_order(const char *recorded)
 	cr_assert_lt(first->waiting[0].descriptor, second->waiting[0].descriptor);
 }
 
-/* sendmessage does not throw: it fails for this one receiver. */
+/* sendmessage throws nothing: the message fails for this one receiver. */
 static void
 test_broken_receiver(const char *recorded)
 {
@@ -648,7 +648,7 @@ test_broken_receiver(const char *recorded)
 	expect(&sent, ROLE_AGENT, ROLE_APP, "APP2");
 }
 
-/* The same bytes reach every receiver; a run is not spoilt by the next. */
+/* The same bytes reach every receiver; the next message does not spoil them. */
 static void
 test_same_bytes(const char *recorded)
 {
@@ -851,8 +851,8 @@ Test(routing, before_the_fork_others_wait_and_the_master_does_not)
 	cr_assert_eq(messenger.undeliverable, 0);
 }
 
-/* A place has no pid: a message for one does not wait there, nor does one for
- * "no pid" find it. */
+/* A place has no pid: a message for a pid does not wait there, and a message for "no pid" does
+ * not find the place. */
 Test(routing, before_the_fork_no_pid_fits)
 {
 	struct message data = compose(ROLE_AGENT, ROLE_NONE, cast[APP2].pid);
@@ -882,7 +882,7 @@ Test(routing, before_the_fork_the_place_is_bounded)
 		master_messenger_send(&messenger, &data);
 	}
 	cr_assert_leq(channel_pending(&processes[APP1].channel), CHANNEL_QUEUE_MAX);
-	cr_assert_eq(messenger.undeliverable, 1); /* the last one: no room for its header */
+	cr_assert_eq(messenger.undeliverable, 1); /* the last message: no room for its header */
 	cr_assert(process_stop_waiting(&processes[AGENT], &manager));
 }
 
@@ -907,7 +907,7 @@ Test(routing, a_dead_agents_slot_keeps_what_others_say)
 	cr_assert_eq(inbox.bytes[4 + get_number(inbox.bytes) + FRAME_FROM], ROLE_PARENT);
 }
 
-/* egg skips only disconnected workers: it writes to one that is dead and registered. */
+/* egg skips only disconnected workers, and writes to a dead worker that is still registered. */
 Test(routing, a_dead_worker_is_no_receiver_once_its_channel_is_closed)
 {
 	struct message data = compose(ROLE_AGENT, ROLE_NONE, cast[APP1].pid);
@@ -941,7 +941,7 @@ Test(routing, each_state_but_disconnected_receives)
 	}
 }
 
-/* D26, one by one. */
+/* D26, each case alone. */
 Test(routing, what_nobody_receives_is_counted)
 {
 	static const struct {
@@ -983,7 +983,7 @@ Test(routing, what_a_deaf_receiver_does_not_take_is_counted)
 	data = compose(ROLE_AGENT, ROLE_APP, cast[APP1].pid);
 	master_messenger_send(&messenger, &data);
 	cr_assert_eq(messenger.undeliverable, 3);
-	data = compose(ROLE_AGENT, ROLE_APP, 0); /* APP2 has it */
+	data = compose(ROLE_AGENT, ROLE_APP, 0); /* APP2 has the message */
 	master_messenger_send(&messenger, &data);
 	cr_assert_eq(messenger.undeliverable, 3);
 }
