@@ -425,7 +425,8 @@ int messenger_send_message(struct messenger *messenger, const struct message *me
  *
  * A foreign loop polls what `descriptors` stores (at most `size`; it returns
  * how many there are), for `timeout` at the longest (-1: no limit), and then,
- * whatever happened, calls messenger_step(messenger, 0).
+ * whatever happened, calls messenger_step(messenger, 0). It asks anew before each
+ * wait: while the system is short of memory, the channel is not stored.
  */
 int messenger_watch(struct messenger *messenger, int descriptor, short events,
                     messenger_watcher watcher, void *arg);
