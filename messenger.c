@@ -1207,7 +1207,8 @@ serve(struct messenger *messenger, short revents)
 	hear(messenger);
 }
 
-/* What poll(2) waits for at a channel. During a shortage, nothing: poll would return at once. */
+/* What poll(2) waits for at a channel. During a shortage poll would return at once: then the
+ * channel is left out. */
 static void
 prepare_entry(const struct messenger *messenger, struct pollfd *entry)
 {

@@ -881,7 +881,7 @@ struct messenger {
 	struct listener *listeners; /* in order of adding */
 	size_t listener_count;
 	bool hears_every; /* a listener of every message was added */
-	bool hears_some;  /* one of some action was */
+	bool hears_some;  /* a listener of one action was added */
 	bool unswept;     /* there are removed listeners in the list */
 	bool paused, told_paused, has_unread;
 

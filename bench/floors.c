@@ -306,7 +306,7 @@ run_middle(const int sides[2])
 	}
 }
 
-/* Measure rounds of `call` for the time of the trial: p50 and p99 in us. */
+/* Call again and again for the time of the trial; report the p50 and p99 of a call, in us. */
 static void
 run_rounds(void (*call)(const int *to, size_t size, int count), const int *to,
            const struct trial *trial, int results)
@@ -413,7 +413,7 @@ floor_star(const struct trial *trial, double *figures)
 		make_pair(pair, 0);
 		if (spawn() == 0) {
 			close(pair[0]);
-			while (i-- > 0) /* the older ones' ends: they wait for the end of file */
+			while (i-- > 0) /* or the older children see no end of file */
 				close(to[i]);
 			while (await(pair[1], size))
 				write_all(pair[1], buffer, ANSWER);

@@ -330,8 +330,8 @@ struct cluster_link {
  * open gives a link that is all zero but for client, types and ended a descriptor, which
  * becomes the link's or is closed. errno: EBADF, ENOMEM. close writes what the socket
  * takes; once more is nothing. say queues a packet; errno: ENOBUFS, ENOMEM. What is said to
- * an end that is gone is lost. compose and send are its two halves, for a packet that many
- * are told: the message, and what has a name put together in it, are valid until the next.
+ * an end that is gone is lost. compose and send are the two halves of say, for a packet that
+ * goes to many links: the composed message is valid until the next compose or say.
  */
 int cluster_link_open(struct cluster_link *link, int descriptor);
 void cluster_link_close(struct cluster_link *link);
