@@ -9,7 +9,6 @@
  */
 #include "orders.h"
 
-
 TestSuite(cluster, .timeout = 120);
 
 /* ---- processes that obey ----------------------------------------------------------------- */

@@ -956,7 +956,6 @@ Test(draining, does_not_wait_for_a_process_that_is_not_forked_yet)
 
 Test(ending, without_descriptors_there_is_no_pair)
 {
-	struct rlimit limit;
 	int pair[2];
 
 	if (under_valgrind())
