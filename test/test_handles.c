@@ -372,6 +372,30 @@ Test(handles, that_find_no_room_at_the_receiver_are_lost_alone)
 	close(ends[1]);
 }
 
+/* The message goes on without the handle, and the next handle has the whole time again. */
+Test(handles, that_the_kernel_does_not_take_are_given_up_in_time)
+{
+	struct channel channel;
+	struct shape *shape;
+	int far = open_channel(&channel, 0);
+	int64_t since = clutch_now();
+
+	shape = shape_writes(&channel);
+	shape->error = ENOMEM;
+	shape->errors = -1; /* each write fails */
+	send_handle(&channel, "first", STDIN_FILENO);
+	while (channel.handles_lost == 0) {
+		cr_assert(channel_flush(&channel) == PEER_ALIVE);
+		cr_assert_lt(clutch_now() - since, time_limit());
+		poll(NULL, 0, 10);
+	}
+	cr_assert_geq(clutch_now() - since, 990);
+	cr_assert_eq(channel.handles_lost, 1);
+	cr_assert_eq(channel.starved_since, 0);
+	channel_close(&channel);
+	close(far);
+}
+
 /* The same on a BSD, where the first read fails, and the second returns only the bytes. */
 Test(handles, that_find_no_room_on_a_bsd_are_lost_alone)
 {

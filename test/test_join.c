@@ -576,6 +576,34 @@ Test(join, wrong_arguments_change_nothing)
 	close_link(&two);
 }
 
+static bool is_memory_short;
+
+void *__real_realloc(void *room, size_t size);
+void *__wrap_realloc(void *room, size_t size);
+
+void *
+__wrap_realloc(void *room, size_t size)
+{
+	if (!is_memory_short)
+		return __real_realloc(room, size);
+	errno = ENOMEM;
+	return NULL;
+}
+
+Test(join, without_memory_it_is_not_joined)
+{
+	struct link link;
+
+	open_link(&link, "link");
+	is_memory_short = true;
+	refuses(messenger_join(link.messenger, loop, on_end, &link), ENOMEM);
+	is_memory_short = false;
+	cr_assert_eq(messenger_join(link.messenger, loop, on_end, &link), 0);
+	say(&link, "a");
+	expect_turn("link:a ");
+	close_link(&link);
+}
+
 /* ---- many ------------------------------------------------------------------------------- */
 
 /* Microseconds of processor time. */

@@ -1361,6 +1361,31 @@ Test(foreign, drives_messages_descriptors_and_timers)
 	close_pipe(ends);
 }
 
+/* ---- a quiet loop ------------------------------------------------------------------------ */
+
+static int
+do_nothing(struct messenger *messenger, void *arg)
+{
+	(void)messenger, (void)arg;
+	return 0;
+}
+
+/* Nothing happens until the timer, for longer than the second after which a queue is freed. */
+Test(loop, a_quiet_one_gives_the_memory_of_its_queue_back)
+{
+	static char data[100000];
+	struct message message;
+
+	memset(data, 'x', sizeof data - 1);
+	cr_assert_eq(messenger_send_to_agent(child, "much", data), 0);
+	take(&message);
+	cr_assert_eq(channel_pending(&child->channel), 0);
+	cr_assert_geq(child->channel.queue_size, sizeof data);
+	cr_assert_geq(messenger_set_timeout(child, 1500, do_nothing, NULL), 0);
+	cr_assert_eq(messenger_step(child, -1), 1);
+	cr_assert_eq(child->channel.queue_size, 0);
+}
+
 /* ---- waking, and a poll that fails ------------------------------------------------------- */
 
 Test(loop, a_signal_handler_may_wake_a_loop_that_is_awake)
@@ -1379,6 +1404,17 @@ Test(loop, a_signal_handler_may_wake_a_loop_that_is_awake)
 	clutch_wake_close();
 }
 
+/* A cluster that a process runs after another one makes the pair anew. */
+Test(loop, what_wakes_it_is_there_once)
+{
+	int descriptor = clutch_wake_open(), free = free_descriptor();
+
+	cr_assert_neq(descriptor, -1);
+	cr_assert_eq(clutch_wake_open(), descriptor);
+	cr_assert_eq(free_descriptor(), free, "the first pair is closed");
+	clutch_wake_close();
+}
+
 Test(loop, without_descriptors_nothing_wakes_it)
 {
 	limit_descriptors(3);
@@ -1394,13 +1430,6 @@ Test(loop, a_poll_that_fails_fails_the_step)
 	cr_assert_eq(errno, EINVAL);
 	limit_descriptors(256);
 	turn();
-}
-
-static int
-do_nothing(struct messenger *messenger, void *arg)
-{
-	(void)messenger, (void)arg;
-	return 0;
 }
 
 /* messenger.c, run_timers: its last loop ends at the last timer. One step more is seen

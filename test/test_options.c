@@ -303,13 +303,16 @@ Test(options, a_path_is_a_shared_port)
 Test(options, a_path_that_a_killed_master_has_left_is_taken)
 {
 	struct cluster *c = start_at_path();
+	int descriptors;
 
 	cluster_ready(c);
+	descriptors = process_descriptors(c->master);
 	cluster_signal(c, "MASTER", SIGKILL);
 	cluster_killed(c, SIGKILL);
 	cr_assert_eq(access(path.sun_path, F_OK), 0);
 	c = start_at_path();
 	cluster_ready(c);
+	cr_assert_eq(process_descriptors(c->master), descriptors, "the trial connection is closed");
 	cr_assert(is_answered((struct sockaddr *)&path, sizeof path));
 	cluster_stop(c);
 }

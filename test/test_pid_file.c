@@ -92,19 +92,25 @@ be_an_ordinary_user(enum role role, void *arg)
 		_exit(99);
 }
 
-/* The line must not say that there is no such file, as a later call would. */
-Test(pid_file, a_folder_that_cannot_be_made_says_why)
+/* The line must not say what a later call would say: that there is no such file, or a bad
+ * descriptor. */
+Test(pid_file, a_folder_or_file_that_cannot_be_made_says_why)
 {
+	static const char *const paths[] = {"locked/new/egg.pid", "locked/egg.pid"};
 	struct cluster *c;
 	char locked[128];
+	size_t i;
 
 	snprintf(locked, sizeof locked, "%s/locked", test_folder());
-	snprintf(path, sizeof path, "%s/locked/new/egg.pid", test_folder());
 	cr_assert_eq(chmod(test_folder(), 0755), 0);
 	cr_assert_eq(mkdir(locked, 0555), 0);
-	c = cluster_start(&(struct options){.pid_file = path, .in_child = be_an_ordinary_user});
-	cluster_wait(c, 0, "[master] pid file %s: Permission denied", path);
-	cluster_ended(c, 1);
+	for (i = 0; i < 2; i++) {
+		snprintf(path, sizeof path, "%s/%s", test_folder(), paths[i]);
+		c = cluster_start(
+			&(struct options){.pid_file = path, .in_child = be_an_ordinary_user});
+		cluster_wait(c, 0, "[master] pid file %s: Permission denied", path);
+		cluster_ended(c, 1);
+	}
 }
 
 /* D44: egg writes through each of these links, and removes the name. */
