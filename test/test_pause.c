@@ -290,7 +290,8 @@ Test(pause, an_agent_that_forwards_loses_nothing)
 
 /* ---- a pause is no fault ------------------------------------------------------------------- */
 
-/* The queue is full for longer than the stuck timeout, and no process spins meanwhile. */
+/* The queue is full for longer than the stuck timeout, and no process spins meanwhile. Once the
+ * process reads again, a full queue counts again. */
 static void
 expect_patience(const char *who, const char *other)
 {
@@ -311,6 +312,10 @@ expect_patience(const char *who, const char *other)
 	resume_process(c, who);
 	cluster_wait(c, 0, ":%s heard #1000 of #1.", who);
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
+	/* The pause is over: now the same is a fault. */
+	cluster_signal(c, who, SIGSTOP);
+	say(c, other, 2, cluster_pid(c, who), 1000, PIECE);
+	cluster_wait(c, 0, ":%s is stuck, its queue is full: killed", who);
 	stop(c);
 }
 
