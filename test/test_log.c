@@ -10,6 +10,7 @@
 #include <criterion/criterion.h>
 
 #include <ctype.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -373,6 +374,35 @@ rest_of(int descriptor)
 		used += (size_t)length;
 	text[used] = '\0';
 	return text;
+}
+
+/* One line is lost while the pipe is full. Each line that follows is written; or it is lost, too,
+ * if this process was held up for so long that it spares the log for a while. */
+Test(log, one_lost_line_is_told)
+{
+	static char text[128 * 1024] = "";
+	const char *told = NULL;
+	int64_t deadline = clutch_now() + 2 * time_limit();
+	size_t lost = 1;
+	int out[2];
+
+	cr_assert(pipe(out) == 0 && dup2(out[1], STDOUT_FILENO) == STDOUT_FILENO);
+	fcntl(out[0], F_SETFL, O_NONBLOCK);
+	fcntl(out[1], F_SETFL, O_NONBLOCK);
+	while (write(out[1], text, 4096) > 0)
+		;
+	clutch_log(CLUTCH_INFO, "a line that is lost");
+	while (read(out[0], text, sizeof text) > 0)
+		;
+	while (told == NULL && clutch_now() < deadline) {
+		memset(text, 0, sizeof text);
+		clutch_log(CLUTCH_INFO, "a line");
+		lost += read(out[0], text, sizeof text - 1) == -1;
+		told = strstr(text, "the log was full: ");
+	}
+	cr_assert_not_null(told, "nothing is said about the lost line");
+	cr_assert_eq(strtoul(told + strlen("the log was full: "), NULL, 10), lost);
+	cr_assert_not_null(strstr(told, ": a line\n"));
 }
 
 /* A full stdout does not touch stderr: no line of stderr is lost or late, and none speaks of lost

@@ -904,6 +904,14 @@ count_closed(struct messenger *messenger, void *arg)
 
 TestSuite(memory, .init = open_app, .fini = close_both);
 
+Test(memory, pids_are_noted_once_there_is_some)
+{
+	reallocs_that_succeed = 0;
+	tell_pids("[11,12]");
+	cr_assert_eq(reallocs_that_succeed, -1);
+	expect_opids(2, 11, 12);
+}
+
 /* A messenger has two arrays for its watches, and each array may fail to grow. */
 Test(memory, a_watch_that_finds_none_is_not_made)
 {
