@@ -906,8 +906,11 @@ TestSuite(memory, .init = open_app, .fini = close_both);
 
 Test(memory, pids_are_noted_once_there_is_some)
 {
+	struct message pids = compose(ROLE_MASTER, "egg-pids", "[11,12]");
+
+	say_message(&pids);
 	reallocs_that_succeed = 0;
-	tell_pids("[11,12]");
+	turn();
 	cr_assert_eq(reallocs_that_succeed, -1);
 	expect_opids(2, 11, 12);
 }
