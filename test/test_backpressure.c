@@ -8,13 +8,13 @@
 
 /* ---- the world: a master's view, and the far ends ---------------------------------------- */
 
-TestSuite(routing, .init = open_full_world, .fini = close_world);
+TestSuite(backpressure, .init = open_full_world, .fini = close_world);
 
 /* ---- several messages -------------------------------------------------------------------- */
 
 /* An app sends five messages at once, each to another process. Each message keeps its own
  * stamps, although all of them stand in one buffer. */
-Test(routing, stamps_do_not_mix)
+Test(backpressure, stamps_do_not_mix)
 {
 	static const struct {
 		enum role to;
@@ -81,7 +81,7 @@ check_handle(enum who who, bool has_handle, int original)
 	close(inbox.handle);
 }
 
-Test(routing, a_handle_travels_to_one)
+Test(backpressure, a_handle_travels_to_one)
 {
 	struct message data = compose(ROLE_NONE, ROLE_NONE, cast[APP2].pid);
 	struct inbox inbox;
@@ -99,7 +99,7 @@ Test(routing, a_handle_travels_to_one)
 	close(pair[1]);
 }
 
-Test(routing, a_handle_travels_to_several)
+Test(backpressure, a_handle_travels_to_several)
 {
 	struct message data = compose(ROLE_NONE, ROLE_NONE, 0);
 	int pair[2];
@@ -115,7 +115,7 @@ Test(routing, a_handle_travels_to_several)
 	close(pair[1]);
 }
 
-Test(routing, a_handle_travels_to_the_master_and_to_nobody)
+Test(backpressure, a_handle_travels_to_the_master_and_to_nobody)
 {
 	struct message data = compose(ROLE_NONE, ROLE_MASTER, 0);
 
@@ -153,7 +153,7 @@ lose_handle(int descriptors)
 	close(handle);
 }
 
-Test(routing, without_descriptors_a_message_loses_its_handle)
+Test(backpressure, without_descriptors_a_message_loses_its_handle)
 {
 	lose_handle(0);
 	check_handle(APP1, false, -1);
@@ -161,7 +161,7 @@ Test(routing, without_descriptors_a_message_loses_its_handle)
 	cr_assert_eq(messenger.undeliverable, 0);
 }
 
-Test(routing, with_one_descriptor_the_first_receiver_gets_the_handle)
+Test(backpressure, with_one_descriptor_the_first_receiver_gets_the_handle)
 {
 	lose_handle(1);
 	check_handle(APP1, true, STDERR_FILENO);
@@ -234,7 +234,7 @@ expect_waiting(const char *names)
 	}
 }
 
-Test(routing, who_feeds_a_long_queue_waits)
+Test(backpressure, who_feeds_a_long_queue_waits)
 {
 	fill(&processes[APP2], CHANNEL_HIGH_WATER - size_said());
 	expect_waiting("");
@@ -252,7 +252,7 @@ Test(routing, who_feeds_a_long_queue_waits)
 }
 
 /* While a queue is between the marks, waiting senders go on waiting, and others are read. */
-Test(routing, between_the_marks_nothing_changes)
+Test(backpressure, between_the_marks_nothing_changes)
 {
 	fill(&processes[APP2], CHANNEL_HIGH_WATER);
 	say(&processes[AGENT], ROLE_NONE, cast[APP2].pid);
@@ -270,7 +270,7 @@ Test(routing, between_the_marks_nothing_changes)
 }
 
 /* Senders also wait for the agent and for the parent. */
-Test(routing, agent_and_parent_are_waited_for_as_well)
+Test(backpressure, agent_and_parent_are_waited_for_as_well)
 {
 	fill(&processes[AGENT], CHANNEL_HIGH_WATER + 1);
 	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
@@ -284,7 +284,7 @@ Test(routing, agent_and_parent_are_waited_for_as_well)
 }
 
 /* The master does not fork its parent, so the parent's state is STATE_NONE for ever. */
-Test(routing, a_parent_as_the_master_has_it_is_waited_for)
+Test(backpressure, a_parent_as_the_master_has_it_is_waited_for)
 {
 	processes[PARENT].state = STATE_NONE;
 	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
@@ -294,7 +294,7 @@ Test(routing, a_parent_as_the_master_has_it_is_waited_for)
 
 /* A missing agent holds no sender up (D24): when the queue of its slot is full, messages for the
  * agent are dropped and counted. */
-Test(routing, nobody_waits_for_an_agent_that_is_not_there)
+Test(backpressure, nobody_waits_for_an_agent_that_is_not_there)
 {
 	uint64_t dropped;
 
@@ -316,7 +316,7 @@ Test(routing, nobody_waits_for_an_agent_that_is_not_there)
 
 /* No sender waits for a queue that the master's own messages have filled. A sender also does not
  * wait if its message is not delivered to the full queue. */
-Test(routing, the_master_waits_for_nobody)
+Test(backpressure, the_master_waits_for_nobody)
 {
 	struct message data = compose(ROLE_MASTER, ROLE_APP, 0);
 
@@ -331,7 +331,7 @@ Test(routing, the_master_waits_for_nobody)
 }
 
 /* A sender may wait for itself. */
-Test(routing, who_feeds_itself_waits_for_itself)
+Test(backpressure, who_feeds_itself_waits_for_itself)
 {
 	fill(&processes[APP1], CHANNEL_HIGH_WATER);
 	say(&processes[APP1], ROLE_APP, 0);
@@ -341,7 +341,7 @@ Test(routing, who_feeds_itself_waits_for_itself)
 }
 
 /* A handle that waits in a queue is an open descriptor of the master, which has few of them. */
-Test(routing, who_feeds_waiting_handles_waits)
+Test(backpressure, who_feeds_waiting_handles_waits)
 {
 	struct message data;
 	int i;
@@ -388,9 +388,9 @@ close_many(void)
 	close_world();
 }
 
-TestSuite(routing_many, .init = open_many, .fini = close_many);
+TestSuite(backpressure_many, .init = open_many, .fini = close_many);
 
-Test(routing_many, each_receives_once)
+Test(backpressure_many, each_receives_once)
 {
 	struct message data = compose(ROLE_NONE, ROLE_NONE, 0);
 	struct inbox inbox;
@@ -411,7 +411,7 @@ Test(routing_many, each_receives_once)
 	}
 }
 
-Test(routing_many, deliveries_are_in_order_of_registration)
+Test(backpressure_many, deliveries_are_in_order_of_registration)
 {
 	struct message data = compose(ROLE_AGENT, ROLE_APP, 0);
 	int i;
@@ -445,7 +445,7 @@ check_longest(int longest)
 	cr_assert(process_stop_waiting(&processes[AGENT], &manager), "longest %d", longest);
 }
 
-Test(routing_many, a_sender_waits_for_the_longest_queue)
+Test(backpressure_many, a_sender_waits_for_the_longest_queue)
 {
 	check_longest(0);
 	check_longest(MANY / 2);
@@ -453,7 +453,7 @@ Test(routing_many, a_sender_waits_for_the_longest_queue)
 }
 
 /* Two receivers drain one after the other. The sender is heard when both have drained. */
-Test(routing_many, a_sender_waits_for_every_queue_that_it_has_filled)
+Test(backpressure_many, a_sender_waits_for_every_queue_that_it_has_filled)
 {
 	fill(&many[3], CHANNEL_HIGH_WATER + 1000);
 	fill(&many[MANY - 1], CHANNEL_HIGH_WATER + 2000);
@@ -468,7 +468,7 @@ Test(routing_many, a_sender_waits_for_every_queue_that_it_has_filled)
 
 /* No process waits any more for a receiver that is gone, whatever the process's role is. A process
  * that waits for another receiver goes on waiting. */
-Test(routing_many, nobody_waits_for_a_receiver_that_is_gone)
+Test(backpressure_many, nobody_waits_for_a_receiver_that_is_gone)
 {
 	fill(&many[0], CHANNEL_HIGH_WATER + 1);
 	fill(&many[1], CHANNEL_HIGH_WATER + 1);
@@ -487,7 +487,7 @@ Test(routing_many, nobody_waits_for_a_receiver_that_is_gone)
 	cr_assert_not(process_stop_waiting(&many[3], &manager));
 }
 
-Test(routing_many, forgetting_asks_neither_for_an_agent_nor_for_a_parent)
+Test(backpressure_many, forgetting_asks_neither_for_an_agent_nor_for_a_parent)
 {
 	fill(&processes[PARENT], CHANNEL_HIGH_WATER + 1);
 	say(&many[1], ROLE_PARENT, 0);

@@ -7,7 +7,7 @@
  */
 #include "orders.h"
 
-TestSuite(cluster, .timeout = 120);
+TestSuite(delivery, .timeout = 120);
 
 /* ---- delivery.tsv ------------------------------------------------------------------------ */
 
@@ -427,7 +427,7 @@ check_rows(struct cluster *c, struct row *rows, size_t count, const char *state,
 	return undeliverable;
 }
 
-Test(cluster, delivery)
+Test(delivery, delivery)
 {
 	static struct row rows[80];
 	size_t i, count = read_rows(rows, 80), done = 0, mark;
@@ -511,7 +511,7 @@ send_random_when_ready(struct messenger *agent, void *arg)
 }
 
 /* egg: 1002, 1011, 987 of 3000. The standard deviation is 26; six of them are allowed. */
-Test(cluster, send_random_is_uniform)
+Test(delivery, send_random_is_uniform)
 {
 	struct cluster *c = cluster_start(&(struct options){
 		.agent = send_random_when_ready, .app = count_them, .workers = 3});
@@ -530,7 +530,7 @@ Test(cluster, send_random_is_uniform)
 }
 
 /* D2: a process that sends a malformed frame is killed; no other process notices. */
-Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
+Test(delivery, an_app_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(3);
 
@@ -545,7 +545,7 @@ Test(cluster, an_app_that_breaks_the_protocol_is_replaced)
 	cluster_stop(c);
 }
 
-Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
+Test(delivery, an_agent_that_breaks_the_protocol_is_replaced)
 {
 	struct cluster *c = start_obeying(2);
 
@@ -559,7 +559,7 @@ Test(cluster, an_agent_that_breaks_the_protocol_is_replaced)
 }
 
 /* If the master's parent sends a malformed frame, the master stops reading from the parent. */
-Test(cluster, a_parent_that_breaks_the_protocol_is_not_heard_again)
+Test(delivery, a_parent_that_breaks_the_protocol_is_not_heard_again)
 {
 	struct cluster *c = start_obeying(2);
 
@@ -600,7 +600,7 @@ find_receivers(void)
 
 /* D1, D24: while the agent is dead, apps hear each other by pid, and messages for the agent wait
  * for the next agent. */
-Test(cluster, while_the_agent_is_dead_messages_find_their_receivers)
+Test(delivery, while_the_agent_is_dead_messages_find_their_receivers)
 {
 	int tries = 5;
 

@@ -6,7 +6,7 @@
  */
 #include "manners.h"
 
-TestSuite(lifecycle, .timeout = 120);
+TestSuite(reload, .timeout = 120);
 
 /* ---- 10, 11: crash loops ----------------------------------------------------------------- */
 
@@ -93,7 +93,7 @@ knows_all_deaths(struct cluster *c, void *arg)
 	return cluster_count(c, 0, ":PARENT saw app-worker-died") >= 63;
 }
 
-Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
+Test(reload, s10a_all_four_apps_crash_in_a_loop)
 {
 	int64_t begin = clutch_now();
 	struct cluster *c = start_crashing(crash, 4);
@@ -109,7 +109,7 @@ Test(lifecycle, s10a_all_four_apps_crash_in_a_loop)
 }
 
 /* D13: egg loses the three slots for ever; in clutch they wait until the window is over. */
-Test(lifecycle, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
+Test(reload, s10b_three_of_four_apps_crash_in_a_loop, .timeout = 180)
 {
 	int64_t begin = clutch_now(), used;
 	struct cluster *c = start_crashing(crash_but_in_slot_0, 3);
@@ -150,7 +150,7 @@ load_unless_sick(struct messenger *app, void *arg)
 }
 
 /* D11: each replacement is replaced, too, but none is alive at a health check. */
-Test(lifecycle, s11_all_apps_are_dead)
+Test(reload, s11_all_apps_are_dead)
 {
 	struct cluster *c;
 	int64_t begin = clutch_now();
@@ -181,7 +181,7 @@ load_and_hang_up_if_sick(struct messenger *app, void *arg)
 }
 
 /* D11: while a replacement dies, the end of its predecessor changes nothing. */
-Test(lifecycle, s11_a_dying_replacement_is_replaced_once)
+Test(reload, s11_a_dying_replacement_is_replaced_once)
 {
 	struct cluster *c;
 	int64_t death;
@@ -279,17 +279,17 @@ expect_reload_in(const char *env)
 	cluster_stop(c);
 }
 
-Test(lifecycle, s13a_reload_in_production)
+Test(reload, s13a_reload_in_production)
 {
 	expect_reload_in("prod");
 }
 
-Test(lifecycle, s13b_reload_in_env_local)
+Test(reload, s13b_reload_in_env_local)
 {
 	expect_reload_in("local");
 }
 
-Test(lifecycle, s13_reload_ordered_by_the_agent_and_again)
+Test(reload, s13_reload_ordered_by_the_agent_and_again)
 {
 	struct cluster *c = start((struct options){.workers = 3});
 	size_t mark = cluster_mark(c);
@@ -303,7 +303,7 @@ Test(lifecycle, s13_reload_ordered_by_the_agent_and_again)
 }
 
 /* D5 */
-Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
+Test(reload, s13_reload_ordered_by_an_app_is_refused)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 
@@ -317,7 +317,7 @@ Test(lifecycle, s13_reload_ordered_by_an_app_is_refused)
 	cluster_stop(c);
 }
 
-Test(lifecycle, s13_reload_ordered_during_a_reload_begins_anew)
+Test(reload, s13_reload_ordered_during_a_reload_begins_anew)
 {
 	struct cluster *c = start((struct options){.workers = 3});
 	size_t mark = cluster_mark(c);
@@ -374,7 +374,7 @@ start_and_reload_badly(messenger_callback load, size_t *mark)
 }
 
 /* D12: the same would leave egg without an app. */
-Test(lifecycle, s13_a_reload_with_an_app_that_dies_keeps_the_old_ones)
+Test(reload, s13_a_reload_with_an_app_that_dies_keeps_the_old_ones)
 {
 	size_t mark;
 	struct cluster *c = start_and_reload_badly(load_unless_sick, &mark);
@@ -388,7 +388,7 @@ load_long_if_sick(struct messenger *app, void *arg)
 	return access(sickness, F_OK) == 0 ? load_long(app, arg) : 0;
 }
 
-Test(lifecycle, s13_a_reload_with_an_app_that_is_never_ready_keeps_the_old_ones)
+Test(reload, s13_a_reload_with_an_app_that_is_never_ready_keeps_the_old_ones)
 {
 	size_t mark;
 	struct cluster *c = start_and_reload_badly(load_long_if_sick, &mark);
@@ -404,7 +404,7 @@ load_into_the_end_if_sick(struct messenger *app, void *arg)
 }
 
 /* D14: after a SIGTERM the reload goes no further, even if a new app becomes ready. */
-Test(lifecycle, s13_sigterm_during_a_reload)
+Test(reload, s13_sigterm_during_a_reload)
 {
 	struct cluster *c;
 	size_t mark;
@@ -424,7 +424,7 @@ Test(lifecycle, s13_sigterm_during_a_reload)
 }
 
 /* An old app dies while its successor loads, and the successor dies, too: its slot lives on. */
-Test(lifecycle, s13_an_old_app_dies_during_its_reload)
+Test(reload, s13_an_old_app_dies_during_its_reload)
 {
 	struct cluster *c;
 	size_t mark;
@@ -449,7 +449,7 @@ Test(lifecycle, s13_an_old_app_dies_during_its_reload)
 }
 
 /* Old apps that leave slowly do not keep the new apps from starting. */
-Test(lifecycle, s13_many_old_apps_that_leave_slowly_stop_no_reload)
+Test(reload, s13_many_old_apps_that_leave_slowly_stop_no_reload)
 {
 	struct cluster *c;
 	size_t mark;
@@ -527,7 +527,7 @@ is_reloaded_under_load(struct cluster *c, void *arg)
 	return cluster_count(c, load->mark, ":PARENT saw app-worker-died") == 3;
 }
 
-Test(lifecycle, s13_no_connection_is_refused_or_dropped_during_reloads)
+Test(reload, s13_no_connection_is_refused_or_dropped_during_reloads)
 {
 	struct cluster *c = start((struct options){.workers = 3, .connection = answer});
 	struct load load = {0, 0};
@@ -599,7 +599,7 @@ expect_early(struct cluster *c, const char *who, bool is_app)
 	cr_assert_eq(cluster_count(c, ready, ":%s saw ", who), 0);
 }
 
-Test(lifecycle, s17_broadcasts_while_loading_and_when_ready)
+Test(reload, s17_broadcasts_while_loading_and_when_ready)
 {
 	struct cluster *c;
 
@@ -617,7 +617,7 @@ Test(lifecycle, s17_broadcasts_while_loading_and_when_ready)
 
 /* master.c, reload_next: without the step to the next slot the master would never leave the
  * loop. */
-Test(lifecycle, a_reload_passes_over_a_slot_that_waits_for_its_refork)
+Test(reload, a_reload_passes_over_a_slot_that_waits_for_its_refork)
 {
 	struct cluster *c;
 	size_t mark;
@@ -639,7 +639,7 @@ Test(lifecycle, a_reload_passes_over_a_slot_that_waits_for_its_refork)
 }
 
 /* Nothing needs to be replaced yet: the workers that are starting have the newest code. */
-Test(lifecycle, an_order_to_reload_before_the_start_is_over_is_ignored)
+Test(reload, an_order_to_reload_before_the_start_is_over_is_ignored)
 {
 	struct cluster *c;
 

@@ -6,7 +6,7 @@
  */
 #include "manners.h"
 
-TestSuite(lifecycle, .timeout = 120);
+TestSuite(status, .timeout = 120);
 
 /* ---- 14: the pid file -------------------------------------------------------------------- */
 
@@ -62,7 +62,7 @@ load_and_look_for_pid_file(struct messenger *agent, void *arg)
 }
 
 /* The pid file and its directories are made before the first fork. */
-Test(lifecycle, s14a_the_pid_file_is_written_and_removed)
+Test(status, s14a_the_pid_file_is_written_and_removed)
 {
 	struct stat status;
 	struct cluster *c;
@@ -80,7 +80,7 @@ Test(lifecycle, s14a_the_pid_file_is_written_and_removed)
 	cr_assert_eq(stat(pid_file, &status), 0, "its directory is removed");
 }
 
-Test(lifecycle, s14b_an_old_pid_file_is_overwritten_and_stays_after_sigkill)
+Test(status, s14b_an_old_pid_file_is_overwritten_and_stays_after_sigkill)
 {
 	struct cluster *c;
 	pid_t first;
@@ -98,7 +98,7 @@ Test(lifecycle, s14b_an_old_pid_file_is_overwritten_and_stays_after_sigkill)
 	cr_assert_str_eq(content_of(pid_file), "none");
 }
 
-Test(lifecycle, s14c_a_failed_start_removes_the_pid_file)
+Test(status, s14c_a_failed_start_removes_the_pid_file)
 {
 	struct cluster *c;
 
@@ -112,7 +112,7 @@ Test(lifecycle, s14c_a_failed_start_removes_the_pid_file)
 	cr_assert_str_eq(content_of(pid_file), "none");
 }
 
-Test(lifecycle, s14d_a_pid_file_with_another_pid_is_removed)
+Test(status, s14d_a_pid_file_with_another_pid_is_removed)
 {
 	struct cluster *c =
 		start((struct options){.workers = 1, .pid_file = name_pid_file("egg.pid")});
@@ -123,7 +123,7 @@ Test(lifecycle, s14d_a_pid_file_with_another_pid_is_removed)
 }
 
 /* D16: another file that has taken the pid file's name is not the master's. */
-Test(lifecycle, s14d_a_foreign_pid_file_is_not_removed)
+Test(status, s14d_a_foreign_pid_file_is_not_removed)
 {
 	struct cluster *c =
 		start((struct options){.workers = 1, .pid_file = name_pid_file("egg.pid")});
@@ -135,7 +135,7 @@ Test(lifecycle, s14d_a_foreign_pid_file_is_not_removed)
 }
 
 /* D15: egg leaves its pid file after a second SIGTERM. */
-Test(lifecycle, s14e_a_second_sigterm_and_the_pid_file)
+Test(status, s14e_a_second_sigterm_and_the_pid_file)
 {
 	struct cluster *c;
 	size_t mark;
@@ -168,7 +168,7 @@ expect_second_master_to_be_refused(const struct cluster *first)
 }
 
 /* D16. A lock is easily lost: any close(2) of the locked file by its owner drops the lock. */
-Test(lifecycle, s14_a_second_master_is_refused_as_long_as_the_first_lives)
+Test(status, s14_a_second_master_is_refused_as_long_as_the_first_lives)
 {
 	struct cluster *c =
 		start((struct options){.workers = 1, .pid_file = name_pid_file("egg.pid")});
@@ -316,7 +316,7 @@ expect_life_without_log(int log)
 	end_unrecorded(parent, master);
 }
 
-Test(lifecycle, a_log_without_a_reader_is_lost)
+Test(status, a_log_without_a_reader_is_lost)
 {
 	int ends[2];
 
@@ -325,7 +325,7 @@ Test(lifecycle, a_log_without_a_reader_is_lost)
 	expect_life_without_log(ends[1]);
 }
 
-Test(lifecycle, a_log_that_nobody_reads_is_lost)
+Test(status, a_log_that_nobody_reads_is_lost)
 {
 	static const char zeros[4096];
 	int ends[2];
@@ -340,7 +340,7 @@ Test(lifecycle, a_log_that_nobody_reads_is_lost)
 }
 
 /* The same as s16_what_is_buffered_is_printed_once, but here a parent forks the master. */
-Test(lifecycle, s01_what_the_parent_has_buffered_is_printed_once)
+Test(status, s01_what_the_parent_has_buffered_is_printed_once)
 {
 	static struct bare all;
 	int64_t deadline = clutch_now() + time_limit();
@@ -364,7 +364,7 @@ Test(lifecycle, s01_what_the_parent_has_buffered_is_printed_once)
 
 /* ---- SIGUSR1: the status ----------------------------------------------------------------- */
 
-Test(lifecycle, sigusr1_logs_a_line_for_each_process)
+Test(status, sigusr1_logs_a_line_for_each_process)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 	size_t at = cluster_ask_status(c), begin = at;
@@ -413,7 +413,7 @@ figures_of(struct cluster *c, const char *who)
 }
 
 /* APP#1 sends seven messages to the agent and one to nobody, on two orders of the parent. */
-Test(lifecycle, sigusr1_counts_messages_and_bytes)
+Test(status, sigusr1_counts_messages_and_bytes)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 	long long size = FRAME_HEADER + sizeof "test-talk" + sizeof "\"twenty bytes or so\"";
@@ -446,7 +446,7 @@ Test(lifecycle, sigusr1_counts_messages_and_bytes)
 	cluster_stop(c);
 }
 
-Test(lifecycle, sigusr1_tells_of_deaths_and_ages)
+Test(status, sigusr1_tells_of_deaths_and_ages)
 {
 	struct cluster *c = start((struct options){.workers = 2});
 	long long age;
@@ -537,7 +537,7 @@ is_unfinished_status_gone(struct cluster *c, void *arg)
 
 /* RLIMIT_FSIZE stands for a full file system: only the beginning of a status fits. The old
  * status stays whole, and the unfinished file is removed. */
-Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
+Test(status, sigusr1_writes_a_whole_file_or_none)
 {
 	struct rlimit full, before;
 	char old[4096], line[256];
@@ -567,7 +567,7 @@ Test(lifecycle, sigusr1_writes_a_whole_file_or_none)
 }
 
 /* master.c, save_status: only the owner may read and write the status file. */
-Test(lifecycle, the_status_file_is_its_owners_to_read_and_write)
+Test(status, the_status_file_is_its_owners_to_read_and_write)
 {
 	char path[300], status[320];
 	struct cluster *c;
