@@ -215,6 +215,40 @@ Test(connections, an_app_that_was_stopped_while_it_leaves_still_waits_for_its_la
 	cluster_stop(c);
 }
 
+/* ---- no memory for the listener -------------------------------------------------------------- */
+
+static bool is_memory_short;
+
+void *__real_realloc(void *room, size_t size);
+void *__wrap_realloc(void *room, size_t size);
+
+void *
+__wrap_realloc(void *room, size_t size)
+{
+	if (!is_memory_short)
+		return __real_realloc(room, size);
+	errno = ENOMEM;
+	return NULL;
+}
+
+static int
+use_all_memory(struct messenger *app, void *arg)
+{
+	(void)app, (void)arg;
+	is_memory_short = true;
+	return 0;
+}
+
+/* worker.c, on_ready: an app that cannot accept is not one that has started. */
+Test(connections, without_memory_for_the_listener_the_start_fails)
+{
+	struct cluster *c = cluster_start(
+		&(struct options){.app = use_all_memory, .connection = accept_and_hold});
+
+	cluster_wait(c, 0, "[app_worker] start error, exiting with code:1");
+	cluster_ended(c, 1);
+}
+
 /* ---- a descriptor that cannot be made non-blocking ------------------------------------------- */
 
 int __real_fcntl(int descriptor, int command, ...);
