@@ -121,6 +121,32 @@ Test(processes, who_has_left_its_group_is_ended_all_the_same)
 	stop(c);
 }
 
+/* If not 0: what this process's children fork makes no group of its own. */
+static pid_t late_for;
+
+int __real_setpgid(pid_t pid, pid_t group);
+int __wrap_setpgid(pid_t pid, pid_t group);
+
+int
+__wrap_setpgid(pid_t pid, pid_t group)
+{
+	if (pid == 0 && late_for != 0 && getppid() != late_for)
+		return 0;
+	return __real_setpgid(pid, group);
+}
+
+/* Parent and child both make the child's group, because nobody knows which of them runs first. */
+Test(processes, the_master_makes_the_group_of_a_child_that_is_late)
+{
+	struct cluster *c;
+
+	late_for = getpid();
+	c = start(1);
+	cr_assert_eq(getpgid(cluster_pid(c, "AGENT#1")), cluster_pid(c, "AGENT#1"));
+	cr_assert_eq(getpgid(cluster_pid(c, "APP#1")), cluster_pid(c, "APP#1"));
+	stop(c);
+}
+
 static int
 move_and_load(struct messenger *messenger, void *arg)
 {
