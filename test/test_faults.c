@@ -242,7 +242,7 @@ send_next(struct messenger *messenger)
 	error = send_numbered(messenger, todo.stream, *sent + 1,
 	                      todo.stream == DIRECT ? world->faults.pids[todo.target] : 0);
 	if (error != 0 && !is_refusal(error) && error != EPIPE)
-		complain("a send in %s: %s", life_name(faults_life), strerror(error));
+		complain("a send call of %s failed: %s", life_name(faults_life), strerror(error));
 	if (error != 0)
 		return false;
 	++*sent;
@@ -357,7 +357,7 @@ on_numbered(struct messenger *messenger, const struct message *message, void *ar
 	    sscanf(message->data, "[%d,%d,%u,%zu,", &from, &stream, &number, &size) != 4 ||
 	    from < 0 || from >= LIVES_MAX || stream < 0 || stream >= STREAMS ||
 	    !is_intact(message, number, size)) {
-		complain("%s heard a spoilt message", life_name(faults_life));
+		complain("%s heard a message that is not as it was sent", life_name(faults_life));
 		return 0;
 	}
 	heard = &me->heard[from][stream];
@@ -465,7 +465,8 @@ role(struct messenger *messenger, void *arg)
 		memcpy(me->before[i], world->lives[i].sent, sizeof me->before[i]);
 	if (messenger_role(messenger) == ROLE_APP &&
 	    (getenv("CFORK_WORKER_INDEX") == NULL || getenv("CFORK_WORKER_COUNT") == NULL))
-		complain("%s does not know its number", life_name(faults_life));
+		complain("%s has no CFORK_WORKER_INDEX or CFORK_WORKER_COUNT",
+		         life_name(faults_life));
 	INSIST(messenger_before_close(messenger, on_close, NULL));
 	return join(messenger);
 }
@@ -480,7 +481,7 @@ on_request(struct messenger *app, int descriptor, short revents, void *arg)
 	if (count == -1 && errno == EAGAIN)
 		return 0;
 	if (count > 0 && write(descriptor, bytes, (size_t)count) == -1)
-		complain("a connection: %s", strerror(errno));
+		complain("an app cannot answer on a connection: %s", strerror(errno));
 	messenger_unwatch(app, descriptor);
 	close(descriptor);
 	return 0;
@@ -803,7 +804,8 @@ begin(void)
 	for (attempt = 0; attempt < TRIES && parent == NULL; attempt++) {
 		parent = fork_cluster(&options, &master);
 		if (parent == NULL && process_descriptors(getpid()) != before)
-			complain("fork_cluster: %s, and a descriptor left", strerror(errno));
+			complain("fork_cluster failed (%s) and left a descriptor open",
+			         strerror(errno));
 		if (parent == NULL)
 			poll(NULL, 0, 1);
 	}
@@ -930,7 +932,7 @@ be_quiet(void)
 		poll(NULL, 0, 1);
 	result = messenger_step(messenger, 1500);
 	if (result != 1 && !(fired() && (errno == ENOMEM || errno == EAGAIN || result == 0)))
-		complain("a loop with nothing to do: %s", strerror(errno));
+		complain("a loop with nothing to do failed: %s", strerror(errno));
 	messenger_close(messenger);
 	close(pair[1]);
 }
@@ -959,7 +961,7 @@ act_drain(void)
 			heard++;
 	}
 	if ((heard < sent || found == -1) && !(fired() && ends_channel(world->faults.plan[0].how)))
-		complain("drained %d of %d messages", heard, sent);
+		complain("only %d of the %d messages that were sent came through", heard, sent);
 	channel_close(&out);
 	channel_close(&in);
 	be_quiet();
@@ -1231,13 +1233,13 @@ judge_end(void)
 	else if (!good && !world->started && !may_fail_to_start())
 		complain("the start failed, exit %d: %s", WEXITSTATUS(master_status), words);
 	else if (!good && !world->started && words[0] == '\0')
-		complain("the start failed without a word");
+		complain("the start failed, and no line says why");
 	else if (!good && !world->started && strstr(words, "Success") != NULL)
 		complain("the start failed with a wrong reason: %s", words);
 	else if (!good && world->started)
-		complain("exit %d: %s", WEXITSTATUS(master_status), words);
+		complain("the master exited with %d: %s", WEXITSTATUS(master_status), words);
 	else if (good && !world->finished)
-		complain("exit 0 before the end: %s", words);
+		complain("the master exited with 0 before it was told to end: %s", words);
 	judge_files();
 }
 
@@ -1275,7 +1277,7 @@ judge_left(void)
 		if (pid == 0)
 			poll(NULL, 0, 1);
 	if (pid != -1 && kill_left(left, sizeof left))
-		complain("left behind:%s", left);
+		complain("processes are left behind:%s", left);
 	while (waitpid(-1, NULL, 0) != -1)
 		;
 }
@@ -1296,7 +1298,7 @@ judge_births(int act)
 
 	if (expected != 0 && is_invisible() && world->births[act] > expected && act != ACT_RELOAD &&
 	    act != ACT_HANG)
-		complain("it cost a process its life");
+		complain("the fault cost a process its life");
 }
 
 static void
@@ -1503,7 +1505,7 @@ close_lane(struct lane *lane)
 		    w->faults.plan[i].site != ANY_SITE) {
 			tally.silent++;
 			describe(&w->faults.plan[i], text, sizeof text);
-			fprintf(stderr, "not met: %s\n", text);
+			fprintf(stderr, "the play did not meet its fault: %s\n", text);
 		}
 	if (w->told) {
 		tally.failed++;
@@ -1529,7 +1531,7 @@ static void
 abort_lane(struct lane *lane)
 {
 	world = lane->world;
-	complain("it hangs");
+	complain("the play hangs");
 	kill(lane->player, SIGKILL);
 }
 
