@@ -15,6 +15,7 @@
 #ifndef CHANNEL_H
 #define CHANNEL_H
 
+#include "harness.h"
 #include "messenger.h"
 #include "sanitized.h"
 
@@ -26,7 +27,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>

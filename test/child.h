@@ -10,6 +10,7 @@
 #ifndef CHILD_H
 #define CHILD_H
 
+#include "harness.h"
 #include "messenger.h"
 
 #include <criterion/criterion.h>

@@ -29,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -218,12 +219,33 @@ order_rest(const char *line)
 }
 
 int
-raw_write(const struct messenger *messenger, const void *bytes, size_t length)
+write_to_channel(const struct messenger *messenger, const void *bytes, size_t length)
 {
 	return write(messenger->channel.descriptor, bytes, length) == (ssize_t)length ? 0 : -1;
 }
 
 /* ---- /proc ------------------------------------------------------------------- */
+
+void
+limit_descriptors(int number)
+{
+	struct rlimit limit;
+
+	cr_assert(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+	limit.rlim_cur = (rlim_t)number;
+	cr_assert(setrlimit(RLIMIT_NOFILE, &limit) == 0, "%d descriptors: %s", number,
+	          strerror(errno));
+}
+
+int
+free_descriptor(void)
+{
+	int number = 0;
+
+	while (fcntl(number, F_GETFD) != -1)
+		number++;
+	return number;
+}
 
 bool
 process_is_alive(pid_t pid)

@@ -71,7 +71,7 @@ int obey_orders(struct messenger *messenger, const struct order *orders);
 const char *order_rest(const char *line);
 
 /* Write bytes to the process's own channel, without any check of them. */
-int raw_write(const struct messenger *messenger, const void *bytes, size_t length);
+int write_to_channel(const struct messenger *messenger, const void *bytes, size_t length);
 
 /* ---- in the test ----------------------------------------------------------- */
 
@@ -195,6 +195,11 @@ size_t cluster_processes(struct cluster *cluster, pid_t *pids, size_t size);
 /* The line behind its head, such as "2026-11-29 14:03:21.123 ERROR 3061 app 2: "; the line
  * itself if it has no head. */
 const char *behind_head(const char *line);
+
+/* Let this process open no descriptor with this number or a larger one; free_descriptor() is
+ * the lowest number that is free. */
+void limit_descriptors(int number);
+int free_descriptor(void);
 
 bool process_is_alive(pid_t pid);          /* a zombie is not */
 long process_memory(pid_t pid);            /* resident, KiB; -1: dead */

@@ -105,7 +105,7 @@ send_garbage(struct messenger *messenger)
 	unsigned char garbage[64];
 
 	memset(garbage, 0xff, sizeof garbage);
-	raw_write(messenger, garbage, sizeof garbage);
+	write_to_channel(messenger, garbage, sizeof garbage);
 }
 
 static inline int

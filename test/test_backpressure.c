@@ -135,29 +135,6 @@ Test(routing, a_handle_travels_to_the_master_and_to_nobody)
 	close(data.handle);
 }
 
-/* Let the process open this many more descriptors, and then none. */
-static void
-allow_descriptors(int more)
-{
-	struct rlimit limit;
-	int lowest = dup(STDERR_FILENO);
-
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	limit.rlim_cur = (rlim_t)lowest + (rlim_t)more;
-	close(lowest);
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
-static void
-allow_all_descriptors(void)
-{
-	struct rlimit limit;
-
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	limit.rlim_cur = limit.rlim_max < 1024 ? limit.rlim_max : 1024;
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
 /* The master has no descriptor left for a copy of the handle. The message is more important than
  * the handle, so the message arrives without the handle, and does not announce one. */
 static void
@@ -171,9 +148,9 @@ lose_handle(int descriptors)
 	utter(AGENT, frame, make_frame(frame, &data), STDERR_FILENO);
 	cr_assert_eq(hear(AGENT, &data), 1);
 	handle = data.handle;
-	allow_descriptors(descriptors);
+	limit_descriptors(free_descriptor() + descriptors);
 	master_messenger_receive(&messenger, &processes[AGENT], &data);
-	allow_all_descriptors();
+	limit_descriptors(256);
 	cr_assert_neq(fcntl(handle, F_GETFD), -1, "the caller's handle was closed");
 	close(handle);
 }

@@ -1156,7 +1156,7 @@ Test(caller, as_process_1_a_close_does_not_wait_for_orphans_that_are_dead)
 static int many_workers;
 
 static void
-limit_descriptors(void)
+have_few_descriptors(void)
 {
 	struct rlimit limit = {64, 64};
 
@@ -1166,7 +1166,7 @@ limit_descriptors(void)
 static int
 with_few_descriptors(void)
 {
-	limit_descriptors();
+	have_few_descriptors();
 	return run_cluster(&(struct options){.agent = role,
 	                                     .app = role,
 	                                     .workers = many_workers,
@@ -1176,7 +1176,7 @@ with_few_descriptors(void)
 static int
 daemon_with_few_descriptors(void)
 {
-	limit_descriptors();
+	have_few_descriptors();
 	setenv("HOME", test_folder(), 1);
 	become("hello", "start", "--daemon", "--workers=100");
 	return 127;

@@ -9,8 +9,6 @@
  */
 #include "orders.h"
 
-#include <sys/resource.h>
-
 TestSuite(cluster, .timeout = 120);
 
 /* ---- processes that obey ----------------------------------------------------------------- */
@@ -1301,25 +1299,12 @@ Test(cluster, a_flood_does_not_stall)
 
 /* ---- the shared port: descriptors and addresses ------------------------------------------ */
 
-static void
-allow_descriptors(rlim_t count)
-{
-	struct rlimit limit;
-
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	limit.rlim_cur = count;
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
 /* Let the app open no more descriptors. */
 static int
 lower(struct messenger *app, const struct message *message, void *arg)
 {
-	int next = dup(0);
-
 	(void)message, (void)arg;
-	close(next);
-	allow_descriptors((rlim_t)next);
+	limit_descriptors(free_descriptor());
 	report(app, "lowered");
 	return 0;
 }
@@ -1328,7 +1313,7 @@ static int
 restore(struct messenger *app, const struct message *message, void *arg)
 {
 	(void)app, (void)message, (void)arg;
-	allow_descriptors(256);
+	limit_descriptors(256);
 	return 0;
 }
 

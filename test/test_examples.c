@@ -579,7 +579,7 @@ Test(examples, socket_without_stdin_stdout_or_stderr)
 {
 	setenv("TMPDIR", test_folder(), 1);
 	run_without_each(
-		&(struct example){.name = "ipc/socket", .arguments = {"200"}, .processes = 2}, -1);
+		&(struct example){.name = "ipc/socket", .arguments = {"1000"}, .processes = 2}, -1);
 }
 
 Test(examples, queue_without_stdin_stdout_or_stderr)

@@ -6,6 +6,8 @@
  */
 #include "channel.h"
 
+#include <sys/resource.h>
+
 /* ---- forwarding -------------------------------------------------------------------------- */
 
 TestSuite(forwarding, .timeout = 60);

@@ -6,8 +6,6 @@
  */
 #include "child.h"
 
-#include <sys/resource.h>
-
 /* ---- what callbacks do ------------------------------------------------------------------- */
 
 static int
@@ -1386,30 +1384,20 @@ Test(loop, a_signal_handler_may_wake_a_loop_that_is_awake)
 	clutch_wake_close();
 }
 
-static void
-allow_descriptors(rlim_t count)
-{
-	struct rlimit limit;
-
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	limit.rlim_cur = count;
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
 Test(loop, without_descriptors_nothing_wakes_it)
 {
-	allow_descriptors(3);
+	limit_descriptors(3);
 	cr_assert_eq(clutch_wake_open(), -1);
 	cr_assert_eq(errno, EMFILE);
-	allow_descriptors(256);
+	limit_descriptors(256);
 }
 
 Test(loop, a_poll_that_fails_fails_the_step)
 {
-	allow_descriptors(0);
+	limit_descriptors(0);
 	cr_assert_eq(messenger_step(child, 0), -1);
 	cr_assert_eq(errno, EINVAL);
-	allow_descriptors(256);
+	limit_descriptors(256);
 	turn();
 }
 

@@ -957,15 +957,11 @@ Test(draining, does_not_wait_for_a_process_that_is_not_forked_yet)
 
 Test(ending, without_descriptors_there_is_no_pair)
 {
-	struct rlimit limit;
 	int pair[2];
 
 	if (under_valgrind())
 		cr_skip_test("valgrind tells no kernel of a lower limit");
-	cr_assert(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-	limit.rlim_cur = 3;
-	cr_assert(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+	limit_descriptors(3);
 	cr_assert(channel_pair(pair) == -1 && errno == EMFILE);
-	limit.rlim_cur = 256;
-	cr_assert(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+	limit_descriptors(256);
 }

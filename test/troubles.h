@@ -365,7 +365,7 @@ static int
 order_break_the_protocol(struct messenger *messenger, const char *line)
 {
 	(void)line;
-	raw_write(messenger, "this is not a frame", 19);
+	write_to_channel(messenger, "this is not a frame", 19);
 	hang();
 	return 0;
 }

@@ -8,6 +8,7 @@
 #ifndef WORLD_H
 #define WORLD_H
 
+#include "harness.h"
 #include "messenger.h"
 
 #include <criterion/criterion.h>
@@ -17,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
