@@ -71,7 +71,7 @@ extern "C" {
 #define CLUSTER_CLIENT_FOLLOWERS_MAX (2 * CLUTCH_WORKERS_MAX)
 #endif
 
-/* Those of one process: if it opens more and more, there is room for the others. */
+/* The followers of one process: a process that opens more and more leaves room for others. */
 #ifndef CLUSTER_CLIENT_PROCESS_MAX
 #define CLUSTER_CLIENT_PROCESS_MAX 16
 #endif

@@ -535,9 +535,9 @@ on_registered(struct cluster_link *link, const struct packet *packet)
 	return NULL;
 }
 
-/* To a listener that was added to others the leader has told the last value once more: that is
- * for those alone that have heard none since they were added. When nobody listens any more, the
- * value has crossed our unsubscribe. */
+/* When a listener is added to others, the leader tells the last value once more (LATE): only
+ * the listeners that have heard no value since they were added get it. When nobody listens any
+ * more, the value has crossed our unsubscribe. */
 static const char *
 on_value(struct cluster_link *link, const struct packet *packet)
 {
@@ -562,7 +562,7 @@ on_value(struct cluster_link *link, const struct packet *packet)
 	return NULL;
 }
 
-/* Of a call that has timed out nothing is left. */
+/* Nothing is left of a call that has timed out. */
 static const char *
 on_answer(struct cluster_link *link, const struct packet *packet)
 {

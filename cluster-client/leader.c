@@ -68,7 +68,7 @@ struct leader {
 	int64_t lines_since; /* this minute began */
 };
 
-/* Bad followers may come again and again: in a minute they get so many lines and no more. */
+/* Bad followers may come again and again: in a minute they get LINES_MAX lines at most. */
 static void
 complain(const struct follower *follower, const char *what, const char *then)
 {
@@ -112,7 +112,7 @@ tell(struct follower *follower, const struct packet *packet)
 		drop(follower);
 }
 
-/* It is valid until the next one. */
+/* The packet is valid until the next call. */
 static struct packet
 error_packet(const char *action, const char *code, const char *message)
 {
@@ -403,8 +403,8 @@ answer_registration(struct follower *follower)
 		tell(follower, &packet);
 }
 
-/* How many followers have this pid? It is their word, which tells a process that is faulty
- * from the others, and not one that lies. */
+/* How many followers say that this is their pid? That shows a faulty process, which opens too
+ * many, but not a process that lies. */
 static int
 count_of(const struct leader *leader, long pid)
 {

@@ -141,7 +141,8 @@ hear_last(struct messenger *app, const struct message *message, void *arg)
 	return messenger_slot(app) == 0 ? messenger_send(app, "done", NULL, ROLE_PARENT) : 0;
 }
 
-/* Its pid, for the parent, which kills the first app; or that it is there, instead of another. */
+/* Tell the parent the pid of this app (the parent kills the first one), or that this app is there
+ * in the place of another. */
 static int
 say(struct messenger *app, const struct message *message, void *arg)
 {

@@ -252,7 +252,7 @@ has_numbers_of_here(const struct cluster_found *cluster)
 
 struct left {
 	const struct cluster_found *cluster;
-	const char *status; /* NULL: its numbers are not those of here */
+	const char *status; /* NULL: its numbers do not name the processes here */
 	char *text;
 	size_t size, count;
 };

@@ -278,8 +278,8 @@ unlock_start(struct launcher *launcher)
 /* ---- the master --------------------------------------------------------------- */
 
 /* A descriptor that has come through exec(3) is not close-on-exec: it belongs to the
- * process that called the launcher, which may wait for its end. One that is close-on-exec
- * the program has opened itself. */
+ * process that called the launcher, which may wait for its end. The program itself has
+ * opened a descriptor that is close-on-exec. */
 static void
 close_inherited(void)
 {

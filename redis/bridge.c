@@ -124,8 +124,8 @@ struct bridge {
 	const char *channels[3]; /* of the ear: key, own_key */
 	char key[BRIDGE_NAME_MAX + 16], own_key[2 * BRIDGE_NAME_MAX + 24];
 	char stream[BRIDGE_NAME_MAX + 24];
-	struct batch published;       /* in this turn, */
-	char to[BRIDGE_NAME_MAX + 1]; /* for this cluster */
+	struct batch published;       /* what is published in this turn */
+	char to[BRIDGE_NAME_MAX + 1]; /* the cluster that it is for; "": all */
 	int flushing;                 /* the timer for the end of this turn */
 	uint64_t lost;                /* published messages, since the last line about them */
 	char last_of_redis[400];
@@ -685,7 +685,7 @@ agent_publish(struct bridge *bridge, struct reading *sent)
 	return 0;
 }
 
-/* If it cannot be sent now, its sender will send it again. */
+/* If the batch cannot be sent now, its sender will send it again. */
 static int
 agent_send(struct bridge *bridge, struct reading *sent)
 {

@@ -285,7 +285,8 @@ assert_message(const struct message *got, const struct message *want)
 	cr_assert_str_eq(got->action, want->action != NULL ? want->action : "");
 	cr_assert(got->from == want->from && got->to == want->to);
 	cr_assert(got->receiver_pid == want->receiver_pid);
-	cr_assert((got->data == NULL) == (want->data == NULL), "undefined is not a string");
+	cr_assert((got->data == NULL) == (want->data == NULL),
+	          "one of the messages has data, and the other one has none");
 	cr_assert(got->data_length == want->data_length, "%zu bytes of data, not %zu",
 	          got->data_length, want->data_length);
 	if (got->data != NULL) {
@@ -384,7 +385,7 @@ take(struct channel *channel, const struct message *want, size_t count, size_t *
 	int found;
 
 	while ((found = channel_next(channel, &message)) == 1) {
-		cr_assert(*taken < count, "more than the %zu messages sent", count);
+		cr_assert(*taken < count, "more messages came than the %zu that were sent", count);
 		assert_message(&message, &want[(*taken)++]);
 		if (message.handle >= 0)
 			close(message.handle);

@@ -108,7 +108,7 @@ say_message(const struct message *message)
 {
 	cr_assert_eq(sendmessage(&master, message), 0);
 	cr_assert_eq(channel_flush(&master), PEER_ALIVE);
-	cr_assert_eq(channel_pending(&master), 0, "the test says too much at once");
+	cr_assert_eq(channel_pending(&master), 0, "the test sends more than the socket takes");
 }
 
 static inline void
@@ -159,14 +159,16 @@ expect_at(int line, const char *action, enum role to, pid_t receiver_pid, const 
 	struct message got;
 
 	take(&got);
-	cr_assert_str_eq(got.action, action, "line %d: action %s", line, got.action);
-	cr_assert_eq(got.from, ROLE_NONE, "line %d: a child claims no role", line);
-	cr_assert_eq(got.to, to, "line %d: to %s", line, clutch_role_name(got.to));
-	cr_assert_eq(got.receiver_pid, receiver_pid, "line %d: pid %d", line, got.receiver_pid);
-	cr_assert_eq(got.handle, -1, "line %d: a handle", line);
-	cr_assert_eq(got.data == NULL, data == NULL, "line %d: data", line);
+	cr_assert_str_eq(got.action, action, "line %d: the action is %s", line, got.action);
+	cr_assert_eq(got.from, ROLE_NONE, "line %d: the message claims a sender's role", line);
+	cr_assert_eq(got.to, to, "line %d: the message is to %s", line, clutch_role_name(got.to));
+	cr_assert_eq(got.receiver_pid, receiver_pid, "line %d: the message is to the pid %d", line,
+	             got.receiver_pid);
+	cr_assert_eq(got.handle, -1, "line %d: the message has a handle", line);
+	cr_assert_eq(got.data == NULL, data == NULL, "line %d: the message has %s data", line,
+	             got.data == NULL ? "no" : "some");
 	if (data != NULL)
-		cr_assert_str_eq(got.data, data, "line %d: data %s", line, got.data);
+		cr_assert_str_eq(got.data, data, "line %d: the data is %s", line, got.data);
 }
 
 #define expect(...) expect_at(__LINE__, __VA_ARGS__)
@@ -178,7 +180,8 @@ expect_silence(void)
 	struct pollfd wait = {.fd = master.descriptor, .events = POLLIN};
 	struct message message;
 
-	cr_assert_eq(channel_next(&master, &message), 0, "one more message: %s", message.action);
+	cr_assert_eq(channel_next(&master, &message), 0, "the child sent one more message: %s",
+	             message.action);
 	cr_assert_eq(poll(&wait, 1, 0), 0, "the child wrote more");
 }
 
@@ -187,7 +190,7 @@ expect_silence(void)
 	do {                                                                                       \
 		size_t pending_ = channel_pending(&child->channel);                                \
 		errno = 0;                                                                         \
-		cr_assert_eq((call), -1, "%s succeeds", #call);                                    \
+		cr_assert_eq((call), -1, "%s succeeds, and should fail", #call);                   \
 		cr_assert_eq(errno, (error), "%s: %s", #call, strerror(errno));                    \
 		cr_assert_eq(channel_pending(&child->channel), pending_);                          \
 	} while (0)
@@ -272,7 +275,8 @@ after(int milliseconds, char *what)
 	do {                                                                                       \
 		int64_t deadline_ = clutch_now() + DEADLINE;                                       \
 		while (!(condition)) {                                                             \
-			cr_assert_lt(clutch_now(), deadline_, "never: %s", #condition);            \
+			cr_assert_lt(clutch_now(), deadline_, "waited in vain for this: %s",       \
+			             #condition);                                                  \
 			channel_flush(&master);                                                    \
 			cr_assert_neq(messenger_step(child, 10), -1);                              \
 		}                                                                                  \

@@ -24,7 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size);
 #define CHECK(what)                                                                                \
 	do {                                                                                       \
 		if (!(what)) {                                                                     \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);         \
+			fprintf(stderr, "%s:%d: this must hold and does not: %s\n", __FILE__,      \
+			        __LINE__, #what);                                                  \
 			abort();                                                                   \
 		}                                                                                  \
 	} while (0)

@@ -225,7 +225,7 @@ send_next(struct messenger *messenger)
 	error = send_numbered(messenger, todo.stream, *sent + 1,
 	                      todo.stream == DIRECT ? world->faults.pids[todo.target] : 0);
 	if (error != 0 && !is_refusal(error) && error != EPIPE)
-		complain("a send in %s: %s", life_name(faults_life), strerror(error));
+		complain("a send call of %s failed: %s", life_name(faults_life), strerror(error));
 	if (error != 0)
 		return false;
 	++*sent;
@@ -340,7 +340,7 @@ on_numbered(struct messenger *messenger, const struct message *message, void *ar
 	    sscanf(message->data, "[%d,%d,%u,%zu,", &from, &stream, &number, &size) != 4 ||
 	    from < 0 || from >= LIVES_MAX || stream < 0 || stream >= STREAMS ||
 	    !is_intact(message, number, size)) {
-		complain("%s heard a spoilt message", life_name(faults_life));
+		complain("%s heard a message that is not as it was sent", life_name(faults_life));
 		return 0;
 	}
 	heard = &me->heard[from][stream];
@@ -448,7 +448,8 @@ role(struct messenger *messenger, void *arg)
 		memcpy(me->before[i], world->lives[i].sent, sizeof me->before[i]);
 	if (messenger_role(messenger) == ROLE_APP &&
 	    (getenv("CFORK_WORKER_INDEX") == NULL || getenv("CFORK_WORKER_COUNT") == NULL))
-		complain("%s does not know its number", life_name(faults_life));
+		complain("%s has no CFORK_WORKER_INDEX or CFORK_WORKER_COUNT",
+		         life_name(faults_life));
 	INSIST(messenger_before_close(messenger, on_close, NULL));
 	return join(messenger);
 }
@@ -463,7 +464,7 @@ on_request(struct messenger *app, int descriptor, short revents, void *arg)
 	if (count == -1 && errno == EAGAIN)
 		return 0;
 	if (count > 0 && write(descriptor, bytes, (size_t)count) == -1)
-		complain("a connection: %s", strerror(errno));
+		complain("an app cannot answer on a connection: %s", strerror(errno));
 	messenger_unwatch(app, descriptor);
 	close(descriptor);
 	return 0;
@@ -786,7 +787,8 @@ begin(void)
 	for (attempt = 0; attempt < TRIES && parent == NULL; attempt++) {
 		parent = fork_cluster(&options, &master);
 		if (parent == NULL && process_descriptors(getpid()) != before)
-			complain("fork_cluster: %s, and a descriptor left", strerror(errno));
+			complain("fork_cluster failed (%s) and left a descriptor open",
+			         strerror(errno));
 		if (parent == NULL)
 			poll(NULL, 0, 1);
 	}
@@ -913,7 +915,7 @@ be_quiet(void)
 		poll(NULL, 0, 1);
 	result = messenger_step(messenger, 1500);
 	if (result != 1 && !(fired() && (errno == ENOMEM || errno == EAGAIN || result == 0)))
-		complain("a loop with nothing to do: %s", strerror(errno));
+		complain("a loop with nothing to do failed: %s", strerror(errno));
 	messenger_close(messenger);
 	close(pair[1]);
 }
@@ -942,7 +944,7 @@ act_drain(void)
 			heard++;
 	}
 	if ((heard < sent || found == -1) && !(fired() && ends_channel(world->faults.plan[0].how)))
-		complain("drained %d of %d messages", heard, sent);
+		complain("only %d of the %d messages that were sent came through", heard, sent);
 	channel_close(&out);
 	channel_close(&in);
 	be_quiet();

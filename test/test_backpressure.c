@@ -39,7 +39,8 @@ Test(backpressure, stamps_do_not_mix)
 	frame = length / i;
 	for (who = PARENT; who <= APP2; who++) {
 		take((enum who)who, &inbox);
-		cr_assert_eq(count_frames(&inbox), at[who], "%s", cast[who].name);
+		cr_assert_eq(count_frames(&inbox), at[who], "%s received %zu messages",
+		             cast[who].name, count_frames(&inbox));
 		for (i = 0; i < at[who]; i++) {
 			cr_assert_eq(inbox.bytes[i * frame + FRAME_FROM], ROLE_APP);
 			cr_assert_eq(inbox.bytes[i * frame + FRAME_TO], to[who]);
@@ -77,7 +78,8 @@ check_handle(enum who who, bool has_handle, int original)
 	             announced ? "announces" : "hides");
 	if (!has_handle)
 		return;
-	cr_assert(is_same_file(inbox.handle, original), "%s has another file", cast[who].name);
+	cr_assert(is_same_file(inbox.handle, original),
+	          "the handle that %s received is of another file", cast[who].name);
 	close(inbox.handle);
 }
 
@@ -90,7 +92,7 @@ Test(backpressure, a_handle_travels_to_one)
 	cr_assert_eq(pipe(pair), 0);
 	data.handle = pair[1];
 	relay(APP1, &data);
-	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "the caller's handle was closed");
 	close(data.handle);
 	check_handle(APP2, true, pair[1]);
 	take(APP1, &inbox);
@@ -107,7 +109,7 @@ Test(backpressure, a_handle_travels_to_several)
 	cr_assert_eq(pipe(pair), 0);
 	data.handle = pair[1];
 	relay(AGENT, &data);
-	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "the caller's handle was closed");
 	close(data.handle);
 	check_handle(APP1, true, pair[1]);
 	check_handle(APP2, true, pair[1]);
@@ -123,13 +125,13 @@ Test(backpressure, a_handle_travels_to_the_master_and_to_nobody)
 	relay(APP1, &data);
 	cr_assert_eq(emitted.count, 1);
 	cr_assert(emitted.handle_is_open);
-	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "the caller's handle was closed");
 	close(data.handle);
 	data = compose(ROLE_NONE, ROLE_NONE, UNKNOWN_PID);
 	data.handle = STDERR_FILENO;
 	relay(APP1, &data);
 	cr_assert_eq(messenger.undeliverable, 1);
-	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "it is the caller's to close");
+	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "the caller's handle was closed");
 	close(data.handle);
 }
 
@@ -149,7 +151,7 @@ lose_handle(int descriptors)
 	limit_descriptors(free_descriptor() + descriptors);
 	master_messenger_receive(&messenger, &processes[AGENT], &data);
 	limit_descriptors(256);
-	cr_assert_neq(fcntl(handle, F_GETFD), -1, "it is the caller's to close");
+	cr_assert_neq(fcntl(handle, F_GETFD), -1, "the caller's handle was closed");
 	close(handle);
 }
 
@@ -229,8 +231,9 @@ expect_waiting(const char *names)
 	for (who = 0; who < PROCESSES; who++) {
 		snprintf(name, sizeof name, " %s ", cast[who].name);
 		cr_assert_eq(process_stop_waiting(&processes[who], &manager),
-		             strstr(words, name) == NULL, "%s, while these should wait: %s",
-		             cast[who].name, names);
+		             strstr(words, name) == NULL,
+		             "%s waits or does not wait, and these should wait: %s", cast[who].name,
+		             names);
 	}
 }
 
@@ -399,7 +402,8 @@ Test(backpressure_many, each_receives_once)
 	relay(AGENT, &data);
 	for (i = 0; i < MANY; i++) {
 		take_from(&many[i], many_ends[i], &inbox);
-		cr_assert_eq(count_frames(&inbox), 1, "worker %d", i);
+		cr_assert_eq(count_frames(&inbox), 1, "worker %d received %zu messages", i,
+		             count_frames(&inbox));
 		cr_assert_eq(inbox.bytes[FRAME_FROM], ROLE_AGENT);
 		cr_assert_eq(inbox.bytes[FRAME_TO], ROLE_APP);
 	}
@@ -407,7 +411,8 @@ Test(backpressure_many, each_receives_once)
 	relay(AGENT, &data);
 	for (i = 0; i < MANY; i++) {
 		take_from(&many[i], many_ends[i], &inbox);
-		cr_assert_eq(count_frames(&inbox), i == MANY - 1, "worker %d", i);
+		cr_assert_eq(count_frames(&inbox), i == MANY - 1, "worker %d received %zu messages",
+		             i, count_frames(&inbox));
 	}
 }
 
@@ -419,10 +424,12 @@ Test(backpressure_many, deliveries_are_in_order_of_registration)
 	data.handle = STDERR_FILENO;
 	master_messenger_send(&messenger, &data);
 	for (i = 0; i < MANY; i++)
-		cr_assert_eq(many[i].channel.waiting_count, 1, "worker %d", i);
+		cr_assert_eq(many[i].channel.waiting_count, 1,
+		             "no handle, or more than one, waits for worker %d", i);
 	for (i = 1; i < MANY; i++)
 		cr_assert_lt(many[i - 1].channel.waiting[0].descriptor,
-		             many[i].channel.waiting[0].descriptor, "worker %d", i);
+		             many[i].channel.waiting[0].descriptor,
+		             "worker %d has no duplicate of its own", i);
 }
 
 /* A sender waits until the longest queue has drained, wherever its worker stands in the list. */
@@ -435,14 +442,19 @@ check_longest(int longest)
 		fill(&many[i], CHANNEL_HIGH_WATER + (i == longest ? 1000 : 100));
 	say(&processes[AGENT], ROLE_APP, 0);
 	for (i = 0; i < MANY; i++) {
-		cr_assert_not(process_stop_waiting(&processes[AGENT], &manager), "%d, longest %d",
+		cr_assert_not(process_stop_waiting(&processes[AGENT], &manager),
+		              "%d queues are drained, and the agent does not wait for the longest "
+		              "one, %d",
 		              i, longest);
 		if (i != longest)
 			drain(&many[i], many_ends[i], 0);
 	}
-	cr_assert_not(process_stop_waiting(&processes[AGENT], &manager), "longest %d", longest);
+	cr_assert_not(process_stop_waiting(&processes[AGENT], &manager),
+	              "the agent does not wait for the longest queue, %d", longest);
 	drain(&many[longest], many_ends[longest], 0);
-	cr_assert(process_stop_waiting(&processes[AGENT], &manager), "longest %d", longest);
+	cr_assert(process_stop_waiting(&processes[AGENT], &manager),
+	          "all queues are drained, the longest one, %d, too: the agent still waits",
+	          longest);
 }
 
 Test(backpressure_many, a_sender_waits_for_the_longest_queue)

@@ -315,8 +315,10 @@ Test(bridge, what_one_cluster_sends_each_app_of_all_hears_once)
 	until_settled(a);
 	for (i = 0; i < 2; i++)
 		for (j = 0; j < 5; j++) {
-			cr_assert_eq(heard(a, apps[i], said[j]), 1, "A %s %s", apps[i], said[j]);
-			cr_assert_eq(heard(b, apps[i], said[j]), 1, "B %s %s", apps[i], said[j]);
+			cr_assert_eq(heard(a, apps[i], said[j]), 1,
+			             "%s of A has not heard \"%s\" once", apps[i], said[j]);
+			cr_assert_eq(heard(b, apps[i], said[j]), 1,
+			             "%s of B has not heard \"%s\" once", apps[i], said[j]);
 		}
 	cr_assert_eq(cluster_count(a, 0, "[bridge]"), 0);
 	part(a, b);
@@ -652,7 +654,8 @@ Test(bridge, without_redis_a_full_outbox_refuses)
 	wait_heard(a, "APP#1", "many 1024 from A");
 	cluster_order(a, "APP#1", "many 1");
 	cluster_wait(a, 0, "APP#1 took 1, all");
-	cr_assert_eq(cluster_count(a, 0, "[redis]"), 2, "cannot connect; connected again");
+	cr_assert_eq(cluster_count(a, 0, "[redis]"), 2,
+	             "there are not two lines: cannot connect; connected again");
 	part(a, NULL);
 }
 
@@ -1076,7 +1079,7 @@ Test(bridge, the_same_loss_again_is_another_line)
 	struct cluster *a;
 
 	meet(&a, 1, NULL, 0);
-	cluster_until(a, is_said_twice, &published, "a second line");
+	cluster_until(a, is_said_twice, &published, "a second line that a text is no message");
 	part(a, NULL);
 }
 
@@ -1211,7 +1214,8 @@ Test(bridge, a_batch_is_filled_to_its_last_byte)
 		used += publish_one(end, data, MESSAGE_DATA_MAX - used - spare - 90);
 		publish_one(end, data, 1);
 		publish_one(end, data, BRIDGE_DATA_MAX);
-		cr_assert_eq(count_published(agent, &apps), sent + 3, "%zu bytes from the end",
+		cr_assert_eq(count_published(agent, &apps), sent + 3,
+		             "messages are missing when a packet ends %zu bytes below the limit",
 		             spare);
 	}
 	free(data);
@@ -1234,7 +1238,8 @@ Test(bridge, messages_for_many_clusters_are_one_timer)
 	before = agent->timer_count;
 	for (i = 0; i < 100; i++)
 		cr_assert_eq(bridge_publish(end, i % 2 == 0 ? "C" : "B", "one", NULL), 0);
-	cr_expect_leq(agent->timer_count, before + 1, "%zu timers", agent->timer_count);
+	cr_expect_leq(agent->timer_count, before + 1,
+	              "each message has a timer of its own: %zu timers", agent->timer_count);
 }
 
 Test(bridge, a_bad_url_is_a_failed_start)

@@ -5,7 +5,7 @@
  * the file that is pinned there. A pin is the file's path, as in
  * "egg-cluster/lib/master.js": in the comment above a function it holds for that
  * function, in a heading ("---- ... ----") for its section, and in the first comment of a
- * file, if it is the only one there, for the lines before any heading.
+ * file, if that comment has only one pin, for the lines before any heading.
  *
  * Always checked: each branch of messenger.js is cited once, in order, at a branch; each
  * D has a row in docs/divergences.md, and each row has a test. With EGG=folder, each cited
@@ -447,7 +447,7 @@ goes_on(const char *line, const char *next)
 	return strchr(";{}:/)", line[length - 1]) == NULL;
 }
 
-/* Does the line close more parentheses than it opens? */
+/* How many more parentheses the line closes than it opens. */
 static int
 closed_parentheses(const char *line)
 {
@@ -602,8 +602,8 @@ find_line(const struct text *text, const char *start)
 struct section {
 	struct text text;
 	size_t start, end;
-	size_t last;        /* line cited */
-	size_t times[1000]; /* each line is cited */
+	size_t last;        /* the line of messenger.js that was cited last */
+	size_t times[1000]; /* how often each of its lines is cited */
 	size_t count;
 };
 
@@ -683,8 +683,9 @@ check_place(const struct citation *citation, void *arg)
 	(void)arg;
 	if (!is_in_section(citation) || citation->file[0] != '\0')
 		return;
-	cr_assert_neq(line[strspn(line, " \t")], '/', "messenger.c:%zu: :%zu stands without code",
-	              citation->at, citation->line);
+	cr_assert_neq(line[strspn(line, " \t")], '/',
+	              "messenger.c:%zu: the citation :%zu stands behind no code", citation->at,
+	              citation->line);
 	cr_assert(!is_branch(citation->line) || keyword != NULL,
 	          "messenger.c:%zu is no branch, messenger.js:%zu is one: %s", citation->at,
 	          citation->line, citation->code);
@@ -759,11 +760,12 @@ check_version(int i)
 	snprintf(wanted, sizeof wanted, "\"version\": \"%s\"", pinned[i].version);
 	for (at = 1; at <= text.count && strstr(text.lines[at], wanted) == NULL; at++)
 		;
-	cr_assert_leq(at, text.count, "EGG: %s is not %s", pinned[i].package, pinned[i].version);
+	cr_assert_leq(at, text.count, "EGG: %s does not have the version %s", pinned[i].package,
+	              pinned[i].version);
 	free_text(&text);
 }
 
-/* The text has no lines if the package is missing and may be missing. */
+/* Returns a text without lines if the package may be missing, and is. */
 static struct text
 read_pinned(int i)
 {
@@ -796,9 +798,11 @@ Test(citations, the_branches_are_those_of_the_real_messenger_js)
 	for (at = 1; at <= text.count; at++) {
 		if (branch_keyword(text.lines[at]) == NULL)
 			continue;
-		cr_assert_lt(found, BRANCHES, "messenger.js:%zu is one more branch", at);
-		cr_assert_eq(at, (size_t)branches[found], "messenger.js:%zu is a branch, :%d next",
-		             at, branches[found]);
+		cr_assert_lt(found, BRANCHES,
+		             "messenger.js:%zu is a branch behind the last one in `branches`", at);
+		cr_assert_eq(at, (size_t)branches[found],
+		             "messenger.js:%zu is the next branch, and `branches` has :%d", at,
+		             branches[found]);
 		found++;
 	}
 	cr_assert_eq(found, BRANCHES);
@@ -822,8 +826,8 @@ compare(const struct citation *citation, const char *line)
 	shared = share_word(&c, &javascript) || share_word(&note, &javascript);
 	if (keyword != NULL && is_in_section(citation)) {
 		cr_expect_str_eq(keyword, ours != NULL ? ours : "no branch",
-		                 "%s:%zu is none: %zu: %s", citation->source, citation->at,
-		                 citation->line, line);
+		                 "%s:%zu is not the kind of branch that line %zu of egg is: %s",
+		                 citation->source, citation->at, citation->line, line);
 	}
 	shared = shared || (keyword != NULL && ours != NULL && strcmp(keyword, "else") == 0 &&
 	                    strcmp(ours, "else") == 0);
@@ -893,7 +897,7 @@ mark_at(const char *line, const char *at)
 	number = strtol(at + 1, &end, 10);
 	if (isalnum((unsigned char)*end) || *end == '_')
 		return 0;
-	cr_assert_lt(number, DIVERGENCES_MOST, "%s", line);
+	cr_assert_lt(number, DIVERGENCES_MOST, "a number is too large: %s", line);
 	return (size_t)number;
 }
 
@@ -912,8 +916,9 @@ find_marks(const char *name, void *arg)
 				continue;
 			divergences.marked[number] = true;
 			cr_expect_not_null(divergences.row[number],
-			                   "%s:%zu says D%zu: docs/divergences.md does not", name,
-			                   at, number);
+			                   "%s:%zu has the mark D%zu, and docs/divergences.md has "
+			                   "no row for it",
+			                   name, at, number);
 		}
 	free_text(&text);
 }
@@ -954,7 +959,8 @@ Test(citations, each_mark_of_a_divergence_has_a_row)
 	read_divergences();
 	find_all_marks();
 	for (number = 1; number <= KNOWN_DIVERGENCES; number++)
-		cr_expect_not_null(divergences.row[number], "D%zu has no row", number);
+		cr_expect_not_null(divergences.row[number],
+		                   "docs/divergences.md has no row for D%zu", number);
 	free_text(&divergences.page);
 }
 
@@ -966,7 +972,7 @@ Test(citations, each_divergence_is_marked_in_the_source)
 	find_all_marks();
 	for (number = 1; number < DIVERGENCES_MOST; number++)
 		cr_expect(divergences.marked[number] || divergences.row[number] == NULL,
-		          "no .c file says D%zu", number);
+		          "no .c file has the mark D%zu", number);
 	free_text(&divergences.page);
 }
 
@@ -1049,7 +1055,8 @@ look_up_place(const struct place *place)
 		line = text.lines[place->line];
 		line += strspn(line, " \t})];,");
 		cr_expect(*line != '\0' && !starts_with(line, "//") && *line != '*',
-		          "D%zu: %s:%zu says nothing", place->number, place->file, place->line);
+		          "D%zu: %s:%zu is a blank line or a comment", place->number, place->file,
+		          place->line);
 	}
 	free_text(&text);
 }
@@ -1066,7 +1073,7 @@ check_places(size_t number)
 	snprintf(cell, sizeof cell, "%.*s", (int)strcspn(start, "|"), start);
 	for (quote = strchr(cell, '`'); quote != NULL; quote = strchr(end + 1, '`')) {
 		end = strchr(quote + 1, '`');
-		cr_assert_not_null(end, "D%zu: a backquote is alone", number);
+		cr_assert_not_null(end, "D%zu: a backquote is not closed", number);
 		*end = '\0';
 		package = find_package(cell, quote);
 		parse_place(package, quote + 1, &place);
@@ -1117,13 +1124,13 @@ check_test_exists(size_t number, const char *name)
 	struct wanted wanted = {.found = false};
 	const char *slash = strchr(name, '/');
 
-	cr_expect_not_null(slash, "D%zu: `%s` is not suite/test", number, name);
+	cr_expect_not_null(slash, "D%zu: `%s` does not have the form suite/test", number, name);
 	if (slash == NULL)
 		return;
 	snprintf(wanted.start, sizeof wanted.start, "Test(%.*s, %s", (int)(slash - name), name,
 	         slash + 1);
 	each_source("test", ".c", look_for_test, &wanted);
-	cr_expect(wanted.found, "D%zu: there is no %s)", number, wanted.start);
+	cr_expect(wanted.found, "D%zu: test/ has no %s)", number, wanted.start);
 }
 
 /* The last column has one or more `suite/test`. Returns their number. */
@@ -1135,12 +1142,13 @@ check_row_names_tests(size_t number)
 
 	snprintf(row, sizeof row, "%s", divergences.row[number]);
 	last = strrchr(row, '|');
-	cr_assert_eq(last[1 + strspn(last + 1, " ")], '\0', "D%zu: the row has no end", number);
+	cr_assert_eq(last[1 + strspn(last + 1, " ")], '\0', "D%zu: the row does not end with |",
+	             number);
 	*last = '\0';
 	last = strrchr(row, '|');
 	for (name = strchr(last, '`'); name != NULL; name = strchr(end + 1, '`')) {
 		end = strchr(++name, '`');
-		cr_assert_not_null(end, "D%zu: a backquote is alone", number);
+		cr_assert_not_null(end, "D%zu: a backquote is not closed", number);
 		*end = '\0';
 		check_test_exists(number, name);
 		names++;
@@ -1158,7 +1166,7 @@ Test(citations, each_divergence_names_its_tests)
 		if (divergences.row[number] != NULL && check_row_names_tests(number) == 0)
 			snprintf(without + strlen(without), sizeof without - strlen(without),
 			         " D%zu", number);
-	cr_expect_str_empty(without, "these name no test:%s", without);
+	cr_expect_str_empty(without, "these divergences name no test:%s", without);
 	free_text(&divergences.page);
 }
 
@@ -1298,14 +1306,16 @@ check_branches(const struct mirror *mirror)
 			continue;
 		branch = find_cited(line->line, &times);
 		if (line->exception != NULL) {
-			cr_expect_eq(times, 0, "%s:%zu is cited, and an exception in mirror.h (%s)",
-			             mirror->egg, line->line, line->exception);
+			cr_expect_eq(
+				times, 0,
+				"%s:%zu is cited, although it is an exception in mirror.h (%s)",
+				mirror->egg, line->line, line->exception);
 			continue;
 		}
 		cr_expect_eq(times, 1, "%s:%zu, %s: is cited %zu times in %s, not once",
 		             mirror->egg, line->line, line->what, times, mirror->c);
 		cr_expect(branch == NULL || are_of_a_kind(line->what, branch->keyword),
-		          "%s:%zu is '%s', %s:%zu is '%s'", mirror->c,
+		          "%s:%zu is '%s', and the cited %s:%zu is '%s'", mirror->c,
 		          branch != NULL ? branch->at : 0, branch != NULL ? branch->keyword : "",
 		          mirror->egg, line->line, line->what);
 	}
@@ -1379,10 +1389,10 @@ check_mirror(const struct mirror *mirror)
 			                 "%s:%zu: %s", mirror->egg, at, text.lines[at]);
 		else
 			cr_expect_not_null(strstr(text.lines[at], line->what),
-			                   "%s:%zu is not %s: %s", mirror->egg, at, line->what,
-			                   text.lines[at]);
+			                   "%s:%zu does not have '%s': %s", mirror->egg, at,
+			                   line->what, text.lines[at]);
 	}
-	cr_expect_eq(found, mirror->count, "mirror.h has lines that %s has not", mirror->egg);
+	cr_expect_eq(found, mirror->count, "mirror.h has lines that %s does not have", mirror->egg);
 	free_text(&text);
 }
 

@@ -330,7 +330,8 @@ Test(cluster, an_app_killed_is_replaced_at_once_in_its_slot)
 
 	cluster_signal(c, "APP#2", SIGKILL);
 	cluster_pid(c, "APP#4");
-	cr_assert(clutch_now() - start < 1000 * time_scale(), "that was not at once");
+	cr_assert(clutch_now() - start < 1000 * time_scale(),
+	          "the replacement was not forked within a second");
 	expect_replacement(c, mark, "code: null, signal: SIGKILL");
 }
 
@@ -387,7 +388,8 @@ expect_new_agent(struct cluster *c, size_t mark, int64_t killed_at, const char *
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), end);
 	cluster_wait(c, mark, "try to start a new agent_worker after 1s");
 	cluster_pid(c, "AGENT#2");
-	cr_assert(clutch_now() - killed_at >= 900, "that was too soon");
+	cr_assert(clutch_now() - killed_at >= 900,
+	          "the new agent was forked before a second was over");
 	cluster_wait_saw(c, "AGENT#2", "egg-pids [APP#1,APP#2] -> egg-ready <options>");
 	cluster_wait_saw_from(c, mark, "APP#1", "egg-pids [] -> egg-pids [AGENT#2] -> agent-start");
 	cluster_wait_saw_from(c, mark, "APP#2", "egg-pids [] -> egg-pids [AGENT#2] -> agent-start");
@@ -784,7 +786,7 @@ who_answers(struct cluster *c)
 	while ((length = read(descriptor, text + count, sizeof text - 1 - (size_t)count)) > 0)
 		count += length;
 	close(descriptor);
-	cr_assert(count > 0, "no answer");
+	cr_assert(count > 0, "the connection ended without an answer");
 	text[count] = '\0';
 	return cluster_name(c, (pid_t)atol(text));
 }
@@ -871,7 +873,7 @@ expect_refusal(const struct options *options, const char *line)
 	cluster_wait(c, 0, "%s", line);
 	cluster_wait_death(c, "MASTER");
 	cr_assert_eq(cluster_count(c, 0, "[master]") - cluster_count(c, 0, "waiting up to"), 1,
-	             "more than one line");
+	             "the master logged not one line but more, or none");
 	cr_assert_eq(cluster_count(c, 0, "_worker#"), 0);
 	cluster_ended(c, 1);
 }

@@ -566,7 +566,7 @@ Test(cluster_client, by_default_there_are_no_heartbeats)
 	cr_assert(leader != NULL && follower != NULL);
 	for (i = 0; i < 5; i++)
 		cr_assert_eq(messenger_step(messenger, 0), 1);
-	cr_expect_eq(messenger_timeout(messenger), -1, "a timer in %d ms",
+	cr_expect_eq(messenger_timeout(messenger), -1, "a timer is set, which is due in %d ms",
 	             messenger_timeout(messenger));
 	cluster_client_close(leader);
 	cluster_client_close(follower);
@@ -934,7 +934,7 @@ Test(cluster_client, the_registry_example_ends_with_its_parent)
 	while (fgets(line, sizeof line, output) != NULL)
 		if (strstr(line, "has connected") != NULL)
 			kill(registry, SIGKILL);
-	cr_expect(!late, "its cluster runs on");
+	cr_expect(!late, "the cluster of the killed program runs on");
 	cr_expect_eq(waitpid(registry, &status, 0), registry);
 	cr_expect(WIFSIGNALED(status));
 	fclose(output);

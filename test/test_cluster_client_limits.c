@@ -93,7 +93,8 @@ Test(cluster_client, an_announced_length_is_limited)
 	tell_lies(c, false);
 	settled(c, "APP#1");
 	after = process_memory(cluster_pid(c, "AGENT#1"));
-	cr_expect(!MEMORY_COUNTS || after - before < GROWTH, "%ld KiB more", after - before);
+	cr_expect(!MEMORY_COUNTS || after - before < GROWTH,
+	          "the agent's memory has grown by %ld KiB", after - before);
 	cluster_stop(c);
 }
 
@@ -281,8 +282,10 @@ Test(cluster_client, thousands_of_subscriptions_leave_nothing)
 	}
 	app_grown = process_memory(app) - app_before;
 	agent_grown = process_memory(agent) - agent_before;
-	cr_expect(!MEMORY_COUNTS || app_grown < GROWTH, "app: %ld KiB", app_grown);
-	cr_expect(!MEMORY_COUNTS || agent_grown < GROWTH, "agent: %ld KiB", agent_grown);
+	cr_expect(!MEMORY_COUNTS || app_grown < GROWTH, "the app's memory has grown by %ld KiB",
+	          app_grown);
+	cr_expect(!MEMORY_COUNTS || agent_grown < GROWTH, "the agent's memory has grown by %ld KiB",
+	          agent_grown);
 	cr_expect_eq(cluster_count(c, 0, "upstream subscribe churn-1999 "), 8);
 	cr_expect_eq(cluster_count(c, 0, "upstream unsubscribe churn-1999 "), 8);
 	cluster_stop(c);

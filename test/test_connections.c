@@ -122,7 +122,8 @@ Test(connections, an_app_that_waits_for_its_last_connection_does_not_use_the_pro
 	before = process_processor_time(pid);
 	kill(pid, SIGTERM);
 	cluster_wait(c, 0, "has waited");
-	cr_assert_lt(process_processor_time(pid) - before, 200, "it is busy with nothing");
+	cr_assert_lt(process_processor_time(pid) - before, 200,
+	             "the worker is busy although it has nothing to do");
 	close(client);
 	cluster_stop(c);
 }
@@ -293,7 +294,7 @@ Test(connections, a_connection_that_would_block_is_closed)
 
 	cluster_ready(c);
 	set.fd = cluster_connect(c);
-	cr_assert_eq(poll(&set, 1, time_limit()), 1, "it stays open");
+	cr_assert_eq(poll(&set, 1, time_limit()), 1, "the connection stays open");
 	cr_assert_leq(read(set.fd, &byte, 1), 0);
 	cr_assert_eq(cluster_count(c, 0, "accepted"), 0);
 	other = cluster_connect(c);

@@ -109,12 +109,14 @@ times_after(const char *expression, time_t from, int count)
 	size_t used = 0;
 
 	if (cron_parse(&cron, expression, why, sizeof why) == -1) {
-		cr_assert(errno == EINVAL && strlen(why) > 10, "%s: %s", expression, why);
+		cr_assert(errno == EINVAL && strlen(why) > 10,
+		          "the refusal of \"%s\" has no reason, or a wrong errno: \"%s\"",
+		          expression, why);
 		return "ERROR";
 	}
 	for (; count > 0; count--) {
 		from = cron_next(&cron, from);
-		cr_assert_neq(from, -1, "%s", expression);
+		cr_assert_neq(from, -1, "cron_next finds no time for \"%s\"", expression);
 		localtime_r(&from, &local);
 		used += strftime(text + used, sizeof text - used, "%Y-%m-%d %H:%M:%S %z", &local);
 		used += (size_t)snprintf(text + used, sizeof text - used, count > 1 ? ", " : "");
@@ -149,7 +151,8 @@ right_times(char **row, size_t *wrong)
 		if (strcmp(row[0], wrong_golden[i].zone) == 0 &&
 		    strcmp(row[1], wrong_golden[i].from) == 0 &&
 		    strcmp(row[2], wrong_golden[i].expression) == 0) {
-			cr_expect_str_neq(row[3], wrong_golden[i].right, "%s", row[2]);
+			cr_expect_str_neq(row[3], wrong_golden[i].right,
+			                  "cron-parser is right about \"%s\"", row[2]);
 			++*wrong;
 			return wrong_golden[i].right;
 		}
@@ -242,7 +245,7 @@ Test(cron, dates)
 	cr_expect_eq(cron_parse_date("2027-03-28 02:30"), local_time("2027-03-28 03:30:00"));
 	cr_expect_eq(cron_parse_date("2027-10-31 02:30"), local_time("2027-10-31 03:30:00") - 7200);
 	for (i = 0; i < COUNT(bad); i++)
-		cr_expect_eq(cron_parse_date(bad[i]), -1, "\"%s\"", bad[i]);
+		cr_expect_eq(cron_parse_date(bad[i]), -1, "\"%s\" is accepted", bad[i]);
 	use_zone("Africa/Cairo");
 	cr_expect_eq(cron_parse_date("2026-04-24"), local_time("2026-04-24 01:00:00"));
 	use_zone("America/Scoresbysund");
@@ -296,16 +299,18 @@ Test(cron, what_means_nothing_is_refused)
 
 	use_zone("UTC");
 	for (i = 0; i < COUNT(crons); i++)
-		cr_expect_str_eq(times_after(crons[i], 0, 1), "ERROR", "%s", crons[i]);
+		cr_expect_str_eq(times_after(crons[i], 0, 1), "ERROR", "\"%s\" is accepted",
+		                 crons[i]);
 	for (i = 0; i < COUNT(intervals); i++)
-		cr_expect_eq(cron_parse_interval(intervals[i]), -1, "%s", intervals[i]);
+		cr_expect_eq(cron_parse_interval(intervals[i]), -1, "\"%s\" is accepted",
+		             intervals[i]);
 }
 
 /* D43. In cron-parser a search that begins within the hour finds 2:30 again. On Lord Howe
  * Island, where 2:00 becomes 2:30, the search finds 2:40 or 3:40, depending on its beginning. */
 Test(cron, the_hour_that_comes_twice_counts_once_wherever_the_search_begins)
 {
-	time_t second; /* 2:10 */
+	time_t second; /* the second 2:10 of that night */
 
 	use_zone("Europe/Berlin");
 	second = local_time("2027-10-31 03:10:00") - 3600;
@@ -486,11 +491,13 @@ compare(const char *zone, const struct change *change, const struct sample *samp
 		plain += MINUTE;
 	}
 	if (totals->failures++ < 10)
-		fprintf(stderr, "%s: %s: %lld, not %lld; the clock changes at %lld\n", zone, text,
-		        (long long)found, (long long)plain, (long long)change->at);
+		fprintf(stderr,
+		        "%s: %s: cron_next finds %lld, and the plain search %lld; the clock "
+		        "changes at %lld\n",
+		        zone, text, (long long)found, (long long)plain, (long long)change->at);
 }
 
-/* Is it the first change with this time of the day and this difference? */
+/* Is this the first change at this time of the day and by this difference? */
 static bool
 change_is_new(const struct change *change)
 {
@@ -509,8 +516,9 @@ change_is_new(const struct change *change)
 	return true;
 }
 
-/* Check the first minute that is leapt over, or comes twice, and midnight. Check more at the
- * first change of each kind; at every change, if TEST_ALL_CHANGES is set (a minute). */
+/* Check the first minute that is leapt over, or comes twice, and midnight. Check more samples at
+ * the first change of each kind; at every change, if TEST_ALL_CHANGES is set (this takes a
+ * minute). */
 static void
 check_change(const char *zone, const struct change *change)
 {
@@ -616,7 +624,7 @@ check_zone(const char *path, const struct stat *status, int type, struct FTW *wh
 	return 0;
 }
 
-/* D43, D48, D49. Compare with a plain search, minute by minute. */
+/* D43, D48, D49. Compare cron_next with a plain search, minute by minute. */
 Test(cron, every_change_of_every_clock, .timeout = 600)
 {
 	use_zone("Europe/Berlin");

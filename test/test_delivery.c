@@ -522,7 +522,7 @@ Test(delivery, send_random_is_uniform)
 		cluster_wait(c, 0, ":APP#%d counted ", i);
 		line = cluster_line(c, ":APP#%d counted ", i);
 		cr_assert_eq(sscanf(line, "@app:%*d:%*d counted %d", &count), 1);
-		cr_assert(count > 844 && count < 1156, "APP#%d got %d", i, count);
+		cr_assert(count > 844 && count < 1156, "APP#%d got %d messages of 3,000", i, count);
 		total += count;
 	}
 	cr_assert_eq(total, 3000);
@@ -605,5 +605,6 @@ Test(delivery, while_the_agent_is_dead_messages_find_their_receivers)
 	int tries = 5;
 
 	while (!find_receivers())
-		cr_assert_gt(--tries, 0, "this machine is too slow");
+		cr_assert_gt(--tries, 0,
+		             "five times the agent was back before the messages were sent");
 }

@@ -89,7 +89,8 @@ Test(draw, the_processes_do_what_the_traces_show)
 	cr_assert_eq(shell("make -s BUILD=$BUILD traces-check"), 0, "%s", output);
 	cr_assert_eq(shell("cut -f5 draw/traces/pressure.trace | grep -cx -e waits -e 'goes on'"),
 	             0);
-	cr_assert_geq(atoi(output), 2, "the agent waits, and goes on");
+	cr_assert_geq(atoi(output), 2,
+	              "the trace `pressure` does not show that the agent waits and goes on");
 }
 
 Test(draw, the_check_sees_another_trace)

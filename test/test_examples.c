@@ -216,7 +216,8 @@ expect_closed_in_children(pid_t program, const char *path)
 
 	for (i = 0; i < count; i++) {
 		processes += process_is_alive(pids[i]);
-		cr_expect_eq(holds(pids[i], path), pids[i] == program, "process %ld of %ld",
+		cr_expect_eq(holds(pids[i], path), pids[i] == program,
+		             "process %ld (the program is %ld) holds the pipe, or does not hold it",
 		             (long)pids[i], (long)program);
 	}
 	cr_expect_eq(processes, 5, "%zu processes", processes);
@@ -454,8 +455,9 @@ run_without(const struct example *example, int closed, int listener)
 
 	start(&run);
 	while (waitpid(run.pid, &status, WNOHANG) == 0) {
-		cr_assert(clutch_now() < deadline, "%s: it does not end, looked at: %d",
-		          name_of(&run), run.checked);
+		cr_assert(clutch_now() < deadline,
+		          "%s does not end (its descriptors were looked at: %d)", name_of(&run),
+		          run.checked);
 		look(&run);
 		while (run.checked && read(run.output, text, sizeof text) > 0)
 			;
@@ -465,9 +467,9 @@ run_without(const struct example *example, int closed, int listener)
 	}
 	cr_assert_eq(status, example->status, "%s: status %#x", name_of(&run), (unsigned)status);
 	cr_assert(run.checked || example->is_missable || (example->is_short && (closed & 2) != 0),
-	          "%s: not looked at", name_of(&run));
+	          "the descriptors of %s were not looked at", name_of(&run));
 	while (!is_nobody_left()) {
-		cr_assert(clutch_now() < deadline, "%s has left somebody", name_of(&run));
+		cr_assert(clutch_now() < deadline, "%s has left a process behind", name_of(&run));
 		poll(NULL, 0, 1);
 	}
 	close(run.output);

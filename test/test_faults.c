@@ -117,13 +117,13 @@ judge_end(void)
 	else if (!good && !world->started && !may_fail_to_start())
 		complain("the start failed, exit %d: %s", WEXITSTATUS(master_status), words);
 	else if (!good && !world->started && words[0] == '\0')
-		complain("the start failed without a word");
+		complain("the start failed, and no line says why");
 	else if (!good && !world->started && strstr(words, "Success") != NULL)
 		complain("the start failed with a wrong reason: %s", words);
 	else if (!good && world->started)
-		complain("exit %d: %s", WEXITSTATUS(master_status), words);
+		complain("the master exited with %d: %s", WEXITSTATUS(master_status), words);
 	else if (good && !world->finished)
-		complain("exit 0 before the end: %s", words);
+		complain("the master exited with 0 before it was told to end: %s", words);
 	judge_files();
 }
 
@@ -161,7 +161,7 @@ judge_left(void)
 		if (pid == 0)
 			poll(NULL, 0, 1);
 	if (pid != -1 && kill_left(left, sizeof left))
-		complain("left behind:%s", left);
+		complain("processes are left behind:%s", left);
 	while (waitpid(-1, NULL, 0) != -1)
 		;
 }
@@ -182,7 +182,7 @@ judge_births(int act)
 
 	if (expected != 0 && is_invisible() && world->births[act] > expected && act != ACT_RELOAD &&
 	    act != ACT_HANG)
-		complain("it cost a process its life");
+		complain("the fault cost a process its life");
 }
 
 static void
@@ -389,7 +389,7 @@ close_lane(struct lane *lane)
 		    w->faults.plan[i].site != ANY_SITE) {
 			tally.silent++;
 			describe(&w->faults.plan[i], text, sizeof text);
-			fprintf(stderr, "not met: %s\n", text);
+			fprintf(stderr, "the play did not meet its fault: %s\n", text);
 		}
 	if (w->told) {
 		tally.failed++;
@@ -415,7 +415,7 @@ static void
 abort_lane(struct lane *lane)
 {
 	world = lane->world;
-	complain("it hangs");
+	complain("the play hangs");
 	kill(lane->player, SIGKILL);
 }
 

@@ -160,7 +160,8 @@ relay_run(struct relay *relay)
 	int64_t deadline = clutch_now() + PATIENCE;
 
 	do {
-		cr_assert(clutch_now() < deadline, "the relay lost something");
+		cr_assert(clutch_now() < deadline,
+		          "bytes are missing that the relay should have forwarded");
 		relay_speak(relay);
 		relay_forward(relay);
 		relay_flush(relay);
@@ -524,11 +525,13 @@ Test(forwarding, to_nobody_yet_waits_until_attach)
 	relay.stalled[1] = true;
 	relay_say_sized(&relay, 1000, 0, 1);
 	relay_run(&relay);
-	cr_assert(channel_flush(&relay.sink[1]) == PEER_ALIVE, "no process is no dead peer");
+	cr_assert(channel_flush(&relay.sink[1]) == PEER_ALIVE,
+	          "a channel that no process has yet is taken for a dead peer");
 	cr_assert(channel_pending(&relay.sink[1]) == relay.want[1].length);
 	cr_assert(channel_pair(ends) == 0);
 	cr_assert(channel_attach(&relay.sink[1], ends[0]) == 0);
-	cr_assert(channel_pending(&relay.sink[1]) == relay.want[1].length, "attach keeps it");
+	cr_assert(channel_pending(&relay.sink[1]) == relay.want[1].length,
+	          "channel_attach has not kept the queue");
 	relay.ear[1] = ends[1];
 	relay.stalled[1] = false;
 	relay_say_sized(&relay, 10, 0, 1); /* later messages stand behind those that waited */
@@ -560,7 +563,7 @@ Test(forwarding, to_a_limited_channel)
 		refused++;
 	}
 	cr_assert(found == 0 && kept + refused == 100);
-	cr_assert(kept == 1000 / 38, "%d messages of 38 bytes in 1000", kept);
+	cr_assert(kept == 1000 / 38, "%d messages of 38 bytes were queued within 1000 bytes", kept);
 	relay.want[0].length = (size_t)kept * 38;
 	pump(&relay.sink[0], relay.ear[0], &relay.got[0], relay.want[0].length);
 	assert_bytes(&relay.got[0], &relay.want[0]);
@@ -695,7 +698,8 @@ Test(forwarding, a_later_message_to_the_dead_fails_with_epipe)
 	cr_assert(channel_read(&relay.source) == PEER_ALIVE);
 	for (i = 0; i < 3; i++)
 		cr_assert(channel_next(&relay.source, &message[i]) == 1);
-	cr_assert(sendmessage(&relay.sink[0], &message[0]) == 0, "the death is not known yet");
+	cr_assert(sendmessage(&relay.sink[0], &message[0]) == 0,
+	          "a send fails before the peer's death is known");
 	errno = 0;
 	cr_assert(sendmessage(&relay.sink[0], &message[2]) == -1 && errno == EPIPE);
 	cr_assert(channel_pending(&relay.sink[0]) == 0);
@@ -753,8 +757,10 @@ Test(memory, of_a_burst_is_given_back)
 		cr_assert(sendmessage(&channel, &message) == 0);
 	cr_assert(channel.queue_size >= 1000000);
 	pump(&channel, far, &got, 300 * message_size(&message));
-	cr_assert(channel.queue_size >= 1000000, "the next burst finds room");
-	cr_assert(channel_trim(&channel), "it was in use a moment ago");
+	cr_assert(channel.queue_size >= 1000000,
+	          "the queue gave its memory back at once, and the next burst would find no room");
+	cr_assert(channel_trim(&channel),
+	          "channel_trim does not count the queue as used a moment ago");
 	cr_assert(channel.queue_size >= 1000000);
 	cr_assert_not(channel_trim(&channel));
 	cr_assert(channel.queue == NULL && channel.queue_size == 0);
@@ -809,8 +815,8 @@ Test(memory, of_large_frames_is_freed)
 		}
 	}
 	cr_assert(getrusage(RUSAGE_SELF, &after) == 0);
-	cr_assert(after.ru_maxrss - before.ru_maxrss < 20 * LARGE / 1024, "%ld KiB more",
-	          after.ru_maxrss - before.ru_maxrss);
+	cr_assert(after.ru_maxrss - before.ru_maxrss < 20 * LARGE / 1024,
+	          "the memory in use has grown by %ld KiB", after.ru_maxrss - before.ru_maxrss);
 	sized_free(&message);
 	channel_close(&near);
 	channel_close(&far);
@@ -849,8 +855,8 @@ Test(memory, of_torn_frames_is_freed)
 	channel_close(&other);
 	close(other_end);
 	cr_assert(getrusage(RUSAGE_SELF, &after) == 0);
-	cr_assert(after.ru_maxrss - before.ru_maxrss < 20 * PART / 1024, "%ld KiB more",
-	          after.ru_maxrss - before.ru_maxrss);
+	cr_assert(after.ru_maxrss - before.ru_maxrss < 20 * PART / 1024,
+	          "the memory in use has grown by %ld KiB", after.ru_maxrss - before.ru_maxrss);
 	sized_free(&message);
 	drop(&stream);
 }
@@ -882,8 +888,8 @@ Test(memory, of_a_queue_that_is_never_empty_stays_bounded)
 		cr_assert(raw_collect(far, &got));
 		largest = channel.queue_size > largest ? channel.queue_size : largest;
 	}
-	cr_assert(largest <= 4 * (QUEUED + 1) * size, "%zu bytes for %zu", largest,
-	          (QUEUED + 1) * size);
+	cr_assert(largest <= 4 * (QUEUED + 1) * size, "the queue took %zu bytes of memory for %zu",
+	          largest, (QUEUED + 1) * size);
 	*shape = (struct shape){0};
 	pump(&channel, far, &got, want.length);
 	assert_bytes(&got, &want);

@@ -44,15 +44,16 @@ Test(handles, work_at_the_receiver_after_the_sender_closed_its_own)
 	open_channels(&near, &far);
 	cr_assert(pipe(ends) == 0);
 	send_handle(&near, "pipe", ends[1]);
-	cr_assert(close(ends[1]) == 0, "what was sent stays the sender's to close");
+	cr_assert(close(ends[1]) == 0, "sendmessage has closed the sender's descriptor");
 	cr_assert(channel_flush(&near) == PEER_ALIVE);
 	message = next_message(&far);
 	cr_assert(message.handle >= 0);
-	cr_assert((fcntl(message.handle, F_GETFD) & FD_CLOEXEC) != 0, "close on exec");
+	cr_assert((fcntl(message.handle, F_GETFD) & FD_CLOEXEC) != 0,
+	          "the handle that came is not close-on-exec");
 	cr_assert(write(message.handle, "out", 3) == 3);
 	close(message.handle);
 	cr_assert(read(ends[0], got, sizeof got) == 3 && strcmp(got, "out") == 0);
-	cr_assert(read(ends[0], got, sizeof got) == 0, "somebody still holds the other end");
+	cr_assert(read(ends[0], got, sizeof got) == 0, "the other end of the pipe is still open");
 	close(ends[0]);
 	channel_close(&near);
 	channel_close(&far);
@@ -233,7 +234,8 @@ Test(handles, wait_for_a_full_socket)
 		cr_assert(channel_read(&far) == PEER_ALIVE);
 		for (; channel_next(&far, &message) == 1; seen++) {
 			assert_message(&message, &filler);
-			cr_assert((message.handle >= 0) == has_handle(seen), "%zu", seen);
+			cr_assert((message.handle >= 0) == has_handle(seen),
+			          "message %zu lacks its handle, or has one too many", seen);
 			cr_assert(message.handle == -1 || same_file(message.handle, ends[seen][1]));
 			if (message.handle >= 0)
 				close(message.handle);
@@ -260,7 +262,8 @@ Test(handles, do_not_leak_when_the_receiver_is_gone)
 		send_handle(&near, "gone", ends[0]);
 	channel_close(&far);
 	cr_assert(channel_flush(&near) == PEER_GONE);
-	cr_assert(open_descriptors() == before + 1, "they wait for nobody");
+	cr_assert(open_descriptors() == before + 1,
+	          "handles are still open although the peer is gone");
 	errno = 0;
 	cr_assert(sendmessage(&near, &(struct message){.action = "h", .handle = ends[0]}) == -1 &&
 	          errno == EPIPE);
@@ -306,11 +309,11 @@ Test(handles, that_wait_are_limited_where_the_queue_is)
 	pending = channel_pending(&channel);
 	errno = 0;
 	cr_assert(sendmessage(&channel, &message) == -1 && errno == ENOBUFS);
-	cr_assert(channel_pending(&channel) == pending, "nothing may be queued");
+	cr_assert(channel_pending(&channel) == pending, "a refused message was queued");
 	cr_assert(open_descriptors() == before + 2 + CHANNEL_HANDLES_MAX);
-	cr_assert(sendmessage(&channel, &plain) == 0, "others may still speak");
+	cr_assert(sendmessage(&channel, &plain) == 0, "a message without a handle is refused, too");
 	cr_assert(channel_flush(&channel) == PEER_ALIVE && channel_pending(&channel) == 0);
-	cr_assert(sendmessage(&channel, &message) == 0, "it works again");
+	cr_assert(sendmessage(&channel, &message) == 0, "a handle is refused after the flush");
 	channel_close(&channel);
 	close(far);
 	cr_assert(open_descriptors() == before);
@@ -328,9 +331,11 @@ Test(handles, without_a_descriptor_left_to_wait_in)
 	result = sendmessage(&channel, &message);
 	error = errno;
 	limit_descriptors(256);
-	cr_assert(result == -1 && error == EMFILE, "%d, errno %d", result, error);
+	cr_assert(result == -1 && error == EMFILE,
+	          "sendmessage returned %d with errno %d, and not -1 with EMFILE", result, error);
 	cr_assert(channel_pending(&channel) == 0 && channel.waiting_count == 0);
-	cr_assert(sendmessage(&channel, &message) == 0, "it works again");
+	cr_assert(sendmessage(&channel, &message) == 0,
+	          "a handle is refused although there are descriptors again");
 	channel_close(&channel);
 	close(far);
 }
@@ -359,7 +364,8 @@ Test(handles, that_find_no_room_at_the_receiver_are_lost_alone)
 	cr_assert(message.handle == -1);
 	cr_assert(sendmessage(&next, &message) == 0 && channel_flush(&next) == PEER_ALIVE);
 	cr_assert(recv(ear, wire, sizeof wire, 0) > FRAME_HEADER);
-	cr_assert(wire[FRAME_FLAGS] == FRAME_HAS_DATA, "a flag without a handle is a crime");
+	cr_assert(wire[FRAME_FLAGS] == FRAME_HAS_DATA,
+	          "the frame announces a handle that it does not have");
 	message = next_message(&far);
 	cr_assert_str_eq(message.action, "kept");
 	cr_assert(same_file(message.handle, ends[1]));
@@ -467,7 +473,7 @@ static const struct {
 	int times;
 	bool crime;
 } hostile[] = {
-	{"two handles that no frame asked for", piece, 1, 1, 2, false},
+	{"two handles that no frame announced did not end the channel", piece, 1, 1, 2, false},
 	{"three handles that no frame asked for", piece, 1, 1, 3, true},
 	{"seven handles that no frame asked for", piece, 1, 1, 7, true},
 	{"two at once", HOSTILE(piece), 2, 1, true},
@@ -497,7 +503,8 @@ Test(handles, of_a_hostile_peer_are_refused_and_do_not_leak)
 		cr_assert(found_out(&channel) == hostile[row].crime, "%s", hostile[row].what);
 		channel_close(&channel);
 		close(far);
-		cr_assert(open_descriptors() == before, "%s: a leak", hostile[row].what);
+		cr_assert(open_descriptors() == before, "%s: a descriptor was not closed",
+		          hostile[row].what);
 	}
 	for (i = 0; i < 8; i++)
 		close(ends[i]);
@@ -519,10 +526,11 @@ Test(handles, come_behind_credentials)
 	cr_assert(same_file(message.handle, ends[0]));
 	close(message.handle);
 	raw_write_handles(far, piece, 1, ends, 2);
-	cr_assert(found_out(&channel), "two handles that no frame asked for");
+	cr_assert(found_out(&channel),
+	          "two handles that no frame announced did not end the channel");
 	channel_close(&channel);
 	close(far);
-	cr_assert(open_descriptors() == before, "a leak");
+	cr_assert(open_descriptors() == before, "a descriptor was not closed");
 }
 
 Test(handles, flagged_but_not_sent_are_refused)

@@ -615,7 +615,8 @@ utter(const char *role, const char *name)
 	cr_assert_eq(cluster_count(stage.c, mark, " was told "), 0);
 	cr_assert_eq(cluster_count(stage.c, mark, ":PARENT saw e"), 0);
 	cr_assert_eq(cluster_count(stage.c, mark, ":PARENT saw a"), 0);
-	cr_assert_eq(cluster_count(stage.c, mark, "_worker#"), 1, "more than the refusal");
+	cr_assert_eq(cluster_count(stage.c, mark, "_worker#"), 1,
+	             "a line about a worker other than the refusal was logged");
 	close_stage(&stage, name);
 }
 
@@ -719,7 +720,8 @@ crumble(const char *role)
 	used = process_processor_time(stage.c->master) - before;
 	fprintf(stderr, "the master's processor time for 1 MiB byte by byte from an %s: %lld ms\n",
 	        role, (long long)used);
-	cr_assert(used < 10000LL * time_scale(), "%lld ms", (long long)used);
+	cr_assert(used < 10000LL * time_scale(), "1 MiB byte by byte cost the master %lld ms",
+	          (long long)used);
 	cr_assert_eq(cluster_count(stage.c, mark, " died ("), 0);
 	close_stage(&stage, "1 MiB byte by byte");
 }
@@ -774,7 +776,8 @@ app_closes(const char *name)
 	cluster_wait(stage.c, mark,
 	             ":APP#1 died (code: null, signal: SIGKILL, did not leave in "
 	             "time)");
-	cr_assert(clutch_now() - since >= CLUTCH_GRACEFUL_TIMEOUT, "that was too soon");
+	cr_assert(clutch_now() - since >= CLUTCH_GRACEFUL_TIMEOUT,
+	          "the app was killed before its time to leave was over");
 	assert_others_live(&stage, mark);
 	cr_assert_eq(cluster_count(stage.c, mark, "disconnect"), 1);
 	close_stage(&stage, name);

@@ -221,7 +221,7 @@ get(int client, const char *end)
 		length += (size_t)n;
 		text[length] = '\0';
 	}
-	cr_assert(false, "it does not end");
+	cr_assert(false, "the answer does not end");
 	return text;
 }
 
@@ -576,10 +576,12 @@ Test(http, slow_headers)
 	put(client, GOOD "X-Slow: ");
 	set = (struct pollfd){client, POLLIN, 0};
 	while (poll(&set, 1, 20) == 0) {
-		cr_assert(clutch_now() - began < time_limit(), "it waits for ever");
+		cr_assert(clutch_now() - began < time_limit(),
+		          "the server waits for the client for ever");
 		send(client, "x", 1, MSG_NOSIGNAL);
 	}
-	cr_assert(clutch_now() - began >= 900, "after %lld ms", (long long)(clutch_now() - began));
+	cr_assert(clutch_now() - began >= 900, "the server gave up after only %lld ms",
+	          (long long)(clutch_now() - began));
 	expect_start(get(client, NULL), "HTTP/1.1 408 Request Timeout\r\n");
 	close(client);
 	expect_service(c);
@@ -626,7 +628,8 @@ Test(http, empty_lines_buy_no_time)
 	client = cluster_connect(c);
 	set = (struct pollfd){client, POLLIN, 0};
 	while (poll(&set, 1, 20) == 0) {
-		cr_assert(clutch_now() - began < time_limit(), "it waits for ever");
+		cr_assert(clutch_now() - began < time_limit(),
+		          "the server waits for the client for ever");
 		send(client, "\r\n", 2, MSG_NOSIGNAL);
 	}
 	close(client);
@@ -650,7 +653,7 @@ static void
 expect_descriptors(struct cluster *c, int count)
 {
 	cluster_until(c, has_descriptors, &(struct wanted){"APP#1", count},
-	              "connections to be closed, or open");
+	              "the app to have the right number of connections");
 }
 
 /* A client that reads nothing is dropped, with its waiting answers. The client asks for 64 MiB,
@@ -693,7 +696,8 @@ Test(http, requests_wait_while_answers_do)
 	put(client, text);
 	expect_service(c);
 	after = process_memory(cluster_pid(c, "APP#1"));
-	cr_assert(after < before + 5 * LARGE / 1024, "%ld KiB, and it was %ld", after, before);
+	cr_assert(after < before + 5 * LARGE / 1024,
+	          "the app has %ld KiB of memory, and it had %ld KiB before", after, before);
 	close(client);
 	expect_service(c);
 	cluster_stop(c);
@@ -811,12 +815,12 @@ Test(http, a_stream_that_nobody_reads)
 	snprintf(line + 1000, sizeof line - 1000, "\n");
 	snprintf(request, sizeof request, "GET /publish?%.1000s HTTP/1.1\r\nHost: a\r\n\r\n", line);
 	do {
-		cr_assert(i++ < 20000, "it still has its stream");
+		cr_assert(i++ < 20000, "the client that reads nothing still has its stream");
 		put(publisher, request);
 		get(publisher, "published\n");
 		cr_assert_str_eq(get(keen, "x\n"), line);
 	} while (process_descriptors(cluster_pid(c, "APP#1")) > count);
-	cr_assert(i > HTTP_OUTPUT_MAX / 1001, "after %d lines", i);
+	cr_assert(i > HTTP_OUTPUT_MAX / 1001, "the client lost its stream after only %d lines", i);
 	close(deaf), close(keen), close(publisher);
 	cluster_stop(c);
 }
@@ -981,7 +985,8 @@ Test(http, the_client_does_not_wait_for_ever)
 	order(c, "test-get", 300, url);
 	client = accept(listener, NULL, NULL); /* no answer follows */
 	mark = cluster_wait(c, 0, "heard 0 17 <it takes too long>");
-	cr_assert(clutch_now() - began >= 290, "after %lld ms", (long long)(clutch_now() - began));
+	cr_assert(clutch_now() - began >= 290, "the client gave up after only %lld ms",
+	          (long long)(clutch_now() - began));
 	snprintf(request, sizeof request, "GET / HTTP/1.0\r\nHost: localhost:%d\r\n\r\n", port);
 	cr_assert_str_eq(get(client, NULL), request);
 	close(client);
@@ -1087,7 +1092,8 @@ Test(http, the_client_leaves_a_silent_stream)
 		last = clutch_now();
 		put(server, "\n");
 		at = cluster_wait(c, at, "heard 200 0 <>");
-		cr_assert_eq(poll(&quiet, 1, 10), 0, "it has left");
+		cr_assert_eq(poll(&quiet, 1, 10), 0,
+		             "the client has closed a connection that is in use");
 	}
 	cluster_wait(c, at, "heard 0 17 <it takes too long>");
 	cr_assert(clutch_now() - last >= 900 * time_scale());

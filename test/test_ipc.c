@@ -90,7 +90,7 @@ static void
 give_up(struct program *program, const char *why)
 {
 	kill(-program->pid, SIGKILL);
-	cr_assert(false, "%s:\n%s", why, program->text);
+	cr_assert(false, "waited in vain for %s; the program printed:\n%s", why, program->text);
 }
 
 /* Read once; false: no process holds the pipe any more. */
@@ -101,7 +101,7 @@ hear(struct program *program)
 	ssize_t count;
 
 	if (poll(&wait, 1, 3 * time_limit()) != 1)
-		give_up(program, "no word");
+		give_up(program, "a further line");
 	count = read(program->pipe, program->text + program->length,
 	             sizeof program->text - 1 - program->length);
 	if (count > 0)

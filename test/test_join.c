@@ -646,8 +646,8 @@ Test(join, a_turn_of_thousands_costs_little_more_than_their_poll)
 	for (i = 0; i < TURNS; i++)
 		turn();
 	turns = processor_time() - begin;
-	cr_expect_lt(turns, 6 * polls, "%lld us, and the polls alone %lld us", (long long)turns,
-	             (long long)polls);
+	cr_expect_lt(turns, 6 * polls, "the turns took %lld us, and the polls alone %lld us",
+	             (long long)turns, (long long)polls);
 	close(ends[0]);
 	close(ends[1]);
 }

@@ -963,7 +963,7 @@ Test(lifecycle, signals_under_load_lose_nothing)
 	size_t mark;
 	struct cluster *c = start_flood(&mark);
 
-	cluster_until(c, interrupt, &mark, "the last message");
+	cluster_until(c, interrupt, &mark, "the last message of the flood");
 	cr_assert_eq(cluster_count(c, mark, " instead of "), 0);
 	cluster_stop(c);
 }

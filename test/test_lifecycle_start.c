@@ -339,7 +339,8 @@ Test(lifecycle, s02_cold_start_with_three_workers)
 
 	for (i = 0; i < 3; i++) {
 		settle(c, "AGENT#1");
-		cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0, "before all are ready");
+		cr_assert_eq(cluster_count(c, 0, "egg-ready"), 0,
+		             "egg-ready was sent before all are ready");
 		cluster_order(c, order_of_start[i], "ready 0");
 		at = cluster_wait(c, at, ":%s started, remain %d (", order_of_start[i], 2 - i);
 	}
@@ -389,10 +390,10 @@ Test(lifecycle, s02_all_apps_are_forked_before_one_is_announced)
 	pid_t pids[WORKERS + 4];
 	size_t started;
 
-	cluster_until(c, is_stopped, NULL, "the master is stopped");
+	cluster_until(c, is_stopped, NULL, "the master to be stopped");
 	started = cluster_count(c, 0, "[master] app_worker#");
 	cr_assert(started == 0 || cluster_processes(c, pids, WORKERS + 4) == WORKERS + 2,
-	          "%zu announced too soon", started);
+	          "%zu app workers were announced before all were forked", started);
 	kill(c->master, SIGCONT);
 	cluster_ready(c);
 	cluster_stop(c);
@@ -461,7 +462,8 @@ Test(lifecycle, s03a_kill_9_of_a_worker)
 
 	cluster_signal(c, "APP#2", SIGKILL);
 	at = cluster_wait(c, mark, "[master] app_worker#4:APP#4 start");
-	cr_assert(clutch_now() - now < 1000 * time_scale(), "that was not at once");
+	cr_assert(clutch_now() - now < 1000 * time_scale(),
+	          "the replacement was not forked within a second");
 	expect_replaced(c, mark,
 	                &(struct death){"APP#2", KILLED, "egg-pids [APP#1,APP#3]", "APP#4",
 	                                "egg-pids [APP#1,APP#3,APP#4]"},
@@ -510,7 +512,7 @@ Test(lifecycle, s03b_a_replacement_comes_with_the_disconnect)
 	size_t at, mark = cluster_mark(c);
 
 	kill(c->master, SIGSTOP);
-	cluster_until(c, is_stopped, NULL, "the master is stopped");
+	cluster_until(c, is_stopped, NULL, "the master to be stopped");
 	cluster_signal(c, "APP#2", SIGKILL);
 	cluster_wait_death(c, "APP#2");
 	kill(c->master, SIGCONT);
@@ -542,11 +544,12 @@ Test(lifecycle, s03b_a_replacement_has_nothing_of_what_waits_in_the_master)
 	cluster_signal(c, "AGENT#1", SIGSTOP);
 	for (i = 0; i < 8; i++)
 		cr_assert_eq(messenger_send_to_agent(c->parent, "test-nothing", data), 0);
-	cluster_until(c, is_master_large, &large, "1 MiB waits in the master");
+	cluster_until(c, is_master_large, &large, "1 MiB to wait in the master");
 	cluster_signal(c, "APP#2", SIGKILL);
 	cluster_wait(c, mark, "app_worker#3:APP#3 started");
 	cr_expect(!MEMORY_COUNTS || process_memory(cluster_pid(c, "APP#3")) < before + 1024,
-	          "%ld KiB, and before %ld", process_memory(cluster_pid(c, "APP#3")), before);
+	          "the replacement has %ld KiB of memory, and the master had %ld KiB before",
+	          process_memory(cluster_pid(c, "APP#3")), before);
 	cluster_signal(c, "AGENT#1", SIGCONT);
 	settle(c, "AGENT#1 APP#1 APP#3");
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
@@ -679,7 +682,8 @@ Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
 	now = clutch_now();
 	cluster_order(c, "APP#3", "exit 1");
 	cluster_pid(c, "APP#4");
-	cr_assert(clutch_now() - now < 900, "that was not at once");
+	cr_assert(clutch_now() - now < 900,
+	          "the worker that had been ready was not replaced at once");
 	expect_backoff(c, 5, 1000);
 	cluster_stop(c);
 }
@@ -715,7 +719,8 @@ Test(lifecycle, s03g_exit_comes_before_disconnect)
 	d.end = KILLED;
 	cluster_signal(c, "APP#2", SIGKILL);
 	expect_replaced(c, mark, &d, "AGENT#1 APP#1 APP#3");
-	cr_assert(process_is_alive(holder), "it has left the group: it is its own master");
+	cr_assert(process_is_alive(holder),
+	          "the master killed a process that has left the worker's process group");
 	cr_assert_eq(kill(holder, SIGKILL), 0);
 	cluster_until(c, is_dead, &holder, "the holder's death");
 	settle(c, "AGENT#1 APP#1 APP#3"); /* the end of the channel is no second death */
@@ -724,7 +729,7 @@ Test(lifecycle, s03g_exit_comes_before_disconnect)
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
 }
 
-/* D3: a worker leads a process group, and the group does not outlive the worker. */
+/* D51: a worker leads a process group, and the group does not outlive the worker. */
 Test(lifecycle, s03g_the_children_of_a_dead_worker_die_with_it)
 {
 	struct cluster *c = start((struct options){.workers = 2}, "AGENT#1 APP#1 APP#2");
@@ -868,8 +873,10 @@ expect_graceful(const char *text, const char *line)
 	at = cluster_wait(c, mark, "%s", line);
 	cluster_wait(c, at, "[app_worker] will exit after %dms at most", CLUTCH_GRACEFUL_TIMEOUT);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
-	cr_assert(clutch_now() - now < 2000 * time_scale(), "that was not at once");
-	cr_assert_eq(cluster_count(c, 0, "graceful:disconnect"), 0, "D20: no such message");
+	cr_assert(clutch_now() - now < 2000 * time_scale(),
+	          "the worker did not leave at once, and it had no connection");
+	cr_assert_eq(cluster_count(c, 0, "graceful:disconnect"), 0,
+	             "D20: the notice of egg's graceful was sent");
 	expect_the_second_replaced(c, mark, EXIT_1);
 }
 
@@ -918,7 +925,8 @@ Test(lifecycle, s04b_a_request_in_flight_is_answered)
 	expect_answer(client, "answer");
 	cr_assert(clutch_now() - now >= SLOW);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_1);
-	cr_assert(clutch_now() - now < SLOW + 2000 * time_scale(), "it lingers");
+	cr_assert(clutch_now() - now < SLOW + 2000 * time_scale(),
+	          "the worker stays although its last connection has ended");
 	settle(c, "AGENT#1 APP#2");
 	cluster_wait_saw_from(c, mark, "PARENT", "app-worker-died");
 	cluster_wait_saw_from(c, mark, "AGENT#1",
@@ -967,10 +975,10 @@ Test(lifecycle, s04c_two_uncaught_errors_and_a_connection_that_never_ends, .time
 	cluster_wait_saw(c, "APP#3", NEWCOMER);
 	allow_more_time(4);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
-	cr_assert(clutch_now() - now >= CLUTCH_GRACEFUL_TIMEOUT - 100, "after %lld ms already",
-	          (long long)(clutch_now() - now));
-	cr_assert(clutch_now() - now < CLUTCH_GRACEFUL_TIMEOUT + 4000, "after %lld ms",
-	          (long long)(clutch_now() - now));
+	cr_assert(clutch_now() - now >= CLUTCH_GRACEFUL_TIMEOUT - 100,
+	          "the worker left after only %lld ms", (long long)(clutch_now() - now));
+	cr_assert(clutch_now() - now < CLUTCH_GRACEFUL_TIMEOUT + 4000,
+	          "the worker left only after %lld ms", (long long)(clutch_now() - now));
 	expect_answer(client, "");
 	settle(c, "AGENT#1 APP#1 APP#3");
 	cr_assert_eq(cluster_count(c, 0, "will exit after"), 1);
@@ -1134,7 +1142,7 @@ expect_delivered(size_t count)
 	unblock(1);
 	cr_assert_str_eq(cluster_wait_end(c, "APP#2"), EXIT_1);
 	i = cluster_count(c, 0, ":APP#2 saw test-news");
-	cr_assert_eq(i, count, "%zu of %zu arrived", i, count);
+	cr_assert_eq(i, count, "%zu of %zu messages arrived", i, count);
 	stop_all(c, "MASTER AGENT#1 APP#1 APP#3");
 }
 
@@ -1214,7 +1222,8 @@ Test(lifecycle, s03c_sigterm_waits_no_longer_than_the_close_timeout)
 	cluster_signal(c, "APP#1", SIGTERM);
 	expect_answer(client, "");
 	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), EXIT_0);
-	cr_assert(clutch_now() - now >= 900, "after %lld ms", (long long)(clutch_now() - now));
+	cr_assert(clutch_now() - now >= 900, "the worker left after only %lld ms",
+	          (long long)(clutch_now() - now));
 	cluster_wait_saw(c, "APP#2", NEWCOMER);
 	cluster_stop(c);
 }
@@ -1239,7 +1248,7 @@ expect_new_agent(int number, const char *end, int workers, const char *pids, con
 	cluster_signal(c, "AGENT#1", number);
 	cr_assert_str_eq(cluster_wait_end(c, "AGENT#1"), end);
 	cluster_wait(c, mark, "[master] agent_worker#2:AGENT#2 start");
-	cr_assert(clutch_now() - now >= 950, "that was too soon");
+	cr_assert(clutch_now() - now >= 950, "the new agent was forked before a second was over");
 	cluster_wait(c, mark, "agent_worker#2:AGENT#2 started");
 	snprintf(everyone, sizeof everyone, "AGENT#2%s", apps);
 	settle(c, everyone);
@@ -1309,12 +1318,14 @@ Test(lifecycle, s05c_an_agent_that_cannot_be_restarted, .timeout = 90)
 	allow_more_time(4);
 	cluster_wait(c, mark,
 	             "[master] 0 agent and 1 worker(s) alive, exit to avoid unknown state");
-	cr_assert(clutch_now() - now >= 28000 && clutch_now() - now < 34000, "after %lld ms",
+	cr_assert(clutch_now() - now >= 28000 && clutch_now() - now < 34000,
+	          "the master gave up after %lld ms, not after 30 s",
 	          (long long)(clutch_now() - now));
 	cluster_wait(c, mark, "[master] exit with code:1");
 	cluster_wait(c, mark, ":APP#1 exits 0");
 	deaths = cluster_count(c, mark, "died (");
-	cr_assert(deaths >= 15 && deaths <= 30, "%zu deaths", deaths);
+	cr_assert(deaths >= 15 && deaths <= 30, "the agent died %zu times in half a minute",
+	          deaths);
 	cr_assert_eq(cluster_count(c, mark, "died (" EXIT_1 ")"), deaths - 1);
 	expect_deaths(c, mark, deaths);
 	cluster_ended(c, 1);
@@ -1396,7 +1407,8 @@ expect_workers_fail(struct plan plan, int code)
 	for (i = 1; i <= 3; i++)
 		cluster_wait(c, 0, ":APP#%d exits %d", i, code);
 	cr_assert_eq(cluster_count(c, 0, " died ("), 1);
-	cr_assert_eq(cluster_count(c, 0, "will exit after"), 0, "not gracefully, but at once");
+	cr_assert_eq(cluster_count(c, 0, "will exit after"), 0,
+	             "a worker left gracefully, and not at once");
 	cluster_wait_saw(c, "AGENT#1", NO_PIDS_OR_MORE);
 	expect_failure(c);
 }

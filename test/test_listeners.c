@@ -307,7 +307,10 @@ Test(listeners, a_thousand_actions)
 		snprintf(action, sizeof action, "action-%d", i);
 		tell(action);
 		for (j = 0; j < 1000; j++)
-			cr_assert_eq(heard[j], j >= i, "%s called listener %d", action, j);
+			cr_assert_eq(heard[j], j >= i,
+			             "%s was sent, and listener %d was called too early, too late "
+			             "or twice",
+			             action, j);
 	}
 }
 
@@ -455,7 +458,7 @@ on_compare_bytes(struct messenger *messenger UNUSED, const struct message *messa
 	cr_assert_eq(message->data_length, *wanted, "%zu bytes came", message->data_length);
 	for (i = 0; i < *wanted; i++)
 		if (message->data[i] != byte_of(*wanted, i))
-			cr_assert_fail("byte %zu of %zu", i, *wanted);
+			cr_assert_fail("byte %zu of %zu is wrong", i, *wanted);
 	cr_assert_eq(message->data[i], '\0');
 	++*(size_t **)arg;
 	return 0;

@@ -127,12 +127,13 @@ expect_sample(const char *line, const char *family, const char *type, const char
 	          "%s stands below %s", line, family);
 	cr_assert(strcmp(type, "counter") != 0 ||
 	                  strncmp(name_end - strlen("_total"), "_total", 6) == 0,
-	          "a counter: %s", line);
+	          "the name of a counter does not end with _total: %s", line);
 	cr_assert_eq(*end, ' ', "%s", line);
 	strtod(end + 1, &value_end);
 	cr_assert(value_end > end + 1 && *value_end == '\0', "no value: %s", line);
 	snprintf(series, sizeof series, "\n%.*s ", (int)(end - line), line);
-	cr_assert_eq(count_text(all, series), 1, "twice: %s\n%s", line, all);
+	cr_assert_eq(count_text(all, series), 1, "this series occurs more than once: %s\n%s", line,
+	             all);
 }
 
 /* The text format 0.0.4. */

@@ -219,9 +219,10 @@ Test(log, the_two_streams_can_be_merged_by_time)
 	check_stream("logs/egg-stderr.log", "WARN ERROR", " died (", died);
 	check_stream("logs/egg-stdout.log", "INFO", "[master] app_worker#3:", again);
 	check_stream("logs/egg-stdout.log", "INFO", "[master] exit with code:0", gone);
-	cr_assert_leq(strcmp(ready, died), 0, "%s %s", ready, died);
-	cr_assert_leq(strcmp(died, again), 0, "%s %s", died, again);
-	cr_assert_leq(strcmp(again, gone), 0, "%s %s", again, gone);
+	cr_assert_leq(strcmp(ready, died), 0, "ready at %s, the death at %s", ready, died);
+	cr_assert_leq(strcmp(died, again), 0, "the death at %s, the replacement at %s", died,
+	              again);
+	cr_assert_leq(strcmp(again, gone), 0, "the replacement at %s, the end at %s", again, gone);
 	nobody_is_left();
 }
 
@@ -726,7 +727,7 @@ Test(log, who_reads_no_answer_gets_no_more)
 
 	cluster_ready(c);
 	cr_assert_eq(messenger_send_to_app(c->parent, "test-often", NULL), 0);
-	cluster_until(c, has_asked, NULL, "the questions");
+	cluster_until(c, has_asked, NULL, "the app to have asked 5,000 times");
 	cr_assert_gt(cluster_figure(c, "APP#1", "queued"), CHANNEL_HIGH_WATER / 2);
 	cr_assert_lt(cluster_figure(c, "APP#1", "queued"), 2 * CHANNEL_HIGH_WATER);
 	cluster_signal(c, "APP#1", SIGCONT);
@@ -765,7 +766,7 @@ Test(log, a_slot_in_back_off_has_a_row)
 	file = fopen(no_start, "w");
 	cr_assert(file != NULL && fclose(file) == 0);
 	cluster_signal(c, "APP#2", SIGKILL);
-	cluster_until(c, is_in_back_off, NULL, "a back-off");
+	cluster_until(c, is_in_back_off, NULL, "slot 1 to be in back-off");
 	cr_assert_str_eq(cluster_status(c, "app 1", "state"), "waiting");
 	cr_assert_leq(cluster_figure(c, "app 1", "refork_in"), 32000);
 	cr_assert_gt(cluster_figure(c, "app 1", "reforks"), 0);

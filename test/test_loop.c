@@ -242,7 +242,8 @@ Test(loop, a_watcher_can_unwatch_itself)
 	watch(pipes[2][0], POLLIN, watch_note, e); /* this descriptor is not ready */
 	turn();
 	expect_calls("abed");
-	cr_assert_eq(child->watch_count, 1, "gaps stay");
+	cr_assert_eq(child->watch_count, 1,
+	             "the places of watchers that were removed stay in the list");
 	turn();
 	expect_calls("e");
 	close_pipes(4);
@@ -439,7 +440,9 @@ timer_many(struct messenger *messenger UNUSED, void *arg)
 	struct many *timer = arg;
 
 	cr_assert_not(timer->called, "a timeout was called twice");
-	cr_assert_geq(timer->latest, last, "late by %d ms", (int)(last - timer->latest));
+	cr_assert_geq(timer->latest, last,
+	              "this timer is called %d ms after a timer that was due later",
+	              (int)(last - timer->latest));
 	timer->called = true;
 	if (timer->earliest > last)
 		last = timer->earliest;
@@ -508,7 +511,7 @@ Test(loop, an_interval_does_not_drift_though_each_call_is_late)
 		turn();
 		due = next_due();
 		if (due != -1)
-			cr_assert_eq((due - first) % PERIOD, 0, "%d ms off",
+			cr_assert_eq((due - first) % PERIOD, 0, "the interval has drifted by %d ms",
 			             (int)((due - first) % PERIOD));
 	}
 	cr_assert_geq(strlen(calls), 6);
@@ -859,7 +862,8 @@ Test(loop, drain_ends_with_the_channel)
 	channel_close(&master);
 	cr_assert_geq(messenger_drain(child, 0), 0);
 	cr_assert_eq(messenger_step(child, -1), 0);
-	cr_assert_eq(messenger_drain(child, 0), 1, "nothing is pending");
+	cr_assert_eq(messenger_drain(child, 0), 1,
+	             "messenger_drain does not say that nothing is pending");
 }
 
 static int
@@ -961,7 +965,8 @@ Test(loop, a_step_of_another_loop_inside_a_listener_is_refused)
 		say_message(&wanted_message);
 	turn();
 	expect_calls("aaaaa");
-	cr_assert_eq(messenger_step(other, 0), 1, "but afterwards it is not");
+	cr_assert_eq(messenger_step(other, 0), 1,
+	             "the other messenger cannot be stepped outside of the listener");
 	close(end);
 	messenger_close(other);
 }
@@ -1173,7 +1178,7 @@ Test(loop, a_broken_frame_is_eproto_and_then_the_channel_is_closed)
 		before = open_descriptors();
 		expect_error(EPROTO, messenger_step(child, DEADLINE));
 		expect_calls("ba");
-		cr_assert_eq(open_descriptors(), before - 1, "closed");
+		cr_assert_eq(open_descriptors(), before - 1, "the broken channel was not closed");
 		cr_assert_eq(messenger_step(child, 0), 0);
 		expect_error(EPIPE, messenger_send_to_app(child, "x", NULL));
 		expect_a_loop_without_channel();
@@ -1266,7 +1271,7 @@ Test(foreign, during_a_shortage_a_channel_is_left_alone)
 	cr_assert_leq(messenger_timeout(child), 1);
 	cr_assert_eq(messenger_step(child, 0), 1);
 	messenger_descriptors(child, set, 1);
-	cr_assert_eq(set[0].events, POLLIN | POLLOUT, "the next turn tries again");
+	cr_assert_eq(set[0].events, POLLIN | POLLOUT, "the next turn does not try to write again");
 }
 
 /* poll(2) reports a hangup even where no event is asked for, again and again. */

@@ -2,8 +2,8 @@
  * Compare the table "Messages of the cluster" in messenger.h with the messages of a live
  * cluster: each row is observed, and no message is observed that has no row.
  *
- * With CLUTCH_TRACE=1 the master prints a line for each message that it routes, those
- * to itself too.
+ * With CLUTCH_TRACE=1 the master prints a line for each message that it routes, also for
+ * messages to itself.
  *
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
@@ -91,7 +91,8 @@ read_table(void)
 			read_row(line);
 	}
 	fclose(file);
-	cr_assert_gt(row_count, 8, "messenger.h has %zu rows", row_count);
+	cr_assert_gt(row_count, 8, "only %zu rows of the table in messenger.h were read",
+	             row_count);
 	cr_assert_gt(shape_count, 0);
 }
 
@@ -118,7 +119,7 @@ has_shape(const char *kind, const char *data)
 	return false;
 }
 
-/* "any" process of the cluster but the master may ask, and "that" one is answered. */
+/* In the table "any" is each process but the master, and "that" is the process that has asked. */
 static bool
 has_role(const char *wanted, const char *role)
 {
@@ -146,11 +147,12 @@ check_line(const char *line)
 		if (strcmp(rows[i].action, action) == 0 && has_role(rows[i].from, from) &&
 		    has_role(rows[i].to, to)) {
 			rows[i].observed++;
-			cr_expect(has_shape(rows[i].data, data), "%s %s -> %s: not %s: %s", action,
-			          from, to, rows[i].data, data);
+			cr_expect(has_shape(rows[i].data, data),
+			          "%s %s -> %s: the table says that the data is %s, and it is %s",
+			          action, from, to, rows[i].data, data);
 			return;
 		}
-	cr_expect_fail("no row says: %s", line);
+	cr_expect_fail("the table has no row for this message: %s", line);
 }
 
 static void
@@ -259,8 +261,10 @@ Test(messages, the_cluster_sends_what_the_table_says_and_nothing_else)
 	end(c);
 	end(start((struct options){.workers = 1})); /* no port */
 	for (i = 0; i < row_count; i++)
-		cr_expect_gt(rows[i].observed, 0, "nobody says: %s %s -> %s", rows[i].action,
+		cr_expect_gt(rows[i].observed, 0,
+		             "no message of this row was observed: %s %s -> %s", rows[i].action,
 		             rows[i].from, rows[i].to);
 	for (i = 0; i < shape_count; i++)
-		cr_expect_gt(shapes[i].observed, 0, "no OPTIONS look like %s", shapes[i].text);
+		cr_expect_gt(shapes[i].observed, 0, "no OPTIONS of this form were observed: %s",
+		             shapes[i].text);
 }

@@ -236,7 +236,8 @@ Test(send, send_random_chooses_among_opids_uniformly)
 	}
 	for (i = 0; i < 3; i++)
 		chi_square += (count[i] - wanted) * (count[i] - wanted) / wanted;
-	cr_assert_lt(chi_square, 30, "%d, %d, %d", count[0], count[1], count[2]);
+	cr_assert_lt(chi_square, 30, "the choice is not random: %d, %d and %d times", count[0],
+	             count[1], count[2]);
 	expect_silence();
 }
 
@@ -373,7 +374,8 @@ Test(send, broadcast_with_room_for_one_only_queues_neither)
 	int count = fill_but(2 * message_size(&message) - 1);
 
 	expect_error(ENOBUFS, messenger_broadcast(child, "both", "{}"));
-	cr_assert_eq(messenger_send_to_agent(child, "both", "{}"), 0, "there was room for one");
+	cr_assert_eq(messenger_send_to_agent(child, "both", "{}"), 0,
+	             "a message is refused although there is room for it");
 	take_fillers(count);
 	expect("both", ROLE_AGENT, 0, "{}");
 	expect_silence();
@@ -495,9 +497,10 @@ expect_opids_at(int line, size_t count, const pid_t *pids)
 	size_t found = 99;
 	const pid_t *opids = messenger_opids(child, &found);
 
-	cr_assert_eq(found, count, "line %d: %zu pids", line, found);
+	cr_assert_eq(found, count, "line %d: the messenger has %zu pids", line, found);
 	if (count > 0)
-		cr_assert_eq(memcmp(opids, pids, count * sizeof *pids), 0, "line %d", line);
+		cr_assert_eq(memcmp(opids, pids, count * sizeof *pids), 0,
+		             "line %d: the messenger has other pids", line);
 }
 
 #define expect_opids(count, ...) expect_opids_at(__LINE__, count, (pid_t[]){__VA_ARGS__})
@@ -567,7 +570,8 @@ expect_sane_opids(const char *data)
 	const pid_t *opids = messenger_opids(child, &count);
 
 	for (i = 0; i < count; i++)
-		cr_assert_gt(opids[i], 0, "%.60s: pid %d", data, opids[i]);
+		cr_assert_gt(opids[i], 0, "%.60s was taken for a list with the pid %d", data,
+		             opids[i]);
 	cr_assert_eq(messenger_send_random(child, "x", NULL), count > 0 ? 0 : -1);
 }
 
@@ -666,7 +670,8 @@ Test(closing, gives_up_when_nobody_reads)
 	messenger_close(child);
 	child = NULL;
 	cr_assert_lt(clutch_now() - start, 5000);
-	cr_assert_geq(clutch_now() - start, 500, "it did not even try");
+	cr_assert_geq(clutch_now() - start, 500,
+	              "messenger_close did not wait for the queue to be written");
 	cr_assert_eq(open_descriptors(), before - 1);
 }
 
@@ -727,7 +732,8 @@ Test(closing, leaks_nothing)
 		use_everything();
 		close_both();
 		calls[0] = '\0';
-		cr_assert_eq(open_descriptors(), before + 100, "what is watched stays open");
+		cr_assert_eq(open_descriptors(), before + 100,
+		             "messenger_close has closed descriptors that were watched");
 		close_pipes(50);
 	}
 	cr_assert_eq(open_descriptors(), before);
@@ -946,7 +952,8 @@ Test(memory, a_join_that_finds_none_is_not_made)
 	reallocs_that_succeed = 0;
 	expect_error(ENOMEM, messenger_join(other, child, NULL, NULL));
 	reallocs_that_succeed = -1;
-	cr_assert_eq(messenger_step(other, 0), 1, "it still has a loop of its own");
+	cr_assert_eq(messenger_step(other, 0), 1,
+	             "a messenger that could not be joined has no loop of its own any more");
 	cr_assert_eq(messenger_join(other, child, NULL, NULL), 0);
 	messenger_close(other);
 	close(ends[1]);

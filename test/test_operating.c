@@ -303,8 +303,8 @@ Test(operating, each_warning_and_each_error_has_its_row)
 
 	read_sources();
 	read_page();
-	cr_assert_gt(format_count, 80, "%zu", format_count);
-	cr_assert_gt(piece_count, 8, "%zu", piece_count);
+	cr_assert_gt(format_count, 80, "the sources have only %zu formats", format_count);
+	cr_assert_gt(piece_count, 8, "the sources have only %zu pieces of lines", piece_count);
 	for (i = 0; i < format_count; i++)
 		if (has_words(formats[i]) && !has_row(formats[i], false)) {
 			print_text(formats[i]);
@@ -315,7 +315,7 @@ Test(operating, each_warning_and_each_error_has_its_row)
 			print_text(pieces[i]);
 			missing++;
 		}
-	cr_assert_eq(missing, 0, "docs/operating.md explains %zu lines not", missing);
+	cr_assert_eq(missing, 0, "docs/operating.md does not explain %zu lines", missing);
 }
 
 Test(operating, each_row_has_its_line_in_the_sources)
@@ -324,13 +324,13 @@ Test(operating, each_row_has_its_line_in_the_sources)
 
 	read_sources();
 	read_page();
-	cr_assert_gt(row_count, 80, "%zu", row_count);
+	cr_assert_gt(row_count, 80, "docs/operating.md has only %zu rows", row_count);
 	for (i = 0; i < row_count; i++)
 		if (!has_source(rows[i])) {
 			print_text(rows[i]);
 			stale++;
 		}
-	cr_assert_eq(stale, 0, "no source logs %zu of the lines", stale);
+	cr_assert_eq(stale, 0, "docs/operating.md has %zu lines that no source logs", stale);
 }
 
 /* ---- the status ------------------------------------------------------------------------ */

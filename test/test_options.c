@@ -230,7 +230,8 @@ Test(options, a_listener_may_have_any_path)
 	cluster_wait(c, 0, "\"address\":\"%s/a?b?c\",\"protocol\":\"http\"}", test_folder());
 	cr_assert(is_answered((struct sockaddr *)&odd, sizeof odd));
 	cluster_stop(c);
-	cr_assert_eq(access(odd.sun_path, F_OK), 0, "it is the caller's");
+	cr_assert_eq(access(odd.sun_path, F_OK), 0,
+	             "the master has removed the socket of its caller");
 }
 
 /* As systemd does for a socket unit. */
@@ -260,7 +261,8 @@ Test(options, a_socket_that_systemd_has_bound_is_the_shared_port)
 	client = socket(AF_INET, SOCK_STREAM, 0);
 	cr_assert_eq(connect(client, (struct sockaddr *)&address, sizeof address), 0);
 	cr_assert_eq(write(client, request, sizeof request - 1), (ssize_t)sizeof request - 1);
-	cr_assert(read(client, &byte, 1) == 1 && byte == 'H', "it waits until an app answers");
+	cr_assert(read(client, &byte, 1) == 1 && byte == 'H',
+	          "the connection that waited was not answered by an app");
 	kill(pid, SIGTERM);
 	cr_assert_eq(waitpid(pid, &status, 0), pid);
 	cr_assert_eq(status, 0, "status %x", status);
@@ -295,7 +297,8 @@ Test(options, a_path_is_a_shared_port)
 	cr_assert(is_answered((struct sockaddr *)&path, sizeof path));
 	cr_assert(stat(path.sun_path, &status) == 0 && S_ISSOCK(status.st_mode));
 	cluster_stop(c);
-	cr_assert_eq(access(path.sun_path, F_OK), -1, "the master removes what it has made");
+	cr_assert_eq(access(path.sun_path, F_OK), -1,
+	             "the master has not removed the socket that it made");
 }
 
 /* A master that was killed leaves its socket file; the next one replaces that, when the apps
@@ -332,7 +335,8 @@ Test(options, a_path_of_others_is_refused)
 	file = open(path.sun_path, O_WRONLY | O_CREAT, 0600);
 	cr_assert(file != -1 && close(file) == 0);
 	cluster_stop(first);
-	cr_assert_eq(access(path.sun_path, F_OK), 0, "another file has that name: it stays");
+	cr_assert_eq(access(path.sun_path, F_OK), 0,
+	             "the master has removed another file that had the name of its socket");
 	second = start_at_path();
 	cluster_wait(second, 0, "[master] %s is in use", path.sun_path);
 	cluster_ended(second, 1);
@@ -357,7 +361,7 @@ Test(options, a_path_in_use_is_tried_seldom)
 		close(client);
 	}
 	close(listener);
-	cr_assert(tries >= 2 && tries <= 12, "%d tries in 3 s", tries);
+	cr_assert(tries >= 2 && tries <= 12, "the master tried the path %d times in 3 s", tries);
 }
 
 /* Between its bind and its listen, a master's socket refuses a connection. In this program the
@@ -393,7 +397,8 @@ Test(options, a_path_whose_master_is_about_to_listen_is_left_alone)
 	              environment("CFLAGS", ""), folder,
 	              write_source("second.c", "%s", second_master), build,
 	              environment("LDFLAGS", "")));
-	cr_assert(run("! %s/second %s", folder, path.sun_path), "it took another's path");
+	cr_assert(run("! %s/second %s", folder, path.sun_path),
+	          "the second master took the path of the first");
 	cr_assert(is_answered((struct sockaddr *)&path, sizeof path));
 	cluster_stop(c);
 }

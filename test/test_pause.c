@@ -306,7 +306,9 @@ expect_patience(const char *who, const char *other)
 	let_pass(c, CLUTCH_STUCK_TIMEOUT + 500);
 	used = process_processor_time(cluster_pid(c, who)) + process_processor_time(c->master) -
 	       used;
-	cr_assert_lt(used, 400 * time_scale(), "%lldms are spent with nothing", (long long)used);
+	cr_assert_lt(used, 400 * time_scale(),
+	             "%lld ms of processor time were used while nothing was to be done",
+	             (long long)used);
 	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
 	cr_assert_eq(cluster_count(c, 0, " sent #"), 0, "the sender did not wait");
 	resume_process(c, who);

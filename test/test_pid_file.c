@@ -76,7 +76,8 @@ expect_refusal(const char *reason)
 	c = cluster_start(&(struct options){.pid_file = path});
 	cluster_wait(c, 0, "[master] pid file %s: %s", path, reason);
 	cluster_wait_death(c, "MASTER");
-	cr_assert_eq(cluster_count(c, 0, "[master]"), 1, "more than one line");
+	cr_assert_eq(cluster_count(c, 0, "[master]"), 1,
+	             "the master logged not one line but more, or none");
 	cluster_ended(c, 1);
 	cr_assert_eq(lstat(path, &after), 0, "%s is gone", path);
 	cr_assert(after.st_ino == before.st_ino && after.st_mode == before.st_mode &&

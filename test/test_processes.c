@@ -44,7 +44,8 @@ expect_finite_last_words(const char *who, const char *died, const char *replaced
 	suspect.most = before + 256 * 1024;
 	mark = cluster_mark(c);
 	tell(c, who, "help leave");
-	cluster_until(c, is_buried_or_fat, &suspect, "a death");
+	cluster_until(c, is_buried_or_fat, &suspect,
+	              "the dead process to be counted, or the master to grow");
 	assert_memory(c, "the helpers of a dead process speak", before, 8 * 1024);
 	mark = cluster_wait(c, mark, "%s", died);
 	exchange(c, "APP#2", "APP#3", 3000);
@@ -226,7 +227,7 @@ expect_return_after(resource_kind resource, rlim_t least, rlim_t most)
 	since = clutch_now();
 	for (i = 9; i <= 16; i++)
 		cluster_wait(c, 0, "app_worker#%d:APP#%d started", i, i);
-	cr_assert_lt(clutch_now() - since, 8000, "they are back after %lldms",
+	cr_assert_lt(clutch_now() - since, 8000, "the apps were back only after %lld ms",
 	             (long long)(clutch_now() - since)); /* 2 s, and some time for a slow machine */
 	cr_assert_eq(cluster_count(c, 0, "too fast"), 0);
 	exchange(c, "APP#9", "APP#16", 10000);
@@ -368,7 +369,8 @@ expect_second_reload(void (*reload)(struct cluster *c))
 	cluster_wait(c, mark, "app_worker#4:APP#4 started");
 	cluster_wait(c, mark, "app_worker#5:APP#5 started");
 	cluster_wait(c, mark, "reload done");
-	cr_assert_gt(cluster_count(c, mark, "reload"), 1, "a line says that it starts anew");
+	cr_assert_gt(cluster_count(c, mark, "reload"), 1,
+	             "no line says that the reload starts anew");
 	cluster_wait_death(c, "APP#1");
 	cluster_wait_death(c, "APP#2");
 	cluster_wait_death(c, "APP#3");

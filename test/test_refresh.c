@@ -393,7 +393,10 @@ Test(refresh, force_pull_and_push_in_turn)
 	int pids[WORKERS][3] = {{0}}, seen = 0, i, j, round, pid;
 
 	for (round = 0; seen < WORKERS * 3; round++) {
-		cr_assert(clutch_now() < deadline, "seen %d\n%s", seen, service->text);
+		cr_assert(clutch_now() < deadline,
+		          "not every app had an update by each of the three ways, only %d updates "
+		          "were seen:\n%s",
+		          seen, service->text);
 		if (round % 40 == 0)
 			change(source, round % 80 == 0 ? "/change" : "/change?quietly");
 		for (i = 0; i < 3; i++) {
@@ -709,8 +712,8 @@ machines_meet(struct machines *machines, const char *how, const char *by)
 	char text[64];
 
 	do {
-		cr_assert(clutch_now() < deadline, "A:\n%s\nB:\n%s", machines->a->text,
-		          machines->b->text);
+		cr_assert(clutch_now() < deadline, "the machines do not meet. A:\n%s\nB:\n%s",
+		          machines->a->text, machines->b->text);
 		machines_change(machines, how);
 		snprintf(text, sizeof text, "{\"index\":%d,\"lastUpdateBy\":\"%s\",",
 		         machines->index, by);

@@ -102,7 +102,7 @@ Test(reload, s10a_all_four_apps_crash_in_a_loop)
 	cluster_wait(c, 0, "app_worker#63:APP#63 died (code: 1, signal: null)");
 	for (i = 1; i <= 4; i++)
 		cluster_wait(c, 0, "worker died too fast: app_worker of slot %d waits", i - 1);
-	cluster_until(c, knows_all_deaths, NULL, "what the parent is told of 63 deaths");
+	cluster_until(c, knows_all_deaths, NULL, "the parent to be told of 63 deaths");
 	cr_assert_eq(cluster_count(c, 0, "app_worker#64"), 0);
 	cr_assert_eq(cluster_count(c, 0, ":PARENT saw app-worker-died"), 63);
 	expect_given_up(c, begin);
@@ -536,7 +536,7 @@ Test(reload, s13_no_connection_is_refused_or_dropped_during_reloads)
 	for (i = 0; i < 5; i++) {
 		load.mark = cluster_mark(c);
 		order_reload_by_parent(c);
-		cluster_until(c, is_reloaded_under_load, &load, "the reload under load");
+		cluster_until(c, is_reloaded_under_load, &load, "the end of the reload under load");
 		cluster_wait(c, load.mark, "[master] reload done");
 	}
 	cr_assert_geq(load.connections, 40);

@@ -356,7 +356,7 @@ Test(replacement, a_dead_app_keeps_its_number_while_its_job_lives)
 	wait_job_told(c);
 	cluster_wait_death(c, "APP#1");
 	cluster_ask_status(c);
-	cr_assert_eq(kill(app, 0), 0, "its number is free: %s", strerror(errno));
+	cr_assert_eq(kill(app, 0), 0, "the dead worker's pid was given back: %s", strerror(errno));
 	wait_job_finished(c);
 	cluster_stop(c);
 }
@@ -714,7 +714,8 @@ Test(replacement, workers_that_leave_slowly_do_not_pile_up)
 	for (i = 0; i < 12; i++) {
 		patience = (struct patience){cluster_mark(c), clutch_now() + 200L * time_scale()};
 		cluster_signal(c, "MASTER", SIGUSR2);
-		cluster_until(c, is_patience_over, &patience, "the reload");
+		cluster_until(c, is_patience_over, &patience,
+		              "the end of the reload, or of the time for it");
 	}
 	cr_assert_leq(count_apps(c), 4 * SLOTS);
 	shared->go = true;
@@ -776,7 +777,8 @@ Test(replacement, the_command_reload_says_what_is_true_of_the_old_workers)
 	cr_assert_eq(waitpid(pid, &status, 0), pid);
 	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", text);
 	cr_assert(shared->go || strstr(text, "leav") != NULL || strstr(text, "old ") != NULL,
-	          "it ends while %d old workers are still there, and says only: %s", SLOTS, text);
+	          "the command ends while %d old workers are still there, and says only: %s", SLOTS,
+	          text);
 	shared->go = true;
 	cluster_stop(c);
 }
@@ -960,10 +962,13 @@ Test(replacement, a_worker_that_is_being_ended_replaces_nobody)
 	cluster_wait(c, 0, "APP#2 is ready at last");
 	cluster_wait_death(c, "APP#2");
 	cluster_ask_status(c); /* the master has counted its dead */
-	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
+	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0,
+	             "the old worker was told to leave, and no other worker listens");
 	fence(c, "APP#1");
-	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
-	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0, "no place is free");
+	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0,
+	             "the old worker was told to leave, and no other worker listens");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0,
+	             "a worker was forked although no slot is free");
 	cluster_stop(c);
 }
 
@@ -993,8 +998,10 @@ Test(replacement, a_worker_that_is_dead_replaces_nobody)
 	cluster_wait(c, 0, "app_worker#2:APP#2 died (code: 0, signal: null");
 	cluster_wait(c, 0, "reload given up");
 	fence(c, "APP#1");
-	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0, "nobody listens now");
-	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0, "no place is free");
+	cr_assert_eq(cluster_count(c, 0, "APP#1 leaves"), 0,
+	             "the old worker was told to leave, and no other worker listens");
+	cr_assert_eq(cluster_count(c, 0, "app_worker#3:"), 0,
+	             "a worker was forked although no slot is free");
 	cluster_stop(c);
 }
 
@@ -1092,7 +1099,7 @@ Test(replacement, a_reload_is_not_given_up_because_a_worker_of_another_died)
 	cluster_wait_death(c, "APP#2");
 	cluster_ask_status(c); /* the master has counted its dead */
 	cr_assert_eq(cluster_count(c, mark, "reload given up"), 0,
-	             "the reload's own worker lives, or there is none");
+	             "the reload was given up because of a death that is not its worker's");
 	shared->load = true;
 	cluster_wait(c, mark, "[master] reload done");
 	cluster_wait(c, 0, "app_worker#3:APP#3 started");

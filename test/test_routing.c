@@ -323,7 +323,9 @@ expectation_of(const struct row *row, struct expectation *expected)
 {
 	const struct row *recorded = throws(row) ? twin_of(row) : row;
 
-	cr_assert_not(throws(recorded), "routing.tsv:%d", recorded->line);
+	cr_assert_not(throws(recorded),
+	              "egg throws in routing.tsv:%d, which should be a row without a throw",
+	              recorded->line);
 	expected->from = parse_role(recorded->final_from);
 	expected->to = parse_role(recorded->final_to);
 	parse_deliveries(recorded->deliveries, expected);
@@ -593,7 +595,7 @@ test_not_a_frame(const char *recorded)
 		close_world();
 		open_full_world();
 		utter(PARENT, junk[i], FRAME_HEADER, -1);
-		cr_assert_eq(hear(PARENT, &data), -1, "junk %zu", i);
+		cr_assert_eq(hear(PARENT, &data), -1, "junk %zu was taken for a frame", i);
 		data = compose(ROLE_NONE, ROLE_NONE, 0);
 		expect(&data, ROLE_MASTER, ROLE_NONE, "nobody");
 	}
@@ -765,8 +767,8 @@ check_extra(const struct extra *extra, const char *recorded)
 		relay(extra->speaker, &data);
 	else
 		master_messenger_send(&messenger, &data);
-	cr_assert_eq(data.from, extra->final_from, "%s", context);
-	cr_assert_eq(data.to, extra->final_to, "%s", context);
+	cr_assert_eq(data.from, extra->final_from, "%s: `from` became %d", context, (int)data.from);
+	cr_assert_eq(data.to, extra->final_to, "%s: `to` became %d", context, (int)data.to);
 	expect(&sent, extra->final_from, extra->final_to,
 	       extra->expected != NULL ? extra->expected : recorded);
 }
@@ -936,7 +938,8 @@ Test(routing, each_state_but_disconnected_receives)
 		data = compose(ROLE_MASTER, ROLE_APP, 0);
 		master_messenger_send(&messenger, &data);
 		take(APP2, &inbox);
-		cr_assert_eq(count_frames(&inbox), states[i] != STATE_DISCONNECTED, "state %d",
+		cr_assert_eq(count_frames(&inbox), states[i] != STATE_DISCONNECTED,
+		             "a worker in the state %d was sent a message, or was not",
 		             (int)states[i]);
 	}
 }
@@ -964,7 +967,8 @@ Test(routing, what_nobody_receives_is_counted)
 		messenger.undeliverable = 0;
 		data = compose(cases[i].from, cases[i].to, cases[i].pid);
 		master_messenger_send(&messenger, &data);
-		cr_assert_eq(messenger.undeliverable, cases[i].counts, "case %zu", i);
+		cr_assert_eq(messenger.undeliverable, cases[i].counts,
+		             "case %zu was counted, or was not", i);
 	}
 }
 

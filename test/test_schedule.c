@@ -399,7 +399,7 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 
 	pass(c, "AGENT#1", 1, 1000);
 	cr_expect_eq(cluster_count(c, 0, "ran ok"), 1);
-	cr_expect_eq(cluster_count(c, 0, "off"), 0, "the log has a line about the job");
+	cr_expect_eq(cluster_count(c, 0, "off"), 0, "the log has a line about the job that is off");
 	cluster_order(c, "APP#1", "run off");
 	cluster_wait(c, 0, "[Job#by hand] off execute failed, used ");
 	cluster_wait(c, 0, "ms. The task returned 3");
@@ -412,7 +412,8 @@ Test(schedule, a_disabled_job_runs_by_hand_alone)
 	cluster_wait(c, 0, "[Job#1] off disable");
 	settle(c, "AGENT#1", 1);
 	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2, "one run, one refusal");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 2,
+	             "the agent did not hear of one run and one refusal");
 	cluster_stop(c);
 }
 
@@ -581,13 +582,15 @@ Test(schedule, no_tick_after_the_end_date)
 
 	for (i = 0; i < 5; i++)
 		pass(c, "AGENT#1", 1, 60000);
-	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2, "12:01 and 12:02");
-	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1, "12:01");
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2,
+	             "the job did not run at 12:01 and 12:02 alone");
+	cr_expect_eq(cluster_count(c, 0, "ran fail"), 1, "the job did not run at 12:01 alone");
 	cr_expect_eq(cluster_count(c, 0, "ran die"), 0);
 	cluster_wait(c, 0, "[Timer] cron reach endDate, will stop");
 	cluster_wait(c, 0, "[Timer] interval reach endDate, will stop");
 	cluster_wait(c, 0, "[Timer] past reach endDate, will stop");
-	cr_expect_eq(cluster_count(c, 0, "ran cron"), 1, "immediate comes anyway, as in egg");
+	cr_expect_eq(cluster_count(c, 0, "ran cron"), 1,
+	             "an immediate job did not run once after its end_date, as in egg");
 	cluster_wait(c, 0, "[Timer] once reach endDate, will stop");
 	cluster_stop(c);
 }
@@ -641,7 +644,8 @@ Test(schedule, a_task_that_goes_on_after_it_has_returned)
 	cluster_order(c, "APP#1", "done 9");
 	cluster_wait(c, 0, "[Job#by hand] held execute failed, used ");
 	settle(c, "AGENT#1", 1);
-	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3, "a manual run counted");
+	cr_expect_eq(cluster_count(c, 0, ":AGENT#1 saw egg-schedule"), 3,
+	             "the agent heard of a run that was started by hand");
 	cluster_stop(c);
 }
 
@@ -1131,10 +1135,10 @@ Test(schedule, so_many_runs_at_a_time_and_no_more)
 	cluster_wait(c, 0, ":APP#1 4095 more: Resource temporarily unavailable");
 	pass(c, "AGENT#1", 1, 60000);
 	cluster_wait(c, 0, "] hoard execute failed: too many of its runs go on");
-	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2, "the other job goes on");
+	cr_expect_eq(cluster_count(c, 0, "ran ok"), 2, "the other job has stopped");
 	cr_expect_eq(cluster_count(c, 0, "[Timer]") + cluster_count(c, 0, "executing") +
 	                     cluster_count(c, 0, "register"),
-	             0, "the log is off");
+	             0, "a line was logged although the log is off");
 	cluster_stop(c);
 }
 

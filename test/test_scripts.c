@@ -810,7 +810,7 @@ Test(scripts, a_reload_under_load_costs_nobody_a_connection)
 	load->over = true;
 	for (i = 0; i < CLIENTS; i++) {
 		cr_assert_eq(waitpid(clients[i], NULL, 0), clients[i]);
-		cr_expect_eq(load->failed[i], 0, "%d failed", load->failed[i]);
+		cr_expect_eq(load->failed[i], 0, "%d requests of a client failed", load->failed[i]);
 	}
 	command(hello("stop"), 0, "hello: stopped (");
 	cr_assert_eq(count_text(content_of(path_of("logs/hello-stdout.log")), "] reload done"), 2);

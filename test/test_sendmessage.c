@@ -48,7 +48,8 @@ read_piece(struct channel *channel, const struct bytes *stream, int far, size_t 
 	raw_write(far, stream->at + from, until - from);
 	cr_assert(channel_read(channel) == PEER_ALIVE);
 	take(channel, few, COUNT(few), &taken);
-	cr_assert(taken == few_complete(until), "cut at %zu: %zu messages", until, taken);
+	cr_assert(taken == few_complete(until),
+	          "after the first %zu bytes, %zu messages were taken", until, taken);
 }
 
 Test(reading, a_stream_cut_anywhere)
@@ -283,7 +284,7 @@ Test(reading, the_largest_message_through_two_channels)
 		cr_assert(channel_read(&far) == PEER_ALIVE);
 		take(&far, &sent, 1, &taken);
 	}
-	cr_assert(far.kept == NULL, "a channel keeps nothing of a complete frame");
+	cr_assert(far.kept == NULL, "the channel keeps bytes of a complete frame");
 	sized_free(&sent);
 	channel_close(&near);
 	channel_close(&far);

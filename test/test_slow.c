@@ -331,7 +331,8 @@ Test(slow, a_stuck_app_is_killed_and_replaced_and_its_senders_speak_again, .time
 	cluster_wait(c, mark, ":APP#2 sent #200 of #2");
 	exchange(c, "AGENT#1", "APP#4", 20);
 	exchange(c, "APP#2", "APP#4", 30);
-	cr_assert_eq(cluster_count(c, 0, "is stuck"), 2, "one line when, and one of its death");
+	cr_assert_eq(cluster_count(c, 0, "is stuck"), 2,
+	             "there are not two lines: one when the app is killed, one about its death");
 	assert_memory(c, "an app stuck for 30 s", before, GROWTH);
 	stop(c);
 }
@@ -380,7 +381,8 @@ Test(slow, a_slow_app_that_lets_its_senders_go_on_is_not_stuck, .timeout = 180)
 	wait_until_full(c, "APP#1");
 	cluster_until(c, is_later, &until, "the stuck timeout to pass");
 	cr_assert_eq(cluster_count(c, 0, "is stuck"), 0);
-	cr_assert_eq(cluster_count(c, 0, "heard #100"), 0, "it was too fast to test anything");
+	cr_assert_eq(cluster_count(c, 0, "heard #100"), 0,
+	             "the app read too fast for this test: it heard all messages of a sender");
 	cluster_signal(c, "APP#1", SIGUSR2);
 	for (i = 2; i <= 5; i++)
 		cluster_wait(c, 0, ":APP#1 heard #100 of #%d.", i);
@@ -554,5 +556,6 @@ Test(slow, what_is_said_to_a_dead_agent_waits_beyond_the_high_mark) /* D24 */
 	int tries = 5;
 
 	while (!speak_to_a_dead_agent())
-		cr_assert_gt(--tries, 0, "too late to test anything");
+		cr_assert_gt(--tries, 0,
+		             "five times the agent was back before the test could send enough");
 }

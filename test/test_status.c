@@ -77,7 +77,8 @@ Test(status, s14a_the_pid_file_is_written_and_removed)
 	cluster_stop(c);
 	cr_assert_str_eq(content_of(pid_file), "none");
 	*strrchr(pid_file, '/') = '\0';
-	cr_assert_eq(stat(pid_file, &status), 0, "its directory is removed");
+	cr_assert_eq(stat(pid_file, &status), 0,
+	             "the master has removed the folder of its pid file");
 }
 
 Test(status, s14b_an_old_pid_file_is_overwritten_and_stays_after_sigkill)
@@ -161,7 +162,8 @@ expect_second_master_to_be_refused(const struct cluster *first)
 
 	cluster_wait(c, 0, "[master] pid file %s: another master holds it", pid_file);
 	cluster_wait_death(c, "MASTER");
-	cr_assert_eq(cluster_count(c, 0, "[master]"), 1, "more than one line");
+	cr_assert_eq(cluster_count(c, 0, "[master]"), 1,
+	             "the master logged not one line but more, or none");
 	cr_assert_eq(cluster_count(c, 0, "_worker#"), 0);
 	cluster_ended(c, 1);
 	expect_pid(first->master);
@@ -270,8 +272,9 @@ wait_for_roll(struct messenger *parent, const struct roll *roll, int count, int 
 	int64_t deadline = clutch_now() + time_limit();
 
 	while (roll->count < count || roll->deaths < deaths) {
-		cr_assert(clutch_now() < deadline, "%d of %d apps, %d of %d deaths", roll->count,
-		          count, roll->deaths, deaths);
+		cr_assert(clutch_now() < deadline,
+		          "the parent has heard of %d of %d apps and of %d of %d deaths",
+		          roll->count, count, roll->deaths, deaths);
 		cr_assert_geq(messenger_step(parent, 100), 0);
 	}
 }
@@ -370,13 +373,13 @@ Test(status, sigusr1_logs_a_line_for_each_process)
 	size_t at = cluster_ask_status(c), begin = at;
 
 	at = cluster_wait(c, at, "[master] status {\"name\":\"egg\",\"pid\":MASTER,");
-	cr_assert_eq(at, begin + 1, "a line before the cluster's");
+	cr_assert_eq(at, begin + 1, "the cluster's line is not the first one of the status");
 	at = cluster_wait(c, at, "status {\"role\":\"parent\",\"slot\":-1,\"pid\":0,");
 	at = cluster_wait(c, at, "status {\"role\":\"agent\",\"slot\":-1,\"pid\":AGENT#1,");
 	at = cluster_wait(c, at, "status {\"role\":\"app\",\"slot\":0,\"pid\":APP#1,");
 	at = cluster_wait(c, at, "status {\"role\":\"app\",\"slot\":1,\"pid\":APP#2,");
 	at = cluster_wait(c, at, "status ],\"left_out\":0}");
-	cr_assert_eq(at - begin, 6, "too many lines");
+	cr_assert_eq(at - begin, 6, "the status does not have six lines");
 	expect_state(c, NULL, "running");
 	cr_assert_eq(cluster_figure(c, NULL, "undeliverable"), 0);
 	cr_assert_eq(cluster_figure(c, NULL, "workers"), 2);
@@ -428,7 +431,8 @@ Test(status, sigusr1_counts_messages_and_bytes)
 	cluster_did(c, "APP#1", "talk-to-nobody 1");
 	cluster_wait(c, 0, ":AGENT#1 saw test-talk");
 	cluster_wait(c, 0, "did talk-to-nobody");
-	cluster_until(c, has_one_undeliverable, NULL, "the message to nobody");
+	cluster_until(c, has_one_undeliverable, NULL,
+	              "the message without a receiver to be counted");
 	now = figures_of(c, "AGENT#1");
 	cr_assert_eq(now.told - agent.told, 7);
 	cr_assert_eq(now.heard - agent.heard, 0);
@@ -468,7 +472,7 @@ Test(status, sigusr1_tells_of_deaths_and_ages)
 	cr_assert_eq(cluster_figure(c, "APP#1", "reforks"), 0);
 	cr_assert_str_eq(cluster_status(c, "APP#1", "last_death"), "");
 	age = cluster_figure(c, "APP#1", "age");
-	cr_assert(age >= 1100 && age < 10000 * time_scale(), "%lld ms", age);
+	cr_assert(age >= 1100 && age < 10000 * time_scale(), "the age of APP#1 is %lld ms", age);
 	cr_assert_eq(cluster_figure(c, "AGENT#2", "reforks"), 1);
 	cr_assert_str_eq(cluster_status(c, "AGENT#2", "last_death"), "code: null, signal: SIGKILL");
 	cr_assert_null(cluster_status(c, "APP#2", "state"));
@@ -504,7 +508,7 @@ ask_for_status(struct cluster *c, ino_t old)
 	struct stat status;
 
 	cluster_ask_status(c);
-	cluster_until(c, is_status_new, &old, "the status file");
+	cluster_until(c, is_status_new, &old, "a new status file");
 	cr_assert_eq(stat(status_file(""), &status), 0);
 	return status.st_ino;
 }

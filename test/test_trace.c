@@ -41,9 +41,10 @@ split(struct line *line, char *text)
 	line->text = strdup(text);
 	for (i = 1; i <= FIELDS; i++) {
 		line->field[i] = strsep(&text, "\t");
-		cr_assert_not_null(line->field[i], "%d fields: %s", i - 1, line->text);
+		cr_assert_not_null(line->field[i], "the line has only %d fields: %s", i - 1,
+		                   line->text);
 	}
-	cr_assert_null(text, "more than %d fields: %s", FIELDS, line->text);
+	cr_assert_null(text, "the line has more than %d fields: %s", FIELDS, line->text);
 	cr_assert_str_eq(line->field[1], "trace");
 }
 
@@ -213,7 +214,8 @@ check_numbers(void)
 		for (at = 0; (at = find(at, "master", "sends", wanted, NULL)) < line_count; at++)
 			if (strcmp(lines[at].field[7], lines[i].field[7]) == 0)
 				break;
-		cr_assert_lt(at, line_count, "%s", lines[i].text);
+		cr_assert_lt(at, line_count, "the master did not send what was heard: %s",
+		             lines[i].text);
 		cr_assert_str_eq(lines[at].field[13], lines[i].field[13], "%s", lines[i].text);
 		cr_assert_str_eq(lines[at].field[14], lines[i].field[14], "%s", lines[i].text);
 		cr_assert_leq(atoll(lines[at].field[2]), atoll(lines[i].field[2]));
@@ -228,7 +230,7 @@ check_ready(const char *process)
 	size_t heard = find(0, "master", "receives", process, action);
 	size_t ready = find(0, "master", "is ready", process, NULL);
 
-	cr_assert_lt(heard, ready, "%s", process);
+	cr_assert_lt(heard, ready, "%s is ready before it has said so", process);
 	cr_assert_lt(ready, line_count, "%s is not ready", process);
 	cr_assert_lt(ready, find(0, "master", "ends", process, NULL));
 	cr_assert_eq(find(ready + 1, "master", "is ready", process, NULL), line_count);
@@ -498,6 +500,6 @@ Test(trace, says_once_that_its_file_cannot_be_written)
 	greet(c, "1");
 	cluster_wait(c, 0, "greeted");
 	cr_assert_eq(cluster_count(c, 0, "cannot write /dev/null/trace: Not a directory"), 3,
-	             "one line each of master, agent and app");
+	             "master, agent and app did not log one line each");
 	cluster_stop(c);
 }

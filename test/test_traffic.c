@@ -34,7 +34,8 @@ Test(traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone)
 		             "app_worker#%d:%s: no descriptor or memory for a handle: its "
 		             "message goes without it, as do more of this kind (app %d)",
 		             i + 2, who, i + 1);
-		cr_assert_eq(cluster_count(c, mark, "handle"), 1, "one line says so");
+		cr_assert_eq(cluster_count(c, mark, "handle"), 1,
+		             "there is not exactly one line about lost handles");
 		exchange(c, "APP#1", who, 3000);
 		world->shortage = 0;
 		tell(c, "APP#1", "pass %ld", (long)cluster_pid(c, who));
@@ -80,7 +81,7 @@ expect_shortage_in_sender(const char *who)
 		world->short_of = cluster_pid(c, who);
 		world->shortage = shortages[i];
 		tell(c, who, "pass %ld", (long)cluster_pid(c, "APP#2"));
-		cluster_until(c, has_met_a_shortage, &met, "a shortage");
+		cluster_until(c, has_met_a_shortage, &met, "the sender to meet a shortage");
 		tell(c, who, "answer %d", i);
 		cluster_wait(c, mark, ":%s answers %d", who, i);
 		cluster_wait(c, mark, ":APP#2 got it bare");
@@ -122,7 +123,8 @@ Test(traffic, descriptors_in_flight_hold_up_no_other_channel)
 	cluster_wait(c, 0, ":APP#2 got it");
 	cr_assert_eq(cluster_count(c, 0, ":APP#2 got it bare"), 1);
 	cluster_wait(c, 0, "handle");
-	cr_assert_eq(cluster_count(c, 0, "handle"), 1, "one line says so");
+	cr_assert_eq(cluster_count(c, 0, "handle"), 1,
+	             "there is not exactly one line about lost handles");
 	exchange(c, "APP#1", "APP#2", 3000);
 	stop(c);
 }
@@ -146,7 +148,7 @@ divert_log(struct cluster *c, int log, int descriptor, pid_t pid, int processes)
 	exchange(c, "APP#2", "APP#3", 3000);
 	exchange(c, "AGENT#1", "APP#1", 3000);
 	exchange(c, "APP#2", "APP#3", 3000);
-	cluster_until(c, are_diverted, &processes, "the log to be another one");
+	cluster_until(c, are_diverted, &processes, "the processes to write to the other log");
 }
 
 /* The pipe has room when the master asks, and none when it writes: other processes
@@ -208,7 +210,7 @@ Test(traffic, a_full_pipe_does_not_slow_the_master_down_for_long)
 		cluster_signal(c, "MASTER", SIGUSR1);
 		exchange(c, "APP#2", "APP#3", 3000);
 	}
-	cr_assert_lt(clutch_now() - since, 7000 * time_scale(), "it took %lldms",
+	cr_assert_lt(clutch_now() - since, 7000 * time_scale(), "the exchanges took %lld ms",
 	             (long long)(clutch_now() - since));
 	stop(c);
 }
@@ -560,8 +562,9 @@ Test(traffic, an_agent_that_cannot_start_holds_nobody_up)
 	let_pass(c, 600);
 	cr_assert_lt(world->worst_gap, 400 * time_scale(), "APP#2 heard nothing for %lldms",
 	             (long long)world->worst_gap);
-	cr_assert_leq(cluster_count(c, mark, "[master]"), 3 * 5, "one line for an outage");
-	cr_assert_gt(undeliverable(c), lost, "what is dropped is counted");
+	cr_assert_leq(cluster_count(c, mark, "[master]"), 3 * 5,
+	              "the master logged more lines than one for each outage");
+	cr_assert_gt(undeliverable(c), lost, "messages that were dropped were not counted");
 	assert_memory(c, "an agent that cannot start", before, 8 * 1024);
 	stop(c);
 }
@@ -583,7 +586,8 @@ Test(traffic, a_good_health_check_makes_the_count_begin_anew)
 	cluster_signal(c, "AGENT#1", SIGKILL);
 	cluster_wait(c, 0, "0 agent and 1 worker(s) alive, exit to avoid unknown state");
 	since = clutch_now() - since;
-	cr_assert_gt(since, 20000, "it has given up after %lldms", (long long)since);
+	cr_assert_gt(since, 20000, "the master gave the cluster up after only %lld ms",
+	             (long long)since);
 	cluster_ended(c, 1);
 }
 
@@ -636,7 +640,8 @@ Test(traffic, a_full_queue_of_an_agent_that_is_not_there_holds_nobody_up)
 	cluster_signal(c, "APP#2", SIGCONT);
 	say(c, "APP#1", 5, cluster_pid(c, "APP#2"), 10, 100);
 	cluster_wait(c, 0, ":APP#2 heard #10 of #5.");
-	cr_assert_eq(cluster_count(c, 0, "AGENT#2"), 0, "it has waited for the next agent");
+	cr_assert_eq(cluster_count(c, 0, "AGENT#2"), 0,
+	             "APP#1 was held up until the next agent was there");
 	stop(c);
 }
 
@@ -678,9 +683,10 @@ Test(traffic, a_port_that_was_shut_down_makes_nobody_busy)
 	let_pass(c, 1000);
 	used = time_used(c) - used;
 	lines = cluster_count(c, mark, "[app_worker] ") + cluster_count(c, mark, "[master] ");
-	cr_assert_lt(used, 300 * time_scale(), "%lldms of a second are spent with nothing",
+	cr_assert_lt(used, 300 * time_scale(),
+	             "%lld ms of processor time in a second were used while nothing was to be done",
 	             (long long)used);
-	cr_assert(lines >= 1 && lines <= 3 + 1, "%zu lines say so", lines);
+	cr_assert(lines >= 1 && lines <= 3 + 1, "%zu lines say that the port is shut", lines);
 	stop(c);
 }
 

@@ -40,7 +40,7 @@ victim_of(const struct record *record)
 	return &soak.victims[record - shared->records];
 }
 
-/* A process that was told to end and has ended in time: all that it has sent must arrive. */
+/* Was the process told to end, and has it ended in time? Then all that it has sent must arrive. */
 static bool
 left_in_time(const struct record *record)
 {
@@ -51,7 +51,7 @@ left_in_time(const struct record *record)
 	       (victim->sentence == 0 || victim->died_at - victim->sentenced_at < CLEAN_LEAVE);
 }
 
-/* A worker that a reload has replaced. */
+/* Is this a worker that a reload has replaced? */
 static bool
 was_replaced(const struct record *record)
 {
@@ -239,8 +239,8 @@ are_helpers_gone(void)
 
 /* ---- a pause ---------------------------------------------------------------- */
 
-/* Every process is there and is ready, none is about to end, and the master has no
- * child that we do not know. */
+/* Is every process there and ready, is none about to end, and has the master no child that
+ * we do not know? */
 bool
 is_complete(void)
 {
@@ -351,7 +351,7 @@ missing_everywhere(bool explain)
 	return all;
 }
 
-/* The living processes have heard all messages that were sent to them. */
+/* Have the living processes heard all messages that were sent to them? */
 bool
 is_quiet(void)
 {
@@ -391,8 +391,9 @@ count_unread(struct record *old, const struct record *new)
 	return lost;
 }
 
-/* The agent is told first that the worker is no more to be written to, and the worker is
- * told to leave when the agent knows (D52): all that the agent has sent to its pid is read. */
+/* The agent hears first that it must not write to the worker any more, and the worker is
+ * told to leave when the agent has answered (D50). So the worker reads all that the agent
+ * has sent to its pid. */
 static unsigned long long
 count_unread_of_agent(struct record *old, const struct record *new)
 {

@@ -40,7 +40,7 @@
 enum {
 	/* Milliseconds. */
 	START_LIMIT = 5000,
-	PORT_LIMIT = 8000, /* with the old apps gone, the port is free */
+	PORT_LIMIT = 8000, /* until then the old apps have left, and the port is free */
 	PORT_AGAIN = 250,
 	COMPLETE_LIMIT = 12000,
 	QUIET_LIMIT = 7000,
@@ -168,7 +168,7 @@ turn(void)
 		soak.totals.milliseconds += now - last;
 	last = now;
 	if (messenger_step(soak.messenger, soak.ended ? 0 : 10) == -1)
-		fail("the parent's loop: %s", strerror(errno));
+		fail("a turn of the parent's loop failed: %s", strerror(errno));
 	reap();
 	if (soak.ended)
 		poll(NULL, 0, 5);
@@ -272,7 +272,7 @@ open_life(void)
 	close(pair[1]);
 	soak.messenger = messenger_open(pair[0], ROLE_PARENT);
 	if (soak.messenger == NULL || traffic_open(soak.messenger, ROLE_PARENT, -1) == -1)
-		give_up("no messenger");
+		give_up("cannot open the parent's messenger");
 	random_seed(soak.seed + (unsigned long)soak.totals.lives * 1000003UL);
 	log_watch();
 }
@@ -398,10 +398,12 @@ compare(long memory, long descriptors, long memory_now, long descriptors_now)
 	if (memory_now - memory > soak.totals.rss_growth)
 		soak.totals.rss_growth = memory_now - memory;
 	if (MEMORY_COUNTS && memory_now - memory > SOAK_RSS_GROWTH)
-		fail("memory of the master: %ld KiB, then %ld KiB, where %d more are allowed",
+		fail("the master had %ld KiB of memory in the first pause and %ld KiB in the "
+		     "second, where %d more are allowed",
 		     memory, memory_now, SOAK_RSS_GROWTH);
 	if (descriptors_now != descriptors) {
-		fail("descriptors of the master: %ld, then %ld", descriptors, descriptors_now);
+		fail("the master had %ld descriptors in the first pause and %ld in the second",
+		     descriptors, descriptors_now);
 		soak.totals.descriptors += descriptors_now - descriptors;
 	}
 }

@@ -156,7 +156,7 @@ ask(struct request *request, bool is_hold)
 	}
 	request->busy = false;
 	if (!may_fail(request))
-		fail("HTTP: cannot ask: %s", strerror(errno));
+		fail("HTTP: cannot send a request: %s", strerror(errno));
 }
 
 /* Ask for held pages, and for others until `most` requests are on their way. */

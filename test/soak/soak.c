@@ -1,6 +1,6 @@
 /*
- * A storm: clusters under full traffic, whose processes are killed, stopped, replaced and
- * starved at random, and in which no process that lives misses a message.
+ * A storm: clusters under full traffic. Their processes are killed, stopped, replaced and
+ * starved at random, and no process that lives misses a message.
  *
  *	soak [-s SEED] [-f STATE_FILE] [-o RESULT_FILE] [SECONDS]
  *
@@ -23,8 +23,8 @@
  *    a newcomer hears from any number on. Messages from before its birth have waited for
  *    it in a queue with a limit: there the numbers may have gaps;
  *  - no process hears a message to the pid of another one;
- *  - in a pause, each process has heard all that was sent to it by those that live, and by
- *    those that left when they were told to.
+ *  - in a pause, each process has heard all that was sent to it by processes that live, and
+ *    by processes that left when they were told to.
  *
  * (By pid: as long as no pid is given out twice in the life of one master.)
  *
@@ -33,11 +33,12 @@
  * claims.c says which messages it must have heard. A sender whose queue is full tries the
  * same number again later.
  *
- * The master is looked at in two pauses of a life, when it has the same processes to care
- * for: it holds as many descriptors in the second as in the first, and hardly more memory;
- * it has no zombie and no child too many. It never has more than SOAK_RSS_MAX in memory.
- * When it is told to, it ends with 0, and its last child has ended before it does. When it
- * is killed, its children leave by themselves, and the next master starts at once.
+ * The parent looks at the master in two pauses of a life, when the master has the same
+ * processes to care for. In the second pause the master holds as many descriptors as in the
+ * first, and hardly more memory; it has no zombie and no child too many. It never has more
+ * than SOAK_RSS_MAX in memory. When the master is told to end, it exits with 0, after its
+ * last child. When it is killed, its children leave by themselves, and the next master
+ * starts at once.
  *
  * While the storm lasts, processes send and none is stopped, the parent is never without a
  * message for SILENCE_LIMIT, whatever a helper, a slow reader or the log does. A request that
@@ -65,12 +66,12 @@
 
 enum {
 	SECONDS_LEAST = 10,
-	/* Milliseconds: a master lives this long, */
-	KILLED_LEAST = 5000, /* if it is to be killed, */
+	/* How long a master lives, in milliseconds. */
+	KILLED_LEAST = 5000, /* one that is to be killed: this, and up to KILLED_MORE more */
 	KILLED_MORE = 15000,
-	MEASURED_LEAST = 20000, /* or, doubled up to three times, if it is to be measured */
+	MEASURED_LEAST = 20000, /* one that is to be measured: this, doubled up to three times */
 	DOUBLINGS = 4,
-	LEAST = 3000
+	LEAST = 3000 /* no life is planned shorter */
 };
 
 struct soak soak = {.seed = 0, .state_path = "build/soak.state"};
@@ -97,14 +98,14 @@ kill_all_processes(void)
 static void
 on_alarm(int number)
 {
-	static const char message[] = "soak: FAILED, it hangs, or was told to end twice\n";
+	static const char message[] = "soak: FAILED, the run hangs, or was told to end twice\n";
 
 	(void)number;
 	kill_all_processes();
 	_exit(write(STDERR_FILENO, message, sizeof message - 1) >= 0 ? 1 : 2);
 }
 
-/* The first one ends the run in good order, the second one at once. */
+/* The first signal ends the run in good order, the second one ends it at once. */
 static void
 on_interrupt(int number)
 {
@@ -195,7 +196,7 @@ judge(void)
 		fail("no master was killed");
 	for (part = 0; part < PARTS; part++)
 		if (!part_has_occurred((enum part)part) && part_skipped((enum part)part) == NULL)
-			fail("this has not occurred: %s", part_names[part]);
+			fail("this part of the storm has not occurred: %s", part_names[part]);
 }
 
 /* ---- the command line ----------------------------------------------------------- */
@@ -254,12 +255,12 @@ begin(bool seed_given)
 		return -1;
 	}
 	if (soak.totals.runs > 0 && soak.totals.milliseconds >= soak.target) {
-		fprintf(stderr, "soak: %s has %lld s already: give more, or remove it\n",
+		fprintf(stderr, "soak: %s has %lld s already: give more SECONDS, or remove it\n",
 		        soak.state_path, soak.totals.milliseconds / 1000);
 		return -1;
 	}
 	if (soak.totals.runs > 0 && seed_given && (long long)seed != soak.totals.seed) {
-		fprintf(stderr, "soak: %s has the seed %lld: give the same, or remove it\n",
+		fprintf(stderr, "soak: %s has the seed %lld: give the same SEED, or remove it\n",
 		        soak.state_path, soak.totals.seed);
 		return -1;
 	}

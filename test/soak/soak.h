@@ -23,21 +23,22 @@
 enum {
 	APPS = 4,
 
-	/* The tables of one master's life; a life that has filled them half ends early. */
+	/* The sizes of the tables of one master's life. A life ends early when the records or the
+	 * helpers have filled half of their table. */
 	RECORDS = 768,
 	STREAMS = 800,
 	HEARD = 4096,
 	HELPERS = 128,
 	REQUESTS = 64,
 	CHATTERS = 6,
-	COMPLAINTS = 4, /* of one process */
+	COMPLAINTS = 4, /* that the record of one process keeps */
 
 	/* Milliseconds. */
 	TICK = 4,
 	CLOSE_TIMEOUT = 3000,
-	CLEAN_LEAVE = 2500,  /* a process that has left within this time was not killed for it */
+	CLEAN_LEAVE = 2500, /* a process that leaves within this time is not killed by the master */
 	HELPER_SENDS = 4000, /* how long a helper sends after the death of its app worker */
-	SILENCE_LIMIT = 3000 /* with nothing for the parent although all others send to it */
+	SILENCE_LIMIT = 3000 /* how long the parent may hear nothing while all others send to it */
 };
 
 enum way { BY_PID, TO_AGENT, TO_APPS, TO_PARENT, WAYS, ANY_WAY = WAYS };
@@ -78,12 +79,12 @@ struct record {
 	enum role role;
 	int slot;
 	long long birth;
-	int64_t ready_at, left_at; /* egg-ready was heard; SIGTERM has begun the leaving */
+	int64_t ready_at, left_at; /* when egg-ready was heard; when SIGTERM began the leaving */
 	bool slow, in_other_group;
 
 	enum order order;     /* the parent sets it, the process clears it */
-	int order_signal;     /* ORDER_HELPER, ORDER_STRAY: the process ends itself with it */
-	int64_t order_until;  /* ORDER_SLOW */
+	int order_signal;     /* ORDER_HELPER, ORDER_STRAY: the signal to end itself with */
+	int64_t order_until;  /* ORDER_SLOW: how long to read slowly */
 	bool order_stubborn;  /* ORDER_HELPER: the helper ignores SIGTERM */
 	unsigned order_count; /* ORDER_HELPER: the number of helpers */
 
@@ -99,13 +100,13 @@ struct record {
 struct helper {
 	pid_t pid;               /* 0: not filled in yet */
 	bool is_stray;           /* it has left the process group by setsid */
-	int64_t alone_at;        /* its app worker is dead */
-	unsigned long long sent; /* frames, after that */
+	int64_t alone_at;        /* when its app worker was dead; 0: the worker lives */
+	unsigned long long sent; /* frames that the helper has sent after that */
 };
 
 /* A request for a page that is answered late. */
 struct hold {
-	pid_t pid;       /* of the app worker that has it; 0: not accepted yet */
+	pid_t pid;       /* of the app worker that has the request; 0: not accepted yet */
 	bool over_leave; /* it was answered while the app worker was leaving */
 };
 
@@ -218,9 +219,9 @@ struct victim {
 	bool dead;
 	int sentence; /* SIGKILL or SIGTERM, which the parent has sent or ordered; 0: none */
 	int64_t sentenced_at, died_at;
-	int64_t continue_at; /* it is stopped until then; 0: it is not */
-	bool in_other_group; /* it was counted */
-	bool overdue;        /* it lives although it was replaced long ago: this was reported */
+	int64_t continue_at; /* the process is stopped until then; 0: it is not stopped */
+	bool in_other_group; /* the sums count the process as one that has left its group */
+	bool overdue;        /* the process lives although it was replaced long ago: reported */
 };
 
 enum log_mode { LOG_READ, LOG_TRICKLE, LOG_STOPPED };
@@ -231,7 +232,7 @@ struct soak {
 	int64_t target;       /* milliseconds of storm */
 	unsigned long seed;
 	const char *state_path, *result_path;
-	volatile sig_atomic_t interrupted; /* by SIGINT or a signal like it */
+	volatile sig_atomic_t interrupted; /* the number of the signal that ends the run, or 0 */
 
 	/* This life. */
 	pid_t master;
@@ -240,11 +241,11 @@ struct soak {
 	int status; /* of the master, when it has ended */
 	int port;
 	int64_t started_at, heard_at, looked_at,
-		killed_at; /* killed_at: an app worker, the last one */
+		killed_at; /* when the last app worker died by SIGKILL */
 	long rss;          /* of the master, the greatest so far, in KiB */
-	long long heard;   /* by the parent, at heard_at */
+	long long heard;   /* messages that the parent had heard at heard_at */
 	struct victim victims[RECORDS];
-	int64_t helpers_over[HELPERS]; /* when it ended; -1: it was overdue, and killed */
+	int64_t helpers_over[HELPERS]; /* when the helper ended; -1: it was overdue, and killed */
 	bool helpers_counted[HELPERS];
 
 	/* Parts of the storm that are under way. */
@@ -289,7 +290,7 @@ void end_lives(void);
 
 /* totals.c */
 struct totals totals_now(void);
-#define CHATTER '~' /* a line that begins so is only there to fill the log's pipe */
+#define CHATTER '~' /* a line that begins with it is only there to fill the log's pipe */
 int totals_load(void);
 int totals_save(void);
 int totals_report(void);

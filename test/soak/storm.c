@@ -615,7 +615,7 @@ try_again(void)
 	return some;
 }
 
-/* Are the tables of this life nearly full? Then the storm ends early. */
+/* Is a table of this life half full? Then the storm ends early. */
 static bool
 is_full(void)
 {
