@@ -32,7 +32,7 @@ Test(backpressure, stamps_do_not_mix)
 		message = compose(ROLE_NONE, said[i].to, said[i].pid);
 		length += make_frame(bytes + length, &message);
 	}
-	utter(APP1, bytes, length, -1);
+	put_on_wire(APP1, bytes, length, -1);
 	cr_assert_eq(channel_read(&processes[APP1].channel), PEER_ALIVE);
 	while (channel_next(&processes[APP1].channel, &message) == 1)
 		master_messenger_receive(&messenger, &processes[APP1], &message);
@@ -145,7 +145,7 @@ lose_handle(int descriptors)
 	int handle;
 
 	data.handle = STDERR_FILENO;
-	utter(AGENT, frame, make_frame(frame, &data), STDERR_FILENO);
+	put_on_wire(AGENT, frame, make_frame(frame, &data), STDERR_FILENO);
 	cr_assert_eq(hear(AGENT, &data), 1);
 	handle = data.handle;
 	limit_descriptors(free_descriptor() + descriptors);

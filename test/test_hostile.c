@@ -604,7 +604,7 @@ attack_and_live(struct stage *stage, const char *name)
 }
 
 static void
-utter(const char *role, const char *name)
+send_reserved(const char *role, const char *name)
 {
 	struct stage stage = open_stage(role);
 	size_t mark = attack_and_live(&stage, name);
@@ -620,20 +620,20 @@ utter(const char *role, const char *name)
 	close_stage(&stage, name);
 }
 
-Test(hostile, an_app_that_utters_reserved_actions_is_refused_with_one_line)
+Test(hostile, an_app_that_sends_reserved_actions_is_refused_with_one_line)
 {
-	utter("app", "reserved");
+	send_reserved("app", "reserved");
 }
 
-Test(hostile, an_agent_that_utters_reserved_actions_is_refused_with_one_line)
+Test(hostile, an_agent_that_sends_reserved_actions_is_refused_with_one_line)
 {
-	utter("agent", "reserved");
+	send_reserved("agent", "reserved");
 }
 
 Test(hostile, a_million_reserved_actions_are_one_line)
 {
-	utter("app", "million-reserved");
-	utter("agent", "million-reserved");
+	send_reserved("app", "million-reserved");
+	send_reserved("agent", "million-reserved");
 }
 
 /* A process that claims another role has no success: each receiver is told the true role. */

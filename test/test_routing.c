@@ -434,7 +434,7 @@ check_row_refused(const struct row *row)
 	enum who speaker = speaker_of(row);
 	unsigned char frame[512];
 
-	utter(speaker, frame, make_frame(frame, &data), -1);
+	put_on_wire(speaker, frame, make_frame(frame, &data), -1);
 	cr_assert_eq(hear(speaker, &data), -1, "%s: the frame was taken", context);
 }
 
@@ -594,7 +594,7 @@ test_not_a_frame(const char *recorded)
 	for (i = 0; i < sizeof junk / sizeof junk[0]; i++) {
 		close_world();
 		open_full_world();
-		utter(PARENT, junk[i], FRAME_HEADER, -1);
+		put_on_wire(PARENT, junk[i], FRAME_HEADER, -1);
 		cr_assert_eq(hear(PARENT, &data), -1, "junk %zu was taken for a frame", i);
 		data = compose(ROLE_NONE, ROLE_NONE, 0);
 		expect(&data, ROLE_MASTER, ROLE_NONE, "nobody");

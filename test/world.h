@@ -282,7 +282,7 @@ count_frames(const struct inbox *inbox)
 
 /* A process sends a message: the bytes go over its channel. */
 static inline void
-utter(enum who who, const void *bytes, size_t length, int handle)
+put_on_wire(enum who who, const void *bytes, size_t length, int handle)
 {
 	union {
 		struct cmsghdr align;
@@ -320,7 +320,7 @@ relay(enum who who, struct message *message)
 {
 	unsigned char frame[512];
 
-	utter(who, frame, make_frame(frame, message), message->handle);
+	put_on_wire(who, frame, make_frame(frame, message), message->handle);
 	cr_assert_eq(hear(who, message), 1, "%s: the frame was refused", context);
 	master_messenger_receive(&messenger, &processes[who], message);
 	cr_assert_null(messenger.sender, "%s: the sender stays", context);
