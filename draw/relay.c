@@ -44,13 +44,16 @@ static double begin;
 static int
 on_take(struct messenger *agent, const struct message *message, void *arg)
 {
-	int i;
+	int i = 0;
 
 	(void)arg;
-	for (i = 0; i < messages; i++)
-		if (messenger_send_to_app(agent, "order", message->data) == -1)
-			return -1;
-	return messenger_send_to_app(agent, "last", NULL);
+	while (i < messages && messenger_send_to_app(agent, "order", message->data) == 0)
+		i++;
+	if (i == messages && messenger_send_to_app(agent, "last", NULL) == 0)
+		return 0;
+	clutch_print_line(STDERR_FILENO, "relay: message %d of %d was not sent: %s", i + 1,
+	                  messages + 1, strerror(errno));
+	return kill(getppid(), SIGKILL); /* the run ends: a message to the parent would fail, too */
 }
 
 static int
