@@ -623,7 +623,7 @@ lock_pid_file(struct master *master)
 		if (lstat(path, &status) == 0 && !S_ISREG(status.st_mode))
 			return S_ISLNK(status.st_mode) ? "it is a symbolic link"
 			                               : "it is not a plain file";
-		descriptor = open_again(path, O_RDWR | O_CREAT, 0644);
+		descriptor = open_again(path, O_RDWR | O_CREAT, 0600);
 		if (descriptor == -1)
 			return strerror(errno);
 		if (lock_byte(descriptor, 0) == 0)

@@ -216,6 +216,32 @@ Test(connections, an_app_that_was_stopped_while_it_leaves_still_waits_for_its_la
 	cluster_stop(c);
 }
 
+/* ---- a connection that is watched twice ------------------------------------------------------- */
+
+static int
+accept_and_watch_twice(struct messenger *app, int descriptor, void *arg)
+{
+	return messenger_watch(app, descriptor, POLLIN, hold, NULL) == -1 ||
+	       accept_and_hold(app, descriptor, arg);
+}
+
+/* It counts once: when it ends, the app does not wait until its deadline. */
+Test(connections, one_that_is_watched_twice_is_one_connection)
+{
+	struct cluster *c = cluster_start(&(struct options){
+		.connection = accept_and_watch_twice, .workers = 1, .app_close_timeout = 600000});
+	int client;
+
+	cluster_ready(c);
+	client = cluster_connect(c);
+	cluster_wait(c, 0, "accepted");
+	cluster_signal(c, "APP#1", SIGTERM);
+	cluster_wait(c, 0, "receive signal SIGTERM");
+	close(client);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: 0, signal: null");
+	cluster_stop(c);
+}
+
 /* ---- no memory for the listener -------------------------------------------------------------- */
 
 static bool is_memory_short;

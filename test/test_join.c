@@ -545,6 +545,7 @@ join_itself(struct messenger *messenger, void *arg)
 Test(join, wrong_arguments_change_nothing)
 {
 	struct link one, two;
+	int timer;
 
 	open_link(&one, "one");
 	open_link(&two, "two");
@@ -567,6 +568,10 @@ Test(join, wrong_arguments_change_nothing)
 	cr_assert_eq(messenger_watch(two.messenger, loop_end, POLLIN, on_readable, &two), 0);
 	refuses(messenger_join(two.messenger, loop, on_end, &two), EINVAL);
 	cr_assert_eq(messenger_unwatch(two.messenger, loop_end), 0);
+	timer = messenger_set_timeout(two.messenger, 1000, join_itself, loop);
+	cr_assert_gt(timer, 0);
+	refuses(messenger_join(two.messenger, loop, on_end, &two), EINVAL);
+	cr_assert_eq(messenger_clear_timeout(two.messenger, timer), 0);
 	channel_close(&two.other);
 	cr_assert_eq(messenger_step(two.messenger, 0), 0);
 	refuses(messenger_join(two.messenger, loop, on_end, &two), EPIPE);

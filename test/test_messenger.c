@@ -921,6 +921,15 @@ Test(memory, pids_are_noted_once_there_is_some)
 	expect_opids(2, 11, 12);
 }
 
+Test(memory, a_listener_that_finds_none_is_not_added)
+{
+	reallocs_that_succeed = 0;
+	expect_error(ENOMEM, messenger_on(child, "a", on_note, a));
+	cr_assert_eq(reallocs_that_succeed, -1);
+	tell("a");
+	expect_calls("");
+}
+
 /* A messenger has two arrays for its watches, and each array may fail to grow. */
 Test(memory, a_watch_that_finds_none_is_not_made)
 {

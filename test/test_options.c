@@ -343,6 +343,52 @@ Test(options, a_path_of_others_is_refused)
 	cr_assert_eq(access(path.sun_path, F_OK), 0);
 }
 
+/* No process listens any more at a socket of another user; but only that user may remove it. */
+Test(options, a_dead_socket_of_another_user_is_refused)
+{
+	int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+	struct cluster *c;
+
+	if (geteuid() != 0)
+		cr_skip_test("only root can give a file away");
+	name_path();
+	cr_assert_eq(bind(listener, (struct sockaddr *)&path, sizeof path), 0);
+	close(listener);
+	cr_assert_eq(chown(path.sun_path, 65534, (gid_t)-1), 0);
+	c = start_at_path();
+	cluster_wait(c, 0, "[master] %s is in use", path.sun_path);
+	cluster_ended(c, 1);
+	cr_assert_eq(access(path.sun_path, F_OK), 0);
+}
+
+/* A listener that is too busy to take another connection is alive. */
+Test(options, a_path_whose_queue_of_connections_is_full_is_in_use)
+{
+	int listener = socket(AF_UNIX, SOCK_STREAM, 0), client;
+	struct cluster *c;
+
+	name_path();
+	cr_assert_eq(bind(listener, (struct sockaddr *)&path, sizeof path), 0);
+	cr_assert_eq(listen(listener, 0), 0);
+	do
+		client = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	while (connect(client, (struct sockaddr *)&path, sizeof path) == 0);
+	cr_assert_eq(errno, EAGAIN);
+	c = start_at_path();
+	cluster_wait(c, 0, "[master] %s is in use", path.sun_path);
+	cluster_ended(c, 1);
+	cr_assert_eq(access(path.sun_path, F_OK), 0);
+}
+
+Test(options, a_path_that_somebody_has_removed_is_no_fault)
+{
+	struct cluster *c = start_at_path();
+
+	cluster_ready(c);
+	cr_assert_eq(unlink(path.sun_path), 0);
+	cluster_stop(c);
+}
+
 /* Each try is a connection for the process that listens there. */
 Test(options, a_path_in_use_is_tried_seldom)
 {

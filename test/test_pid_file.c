@@ -114,6 +114,21 @@ Test(pid_file, a_folder_or_file_that_cannot_be_made_says_why)
 	}
 }
 
+/* D44: who can read the file can lock its bytes, so that no master starts, or nobody sees that a
+ * worker is alive. */
+Test(pid_file, is_closed_to_other_users)
+{
+	struct cluster *c;
+	struct stat status;
+
+	name_files();
+	c = cluster_start(&(struct options){.pid_file = path});
+	cluster_ready(c);
+	cr_assert_eq(stat(path, &status), 0);
+	cr_assert_eq(status.st_mode & 0777, 0600);
+	cluster_stop(c);
+}
+
 /* D44: egg writes through each of these links, and removes the name. */
 Test(pid_file, a_link_is_refused)
 {

@@ -406,6 +406,29 @@ Test(signals, what_a_forked_clusters_child_starts_finds_ignored_what_the_caller_
 	programs_find(true, IGNORED, 0);
 }
 
+static int
+load_for_ever(struct messenger *app, void *arg)
+{
+	(void)arg;
+	report(app, "loads");
+	for (;;)
+		poll(NULL, 0, 1000);
+	return 0;
+}
+
+/* Until an app is ready, SIGTERM kills it, whatever the caller does with SIGTERM. */
+Test(signals, an_app_that_loads_does_not_ignore_SIGTERM_as_its_caller_does)
+{
+	struct cluster *c;
+
+	signal(SIGTERM, SIG_IGN);
+	c = cluster_start(&(struct options){.app = load_for_ever, .workers = 1});
+	cluster_wait(c, 0, ":APP#1 loads");
+	cluster_signal(c, "APP#1", SIGTERM);
+	cr_assert_str_eq(cluster_wait_end(c, "APP#1"), "code: null, signal: SIGTERM");
+	cluster_ended(c, 1);
+}
+
 /* SIGTERM and SIGALRM are not among them, because a child must be able to receive them. */
 #define BLOCKED                                                                                    \
 	(BIT(SIGHUP) | BIT(SIGINT) | BIT(SIGQUIT) | BIT(SIGPIPE) | BIT(SIGUSR1) | BIT(SIGUSR2) |   \

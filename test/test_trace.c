@@ -380,6 +380,21 @@ Test(trace, cannot_be_imitated_by_what_is_sent)
 	cr_assert_str_eq(lines[3].field[14], "\xe4\xbd\xa0");
 }
 
+Test(trace, is_not_limited_by_an_empty_action)
+{
+	struct cluster *c;
+
+	clear_environment();
+	setenv("CLUTCH_TRACE_ACTION", "", 1);
+	c = start(trace_path(), 1);
+	unsetenv("CLUTCH_TRACE_ACTION");
+	greet(c, "1");
+	cluster_wait(c, 0, "greeted");
+	cluster_stop(c);
+	read_trace(trace_path());
+	cr_assert_gt(line_count, 20, "%zu lines", line_count);
+}
+
 Test(trace, can_be_limited_to_one_action)
 {
 	struct cluster *c;
