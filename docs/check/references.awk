@@ -1,6 +1,7 @@
 # See docs/check/references. The variable `input` says what the next file holds: the files of
-# the tree, the words of its code, its tests, the targets of make, foreign names, the anchors
-# of the files that the document links to; and then the document, which `doc` names.
+# the tree, the words of its code, its tests, how many there are in each file, the targets of
+# make, foreign names, the anchors of the files that the document links to; and then the
+# document, which `doc` names.
 #
 # Copyright (c) 2026 the clutch authors
 # SPDX-License-Identifier: MIT
@@ -15,6 +16,7 @@ input == "files" {
 }
 input == "words" { word[$0] = 1; next }
 input == "tests" { test[$0] = 1; next }
+input == "cases" { cases[$1] = $2; next }
 input == "targets" { target[$0] = 1; next }
 input == "foreign" { sub(/[ \t]*#.*/, ""); foreign[$0] = 1; next }
 input == "anchors" { anchor[$0] = 1; next }
@@ -132,6 +134,18 @@ function check_name(text) {
 		complain("no program has this option: " text)
 }
 
+# A row of a table: | `make test T=slow` | 15 of 16 cases | ...
+function check_cases(row,    part, name, number) {
+	split(row, part, / *[|] */)
+	name = part[2]
+	gsub(/^`make test T=|`$/, "", name)
+	number = part[3]
+	sub(/^[0-9]+ of /, "", number)
+	sub(/ cases?$/, "", number)
+	if (name in cases && number != cases[name])
+		complain("test/test_" name ".c has " cases[name] " cases")
+}
+
 /^ *```/ {
 	fence = !fence
 	commands = /^ *```(console run( [a-z0-9 -]+)?|console|sh)?$/
@@ -146,6 +160,7 @@ fence {
 	}
 	next
 }
+/^[|] `make test T=[a-z_]+` [|] [0-9a-z ]+ cases? [|]/ { check_cases($0) }
 {
 	text = $0
 	while (match(text, /`[^`]+`/)) {
