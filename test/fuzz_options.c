@@ -14,6 +14,7 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <limits.h>
+#include <strings.h>
 #include <sys/un.h>
 
 static const struct variable {
@@ -76,8 +77,8 @@ model_fault(bool listens)
 	const char *value = getenv("CLUTCH_LOG");
 	size_t i;
 
-	if (value != NULL && strcmp(value, "") != 0 && strcmp(value, "info") != 0 &&
-	    strcmp(value, "warn") != 0 && strcmp(value, "error") != 0)
+	if (value != NULL && strcmp(value, "") != 0 && strcasecmp(value, "info") != 0 &&
+	    strcasecmp(value, "warn") != 0 && strcasecmp(value, "error") != 0)
 		return "CLUTCH_LOG=";
 	for (i = 0; i < NUMBERS; i++) {
 		value = getenv(variables[i].name);
