@@ -637,6 +637,39 @@ Test(log, any_process_can_ask_for_the_status)
 	cluster_stop(c);
 }
 
+static int
+become_ready(struct messenger *app, const struct message *message, void *arg)
+{
+	(void)message, (void)arg;
+	return messenger_ready(app, 0);
+}
+
+static int
+ask_before_it_is_ready(struct messenger *app, void *arg)
+{
+	messenger_ready_later(app);
+	return be_curious(app, arg) == 0 &&
+	                       messenger_on(app, "test-ready", become_ready, NULL) == 0 &&
+	                       messenger_send(app, "clutch-status", NULL, ROLE_MASTER) == 0
+	               ? 0
+	               : -1;
+}
+
+/* What an app says to the master before it listens does not make it one that listens. */
+Test(log, an_app_that_asks_before_it_is_ready_has_not_started)
+{
+	struct cluster *c =
+		cluster_start(&(struct options){.app = ask_before_it_is_ready, .workers = 1});
+
+	cluster_wait(c, 0, ":APP#1 got ");
+	cluster_turn(c);
+	cr_assert_eq(cluster_count(c, 0, "app_worker#1:APP#1 started"), 0);
+	cr_assert_eq(messenger_send_to_app(c->parent, "test-ready", NULL), 0);
+	cluster_ready(c);
+	cluster_wait(c, 0, "app_worker#1:APP#1 started");
+	cluster_stop(c);
+}
+
 /* The agent sends more than a queue holds before it is ready and the apps are forked. */
 static int
 flood_apps(struct messenger *agent, void *arg)
