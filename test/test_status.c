@@ -73,7 +73,7 @@ Test(status, s14a_the_pid_file_is_written_and_removed)
 	expect_pid(c->master);
 	cluster_wait(c, 0, ":AGENT#1 finds MASTER");
 	cr_assert_eq(stat(pid_file, &status), 0);
-	cr_assert_eq(status.st_mode & 0777, 0644);
+	cr_assert_eq(status.st_mode & 0777, 0600);
 	cluster_stop(c);
 	cr_assert_str_eq(content_of(pid_file), "none");
 	*strrchr(pid_file, '/') = '\0';
