@@ -1151,6 +1151,62 @@ Test(caller, as_process_1_a_close_does_not_wait_for_orphans_that_are_dead)
 	caller_free(c);
 }
 
+static int
+exit_now(struct messenger *app, void *arg)
+{
+	(void)app, (void)arg;
+	_exit(1);
+}
+
+/* The app ends soon, and its helper stays until the master kills it. */
+static int
+app_with_stubborn_helper(struct messenger *app, void *arg)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		signal(SIGTERM, SIG_IGN);
+		for (;;)
+			pause();
+	}
+	return pid == -1 || role(app, arg) != 0 ||
+	                       messenger_set_timeout(app, 100, exit_now, NULL) == -1
+	               ? -1
+	               : 0;
+}
+
+static int
+start_as_one_with_stubborn_helper(void)
+{
+	return start_cluster(&(struct options){.agent = role,
+	                                       .app = app_with_stubborn_helper,
+	                                       .workers = 1,
+	                                       .env = "local",
+	                                       .app_close_timeout = 2000});
+}
+
+/* As long as the group of the dead app lives, the app stays a zombie, and hides the orphans. Then
+ * they are reaped with it. */
+Test(caller, as_process_1_orphans_behind_a_dead_app_are_reaped_with_it)
+{
+	struct family family = {.children = 1}; /* the agent */
+	struct caller *c;
+
+	body_of_one = start_as_one_with_stubborn_helper;
+	c = caller_start(as_process_one);
+	caller_until(c, caller_has_or_ended, &(struct caller_search){0, "app_worker#1:"});
+	if (caller_count(c, "not permitted") > 0)
+		cr_skip_test("no pid namespaces");
+	caller_wait(c, 0, " died (code: 1");
+	family.parent = caller_number(c, "process 1 is ");
+	leave_orphans(family.parent);
+	caller_assert(c, caller_until(c, are_reaped, &family), "%d zombies are left",
+	              children_of(family.parent) - family.children);
+	kill(family.parent, SIGTERM);
+	caller_ends(c, 0);
+	caller_free(c);
+}
+
 /* ---- a small limit of descriptors ------------------------------------------------------- */
 
 static int many_workers;
