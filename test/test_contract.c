@@ -348,6 +348,38 @@ Test(contract, the_channel_comes_with_a_second_include)
 	expect_compiles(write_source("channel.c", "%s", channel_program));
 }
 
+Test(contract, the_limits_are_those_that_the_readme_names)
+{
+	static const struct {
+		const char *before;
+		long value;
+		const char *after;
+	} rows[] = {
+		{"| data of a message | ", MESSAGE_DATA_MAX >> 20, " MiB (`MESSAGE_DATA_MAX`)"},
+		{"| an action | ", MESSAGE_ACTION_MAX, " bytes |"},
+		{"queue | ", CHANNEL_QUEUE_MAX >> 20, " MiB (`CHANNEL_QUEUE_MAX`)"},
+		{" and ", CHANNEL_HANDLES_MAX, " descriptors (`CHANNEL_HANDLES_MAX`)"},
+		{"receiver | ", CHANNEL_HIGH_WATER >> 20, " MiB (`CHANNEL_HIGH_WATER`)"},
+		{"(`CHANNEL_READ_SIZE`, ", CHANNEL_READ_SIZE >> 10, " KiB)"},
+		{"below ", CHANNEL_LOW_WATER >> 10, " KiB (`CHANNEL_LOW_WATER`)"},
+		{"after ", CLUTCH_STUCK_TIMEOUT / 1000, " s (`options.stuck_timeout`)"},
+		{"for ", CLUTCH_GRACEFUL_TIMEOUT / 1000, " s (`options.graceful_timeout`)"},
+	};
+	static char readme[256 * 1024];
+	char wanted[128];
+	FILE *file = fopen("README.md", "r");
+	size_t i;
+
+	cr_assert_not_null(file);
+	cr_assert_gt(fread(readme, 1, sizeof readme - 1, file), 0);
+	fclose(file);
+	for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+		snprintf(wanted, sizeof wanted, "%s%ld%s", rows[i].before, rows[i].value,
+		         rows[i].after);
+		cr_assert_not_null(strstr(readme, wanted), "the README does not say: %s", wanted);
+	}
+}
+
 /* README: two processes that only want to talk need sendmessage.c alone. */
 Test(contract, the_channel_needs_sendmessage_c_alone)
 {
