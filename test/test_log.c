@@ -630,6 +630,8 @@ Test(log, any_process_can_ask_for_the_status)
 	cr_assert_eq(cluster_count(c, 0, " bytes from the master, JSON"), 3);
 	cr_assert(is_json(answer), "%s", answer);
 	cr_assert_eq(count_text(answer, "{\"role\":"), 4, "%s", answer);
+	cr_assert_not_null(strstr(answer, "\"app_close\":5000,\"agent_close\":5000,"), "%s",
+	                   answer);
 	snprintf(wanted, sizeof wanted, "{\"role\":\"app\",\"slot\":1,\"pid\":%ld,",
 	         (long)cluster_pid(c, "APP#2"));
 	cr_assert_not_null(strstr(answer, wanted), "%s", answer);

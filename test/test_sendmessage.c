@@ -645,6 +645,16 @@ Test(writing, interrupted_or_short_of_memory_loses_nothing)
 	close(far);
 }
 
+/* What must not be lost is tried again for a second. */
+Test(writing, a_shortage_is_borne_for_a_second)
+{
+	int64_t deadline = 0, since = clutch_now();
+
+	while (clutch_retry(&deadline))
+		cr_assert_lt(clutch_now() - since, 10000);
+	cr_assert_geq(clutch_now() - since, 990);
+}
+
 /* In a turn of the loop one write sends all messages, and one read gets them. */
 Test(writing, frames_of_one_turn_leave_in_one_write)
 {
