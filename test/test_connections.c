@@ -6,6 +6,7 @@
  * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
+#include "no_memory.h"
 
 #include <criterion/criterion.h>
 
@@ -243,20 +244,6 @@ Test(connections, one_that_is_watched_twice_is_one_connection)
 }
 
 /* ---- no memory for the listener -------------------------------------------------------------- */
-
-static bool is_memory_short;
-
-void *__real_realloc(void *room, size_t size);
-void *__wrap_realloc(void *room, size_t size);
-
-void *
-__wrap_realloc(void *room, size_t size)
-{
-	if (!is_memory_short)
-		return __real_realloc(room, size);
-	errno = ENOMEM;
-	return NULL;
-}
 
 static int
 use_all_memory(struct messenger *app, void *arg)

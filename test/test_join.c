@@ -9,6 +9,7 @@
  * SPDX-License-Identifier: MIT
  */
 #include "harness.h"
+#include "no_memory.h"
 #include "sanitized.h"
 
 #include <criterion/criterion.h>
@@ -579,20 +580,6 @@ Test(join, wrong_arguments_change_nothing)
 	expect_turn("one:a ");
 	close_link(&one);
 	close_link(&two);
-}
-
-static bool is_memory_short;
-
-void *__real_realloc(void *room, size_t size);
-void *__wrap_realloc(void *room, size_t size);
-
-void *
-__wrap_realloc(void *room, size_t size)
-{
-	if (!is_memory_short)
-		return __real_realloc(room, size);
-	errno = ENOMEM;
-	return NULL;
 }
 
 Test(join, without_memory_it_is_not_joined)
