@@ -399,7 +399,9 @@ Test(cluster_client, a_call_that_waits_for_a_failing_start_fails)
 	cluster_wait(c, 0, ":APP#1 error early EREGISTRY no \"registry\" there");
 	cluster_wait(c, 0, ":AGENT#1 error early EREGISTRY no \"registry\" there");
 	cluster_wait(c, 0, "upstream start 2");
+	cluster_did(c, "APP#1", "ready again"); /* the app may hear of the first start once more */
 	cluster_did(c, "AGENT#1", "started");
+	cluster_wait(c, 0, ":APP#1 ready again yes");
 	settled(c, "APP#1");
 	cluster_stop(c);
 }
