@@ -555,6 +555,17 @@ __wrap_messenger_open(int descriptor, enum role role)
 
 int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
 
+static int64_t slow_since; /* real microseconds */
+
+void
+faults_run_slowly(void)
+{
+	struct timespec now;
+
+	__real_clock_gettime(CLOCK_MONOTONIC, &now);
+	slow_since = (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
 int
 __wrap_clock_gettime(clockid_t clock, struct timespec *now)
 {
@@ -562,7 +573,11 @@ __wrap_clock_gettime(clockid_t clock, struct timespec *now)
 
 	if (__real_clock_gettime(clock, now) == -1)
 		return -1;
-	microseconds = ((int64_t)now->tv_sec * 1000000 + now->tv_nsec / 1000) * faults_speed();
+	microseconds = (int64_t)now->tv_sec * 1000000 + now->tv_nsec / 1000;
+	if (clock == CLOCK_MONOTONIC && slow_since > 0)
+		microseconds += slow_since * (faults_speed() - 1);
+	else
+		microseconds *= faults_speed();
 	now->tv_sec = microseconds / 1000000;
 	now->tv_nsec = microseconds % 1000000 * 1000;
 	return 0;

@@ -151,6 +151,8 @@ const char *fault_name(int how);
  * so that a timeout of a second costs the test a fraction of a second. */
 int64_t faults_clock(void);
 int faults_speed(void);
+/* From now on the clock of this process is as slow as the true one. */
+void faults_run_slowly(void);
 
 /* A sanitizer, if there is one, calls the callback when it ends a process. */
 void __sanitizer_set_death_callback(void (*callback)(void)) __attribute__((weak));
