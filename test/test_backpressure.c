@@ -4,6 +4,7 @@
  * Copyright (c) 2026 the clutch authors
  * SPDX-License-Identifier: MIT
  */
+#include "no_memory.h"
 #include "world.h"
 
 /* ---- the world: a master's view, and the far ends ---------------------------------------- */
@@ -133,6 +134,22 @@ Test(backpressure, a_handle_travels_to_the_master_and_to_nobody)
 	cr_assert_eq(messenger.undeliverable, 1);
 	cr_assert_neq(fcntl(data.handle, F_GETFD), -1, "the caller's handle was closed");
 	close(data.handle);
+}
+
+/* A receiver whose queue finds no memory for a second is given up: a gap would be worse. */
+Test(backpressure, without_memory_a_receiver_is_given_up_after_a_second)
+{
+	struct message data = compose(ROLE_NONE, ROLE_NONE, cast[APP2].pid);
+	struct process *receiver = &processes[APP2];
+	int64_t since = clutch_now();
+
+	is_memory_short = true;
+	relay(APP1, &data);
+	is_memory_short = false;
+	cr_assert_geq(clutch_now() - since, 990);
+	cr_assert_not_null(receiver->killed_for);
+	cr_assert(receiver->channel.write_closed, "a message behind the gap would be sent");
+	cr_assert_null(processes[AGENT].killed_for);
 }
 
 /* The master has no descriptor left for a copy of the handle. The message is more important than

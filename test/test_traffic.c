@@ -19,6 +19,7 @@ Test(traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone)
 	static const int shortages[] = {ETOOMANYREFS, ENOMEM, ENOBUFS};
 	struct cluster *c = start(5);
 	char who[16];
+	int64_t used;
 	size_t mark;
 	int i;
 
@@ -42,6 +43,9 @@ Test(traffic, a_shortage_for_a_handle_in_the_master_is_that_channels_alone)
 		cluster_wait(c, mark, ":%s got it whole", who);
 	}
 	cr_assert_eq(cluster_count(c, 0, " died "), 0);
+	used = process_processor_time(c->master);
+	cr_assert_lt(used, 200 * time_scale(), "%lldms: the master tries without a pause",
+	             (long long)used);
 	stop(c);
 }
 
