@@ -341,7 +341,17 @@ faults_clock(void)
 int
 faults_speed(void)
 {
-	return __sanitizer_set_death_callback != NULL ? 4 : 10;
+	static int speed; /* the same in all processes that this one forks */
+	double load = 0;
+
+	if (speed == 0) {
+		getloadavg(&load, 1);
+		speed = __sanitizer_set_death_callback != NULL ||
+		                        load > 5.0 * (double)sysconf(_SC_NPROCESSORS_ONLN)
+		                ? 4
+		                : 10;
+	}
+	return speed;
 }
 
 static int

@@ -147,8 +147,8 @@ bool fault_is_invisible(const struct site *site, int how);
 const char *call_name(enum call call);
 const char *fault_name(int how);
 
-/* The true time. The cluster's clock runs faster, by a factor that is smaller under a sanitizer,
- * so that a timeout of a second costs the test a fraction of a second. */
+/* The true time. The cluster's clock runs faster, by a factor that is smaller under a sanitizer
+ * and on a busy machine, so that a timeout of a second costs the test a fraction of a second. */
 int64_t faults_clock(void);
 int faults_speed(void);
 /* From now on the clock of this process is as slow as the true one. */
