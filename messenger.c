@@ -45,7 +45,7 @@
 /* For this long, in ms, a line that a signal has interrupted is tried again. */
 #define LOG_BLOCKED 900
 
-/* A log that has blocked for half of that gets no line for this long, in ms. */
+/* A log that has lost a line after half of that gets no other line for this long, in ms. */
 #define LOG_SILENCE 10000
 
 /* ---- the master's side: egg-cluster/lib/utils/messenger.js --------------- */
@@ -429,7 +429,7 @@ clutch_log(enum clutch_level level, const char *format, ...)
 	if (clutch_log_alarm)
 		alarm(0);
 	after = clutch_now();
-	if (after - before > LOG_BLOCKED / 2)
+	if (stream->lost > 0 && after - before > LOG_BLOCKED / 2)
 		stream->silent_until = after + LOG_SILENCE;
 }
 

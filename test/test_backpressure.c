@@ -185,6 +185,8 @@ Test(backpressure, with_one_descriptor_the_first_receiver_gets_the_handle)
 	lose_handle(1);
 	check_handle(APP1, true, STDERR_FILENO);
 	check_handle(APP2, false, -1);
+	cr_assert_eq(processes[APP1].channel.handles_lost, 0);
+	cr_assert_eq(processes[APP2].channel.handles_lost, 1);
 }
 
 /* ---- backpressure (D21) ------------------------------------------------------------------ */

@@ -377,6 +377,35 @@ rest_of(int descriptor)
 	return text;
 }
 
+static bool is_machine_busy;
+
+int __real_poll(struct pollfd *set, nfds_t count, int timeout);
+int __wrap_poll(struct pollfd *set, nfds_t count, int timeout);
+
+int
+__wrap_poll(struct pollfd *set, nfds_t count, int timeout)
+{
+	if (is_machine_busy)
+		__real_poll(NULL, 0, 600);
+	return __real_poll(set, count, timeout);
+}
+
+/* It was the machine that has held the line up, and not the log: the log takes the next one. */
+Test(log, a_line_that_takes_long_on_a_busy_machine_costs_no_other)
+{
+	char text[1024] = "";
+	int out[2];
+
+	cr_assert(pipe(out) == 0 && dup2(out[1], STDOUT_FILENO) == STDOUT_FILENO);
+	is_machine_busy = true;
+	clutch_log(CLUTCH_INFO, "the first line");
+	is_machine_busy = false;
+	clutch_log(CLUTCH_INFO, "the second line");
+	cr_assert_gt(read(out[0], text, sizeof text - 1), 0);
+	cr_assert_not_null(strstr(text, ": the first line\n"));
+	cr_assert_not_null(strstr(text, ": the second line\n"), "%s", text);
+}
+
 /* One line is lost while the pipe is full. Each line that follows is written; or it is lost, too,
  * if this process was held up for so long that it spares the log for a while. */
 Test(log, one_lost_line_is_told)
