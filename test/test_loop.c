@@ -1366,6 +1366,51 @@ Test(foreign, drives_messages_descriptors_and_timers)
 	close_pipe(ends);
 }
 
+/* ---- a poll that a signal interrupts ----------------------------------------------------- */
+
+static bool is_poll_interrupted;
+
+int __real_poll(struct pollfd *set, nfds_t count, int timeout);
+int __wrap_poll(struct pollfd *set, nfds_t count, int timeout);
+
+int
+__wrap_poll(struct pollfd *set, nfds_t count, int timeout)
+{
+	if (!is_poll_interrupted)
+		return __real_poll(set, count, timeout);
+	is_poll_interrupted = false;
+	errno = EINTR;
+	return -1;
+}
+
+static int
+count_byte(struct messenger *messenger, int descriptor, short revents, void *arg)
+{
+	char byte;
+
+	(void)messenger, (void)revents;
+	++*(int *)arg;
+	cr_assert_eq(read(descriptor, &byte, 1), 1);
+	return 0;
+}
+
+/* It tells nothing, so what an earlier one has told does not count once more. */
+Test(loop, an_interrupted_poll_calls_nobody)
+{
+	int ends[2], calls_made = 0;
+
+	cr_assert_eq(pipe(ends), 0);
+	cr_assert_eq(fcntl(ends[0], F_SETFL, O_NONBLOCK), 0);
+	cr_assert_eq(messenger_watch(child, ends[0], POLLIN, count_byte, &calls_made), 0);
+	cr_assert_eq(write(ends[1], "x", 1), 1);
+	turn();
+	is_poll_interrupted = true;
+	turn();
+	cr_assert(!is_poll_interrupted);
+	cr_assert_eq(calls_made, 1);
+	close_pipe(ends);
+}
+
 /* ---- a quiet loop ------------------------------------------------------------------------ */
 
 static int
