@@ -615,10 +615,10 @@ Test(lifecycle, s03e_kill_9_of_a_worker_in_env_local)
 	stop_all(c, "MASTER AGENT#1 APP#1");
 }
 
-/* Worker n - 1 is told to exit while it loads. The master forks worker n no sooner than
- * `wait` ms after that death. */
+/* Worker n - 1 is told to exit while it loads. The master forks worker n `wait` ms after that
+ * death: not before, and the status tells no later time. */
 static void
-expect_backoff(struct cluster *c, int n, int wait)
+expect_backoff(struct cluster *c, const char *slot, int n, int wait)
 {
 	char who[16], before[16];
 	int64_t now;
@@ -629,6 +629,8 @@ expect_backoff(struct cluster *c, int n, int wait)
 	now = clutch_now();
 	cluster_order(c, before, "exit 1");
 	cr_assert_str_eq(cluster_wait_end(c, before), EXIT_1);
+	cluster_ask_status(c);
+	cr_assert_leq(cluster_figure(c, slot, "refork_in"), wait);
 	cluster_pid(c, who);
 	cr_assert(clutch_now() - now >= wait, "%s came after %lld ms, not %d", who,
 	          (long long)(clutch_now() - now), wait);
@@ -649,8 +651,8 @@ Test(lifecycle, s03f_a_replacement_that_exits_while_loading_is_replaced)
 	settle(c, "AGENT#1 APP#1 APP#2");
 	mark = cluster_mark(c);
 	cluster_signal(c, "APP#2", SIGKILL);
-	expect_backoff(c, 4, 1000);
-	expect_backoff(c, 5, 2000);
+	expect_backoff(c, "app 1", 4, 1000);
+	expect_backoff(c, "app 1", 5, 2000);
 	cluster_order(c, "APP#5", "ready 0");
 	cluster_wait_saw(c, "APP#5", NEWCOMER);
 	settle(c, "AGENT#1 APP#1 APP#5");
@@ -684,7 +686,7 @@ Test(lifecycle, s03f_a_replacement_that_was_ready_ends_the_backoff)
 	cluster_pid(c, "APP#4");
 	cr_assert(clutch_now() - now < 900,
 	          "the worker that had been ready was not replaced at once");
-	expect_backoff(c, 5, 1000);
+	expect_backoff(c, "app 0", 5, 1000);
 	cluster_stop(c);
 }
 

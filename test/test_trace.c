@@ -380,19 +380,26 @@ Test(trace, cannot_be_imitated_by_what_is_sent)
 	cr_assert_str_eq(lines[3].field[14], "\xe4\xbd\xa0");
 }
 
-Test(trace, is_not_limited_by_an_empty_action)
+static void
+trace_a_greeting(const char *action)
 {
 	struct cluster *c;
-	size_t i, greetings = 0;
 
 	clear_environment();
-	setenv("CLUTCH_TRACE_ACTION", "", 1);
+	setenv("CLUTCH_TRACE_ACTION", action, 1);
 	c = start(trace_path(), 1);
 	unsetenv("CLUTCH_TRACE_ACTION");
 	greet(c, "1");
 	cluster_wait(c, 0, "greeted");
 	cluster_stop(c);
 	read_trace(trace_path());
+}
+
+Test(trace, is_not_limited_by_an_empty_action)
+{
+	size_t i, greetings = 0;
+
+	trace_a_greeting("");
 	for (i = 0; i < line_count; i++)
 		greetings += strcmp(lines[i].field[13], "greeting") == 0;
 	cr_assert_eq(greetings, 7);
@@ -400,17 +407,9 @@ Test(trace, is_not_limited_by_an_empty_action)
 
 Test(trace, can_be_limited_to_one_action)
 {
-	struct cluster *c;
 	size_t i;
 
-	clear_environment();
-	setenv("CLUTCH_TRACE_ACTION", "greeting", 1);
-	c = start(trace_path(), 1);
-	unsetenv("CLUTCH_TRACE_ACTION");
-	greet(c, "1");
-	cluster_wait(c, 0, "greeted");
-	cluster_stop(c);
-	read_trace(trace_path());
+	trace_a_greeting("greeting");
 	cr_assert_eq(line_count, 7); /* sends receives routes sends hears delivers delivers */
 	for (i = 0; i < line_count; i++)
 		cr_assert_str_eq(lines[i].field[13], "greeting");
