@@ -114,8 +114,8 @@ Test(pid_file, a_folder_or_file_that_cannot_be_made_says_why)
 	}
 }
 
-/* D44: who can read the file can lock its bytes, so that no master starts, or nobody sees that a
- * worker is alive. */
+/* D44: a user that can read the file can lock its bytes. Then no master starts, or the commands do
+ * not see that a worker is alive. */
 Test(pid_file, is_closed_to_other_users)
 {
 	struct cluster *c;
