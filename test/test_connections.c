@@ -226,7 +226,7 @@ accept_and_watch_twice(struct messenger *app, int descriptor, void *arg)
 	       accept_and_hold(app, descriptor, arg);
 }
 
-/* It counts once: when it ends, the app does not wait until its deadline. */
+/* The connection counts once: when it ends, the app does not wait until the deadline. */
 Test(connections, one_that_is_watched_twice_is_one_connection)
 {
 	struct cluster *c = cluster_start(&(struct options){

@@ -390,7 +390,7 @@ __wrap_poll(struct pollfd *set, nfds_t count, int timeout)
 	return __real_poll(set, count, timeout);
 }
 
-/* It was the machine that has held the line up, and not the log: the log takes the next one. */
+/* The machine has held the line up, and not the log: the log takes the next line. */
 Test(log, a_line_that_takes_long_on_a_busy_machine_costs_no_other)
 {
 	char text[1024] = "";

@@ -1394,7 +1394,7 @@ count_byte(struct messenger *messenger, int descriptor, short revents, void *arg
 	return 0;
 }
 
-/* It tells nothing, so what an earlier one has told does not count once more. */
+/* An interrupted poll tells nothing, and what an earlier poll has told does not count again. */
 Test(loop, an_interrupted_poll_calls_nobody)
 {
 	int ends[2], calls_made = 0;
