@@ -269,7 +269,7 @@ obey(struct messenger *messenger, enum command command)
 		me->leaving = true;
 		send_burst(messenger, world->round + 1, FLOOD);
 		if (command == QUIT) {
-			faults_run_slowly(); /* a busy machine needs it for the last words */
+			faults_run_slowly(); /* a busy machine needs time for the last words */
 			exit(0);
 		}
 		messenger_graceful_exit(messenger);
