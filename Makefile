@@ -389,7 +389,7 @@ $(BUILD)/tidy/%: %.c $(HEADERS) .clang-tidy
 
 # The most lines of code, as cloc counts them. .clang-tidy says how long and how deep a
 # function may be.
-SIZE_MAX = 4306
+SIZE_MAX = 4305
 SENDMESSAGE_MAX = 550
 size:
 	@SIZE_MAX=$(SIZE_MAX) SENDMESSAGE_MAX=$(SENDMESSAGE_MAX) sh test/size messenger.h $(CORE)

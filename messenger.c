@@ -640,12 +640,9 @@ messenger_opids(const struct messenger *messenger, size_t *count)
 int
 messenger_send_message(struct messenger *messenger, const struct message *message)
 {
-	struct message plain = *message;
-
-	plain.frame = NULL; /* a listener may send on what it heard, changed or not */
 	if (messenger->channel.descriptor == -1)
 		return clutch_fail(EPIPE);
-	if (sendmessage(&messenger->channel, &plain) == -1)
+	if (sendmessage(&messenger->channel, message) == -1)
 		return -1;
 	clutch_trace("sends", &messenger->channel, message, "", 0);
 	return 0;
@@ -888,11 +885,12 @@ is_about_a_pause(const struct message *message)
 
 /* egg: _onMessage */
 static void
-deliver(struct messenger *messenger, const struct message *message)
+deliver(struct messenger *messenger, struct message *message)
 {
 	bool by_master = message->from == ROLE_MASTER && messenger->loop == NULL;
 	size_t count, length = message->frame[FRAME_ACTION_LENGTH];
 
+	message->frame = NULL; /* a listener may send on what it hears, changed or not */
 	clutch_trace("hears", &messenger->channel, message, "", 0);
 	if (by_master && strcmp(message->action, "clutch-barrier") == 0) {
 		messenger_tell(messenger, ROLE_MASTER, "clutch-barrier", NULL); /* D50 */

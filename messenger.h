@@ -124,8 +124,7 @@ struct message {
 	const char *data;     /* JSON text; NULL is JavaScript's undefined */
 	size_t data_length;   /* bytes; data[data_length] is 0 in what you receive */
 	int handle;           /* a descriptor that travels along, or -1: set it, 0 is one, too */
-	unsigned char *frame; /* the frame in the read buffer, or NULL; not yours. Set it to
-	                       * NULL before sendmessage gets a changed message */
+	unsigned char *frame; /* NULL, but in what channel_next has read (part two); not yours */
 };
 
 /* A process's end of the cluster: the emitter, the send calls and the loop. */
@@ -647,8 +646,9 @@ int channel_pair(int descriptors[2]);
 /*
  * Copy a message to the end of the queue. A message that came over a channel
  * (message->frame) is copied as the frame that it stands in, with message->from,
- * message->to and message->handle stamped into the copy. A queue that passes
- * CHANNEL_FLUSH_SIZE is written. errno as at messenger_send.
+ * message->to and message->handle stamped into the copy: set frame to NULL if you have
+ * changed anything else. A queue that passes CHANNEL_FLUSH_SIZE is written. errno as at
+ * messenger_send.
  * egg: npm sendmessage, child.send
  */
 int sendmessage(struct channel *channel, const struct message *message);

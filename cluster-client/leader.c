@@ -12,6 +12,7 @@
  * SPDX-License-Identifier: MIT
  */
 #define CLUSTER_CLIENT_PRIVATE
+#define CLUTCH_CHANNEL
 #include "cluster_client.h"
 
 #include <errno.h>
@@ -63,9 +64,10 @@ struct leader {
 	struct topics topics;
 	struct follower *followers, *own; /* own: the agent's, or NULL */
 	size_t follower_count;
-	unsigned random;     /* rand_r(3)'s */
-	int lines;           /* about followers, since */
-	int64_t lines_since; /* this minute began */
+	struct channel encoder; /* without an other end: what it is sent stays, encoded */
+	unsigned random;        /* rand_r(3)'s */
+	int lines;              /* about followers, since */
+	int64_t lines_since;    /* this minute began */
 };
 
 /* Bad followers may come again and again: in a minute they get LINES_MAX lines at most. */
@@ -244,7 +246,7 @@ emit(const struct cluster_client *client, const struct topic *topic, const struc
 	return 0;
 }
 
-/* The packet is composed once, and kept for those that subscribe later, where they are to have
+/* The packet is encoded once, and kept for those that subscribe later, where they are to have
  * it. */
 int
 cluster_client_emit(struct cluster_client *client, const char *key, const void *data, size_t length)
@@ -252,6 +254,7 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 	struct packet packet = {"subscribe_result", 0, key, data, length, false};
 	struct topic *topic = NULL;
 	struct message message;
+	struct channel *encoder;
 	char *last, *old;
 	int result;
 
@@ -261,6 +264,7 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 		return cluster_base_refuse(ENOENT);
 	if (length > CLUSTER_CLIENT_DATA_MAX)
 		return cluster_base_refuse(EMSGSIZE);
+	encoder = &client->leader->encoder;
 	message = cluster_link_compose(&packet);
 	if (client->options.no_broadcast)
 		return emit(client, topic, &message);
@@ -268,13 +272,18 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 		last = topic->last;
 	else
 		last = malloc(message.data_length + 1);
-	result = last != NULL ? emit(client, topic, &message) : -1;
+	result = last != NULL ? sendmessage(encoder, &message) : -1;
+	message.frame = encoder->queue;
+	if (result == 0)
+		result = emit(client, topic, &message);
+	encoder->queue_end = 0;
 	if (result == 0) {
 		old = topic->last;
 		topic->last =
 			memcpy(last, message.data != NULL ? message.data : "", message.data_length);
 		topic->packet = message;
 		topic->packet.data = last;
+		topic->packet.frame = NULL;
 		last = old;
 	}
 	if (last != topic->last)
@@ -641,6 +650,7 @@ cluster_leader_free(struct cluster_client *client)
 		release(follower);
 	}
 	cluster_topic_clear(&leader->topics);
+	channel_close(&leader->encoder);
 	free(leader);
 }
 
@@ -654,6 +664,8 @@ cluster_client_leader(struct messenger *agent, const char *name, const struct re
 	if (client == NULL)
 		return NULL;
 	leader = client->leader = calloc(1, sizeof *leader);
+	if (leader != NULL)
+		channel_init(&leader->encoder, 0);
 	if (leader == NULL || messenger_on(agent, client->action, on_connection, client) == -1) {
 		cluster_base_clear_timer(client, &client->heartbeat);
 		cluster_base_free(client);

@@ -172,6 +172,28 @@ Test(send, a_received_message_can_be_sent_on)
 	expect_silence();
 }
 
+static int
+on_news(struct messenger *messenger, const struct message *message, void *arg)
+{
+	struct message copy = *message;
+
+	(void)arg;
+	copy.action = "olds";
+	copy.from = copy.to = ROLE_NONE;
+	copy.receiver_pid = 4711;
+	copy.data = "[1,2]";
+	copy.data_length = 5;
+	return messenger_send_message(messenger, &copy);
+}
+
+Test(send, a_received_message_can_be_sent_on_changed)
+{
+	cr_assert_eq(messenger_on(child, "news", on_news, NULL), 0);
+	tell_from(ROLE_PARENT, "news", "{}");
+	expect("olds", ROLE_NONE, 4711, "[1,2]");
+	expect_silence();
+}
+
 Test(send, the_largest_message_fits)
 {
 	char *data = malloc(MESSAGE_DATA_MAX + 1);
