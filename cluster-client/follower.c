@@ -23,6 +23,7 @@
  * SPDX-License-Identifier: MIT
  */
 #define CLUSTER_CLIENT_PRIVATE
+#define CLUTCH_CHANNEL
 #include "cluster_client.h"
 
 #include <errno.h>
@@ -30,7 +31,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 /* The clients of this process that are not closed. */
@@ -628,12 +628,10 @@ hand_over(struct cluster_client *client, int end)
 static int
 make_pair(struct cluster_client *client)
 {
-	int i, pair[2], size = CHANNEL_SOCKET_BUFFER;
+	int pair[2];
 
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == -1)
+	if (channel_pair(pair) == -1)
 		return -1;
-	for (i = 0; i < 2 && size > 0; i++) /* a smaller buffer is slower, not wrong */
-		setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 	if (cluster_link_open(&client->link, pair[0]) == -1) {
 		close(pair[1]);
 		return -1;
