@@ -124,7 +124,7 @@ struct message {
 	const char *data;     /* JSON text; NULL is JavaScript's undefined */
 	size_t data_length;   /* bytes; data[data_length] is 0 in what you receive */
 	int handle;           /* a descriptor that travels along, or -1: set it, 0 is one, too */
-	unsigned char *frame; /* NULL, but in what channel_next has read (part two); not yours */
+	unsigned char *frame; /* NULL in what you hear and send; part two has a use for it */
 };
 
 /* A process's end of the cluster: the emitter, the send calls and the loop. */
@@ -644,11 +644,11 @@ void channel_close(struct channel *channel);
 int channel_pair(int descriptors[2]);
 
 /*
- * Copy a message to the end of the queue. A message that came over a channel
- * (message->frame) is copied as the frame that it stands in, with message->from,
- * message->to and message->handle stamped into the copy: set frame to NULL if you have
- * changed anything else. A queue that passes CHANNEL_FLUSH_SIZE is written. errno as at
- * messenger_send.
+ * Copy a message to the end of the queue. A message that has a frame (channel_next sets
+ * it; or it is one that sendmessage has put into the queue of another channel) is copied
+ * as this frame, with message->from, message->to and message->handle stamped into the
+ * copy: set frame to NULL if you have changed anything else. A queue that passes
+ * CHANNEL_FLUSH_SIZE is written. errno as at messenger_send.
  * egg: npm sendmessage, child.send
  */
 int sendmessage(struct channel *channel, const struct message *message);

@@ -63,7 +63,7 @@ struct leader {
 	struct topics topics;
 	struct follower *followers, *own; /* own: the agent's, or NULL */
 	size_t follower_count;
-	struct channel encoder; /* without an other end: what it is sent stays, encoded */
+	struct channel encoder; /* it has no other end: its queue keeps the frame of a value */
 	unsigned random;        /* rand_r(3)'s */
 	int lines;              /* about followers, since */
 	int64_t lines_since;    /* this minute began */
@@ -275,7 +275,7 @@ cluster_client_emit(struct cluster_client *client, const char *key, const void *
 	message.frame = encoder->queue;
 	if (result == 0)
 		result = emit(client, topic, &message);
-	encoder->queue_end = 0;
+	encoder->queue_end = 0; /* the next value takes the memory of this one */
 	if (result == 0) {
 		old = topic->last;
 		topic->last =
